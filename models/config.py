@@ -1,0 +1,135 @@
+"""Configuration of everything in models/. Free of torch, so that a config error answers at once."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# A field marked so changes how work is done, never its result: it stays out of every digest.
+ENVIRONMENT = {"environment": True}
+
+
+class Config(BaseModel):
+    """A frozen section: unknown keys are refused, so that a misspelt one cannot pass silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FieldConfig(Config):
+    """The neural field: a SIREN whose sine layers are shifted by modulations of a latent grid (paper section 4)."""
+
+    spatial: int = Field(4, ge=1, le=128, description="Latent positions per side, s. 1 is vector functa.")
+    channels: int = Field(16, ge=1, le=16384, description="Latent numbers per position, c.")
+    width: int = Field(128, ge=4, le=4096, description="Units per sine layer.")
+    depth: int = Field(5, ge=2, le=64, description="Linear layers, the output included: depth - 1 sine layers.")
+    w0: float = Field(10.0, gt=0, le=1000, description="Frequency of every sine layer, sin(w0 (W h + b + m)).")
+    interpolation: Literal["nearest"] = Field("nearest", description="How modulations reach a pixel (paper section 4).")
+    coordinates: Literal["patch"] = Field("patch", description="Coordinates run over [0, 1]^2 in every patch (App. C).")
+    kernel: Literal[1] = Field(1, description="Kernel of the latent-to-modulation convolution.")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[s, s, c]."""
+        return (self.spatial, self.spatial, self.channels)
+
+    @property
+    def modulations(self) -> int:
+        """Modulations per latent position, C = width (depth - 1)."""
+        return self.width * (self.depth - 1)
+
+
+class InnerConfig(Config):
+    """The inner loop: gradient steps on the latent from zero, with learned rates (meta-SGD)."""
+
+    steps: int = Field(3, ge=1, le=100, description="Inner gradient steps (the paper: 3).")
+    loss: Literal["image", "patch"] = Field(
+        "patch",
+        description="Mean of the squared error over the image, or over one patch (s^2 times as large).",
+    )
+    rates: Literal["scalar", "channel", "element"] = Field(
+        "channel", description="One meta-SGD rate in all, per channel, or per latent element."
+    )
+    rates_init: tuple[float, float] = Field((0.005, 0.1), description="Range of the rates' uniform start.")
+    rates_clip: tuple[float, float] | None = Field(None, description="Rates are clipped to this range when used.")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="Of the field's hidden matmuls; all else is float32."
+    )
+    chunk: int = Field(256, ge=1, le=1 << 20, description="Patches per inner-loop chunk: activations stay in cache.")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile: auto = when a compiler is there and the work repays it.",
+        json_schema_extra=ENVIRONMENT,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "InnerConfig":
+        for name in ("rates_init", "rates_clip"):
+            pair = getattr(self, name)
+            if pair is not None and pair[0] > pair[1]:
+                raise ValueError(f"{name} runs from low to high, not {pair[0]} to {pair[1]}")
+        return self
+
+
+class NormalizationConfig(Config):
+    """z' = (z - mean) / (gamma sd), moments of the training split (App. C.4.1)."""
+
+    kind: Literal["scalar", "vector", "array"] = Field(
+        "vector", description="Moments over everything, per channel, or per latent element."
+    )
+    gamma: float = Field(1.0, gt=0, le=1000, description="Scale factor; larger gamma, smaller normalised latents.")
+
+
+class ClassifierConfig(Config):
+    """Pre-LN Transformer on the s^2 latent tokens (App. C)."""
+
+    width: int = Field(128, ge=8, le=4096, description="Token width.")
+    depth: int = Field(4, ge=1, le=64, description="Blocks.")
+    heads: int = Field(4, ge=1, le=64, description="Attention heads.")
+    mlp_ratio: float = Field(2.0, gt=0, le=16, description="Width of the feed-forward layer over the token width.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Once, before the head.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ClassifierConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class DenoiserConfig(Config):
+    """The ADM UNet on latents (Table 6)."""
+
+    channels: int = Field(64, ge=32, le=1024, multiple_of=32, description="Base channels.")
+    multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
+        (1, 2), min_length=1, max_length=6, description="Channel multiplier of each level, finest first."
+    )
+    blocks: int = Field(1, ge=1, le=8, description="Residual blocks per level.")
+    attention: tuple[int, ...] = Field((), description="Latent resolutions with attention (the middle always has it).")
+    head_channels: int = Field(64, ge=8, le=512, description="Channels per attention head.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="In the residual blocks.")
+
+
+class DiffusionConfig(Config):
+    """Discrete-time DDPM with noise prediction (App. C, C.4)."""
+
+    timesteps: int = Field(1000, ge=2, le=10000, description="Diffusion steps T.")
+    schedule: Literal["cosine", "linear"] = Field("cosine", description="Noise schedule.")
+    timestep_ratio: float = Field(
+        1.0, ge=1, le=100, description="How much likelier t = 0 is drawn than t = T, linear between (C.4.3)."
+    )
+    label_drop: float = Field(0.2, ge=0, le=1, description="Share of training labels replaced by the dummy class.")
+    conditional: bool = Field(True, description="Whether the denoiser sees class labels.")
+    sampler: Literal["ddpm", "dpmpp"] = Field(
+        "ddpm", description="Ancestral DDPM (the paper), or DPM-Solver++ 2M for development."
+    )
+    sampling_steps: int = Field(1000, ge=2, le=10000, description="Denoiser calls per sample.")
+    guidance: float = Field(
+        1.0, ge=0, le=100, description="Classifier-free guidance: 0 unconditional, 1 conditional."
+    )
+    clip: float | None = Field(None, gt=0, description="The x0 estimate is clipped to +- this; empty: not clipped.")
+    variance: Literal["fixed_small", "fixed_large"] = Field("fixed_large", description="Of the DDPM sampler.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DiffusionConfig":
+        if self.sampling_steps > self.timesteps:
+            raise ValueError(f"sampling_steps {self.sampling_steps} exceeds timesteps {self.timesteps}")
+        if not self.conditional and self.guidance != 1:
+            raise ValueError("guidance needs a conditional model: set conditional=true or guidance=1")
+        return self

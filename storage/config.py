@@ -1,0 +1,72 @@
+"""Configuration of everything in storage/. Free of zarr and PIL, so that a config error answers at once."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Config(BaseModel):
+    """A frozen section: unknown keys are refused, so that a misspelt one cannot pass silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImagesConfig(Config):
+    """Where images come from. Every source has a training and a test split and integer labels."""
+
+    source: Literal["digits", "folder", "torchvision", "npz"] = Field(
+        "digits", description="scikit-learn's digits, class folders, a torchvision data set, or npz arrays."
+    )
+    location: str = Field(
+        "", description="Folder (folder, torchvision) or .npz file; {train,test}.npz in a folder also do."
+    )
+    dataset: Literal["CIFAR10", "FashionMNIST"] = Field("CIFAR10", description="Which torchvision data set.")
+    channels: Literal[1, 3] | None = Field(None, description="Grey or RGB; empty: what the source has (folder: 3).")
+    resolution: int | None = Field(
+        None, ge=2, le=4096, description="Short side to this, then centre crop; empty: images must agree already."
+    )
+    limit: int | None = Field(None, ge=1, description="At most this many images per split, spread over the classes.")
+    test_fraction: float = Field(
+        300 / 1797, gt=0, lt=1, description="Share held out, stratified, where the source has no test split."
+    )
+    split_seed: int = Field(0, ge=0, le=2**31 - 1, description="Of the stratified split.")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="More unreadable images than this share fail the run.",
+        json_schema_extra={"environment": True},
+    )  # fmt: skip
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="Larger images are refused from their header, before decoding."
+    )
+
+    @model_validator(mode="after")
+    def _located(self) -> "ImagesConfig":
+        if self.source != "digits" and not self.location:
+            raise ValueError(f"location is empty: images.source={self.source} needs images.location=PATH")
+        return self
+
+
+class QuantizationConfig(Config):
+    """Uniform quantisation of latents, 2^bits bins per latent dimension (App. C.4.4)."""
+
+    bits: int = Field(32, ge=1, le=32, description="1 to 8 bits per latent number; 32 stores float32.")
+    range: Literal["minmax", "sigma", "quantile"] = Field(
+        "minmax", description="Range of the bins, from the calibration images."
+    )
+    sigma: float = Field(6.0, gt=0, le=100, description="range=sigma: mean +- this many standard deviations.")
+    quantile: float = Field(0.001, gt=0, lt=0.5, description="range=quantile: from this quantile to one minus it.")
+    granularity: Literal["scalar", "channel", "element"] = Field(
+        "element", description="One range in all, per channel, or per latent element (the paper)."
+    )
+    codec: Literal["zstd", "exact"] = Field(
+        "zstd", description="zstd entropy codes the bins; exact stores exactly `bits` bits (blosc bit-shuffle)."
+    )
+    margin: float = Field(0.1, ge=0, le=10, description="range=minmax: widened by this share at both ends.")
+    max_clip_fraction: float = Field(
+        0.01, ge=0, le=1, description="More latent numbers than this share outside the range fail a shard."
+    )
+
+    @model_validator(mode="after")
+    def _bits(self) -> "QuantizationConfig":
+        if 8 < self.bits < 32:
+            raise ValueError(f"bits is 1 to 8, or 32 for float32, not {self.bits}")
+        return self

@@ -1,0 +1,115 @@
+"""Configuration of the tasks: training runs, encoding, evaluation, dispatch. Free of torch."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from models.config import (
+    ENVIRONMENT,
+    ClassifierConfig,
+    Config,
+    DenoiserConfig,
+    DiffusionConfig,
+    NormalizationConfig,
+)
+from storage.config import QuantizationConfig
+
+
+class TrainingConfig(Config):
+    """What every training run has: the loop's length, its optimiser, how often it speaks and saves."""
+
+    steps: int = Field(1000, ge=1, le=10_000_000, description="Optimiser steps.")
+    batch: int = Field(64, ge=1, le=65536, description="Examples per step, over all devices.")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate.")
+    warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
+    clip_norm: float | None = Field(None, gt=0, description="Global gradient norm is clipped to this.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's, on matrices only.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights; 0: none.")
+    log_every: int = Field(20, ge=1, description="Steps between lines of metrics.jsonl.", json_schema_extra=ENVIRONMENT)
+    checkpoint_seconds: float = Field(
+        60, gt=0, description="Seconds between checkpoints.", json_schema_extra=ENVIRONMENT
+    )
+
+    @model_validator(mode="after")
+    def _warms_up_in_time(self) -> "TrainingConfig":
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup {self.warmup} exceeds steps {self.steps}")
+        return self
+
+
+class MetaTrainConfig(TrainingConfig):
+    """Outer loop: Adam on the field, the modulation map and the meta-SGD rates (paper section 4, App. C.1)."""
+
+    batch: int = Field(16, ge=1, le=65536, description="Images per outer step, over all devices.")
+    validation_images: int = Field(64, ge=0, le=100_000, description="Test images whose PSNR is logged on the way.")
+    validate_every: int = Field(500, ge=1, description="Steps between validations.", json_schema_extra=ENVIRONMENT)
+
+
+class EncodeConfig(Config):
+    """Every image into a latent, latents into the functaset."""
+
+    batch: int = Field(256, ge=1, le=65536, description="Images encoded at a time.", json_schema_extra=ENVIRONMENT)
+    shard_rows: int = Field(1024, ge=1, le=1 << 20, description="Rows per shard: the unit of work and of writing.")
+    chunk_rows: int = Field(256, ge=1, le=1 << 20, description="Rows per chunk inside a shard.")
+    group_shards: int = Field(
+        4, ge=1, le=65536, description="Shards per dispatched task.", json_schema_extra=ENVIRONMENT
+    )
+    calibration_images: int = Field(512, ge=1, le=1 << 20, description="Training images that set the quantiser's range.")
+    quantization: QuantizationConfig = Field(QuantizationConfig(), title="Quantization")
+
+    @model_validator(mode="after")
+    def _chunks_fill_shards(self) -> "EncodeConfig":
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError(f"shard_rows {self.shard_rows} is not a multiple of chunk_rows {self.chunk_rows}")
+        return self
+
+
+class TrainClassifierConfig(TrainingConfig):
+    """Classifier on latents (App. C)."""
+
+    weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW's, on matrices only.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing.")
+    noise: float = Field(0.0, ge=0, le=10, description="Gaussian noise on normalised latents while training, its sd.")
+    evaluate_every: int = Field(250, ge=1, description="Steps between test accuracies.", json_schema_extra=ENVIRONMENT)
+    normalization: NormalizationConfig = Field(NormalizationConfig(), title="Normalization")
+    model: ClassifierConfig = Field(ClassifierConfig(), title="Classifier model")
+
+
+class TrainDiffusionConfig(TrainingConfig):
+    """Diffusion model on latents (App. C)."""
+
+    normalization: NormalizationConfig = Field(NormalizationConfig(), title="Normalization")
+    process: DiffusionConfig = Field(DiffusionConfig(), title="Diffusion process")
+    model: DenoiserConfig = Field(DenoiserConfig(), title="Denoiser model")
+
+
+class PixelClassifierConfig(TrainingConfig):
+    """A small convolutional network on pixels: the feature space of Frechet distances, trained by the pipeline."""
+
+    steps: int = Field(400, ge=1, le=1_000_000, description="Optimiser steps.")
+    batch: int = Field(128, ge=1, le=65536, description="Images per step.")
+    warmup: int = Field(50, ge=0, description="Steps of linear warm-up.")
+    decay: Literal["constant", "cosine"] = Field("cosine", description="Learning rate after the warm-up.")
+    width: int = Field(32, ge=4, le=1024, description="Channels of the first convolution.")
+    features: int = Field(64, ge=2, le=4096, description="Penultimate features.")
+
+
+class EvaluationConfig(Config):
+    """What is measured at the end."""
+
+    samples: int = Field(1000, ge=2, le=1_000_000, description="Samples for Frechet distances.")
+    batch: int = Field(256, ge=1, le=65536, description="Samples at a time.", json_schema_extra=ENVIRONMENT)
+    shown: int = Field(16, ge=1, le=256, description="Images and samples shown in the report.")
+    bits: tuple[int, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
+    pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")
+
+
+class DispatchConfig(Config):
+    """Where tasks run. Never part of a digest."""
+
+    runner: Literal["threads"] = Field("threads", description="How shard groups are fanned out.")
+    workers: int = Field(1, ge=1, le=1024, description="Shard groups encoded at once.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
+    retries: int = Field(2, ge=0, le=100, description="Retries of a failed task.")
+    retry_delay: float = Field(2.0, ge=0, le=3600, description="Seconds before a retry, doubled each time.")
