@@ -53,7 +53,7 @@ class InnerConfig(Config):
     precision: Literal["float32", "bf16"] = Field(
         "float32", description="Of the field's hidden matmuls; all else is float32."
     )
-    chunk: int = Field(256, ge=1, le=1 << 20, description="Patches per inner-loop chunk: activations stay in cache.")
+    chunk: int = Field(4096, ge=1, le=1 << 30, description="Pixels per inner-loop chunk: activations stay in cache.")
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile: auto = when a compiler is there and the work repays it.",
         json_schema_extra=ENVIRONMENT,
