@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from models.config import FieldConfig, InnerConfig
 from models.grid import patch_coordinates, patch_shape, unpatchify
 
+DECODE_PIXELS = 1 << 16
+
 
 class Field(nn.Module):
     """Everything that all images share (paper section 4): SIREN weights, modulation map, meta-SGD rates.
@@ -40,14 +42,19 @@ class Field(nn.Module):
         m = z @ self.modulation_weight + self.modulation_bias  # [..., C]
         return list(m.split(self.config.width, dim=-1))
 
+    def patches(self, z: Tensor, x: Tensor) -> Tensor:
+        """Latents [N, c] at pixel coordinates x [P, 2] of each patch -> [N, P, ch]."""
+        h = x
+        for weight, bias, shift in zip(self.weights, self.biases, self.modulate(z)):
+            h = torch.sin(self.config.w0 * (h @ weight + bias + shift[:, None]))  # [N, P, W]
+        return h @ self.weights[-1] + self.biases[-1] + 0.5
+
     def forward(self, z: Tensor, resolution: tuple[int, int]) -> Tensor:
         """Latents [B, s, s, c] -> images [B, H, W, ch], unclamped, at any resolution that s divides."""
         x = patch_coordinates(patch_shape(resolution, self.config.spatial), z)  # [P, 2]
-        shifts = self.modulate(z.reshape(-1, self.config.channels))  # [N, W] each
-        h = x
-        for weight, bias, shift in zip(self.weights, self.biases, shifts):
-            h = torch.sin(self.config.w0 * (h @ weight + bias + shift[:, None]))  # [N, P, W]
-        return unpatchify(h @ self.weights[-1] + self.biases[-1] + 0.5, self.config.spatial, resolution)
+        chunk = max(1, DECODE_PIXELS // len(x))  # bounds memory: activations are [chunk, P, W]
+        patches = [self.patches(part, x) for part in z.reshape(-1, self.config.channels).split(chunk)]
+        return unpatchify(torch.cat(patches), self.config.spatial, resolution)
 
 
 def _uniform(shape: tuple[int, int], bound: float, generator: torch.Generator) -> nn.Parameter:

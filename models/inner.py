@@ -204,9 +204,7 @@ def chunk_patches(patches: int, pixels: int, patch_pixels: int) -> int:
     return next(n for n in range(min(limit, patches), 0, -1) if patches % n == 0)
 
 
-def decode(field: Field, z: Tensor, resolution: tuple[int, int], batch: int = 64) -> Tensor:
+def decode(field: Field, z: Tensor, resolution: tuple[int, int]) -> Tensor:
     """Latents [B, s, s, c] -> images [B, H, W, ch] clamped to [0, 1], for eyes and downstream measures, not PSNR."""
     with torch.no_grad():
-        return torch.cat([field(part, resolution).clamp(0, 1) for part in z.split(batch)])
-
-
+        return field(z, resolution).clamp(0, 1)

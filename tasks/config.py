@@ -100,6 +100,9 @@ class EvaluationConfig(Config):
 
     samples: int = Field(1000, ge=2, le=1_000_000, description="Samples for Frechet distances.")
     batch: int = Field(256, ge=1, le=65536, description="Samples at a time.", json_schema_extra=ENVIRONMENT)
+    slice: int = Field(
+        1024, ge=1, le=1_000_000, description="Samples per dispatched task.", json_schema_extra=ENVIRONMENT
+    )
     shown: int = Field(16, ge=1, le=256, description="Images and samples shown in the report.")
     bits: tuple[int, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
     pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")

@@ -1,0 +1,172 @@
+"""Run the pipeline on a server's workers (`functa run --deployment`) and follow it."""
+
+import json
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from flows.config import PipelineConfig
+from flows.server import (
+    POOL,
+    PORT,
+    QUEUES,
+    OperateError,
+    absolute,
+    configured_api,
+    fetch,
+    healthy,
+    local_api,
+    prepare_environment,
+)
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun, State
+
+DEPLOYMENT = "pipeline/pipeline"
+POLLED_WITHIN = timedelta(seconds=60)
+WORKER_SECONDS = 30
+POLL_SECONDS = 2.0
+SILENCE_SECONDS = 120
+
+
+def run_deployed(
+    config: PipelineConfig, root: str, from_root: str | None = None, console: Console | None = None
+) -> "State":
+    """Start deployment pipeline/pipeline with this config, follow it, return its final state.
+
+    Raises OperateError where there is no server, no deployment, or no worker that would take the run.
+    """
+    console = console or Console()
+    prepare_environment()
+    api = find_api()
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        check_deployment(client, api)
+        wait_for_workers(client, api, console)
+        run = trigger(config, root, from_root)
+        address = run_address(api, run.id)
+        console.print(f"Run '{run.name}': {address}", soft_wrap=True)
+        try:
+            state = follow(client, run.id, console)
+        except KeyboardInterrupt:
+            console.print(f"The run goes on without this command; its page, where it can be cancelled: {address}",
+                          soft_wrap=True)  # fmt: skip
+            raise
+    console.print(f"Run '{run.name}': {state.name}{': ' + state.message if state.message else ''}", soft_wrap=True)
+    return state
+
+
+def find_api() -> str:
+    """The configured server, or that of `functa up` on its default port."""
+    api = configured_api() or local_api(PORT)
+    if healthy(api):
+        return api
+    where = "PREFECT_API_URL names" if configured_api() else "PREFECT_API_URL is not set, and"
+    raise OperateError(f"{where} {api}, where no Prefect server answers: start one with `functa up`")
+
+
+def check_deployment(client: "SyncPrefectClient", api: str) -> None:
+    """The deployment is there."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        client.read_deployment_by_name(DEPLOYMENT)
+    except ObjectNotFound:
+        raise OperateError(
+            f"{api} has no deployment '{DEPLOYMENT}': make it with `python -m deploy.bootstrap` (`functa up` does)"
+        ) from None
+
+
+def unpolled_queues(client: "SyncPrefectClient") -> list[str]:
+    """Queues that no worker asked for work lately."""
+    since = datetime.now(UTC) - POLLED_WITHIN
+    queues = {queue.name: queue for queue in client.read_work_queues(work_pool_name=POOL)}
+    missing = []
+    for name in QUEUES:
+        polled = queues[name].last_polled if name in queues else None
+        if polled is None or polled < since:
+            missing.append(name)
+    return missing
+
+
+def wait_for_workers(client: "SyncPrefectClient", api: str, console: Console) -> None:
+    """A worker may just be starting; a run that nobody takes would wait for ever."""
+    began = time.monotonic()
+    with console.status("") as status:
+        while missing := unpolled_queues(client):
+            waited = time.monotonic() - began
+            if waited > WORKER_SECONDS:
+                raise OperateError(
+                    f"no worker polls queue {' or '.join(missing)} of pool '{POOL}' at {api} in {WORKER_SECONDS} s: "
+                    f"start one with `prefect worker start --pool {POOL}`, or all with `functa up`"
+                )
+            status.update(f"Waiting for a worker on queue {', '.join(missing)}: {waited:.0f} of {WORKER_SECONDS} s")
+            time.sleep(POLL_SECONDS)
+
+
+def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRun":
+    """A new run of the deployment; relative folders mean those of this shell, not the worker's."""
+    from prefect.deployments import run_deployment
+
+    parameters = {
+        "config": config.model_dump(mode="json"),
+        "root": absolute(root),
+        "from_root": absolute(from_root) if from_root else None,
+        "through_deployments": True,
+    }
+    run: FlowRun = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)  # type: ignore[assignment]
+    return run
+
+
+def run_address(api: str, run_id: "UUID") -> str:
+    """The run's page, in the UI that this server shows by default (the old addresses open the old UI)."""
+    base = api.removesuffix("/api")
+    try:
+        settings = json.loads(fetch(f"{base}/ui-settings"))
+        path = settings[f"{settings['default_ui']}_base_url"].rstrip("/")
+    except (OSError, ValueError, KeyError, AttributeError):
+        path = ""
+    return f"{base}{path}/runs/flow-run/{run_id}"
+
+
+def follow(client: "SyncPrefectClient", run_id: "UUID", console: Console) -> "State":
+    """Poll until the run has ended, with a line that says which stages run. A server may be away for a while."""
+    import httpx
+
+    began = heard = time.monotonic()
+    with console.status("") as status:
+        while True:
+            try:
+                run = client.read_flow_run(run_id)
+                progress = stages(client, run_id)
+                heard = time.monotonic()
+            except httpx.TransportError:
+                silence = time.monotonic() - heard
+                if silence > SILENCE_SECONDS:
+                    raise OperateError(f"the server has not answered for {silence:.0f} s; the run may go on") from None
+                status.update(f"The server has not answered for {silence:.0f} s")
+            else:
+                if run.state is not None and run.state.is_final():
+                    return run.state
+                name = run.state.name if run.state else "Pending"
+                status.update(f"{name}, {time.monotonic() - began:.0f} s{progress}")
+            time.sleep(POLL_SECONDS)
+
+
+def stages(client: "SyncPrefectClient", run_id: "UUID") -> str:
+    """The child runs by state, such as '; encode Running; meta-train Completed'."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+    children = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
+    )
+    counted = Counter((child.name, child.state.name if child.state else "Pending") for child in children)
+    return "".join(f"; {name} {state}" for name, state in sorted(counted))

@@ -1,0 +1,160 @@
+"""From config and ledger to the jobs that tasks are given: URIs, sections of the config, digests. All JSON."""
+
+from typing import Any
+
+from flows.config import STAGES, digest
+from flows.ledger import Ledger, now
+from models.field import parameter_count
+from storage.functaset import Functaset
+from storage.images import open_images
+from storage.stages import StageRecord, read_record
+from tasks.encoding.plan import EncodeJob
+from tasks.evaluation.generation import reference_labels
+from tasks.evaluation.job import EvaluationJob
+from tasks.report.run import RunFolder
+from tasks.sample import SampleJob
+from tasks.training.classifier import ClassifierJob
+from tasks.training.diffusion import DiffusionJob
+from tasks.training.meta_train import MetaTrainJob
+from tasks.training.pixel_classifier import PixelClassifierJob
+
+Job = dict[str, Any]
+
+
+def meta_train_job(ledger: Ledger, record: StageRecord) -> Job:
+    """The field's training run."""
+    config = ledger.config
+    return MetaTrainJob(
+        seed=config.seed, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
+        device=config.dispatch.device, output=ledger.output(record), digest=ledger.digest("meta_train"),
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def encode_job(ledger: Ledger, record: StageRecord) -> Job:
+    """The encoding of all images."""
+    field = ledger.require("meta_train")
+    return EncodeJob(
+        images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
+        field_digest=field.output_digest, functaset=ledger.output(record), device=ledger.config.dispatch.device,
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def classifier_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> Job:
+    """The classifier's training run."""
+    config = ledger.config
+    return ClassifierJob(
+        seed=config.seed, classifier=config.classifier, functaset=ledger.output(functaset), classes=len(classes(ledger)),
+        device=config.dispatch.device, output=ledger.output(record), digest=ledger.digest("train_classifier"),
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def diffusion_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> Job:
+    """The diffusion model's training run."""
+    config = ledger.config
+    return DiffusionJob(
+        seed=config.seed, diffusion=config.diffusion, functaset=ledger.output(functaset), classes=len(classes(ledger)),
+        device=config.dispatch.device, output=ledger.output(record), digest=ledger.digest("train_diffusion"),
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def evaluation_job(ledger: Ledger, run: str) -> Job:
+    """What the evaluators of one run are given: outputs of the stages that stand."""
+
+    def output(stage: str) -> str:
+        record = ledger.standing(stage)
+        return "" if record is None else ledger.output(record)
+
+    config = ledger.config
+    return EvaluationJob(
+        seed=config.seed, images=config.images, quantization=config.encode.quantization, evaluation=config.evaluation,
+        functaset=output("encode"), field=output("meta_train"), classifier=output("train_classifier"),
+        diffusion=output("train_diffusion"), output=run, device=config.dispatch.device,
+        pixel_classifier=ledger.location.child("checkpoints", "pixel_classifier").uri,
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def pixel_classifier_job(ledger: Ledger, job: Job) -> Job:
+    """The feature space of Frechet distances: images and its own config decide it."""
+    config = ledger.config
+    sections = {"images": job["images"], "pixel_classifier": job["evaluation"]["pixel_classifier"], "seed": config.seed}
+    return PixelClassifierJob(
+        seed=config.seed, images=config.images, pixel_classifier=config.evaluation.pixel_classifier,
+        device=config.dispatch.device, output=job["pixel_classifier"], digest=digest(sections),
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def sample_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int] | None]:
+    """Slices of the samples that Frechet distances need, and the labels of all (None: unconditional)."""
+    config = ledger.config
+    labels = None
+    count = config.evaluation.samples
+    if config.diffusion.process.conditional:
+        training = Functaset.open(job["functaset"]).load("train").labels
+        labels = [int(label) for label in reference_labels(training, count)]
+    size = config.evaluation.slice
+    return [
+        SampleJob(
+            denoiser=job["diffusion"], process=config.diffusion.process, seed=config.seed, start=start,
+            labels=None if labels is None else tuple(labels[start : start + size]),
+            count=min(size, count - start), batch=config.evaluation.batch, device=config.dispatch.device,
+            output=f"{job['output']}/samples",
+        ).model_dump(mode="json")
+        for start in range(0, count, size)
+    ], labels  # fmt: skip
+
+
+def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: Job) -> Job:
+    """Everything the report is written from. A skipped stage's figures come from its record."""
+    records = {stage: read_record(ledger.location, stage) for stage in STAGES if stage != "evaluate"}
+    finished = {stage: r for stage, r in records.items() if r is not None and r.state == "finished"}
+    outputs = {stage: ledger.output(r) for stage, r in finished.items()}
+    outputs["pixel_classifier"] = ledger.location.child("checkpoints", "pixel_classifier").uri
+    encoded = finished["encode"].figures
+    return RunFolder(
+        root=ledger.root, run=run, config=ledger.config.model_dump(mode="json"),
+        records={stage: r.model_dump(mode="json") for stage, r in finished.items()},
+        outputs=outputs, metrics=_metrics(ledger, finished, measured, record), classes=classes(ledger),
+        bad_inputs=encoded["bad_inputs"], created=now(),
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def _metrics(ledger: Ledger, finished: dict[str, StageRecord], measured: Job, record: StageRecord) -> Job:
+    """metrics.json (design section 5): what was measured, and nothing that was not."""
+    figures: Job = dict(measured)
+    for stage in finished.values():
+        figures |= {k: v for k, v in stage.figures.items() if k not in ("info", "bad_inputs", "seconds")}
+    encoded = finished["encode"].figures
+    info = encoded["info"]
+    figures |= {k: info[k] for k in ("bits_per_dim", "rows", "clip_fraction")}
+    figures |= {"bad_inputs": len(encoded["bad_inputs"]), "fingerprint": info["fingerprint_digest"]}
+    figures["seconds_by_stage"] = {stage: r.seconds for stage, r in finished.items()}
+    figures["seconds_by_stage"]["evaluate"] = ledger.seconds()
+    figures["parameters"] = parameters(ledger)
+    figures["versions"] = record.versions
+    return figures
+
+
+def parameters(ledger: Ledger) -> dict[str, int]:
+    """Parameter counts of field, classifier and denoiser, built on no device."""
+    import torch
+
+    from models.classifier import build_classifier
+    from models.denoiser import build_denoiser
+
+    config, shape, names = ledger.config, ledger.config.field.latent_shape, classes(ledger)
+    channels = open_images(config.images).channels
+    with torch.device("meta"):
+        classifier = build_classifier(config.classifier.model, shape, len(names))
+        conditional = config.diffusion.process.conditional
+        denoiser = build_denoiser(config.diffusion.model, shape, len(names) if conditional else None)
+    return {
+        "field": parameter_count(config.field, config.inner, channels),
+        "classifier": sum(p.numel() for p in classifier.parameters()),
+        "denoiser": sum(p.numel() for p in denoiser.parameters()),
+    }
+
+
+def classes(ledger: Ledger) -> list[str]:
+    """Names of the image source's classes."""
+    return open_images(ledger.config.images).classes
+

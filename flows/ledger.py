@@ -1,0 +1,135 @@
+"""What of a run already stands: stage records, digests, and what another root can lend. Free of torch and Prefect."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from flows.config import INPUTS, STAGES, PipelineConfig, digest, stage_config
+from storage.locations import Location, open_location
+from storage.stages import (
+    OUTPUTS,
+    StageRecord,
+    check_same_config,
+    output_location,
+    output_stands,
+    read_record,
+    write_record,
+)
+
+PACKAGES = ("torch", "prefect", "zarr", "diffusers", "timm", "numpy")
+
+
+@dataclass
+class Ledger:
+    """The stages of one config in one root."""
+
+    config: PipelineConfig
+    root: str
+    from_root: str | None = None
+    location: Location = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.location = open_location(self.root)
+
+    def standing(self, stage: str) -> StageRecord | None:
+        """The finished record of the stage if nothing of it need be done again, here or in the other root.
+
+        Raises StageConflict if this root holds the stage's output of another config.
+        """
+        wanted = stage_config(self.config, stage)
+        record = read_record(self.location, stage)
+        if record is not None:
+            check_same_config(self.location, record, wanted)
+            if self._fits(record, self.location):
+                return record
+        return self._borrowed(stage, wanted)
+
+    def _fits(self, record: StageRecord, location: Location) -> bool:
+        return (
+            record.state == "finished"
+            and record.inputs == self.inputs(record.stage)
+            and output_stands(record, location)
+        )
+
+    def _borrowed(self, stage: str, wanted: dict[str, Any]) -> StageRecord | None:
+        if self.from_root is None or stage == "evaluate":  # a report belongs to its root
+            return None
+        lender = open_location(self.from_root)
+        record = read_record(lender, stage)
+        if record is None or record.config != wanted or not self._fits(record, lender):
+            return None
+        # The output itself stays where it is; the record here names the place.
+        taken = record.model_copy(update={"output": output_location(record, lender).uri})
+        write_record(self.location, taken)
+        return taken
+
+    def inputs(self, stage: str) -> dict[str, str]:
+        """Digests of the stage's finished inputs."""
+        records = {name: read_record(self.location, name) for name in INPUTS[stage]}
+        return {name: r.output_digest for name, r in records.items() if r is not None and r.state == "finished"}
+
+    def require(self, stage: str) -> StageRecord:
+        """The finished record of an input stage. Raises MissingInput if it has not run."""
+        record = self.standing(stage)
+        if record is None:
+            command = stage.replace("_", "-")
+            raise MissingInput(
+                f"{self.root}: {command} has not finished there; run `functa {command} {self.config.name}` first"
+            )
+        return record
+
+    def output(self, record: StageRecord) -> str:
+        """URI of a stage's output."""
+        return output_location(record, self.location).uri
+
+    def digest(self, stage: str) -> str:
+        """Of the stage's config and its inputs."""
+        return digest({"config": stage_config(self.config, stage), "inputs": self.inputs(stage)})
+
+    def begin(self, stage: str) -> StageRecord:
+        """Writes that the stage has started: from now on this root refuses another config of it."""
+        record = StageRecord(
+            stage=stage,
+            state="running",
+            config=stage_config(self.config, stage),
+            inputs=self.inputs(stage),
+            output=OUTPUTS[stage],
+            started=now(),
+            versions={name: version(name) for name in PACKAGES},
+        )
+        write_record(self.location, record)
+        self._clock = time.monotonic()
+        return record
+
+    def finish(self, record: StageRecord, output_digest: str, figures: dict[str, Any]) -> StageRecord:
+        """Writes that the stage has finished, with its figures."""
+        finished = record.model_copy(
+            update={
+                "state": "finished",
+                "output_digest": output_digest,
+                "figures": figures,
+                "seconds": self.seconds(),
+                "finished": now(),
+            }
+        )
+        write_record(self.location, finished)
+        return finished
+
+    def seconds(self) -> float:
+        """Since the stage in progress began."""
+        return round(time.monotonic() - self._clock, 2)
+
+    def all_standing(self) -> bool:
+        """Whether every stage stands, so that a run has nothing to do."""
+        return all([self.standing(stage) is not None for stage in STAGES])  # all of them: each may refuse
+
+
+class MissingInput(Exception):
+    """A stage was asked for whose input has not been made."""
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

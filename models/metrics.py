@@ -1,0 +1,121 @@
+"""Measures: PSNR and its linear baselines, Frechet distance, accuracy and calibration."""
+
+import torch
+from torch import Tensor
+
+ROWS = 4096  # rows per float64 product: bounds memory, changes no result that matters
+
+
+def image_errors(images: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of each image, [B, H, W, ch] in [0, 1] each -> [B]."""
+    return (images - targets).square().mean((1, 2, 3))  # [B]
+
+
+def psnr_of_errors(errors: Tensor) -> Tensor:
+    """PSNR in dB of mean squared errors in [0, 1] units, element by element; infinite for 0."""
+    return -10 * errors.log10()
+
+
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """PSNR in dB of each image, [B, H, W, ch] in [0, 1] each -> [B]; nothing is clamped. Its mean is "PSNR"."""
+    return psnr_of_errors(image_errors(images, targets))
+
+
+def pooled_psnr(errors: Tensor) -> float:
+    """PSNR in dB of the mean of all images' errors [B]: never above the mean of their PSNRs."""
+    return psnr_of_errors(errors.double().mean()).item()
+
+
+class FrechetStatistics:
+    """Streaming moments of features [n, D]: n, sum x and sum x x^T in float64, which merge by addition."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | None = None  # [D]
+        self.outer: Tensor | None = None  # [D, D]
+
+    def update(self, features: Tensor) -> "FrechetStatistics":
+        """Adds features [B, D], of any float type and device."""
+        for part in torch.split(features.detach(), ROWS):
+            x = part.double()
+            self._add(len(x), x.sum(0), x.T @ x)
+        return self
+
+    def merge(self, other: "FrechetStatistics") -> "FrechetStatistics":
+        """Adds what another has seen."""
+        if other.total is not None and other.outer is not None:
+            self._add(other.count, other.total, other.outer)
+        return self
+
+    def _add(self, count: int, total: Tensor, outer: Tensor) -> None:
+        if self.total is not None and self.total.shape != total.shape:
+            raise ValueError(f"statistics of {len(self.total)} features cannot take features of {len(total)}")
+        self.count += count
+        self.total = total if self.total is None else self.total + total
+        self.outer = outer if self.outer is None else self.outer + outer
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean [D] and unbiased covariance [D, D], float64, on the CPU. Raises ValueError below two rows."""
+        if self.count < 2 or self.total is None or self.outer is None:
+            raise ValueError(f"a covariance needs at least 2 rows of features, not {self.count}")
+        mean = self.total.cpu() / self.count
+        return mean, (self.outer.cpu() - self.count * torch.outer(mean, mean)) / (self.count - 1)
+
+
+def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2), float64 (Heusel et al. 2017). "FID" on Inception features only.
+
+    torchmetrics offers this from images alone, not from statistics. tr (S_a S_b)^1/2 is taken from the symmetric
+    S_a^1/2 S_b S_a^1/2, which has the same eigenvalues: no complex root, and rank-deficient covariances are safe.
+    """
+    (mean_a, cov_a), (mean_b, cov_b) = a.moments(), b.moments()
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # S_a^1/2 [D, D]
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def pca_psnr(train: Tensor, test: Tensor, numbers: int, patch: int | tuple[int, int] | None) -> tuple[float, float]:
+    """The linear baseline: what `numbers` principal components keep of the test images, in dB.
+
+    train [N, H, W, ch], test [M, H, W, ch] in [0, 1]. patch p (or height and width): one basis for all p x p patches,
+    `numbers` per patch; None: one basis for whole images. Returns (mean of the images' PSNR, PSNR of the mean error).
+    """
+    statistics = FrechetStatistics()
+    for part in torch.split(train, ROWS):
+        statistics.update(_rows(part, patch))
+    mean, covariance = statistics.moments()
+    basis = torch.linalg.eigh(covariance)[1][:, -numbers:]  # [D, numbers]: eigenvalues ascend
+    errors = []
+    for part in torch.split(test, ROWS):
+        centred = _rows(part, patch).double().cpu() - mean  # [B patches, D]
+        residual = centred - centred @ basis @ basis.T
+        errors.append(residual.square().reshape(len(part), -1).mean(1))  # [B]
+    mse = torch.cat(errors)
+    return psnr_of_errors(mse).mean().item(), pooled_psnr(mse)
+
+
+def _rows(images: Tensor, patch: int | tuple[int, int] | None) -> Tensor:
+    """Images [B, H, W, ch] -> [B patches, D], the patches of an image in a row; whole images where patch is None."""
+    if patch is None:
+        return images.flatten(1)
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    if images.shape[1] % height or images.shape[2] % width:
+        raise ValueError(f"{images.shape[1]}x{images.shape[2]} images are not divisible into {height}x{width} patches")
+    patches = images.unfold(1, height, height).unfold(2, width, width)  # [B, rows, columns, ch, height, width]
+    return patches.flatten(3).flatten(0, 2)
+
+
+def accuracy(predictions: Tensor, labels: Tensor) -> float:
+    """Top-1 accuracy over all examples: probabilities or logits [B, K], labels int64 [B]."""
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    return float(multiclass_accuracy(predictions, labels, num_classes=predictions.shape[1], average="micro"))
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error, L1 over equal bins of confidence: probabilities [B, K], labels int64 [B]."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    classes = probabilities.shape[1]
+    return float(multiclass_calibration_error(probabilities, labels, num_classes=classes, n_bins=bins, norm="l1"))

@@ -1,0 +1,272 @@
+"""Reading a functaset: only what was committed, every byte checked, never a fill value."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from storage.commits import (
+    AUGMENTATION,
+    Commit,
+    CommittedFragment,
+    committed_plan,
+    committed_receipt,
+    latest,
+    load_commit,
+)
+from storage.errors import DamagedObject, StorageError
+from storage.fragments import BINS_PER_DB, Receipt, read_array
+from storage.locations import Location, open_location
+from storage.moments import Moments
+from storage.plans import Plan, load_quantizer, plan_rows
+from storage.quantization import Quantizer
+from storage.records import read_vouched, unseal
+from storage.root import FieldRecord, read_root
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Rows of a split in memory, in the store's order (not the source's: go by `ids` or `keys`).
+
+    codes uint8 [n, s, s, c] or z float32 [n, s, s, c], the other is None; labels int32 [n]; ids uint8 [n, 16];
+    psnr float32 [n] in dB; augmentation int32 [n]; source_rows int64 [n], the rows of what was planned.
+    """
+
+    codes: np.ndarray | None
+    z: np.ndarray | None
+    labels: np.ndarray
+    ids: np.ndarray
+    psnr: np.ndarray
+    augmentation: np.ndarray
+    parts: list[tuple[slice, Quantizer | None]]  # rows of each fragment and how to dequantise them
+    names: Callable[[], tuple[list[str], np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def _named(self) -> tuple[list[str], np.ndarray]:
+        return self.names()
+
+    @property
+    def keys(self) -> list[str]:
+        """The images' stable keys; read at first use."""
+        return self._named[0]
+
+    @property
+    def source_rows(self) -> np.ndarray:
+        """int64 [n]: each one's row in the sequence that its fragment was planned from; read at first use."""
+        return self._named[1]
+
+    def dequantized(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """float32 [n, s, s, c] of the rows asked for, or of all."""
+        wanted = np.arange(len(self)) if rows is None else np.asarray(rows)
+        if self.codes is None:
+            assert self.z is not None
+            return self.z if rows is None else self.z[wanted]
+        z = np.empty((len(wanted), *self.codes.shape[1:]), np.float32)
+        for part, quantizer in self.parts:
+            mine = (wanted >= part.start) & (wanted < part.stop)
+            assert quantizer is not None
+            z[mine] = quantizer.decode(self.codes[wanted[mine]])
+        return z
+
+
+class Functaset:
+    """A committed version of a functaset. Functaset.open; every method raises StorageError naming what is damaged."""
+
+    def __init__(self, location: Location, commit: Commit, fingerprint: dict[str, Any], field: str) -> None:
+        self.location, self.commit, self.fingerprint, self.field_digest = location, commit, fingerprint, field
+
+    @classmethod
+    def open(cls, place: str | Location, version: int | None = None) -> "Functaset":
+        """The newest version, or an older one. Raises StorageError: none there, nothing committed, altered."""
+        location = open_location(place) if isinstance(place, str) else place
+        root = read_root(location)
+        commit = latest(location) if version is None else load_commit(location, version)
+        if commit is None:
+            raise StorageError(f"{location.uri}: nothing is committed yet; finish encoding first")
+        if commit.fingerprint != root.fingerprint_digest:
+            raise DamagedObject(f"{location.uri}/zarr.json: is not the one that was committed; restore it from a copy")
+        read_vouched(location, "zarr.json", commit.objects["zarr.json"])
+        return cls(location, commit, root.fingerprint, root.field)
+
+    @property
+    def version(self) -> int:
+        """Number of the commit."""
+        return self.commit.version
+
+    @cached_property
+    def fragments(self) -> list[tuple[CommittedFragment, Plan]]:
+        """Visible fragments with their plans, in the order of their commits."""
+        return [(entry, committed_plan(self.location, entry)) for entry in self.commit.fragments]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(s, s, c)."""
+        return self.fragments[0][1].latent_shape
+
+    def quantizer(self, fragment: str) -> Quantizer | None:
+        """A fragment's quantiser, None for float32."""
+        plan = next(plan for entry, plan in self.fragments if entry.fragment == fragment)
+        return load_quantizer(self.location, plan)
+
+    def rows(self, split: str) -> int:
+        """Visible rows of a split."""
+        return sum(entry.rows for entry in self.commit.fragments if entry.split == split)
+
+    def load(self, split: str) -> Latents:
+        """All visible rows of a split in memory; every object's length and CRC-32C is checked on the way."""
+        chosen = [(entry, plan) for entry, plan in self.fragments if entry.split == split]
+        if not chosen:
+            raise StorageError(f"{self.location.uri}: version {self.version} has no rows of split '{split}'")
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("z", "label", "id", "psnr", "augmentation")}
+        masks: list[tuple[Plan, int, np.ndarray]] = []
+        parts: list[tuple[slice, Quantizer | None]] = []
+        count = 0
+        for entry, plan in chosen:
+            start = count
+            for shard in range(plan.shards):
+                receipt = committed_receipt(self.location, entry, plan, shard)
+                visible = _visible(entry, plan, receipt)
+                for name, column in columns.items():
+                    column.append(read_array(self.location, plan, receipt, name)[visible])
+                self._check_rows(plan, shard, columns)
+                masks.append((plan, shard, visible))
+                count += int(visible.sum())
+            parts.append((slice(start, count), load_quantizer(self.location, plan)))
+        return self._latents(columns, masks, parts)
+
+    def _check_rows(self, plan: Plan, shard: int, columns: dict[str, list[np.ndarray]]) -> None:
+        """What a receipt forged together with its objects could still get wrong."""
+        z = columns["z"][-1]
+        if (z.dtype.kind == "f" and not np.isfinite(z).all()) or (columns["augmentation"][-1] != AUGMENTATION).any():
+            raise DamagedObject(f"fragment {plan.id}, shard {shard}: visible rows are not finite; restore from a copy")
+
+    def _latents(
+        self,
+        columns: dict[str, list[np.ndarray]],
+        masks: list[tuple[Plan, int, np.ndarray]],
+        parts: list[tuple[slice, Quantizer | None]],
+    ) -> Latents:
+        joined = {name: np.concatenate(column) for name, column in columns.items() if name != "z"}
+        coded = all(quantizer is not None for _, quantizer in parts)
+        z = np.concatenate(columns["z"]) if coded or len(parts) == 1 else self._mixed(columns["z"], masks)
+
+        def names() -> tuple[list[str], np.ndarray]:
+            tables = [(plan_rows(self.location, plan, shard), visible) for plan, shard, visible in masks]
+            keys = [key for table, visible in tables for key, seen in zip(table.keys, visible, strict=True) if seen]
+            return keys, np.concatenate([table.rows[visible] for table, visible in tables])
+
+        return Latents(
+            codes=z if coded else None, z=None if coded else z, labels=joined["label"], ids=joined["id"],
+            psnr=joined["psnr"], augmentation=joined["augmentation"], parts=parts, names=names,
+        )  # fmt: skip
+
+    def _mixed(self, blocks: list[np.ndarray], masks: list[tuple[Plan, int, np.ndarray]]) -> np.ndarray:
+        """Fragments of codes beside fragments of float32: all as float32."""
+        quantizers = {plan.id: load_quantizer(self.location, plan) for plan, _, _ in masks}
+        decoded = []
+        for block, (plan, _, _) in zip(blocks, masks, strict=True):
+            quantizer = quantizers[plan.id]
+            decoded.append(quantizer.decode(block) if quantizer else block)
+        return np.concatenate(decoded)
+
+    def moments(self) -> Moments:
+        """Of the training split's latents as readers see them (dequantised). Raises StorageError if it has none."""
+        stored = self.commit.moments
+        if stored is None:
+            raise StorageError(f"{self.location.uri}: version {self.version} has no training rows, so no moments")
+        data = read_vouched(self.location, stored.key, stored.object)
+        return Moments.from_bytes(data, stored.count, stored.latent_shape)
+
+    def field(self) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+        """(tensors, config, digest) of the field that decodes these latents."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        stem = f"fields/{self.field_digest}"
+        objects = self.commit.objects
+        record = unseal(
+            read_vouched(self.location, f"{stem}.json", objects[f"{stem}.json"]),
+            f"{self.location.uri}/{stem}.json",
+            FieldRecord,
+        )
+        data = read_vouched(self.location, f"{stem}.safetensors", objects[f"{stem}.safetensors"])
+        try:
+            return load(data), record.config, record.digest
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise DamagedObject(f"{self.location.uri}/{stem}.safetensors: not a safetensors file ({error})") from None
+
+    def info(self) -> dict[str, Any]:
+        """The answer of `functa store info --json`: from receipts alone, no latent is read."""
+        receipts = [
+            (entry, plan, committed_receipt(self.location, entry, plan, shard))
+            for entry, plan in self.fragments
+            for shard in range(plan.shards)
+        ]
+        numbers = sum(receipt.rows * plan.dims for _, plan, receipt in receipts)
+        good = sum(receipt.good * plan.dims for _, plan, receipt in receipts)
+        z_objects = [(k, o) for _, _, receipt in receipts for k, o in receipt.objects.items() if k.startswith("z/")]
+        z_bytes = sum(record.bytes for _, record in z_objects)
+        splits = sorted({entry.split for entry in self.commit.fragments}, reverse=True)
+        bits = sorted({plan.quantization.bits if plan.quantization else 32 for _, plan in self.fragments})
+        return {
+            "version": self.version,
+            "rows": sum(entry.rows for entry in self.commit.fragments),
+            "rows_by_split": {split: self.rows(split) for split in splits},
+            "bad": sum(entry.bad for entry in self.commit.fragments),
+            "fragments": len(self.commit.fragments),
+            "shape": list(self.latent_shape),
+            "bits": bits[0] if len(bits) == 1 else bits,
+            "bits_per_dim": z_bytes * 8 / numbers,
+            "clip_fraction": sum(receipt.clipped for _, _, receipt in receipts) / max(1, good),
+            "psnr": _psnr([receipt for _, _, receipt in receipts])
+            | {"by_split": {s: _psnr([r for e, _, r in receipts if e.split == s]) for s in splits}},
+            "bytes": self._bytes([receipt for _, _, receipt in receipts]),
+            "fingerprint": self.fingerprint,
+            "fingerprint_digest": self.commit.fingerprint,
+            "field": self.field_digest,
+        }
+
+    def _bytes(self, receipts: list[Receipt]) -> int:
+        """Of all that this version needs: data, tables, metadata and records."""
+        total = sum(record.bytes for receipt in receipts for record in receipt.objects.values())
+        total += sum(record.bytes for _, plan in self.fragments for record in plan.objects.values())
+        for entry in self.commit.fragments:
+            total += entry.plan.bytes + sum(record.bytes for record in entry.receipts)
+        total += sum(record.bytes for record in self.commit.objects.values())
+        return total + (self.commit.moments.object.bytes if self.commit.moments else 0)
+
+
+def _visible(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.ndarray:
+    """bool [rows of the shard]: neither bad nor retired."""
+    visible = np.ones(receipt.rows, bool)
+    visible[list(receipt.bad)] = False
+    start = receipt.shard * plan.shard_rows
+    visible[[row - start for row in entry.retired if start <= row < start + receipt.rows]] = False
+    return visible
+
+
+def _psnr(receipts: list[Receipt]) -> dict[str, Any]:
+    """Mean, and quantiles to a tenth of a dB, from the receipts' sums and histograms; empty where no row is good."""
+    counts: dict[int, int] = {}
+    for receipt in receipts:
+        for number, count in receipt.psnr.histogram.items():
+            counts[number] = counts.get(number, 0) + count
+    total = sum(counts.values())
+    if total == 0:
+        return {}
+    bins = sorted(counts)
+    reached = np.cumsum([counts[number] for number in bins])
+    quantiles = {f"{q:g}": (bins[int(np.searchsorted(reached, q * total))] + 0.5) / BINS_PER_DB for q in QUANTILES}
+    return {"mean": sum(receipt.psnr.sum for receipt in receipts) / total, "quantiles": quantiles}
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of n rows, a function of (seed, epoch) alone, int64 [n]."""
+    return np.random.default_rng([seed, epoch]).permutation(n)

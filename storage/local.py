@@ -1,0 +1,151 @@
+"""A local folder as a place: every object is either whole or absent, and durable once the call returns."""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.errors import MissingObject, StorageError
+from storage.places import PARTIAL, Entry, Location, checked_key
+
+
+@dataclass(frozen=True)
+class LocalLocation(Location):
+    """A folder of this machine."""
+
+    def read(self, key: str) -> bytes:
+        with self._told(key):
+            return self._path(key).read_bytes()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._told(key):
+            _place(self._writable_path(key), data, replace=True)
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._told(key):
+            return _place(self._writable_path(key), data, replace=False)
+
+    def size(self, key: str) -> int | None:
+        with self._told(key):
+            try:
+                return self._path(key).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        folder = prefix.rpartition("/")[0]
+        start = self._path(folder) if folder else Path(self.uri)
+        with self._told(folder):
+            found = [
+                Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+                for key, status in _walk(start, f"{folder}/" if folder else "", set())
+                if key.startswith(prefix) and not key.endswith(PARTIAL)
+            ]
+        return sorted(found, key=lambda entry: entry.key)
+
+    def delete(self, key: str) -> None:
+        with self._told(key), suppress(FileNotFoundError):
+            self._writable_path(key).unlink()
+
+    def zarr_store(self, read_only: bool = False) -> Any:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.uri, read_only=read_only)
+
+    def free_bytes(self) -> int | None:
+        with self._told(""):
+            return shutil.disk_usage(self.uri).free
+
+    def _path(self, key: str) -> Path:
+        return Path(self.uri, checked_key(key))
+
+    def _writable_path(self, key: str) -> Path:
+        """The path, unless a link inside leads out of the folder: a hostile store must not aim our writes."""
+        path = self._path(key)
+        root = os.path.realpath(self.uri)
+        if os.path.commonpath([root, os.path.realpath(path.parent)]) != root:
+            raise StorageError(f"{path}: a symbolic link leads out of {self.uri}; remove the link")
+        return path
+
+    @contextmanager
+    def _told(self, key: str) -> Iterator[None]:
+        name = f"{self.uri}/{key}" if key else self.uri
+        try:
+            yield
+        except FileNotFoundError:
+            raise MissingObject(f"{name}: is missing") from None
+        except OSError as error:
+            raise StorageError(f"{name}: {error.strerror or error}; {_mend(error)}") from error
+
+
+def _mend(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, then run the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "give this user the right to it, or choose another place"
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return "a file stands where a folder is needed, or the reverse: move it or choose another place"
+    return "look at the disk, or choose another place"
+
+
+def _place(path: Path, data: bytes, replace: bool) -> bool:
+    """Temporary name, fsync, then rename or link; True if the object was made."""
+    if not replace and path.exists():
+        return False
+    _make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return True
+
+
+def _make_folder(folder: Path) -> None:
+    """Like mkdir -p, each new name made durable in its parent."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
+    """Files below a folder, links followed (image sets are often made of them), each folder once."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for item in os.scandir(folder):
+        if item.is_dir():
+            yield from _walk(Path(item.path), f"{prefix}{item.name}/", seen)
+        else:
+            with suppress(FileNotFoundError):  # a broken link, or gone since the listing
+                yield prefix + item.name, item.stat()

@@ -1,0 +1,57 @@
+"""Mean and variance of latents per element, mergeable: what App. C.4.1's statistics need, without a second pass."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of `count` latents: mean and var (population), float64 [s, s, c]."""
+
+    count: int
+    mean: np.ndarray
+    var: np.ndarray
+
+    def statistics(self, kind: Literal["scalar", "vector", "array"]) -> tuple[np.ndarray, np.ndarray]:
+        """(mean, sd) float64, broadcastable to [s, s, c]: one in all, one per channel, one per element (App. C.4.1)."""
+        axes = {"scalar": (0, 1, 2), "vector": (0, 1), "array": ()}[kind]
+        mean = self.mean.mean(axes, keepdims=True)
+        # Law of total variance: within elements plus between their means, exact as every element counts the same.
+        var = (self.var + (self.mean - mean) ** 2).mean(axes, keepdims=True)
+        return mean, np.sqrt(var)
+
+    def to_bytes(self) -> bytes:
+        """Mean and sum of squared deviations, little-endian float64 [2, s, s, c]."""
+        return np.stack([self.mean, self.var * self.count]).astype("<f8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, count: int, latent_shape: tuple[int, int, int]) -> "Moments":
+        """The inverse of to_bytes. Raises ValueError on another length."""
+        mean, squares = np.frombuffer(data, "<f8").reshape(2, *latent_shape)
+        return cls(count, mean, squares / max(count, 1))
+
+
+def moments_of(latents: np.ndarray) -> Moments:
+    """Of latents [n, s, s, c]; n may be 0."""
+    if len(latents) == 0:
+        zeros = np.zeros(latents.shape[1:])
+        return Moments(0, zeros, zeros)
+    wide = latents.astype(np.float64)
+    return Moments(len(latents), wide.mean(0), wide.var(0))
+
+
+def merge(parts: Iterable[Moments], latent_shape: tuple[int, int, int]) -> Moments:
+    """Of all parts together, in the order given (Chan, Golub and LeVeque 1979)."""
+    count, mean, squares = 0, np.zeros(latent_shape), np.zeros(latent_shape)
+    for part in parts:
+        if part.count == 0:
+            continue
+        total = count + part.count
+        difference = part.mean - mean
+        squares = squares + part.var * part.count + difference**2 * (count * part.count / total)
+        mean = mean + difference * (part.count / total)
+        count = total
+    return Moments(count, mean, squares / max(count, 1))

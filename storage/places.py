@@ -1,0 +1,102 @@
+"""What a place that bytes live in can do, whatever it is made of."""
+
+import uuid
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from storage.errors import StorageError
+
+PARTIAL = ".partial"  # ending of temporary names; a killed writer leaves one behind, and nobody reads it
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A listed object: key, bytes, and a cheap token that changes when its content does (size and time, or etag)."""
+
+    key: str
+    size: int
+    token: str
+
+
+@dataclass(frozen=True)
+class Location(ABC):
+    """A folder or bucket prefix. Keys are relative, with '/' between parts; '..' and absolute ones are refused.
+
+    All methods raise StorageError in one line; MissingObject where an object to be read is not there.
+    """
+
+    uri: str
+
+    def child(self, *parts: str) -> "Location":
+        """The location below this one."""
+        return type(self)(f"{self.uri.rstrip('/')}/{checked_key('/'.join(parts))}")
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """The object's bytes."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Put an object, replacing one of that name."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Put an object unless one of that name stands: True if this call made it, False (nothing changed) if not."""
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, None where there is none."""
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Objects whose key starts with `prefix`, sorted by key; temporary ones are left out."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens where there is none."""
+
+    @abstractmethod
+    def zarr_store(self, read_only: bool = False) -> Any:
+        """A zarr Store over this location."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Free space, None where there is no such limit."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there."""
+        return self.size(key) is not None
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Keys that start with `prefix`, sorted."""
+        return [entry.key for entry in self.entries(prefix)]
+
+    def preflight_write(self, needed_bytes: int = 0) -> None:
+        """Try a write before the work begins: one clear line for what would otherwise fail an hour in."""
+        probe = f".probe.{uuid.uuid4().hex}{PARTIAL}"
+        self.create(probe, b"probe")
+        self.delete(probe)
+        free = self.free_bytes()
+        if free is not None and free < needed_bytes:
+            raise StorageError(
+                f"{self.uri}: {needed_bytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free; "
+                "free some space or choose another --root"
+            )
+
+    def copy_tree(self, destination: "Location") -> None:
+        """Copy every object, create-only: JSON records after the data that they vouch for, commits last of all.
+
+        Raises StorageError where the destination holds other bytes under a name.
+        """
+        for key in sorted(self.list(), key=lambda k: ("commits/" in k, k.endswith(".json"), k)):
+            data = self.read(key)
+            if not destination.create(key, data) and destination.read(key) != data:
+                raise StorageError(f"{destination.uri}/{key}: holds something else; copy to an empty place")
+
+
+def checked_key(key: str) -> str:
+    """The key itself, if it is relative and stays inside. Raises StorageError."""
+    if not key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise StorageError(f"'{key}': not a relative key of plain names")
+    return key

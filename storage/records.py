@@ -1,0 +1,101 @@
+"""Records: small JSON documents that vouch for objects. Each carries its own checksum."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import google_crc32c
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storage.errors import DamagedObject, MissingObject
+from storage.locations import MAX_JSON_BYTES, Location, parse_json
+
+FORMAT: Literal[1] = 1  # of the functaset; a later one is refused, never guessed at
+
+RecordType = TypeVar("RecordType", bound="Record")
+
+
+class Record(BaseModel):
+    """A frozen document; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ObjectRecord(Record):
+    """What an object must be: its length and CRC-32C."""
+
+    bytes: int = Field(ge=0)
+    crc32c: int = Field(ge=0, lt=1 << 32)
+
+
+def vouch(data: bytes) -> ObjectRecord:
+    """The record of these bytes."""
+    return ObjectRecord(bytes=len(data), crc32c=crc32c(data))
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C of bytes (google_crc32c: about 6 GB/s)."""
+    return int(google_crc32c.value(data))
+
+
+def canonical(value: Any) -> bytes:
+    """JSON bytes that depend on the value alone."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """24 hex digits of a JSON value."""
+    return hashlib.sha256(canonical(value)).hexdigest()[:24]
+
+
+def seal(record: Record) -> bytes:
+    """The record's bytes, its own checksum inside."""
+    body = record.model_dump(mode="json")
+    body["checksum"] = hashlib.sha256(canonical(body)).hexdigest()
+    return json.dumps(body, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def unseal(data: bytes, name: str, kind: type[RecordType]) -> RecordType:
+    """The record in `data`. Raises DamagedObject naming it: not JSON, edited, of another shape or version."""
+    body = parse_json(data, name)
+    if not isinstance(body, Mapping):
+        raise DamagedObject(f"{name}: not a record; restore it from a copy")
+    version = body.get("format", FORMAT)
+    if version != FORMAT:
+        raise DamagedObject(f"{name}: format {version!r} is not the one that this version reads ({FORMAT}); upgrade")
+    content = {key: value for key, value in body.items() if key != "checksum"}
+    if body.get("checksum") != hashlib.sha256(canonical(content)).hexdigest():
+        raise DamagedObject(f"{name}: was altered (its checksum does not match); restore it from a copy")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise DamagedObject(f"{name}: {where}: {fault['msg']}; restore it from a copy") from None
+
+
+def read_record(location: Location, key: str, kind: type[RecordType]) -> RecordType:
+    """A standing record. Raises MissingObject or DamagedObject."""
+    name = f"{location.uri}/{key}"
+    size = location.size(key)
+    if size is None:
+        raise MissingObject(f"{name}: is missing")
+    if size > MAX_JSON_BYTES:
+        raise DamagedObject(f"{name}: {size} bytes are more than a record may have")
+    return unseal(location.read(key), name, kind)
+
+
+def read_vouched(location: Location, key: str, record: ObjectRecord) -> bytes:
+    """The object's bytes, equal to what its record says. Raises MissingObject or DamagedObject naming it."""
+    name = f"{location.uri}/{key}"
+    mend = "restore it from a copy, or encode its shard again in a new root"
+    size = location.size(key)
+    if size is None:
+        raise MissingObject(f"{name}: is missing; {mend}")
+    if size != record.bytes:  # before reading: a huge file put in its place must not take memory
+        raise DamagedObject(f"{name}: has {size} bytes and should have {record.bytes}; {mend}")
+    data = location.read(key)
+    if len(data) != record.bytes or crc32c(data) != record.crc32c:
+        raise DamagedObject(f"{name}: was altered (CRC-32C does not match); {mend}")
+    return data

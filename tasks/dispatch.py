@@ -1,0 +1,104 @@
+"""How work leaves the flow's process: training in a child process, shard groups through a task runner."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from tasks.config import DispatchConfig
+
+_children: set["subprocess.Popen[str]"] = set()
+PROJECT = Path(__file__).resolve().parents[1]
+STOP_SECONDS = 30.0
+
+
+class TrainingFailed(Exception):
+    """A training process failed; the message is its own last word, or how it ended."""
+
+    def __init__(self, message: str, may_pass: bool) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass  # the process was killed; what it said itself (bad input, NaN) would come again
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (str(self), self.may_pass))
+
+
+def train_in_child(
+    job: dict[str, Any], on_row: Callable[[dict[str, Any]], None], threads: int | None = None
+) -> dict[str, Any]:
+    """Runs one training job in a process of its own and returns its figures.
+
+    torch's global generator, threads and compiler state are the child's alone. Whatever ends this call early
+    (cancellation, Ctrl-C) stops the child: SIGTERM first, upon which it saves, then SIGKILL.
+    Raises TrainingFailed.
+    """
+    environment = dict(os.environ)
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tasks.training"],
+            cwd=PROJECT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        _children.add(child)
+        try:
+            return _converse(child, job, on_row, errors)
+        finally:
+            _stop(child)
+            _children.discard(child)
+
+
+def _converse(
+    child: subprocess.Popen[str], job: dict[str, Any], on_row: Callable[[dict[str, Any]], None], errors: IO[str]
+) -> dict[str, Any]:
+    assert child.stdin and child.stdout
+    try:
+        child.stdin.write(json.dumps(job) + "\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        pass  # the child died at once; how is told below
+    for line in child.stdout:
+        answer = json.loads(line)
+        if "error" in answer:
+            raise TrainingFailed(answer["error"], may_pass=False)
+        if "done" in answer:
+            return dict(answer["done"])
+        on_row(answer)
+    status = child.wait()
+    errors.seek(0)
+    tail = errors.read()[-2000:].strip()
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    raise TrainingFailed(f"the {job['kind']} process {how}" + (f": {tail.splitlines()[-1]}" if tail else ""), may_pass=True)
+
+
+def _stop(child: subprocess.Popen[str]) -> None:
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGTERM)
+        try:
+            child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    for stream in (child.stdin, child.stdout):
+        if stream:
+            stream.close()
+
+
+def stop_children() -> None:
+    """Ends every training process of this one: for a flow that is interrupted while others wait in threads."""
+    for child in list(_children):
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
+
+
+def task_runner(config: DispatchConfig) -> Any:
+    """The Prefect task runner that shard groups are mapped over."""
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    return ThreadPoolTaskRunner(max_workers=config.workers)

@@ -1,0 +1,37 @@
+"""Finalising: every receipt is there, so the rows become visible in one commit."""
+
+from typing import Any
+
+from storage.commits import commit
+from storage.fragments import read_receipt
+from storage.functaset import Functaset
+from storage.locations import open_location
+from storage.plans import load_plan, plan_rows
+from tasks.encoding.plan import EncodeJob, ShardGroup
+from tasks.training.pictures import refuse_too_many_bad
+
+
+def finalise(job: EncodeJob, groups: list[ShardGroup]) -> dict[str, Any]:
+    """Commits the groups' fragments; {info: the functaset's, bad_inputs: [{key, reason}]}.
+
+    Raises StorageError when more images are bad than images.max_bad_fraction allows, or a shard is missing.
+    """
+    fragments = list(dict.fromkeys(group.fragment for group in groups))
+    bad = [image for fragment in fragments for image in _bad_images(job, fragment)]
+    commit(open_location(job.functaset), fragments)
+    return {"info": Functaset.open(job.functaset).info(), "bad_inputs": bad}
+
+
+def _bad_images(job: EncodeJob, fragment: str) -> list[dict[str, str]]:
+    location = open_location(job.functaset)
+    plan = load_plan(location, fragment)
+    bad: list[dict[str, str]] = []
+    for shard in range(plan.shards):
+        receipt = read_receipt(location, plan, shard)
+        if receipt is None or not receipt.bad:
+            continue
+        keys = plan_rows(location, plan, shard).keys
+        bad += [{"key": keys[row], "reason": reason} for row, reason in sorted(receipt.bad.items())]
+    first = f"{bad[0]['key']}: {bad[0]['reason']}" if bad else ""
+    refuse_too_many_bad(len(bad), plan.rows, job.images.max_bad_fraction, plan.split, first)
+    return bad

@@ -1,0 +1,110 @@
+"""Encoding of a group of shards: read, encode, write, receipt. Running it twice changes nothing."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.compilation import should_compile
+from models.field import forward_flops
+from models.inner import InnerLoop
+from models.metrics import psnr_of_errors
+from storage.fragments import read_receipt, write_shard
+from storage.images import ImageSplit, open_images
+from storage.locations import open_location
+from storage.plans import Plan, load_plan, plan_rows
+from tasks.encoding.plan import EncodeJob, ShardGroup
+from tasks.training.device import choose_device
+from tasks.training.meta_train import load_field
+from tasks.training.pictures import as_float
+
+ENCODE_PASSES = 5  # forward-pass equivalents per image: four of the inner loop, one for the PSNR
+
+
+def encode_group(job: EncodeJob, group: ShardGroup, images_in_run: int) -> dict[str, Any]:
+    """Encodes every shard of the group that has no receipt yet; returns its stats (images/s, read/encode/write)."""
+    location = open_location(job.functaset)
+    plan = load_plan(location, group.fragment)
+    left = [shard for shard in group.shards if read_receipt(location, plan, shard) is None]
+    stats: dict[str, Any] = {"images": 0, "bad": 0, "read": 0.0, "encode": 0.0, "write": 0.0, "psnr": 0.0, "adopted": 0}
+    stats["adopted"] = len(group.shards) - len(left)
+    if not left:
+        return stats
+    split = open_images(job.images).split(group.split)
+    loop = _loop(job, images_in_run)
+    for shard in left:
+        _encode_shard(job, plan, shard, split, loop, stats)
+    return stats
+
+
+def _loop(job: EncodeJob, images: int) -> InnerLoop:
+    device = choose_device(job.device)
+    field, inner, metadata = load_field(job.field)
+    resolution = (metadata["resolution"], metadata["resolution"])
+    work = float(ENCODE_PASSES * forward_flops(field.config, resolution, field.image_channels)) * images
+    compiled, _ = should_compile(inner.compile, work, device)
+    return InnerLoop(field.to(device), inner, resolution, compiled)
+
+
+def _encode_shard(
+    job: EncodeJob, plan: Plan, shard: int, split: ImageSplit, loop: InnerLoop, stats: dict[str, Any]
+) -> None:
+    begun = time.monotonic()
+    rows = plan_rows(open_location(job.functaset), plan, shard)
+    batch = split.read(rows.rows)
+    read = time.monotonic()
+    z, errors = encode_images(loop, batch.images, job.encode.batch)
+    encoded = time.monotonic()
+    receipt = write_shard(
+        open_location(job.functaset),
+        plan,
+        shard,
+        latents=z.numpy(),
+        labels=rows.labels,
+        psnr=psnr_of_errors(errors).numpy(),
+        sha256=batch.sha256,
+        good=batch.good,
+        reasons=batch.reasons,
+        max_clip_fraction=job.encode.quantization.max_clip_fraction,
+        seconds=encoded - begun,
+    )
+    written = time.monotonic()
+    stats["images"] += len(rows.labels)
+    stats["bad"] += len(receipt.bad)
+    stats["psnr"] += receipt.psnr.sum
+    for name, seconds in (("read", read - begun), ("encode", encoded - read), ("write", written - encoded)):
+        stats[name] += seconds
+
+
+def describe_stats(stats: dict[str, Any]) -> str:
+    """One line: images, rate, the read / encode / write split, PSNR, what was bad or stood already."""
+    seconds = stats["read"] + stats["encode"] + stats["write"]
+    if not stats["images"]:
+        return f"all {stats['adopted']} shards stood already"
+    split = " / ".join(f"{name} {stats[name] / seconds:.0%}" for name in ("read", "encode", "write"))
+    good = stats["images"] - stats["bad"]
+    psnr = f", PSNR {stats['psnr'] / good:.2f} dB" if good else ""
+    return f"{stats['images']} images, {stats['images'] / seconds:.0f} images/s ({split}){psnr}, {stats['bad']} bad inputs"
+
+
+def encode_images(loop: InnerLoop, images: np.ndarray, batch: int) -> tuple[Tensor, Tensor]:
+    """uint8 [n, H, W, ch] -> latents [n, s, s, c] and squared errors [n], on the CPU.
+
+    The last batch is filled up, so that every call has one shape: one compiled graph, and the same bits for an
+    image wherever it stands.
+    """
+    device = next(loop.field.parameters()).device
+    latents, errors = [], []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        filled = np.zeros((batch, *part.shape[1:]), part.dtype)
+        filled[: len(part)] = part
+        pixels = as_float(filled).to(device)
+        z = loop.encode(pixels)
+        with torch.no_grad():
+            error = (loop.field(z, loop.resolution) - pixels).square().mean((1, 2, 3))
+        latents.append(z[: len(part)].cpu())
+        errors.append(error[: len(part)].cpu())
+    return torch.cat(latents), torch.cat(errors)

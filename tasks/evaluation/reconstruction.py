@@ -1,0 +1,87 @@
+"""Reconstruction: PSNR of stored latents, beside linear baselines of the same size; PSNR by bits (Fig. 11)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.metrics import pca_psnr, pooled_psnr, psnr_of_errors
+from storage.plans import row_id
+from storage.quantization import calibrate
+from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
+from tasks.training.pictures import spread
+
+PCA_IMAGES = 20_000  # enough to fit 3,072-dimensional covariances; more changes the baseline by hundredths of a dB
+BITS_IMAGES = 1_000
+
+
+def measure(job: EvaluationJob) -> dict[str, Any]:
+    """psnr_test, psnr_test_pooled, mae_255, psnr_pca_patch, psnr_pca_image, psnr_by_bits."""
+    bench = open_bench(job)
+    latents = bench.functaset.load("test")
+    pixels = _pixels_of(bench, latents.ids)
+    reconstructions = _decode_raw(bench, torch.from_numpy(latents.dequantized()))
+    errors = (reconstructions - pixels).square().mean((1, 2, 3))
+    shown = spread(len(pixels), job.evaluation.shown)
+    write_arrays(
+        job.output,
+        "reconstruction",
+        originals=as_uint8(pixels[shown]),
+        reconstructions=as_uint8(reconstructions[shown]),
+        psnr=psnr_of_errors(errors).numpy(),
+    )
+    return {
+        "psnr_test": psnr_of_errors(errors).mean().item(),
+        "psnr_test_pooled": pooled_psnr(errors),
+        "mae_255": 255 * (reconstructions.clamp(0, 1) - pixels).abs().mean().item(),
+        **_baselines(bench),
+        "psnr_by_bits": _by_bits(bench),
+    }
+
+
+def _pixels_of(bench: Bench, ids: np.ndarray) -> Tensor:
+    """The test images of the stored rows, by id: the store's order is its own."""
+    places = {row_id(key): i for i, key in enumerate(bench.test.keys)}
+    return bench.test.batch(np.array([places[bytes(i)] for i in ids]))
+
+
+def _decode_raw(bench: Bench, z: Tensor) -> Tensor:
+    """Unclamped, as PSNR wants it (functa's definition)."""
+    with torch.no_grad():
+        parts = [bench.field(part.to(bench.device), bench.test.resolution).cpu() for part in z.split(256)]
+    return torch.cat(parts)
+
+
+def _baselines(bench: Bench) -> dict[str, float]:
+    """PCA at the field's own latent size: shared over patches, and of whole images (design section 4)."""
+    config = bench.field.config
+    training = bench.training.batch(spread(len(bench.training), PCA_IMAGES))
+    test = bench.test.batch(np.arange(len(bench.test)))
+    side = bench.test.resolution[0] // config.spatial
+    figures = {}
+    if config.channels <= side * side * bench.field.image_channels:
+        figures["psnr_pca_patch"], _ = pca_psnr(training, test, config.channels, side)
+    numbers = config.spatial**2 * config.channels
+    if numbers <= min(len(training) - 1, training[0].numel()):
+        figures["psnr_pca_image"], _ = pca_psnr(training, test, numbers, None)
+    return figures
+
+
+def _by_bits(bench: Bench) -> dict[str, float]:
+    """Test PSNR from float32 latents and from their codes, ranges calibrated as for the functaset."""
+    job = bench.job
+    calibration = bench.loop.encode(bench.training.batch(spread(len(bench.training), 512)).to(bench.device)).cpu()
+    pixels = bench.test.batch(spread(len(bench.test), BITS_IMAGES))
+    z = torch.cat([bench.loop.encode(part.to(bench.device)).cpu() for part in pixels.split(64)])
+    figures = {"32": _psnr(bench, z, pixels)}
+    for bits in job.evaluation.bits:
+        quantizer = calibrate(job.quantization.model_copy(update={"bits": bits}), calibration.numpy())
+        assert quantizer is not None
+        codes, _ = quantizer.encode(z.numpy())
+        figures[str(bits)] = _psnr(bench, torch.from_numpy(quantizer.decode(codes)), pixels)
+    return figures
+
+
+def _psnr(bench: Bench, z: Tensor, pixels: Tensor) -> float:
+    return psnr_of_errors((_decode_raw(bench, z) - pixels).square().mean((1, 2, 3))).mean().item()

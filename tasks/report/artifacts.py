@@ -1,0 +1,98 @@
+"""Markdown and tables that the flows publish as Prefect artifacts. Free of Prefect; pictures are inline and small."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.report import describe, pixels
+from tasks.report.data import Pixels, Row
+
+MAX_URI = 60_000  # characters of one inline picture
+MAX_SHOWN = 16
+COLUMNS = 8
+SIDES = (64, 48, 32)  # pixels of a tile, tried in turn until the strip is small enough
+LINEAGE = ("what", "name", "digest", "made_from", "when", "where")
+
+
+def reconstruction_markdown(
+    originals: Pixels, reconstructions: Pixels, psnr: npt.NDArray[np.floating[Any]] | Sequence[float]
+) -> str:
+    """Originals, reconstructions and errors, [n, H, W, C], in strips of eight; psnr [n] in dB stands below each."""
+    count = min(len(originals), MAX_SHOWN)
+    if not count:
+        return "## Reconstructions\n\nNo pictures.\n"
+    originals, reconstructions = originals[:count], reconstructions[:count]
+    factor = pixels.amplification(originals, reconstructions)
+    error = pixels.errors(originals, reconstructions, factor)
+    lines = ["## Reconstructions", "", f"Test images. Errors are shown \u00d7 {factor}; black is none.", ""]
+    for start in range(0, count, COLUMNS):
+        part = slice(start, start + COLUMNS)
+        decibels = " \u00b7 ".join(f"{float(value):.1f}" for value in psnr[part])
+        last = min(start + COLUMNS, count)
+        for what, images in (("original", originals), ("reconstruction", reconstructions), ("error", error)):
+            alt = f"{what} {start + 1} to {last}"
+            lines += [f"{what} \u00d7 {factor}" if what == "error" else what, "", _picture(images[part], alt), ""]
+        lines += [f"PSNR, dB, from left to right: {decibels}", ""]
+    return "\n".join(lines)
+
+
+def samples_markdown(samples: Pixels, labels: Sequence[str] | None = None) -> str:
+    """Samples, [n, H, W, C], in strips of eight, in the order drawn; class labels stand below each strip."""
+    count = min(len(samples), MAX_SHOWN)
+    if not count:
+        return "## Samples\n\nNo samples.\n"
+    lines = ["## Samples", "", "Fixed seed, no selection.", ""]
+    for start in range(0, count, COLUMNS):
+        last = min(start + COLUMNS, count)
+        lines += [_picture(samples[start:last], f"samples {start + 1} to {last}"), ""]
+        if labels is not None:
+            said = " \u00b7 ".join(_plain(str(label)) for label in labels[start:last])
+            lines += [f"Classes, from left to right: {said}", ""]
+    return "\n".join(lines)
+
+
+def metrics_table(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """Every value of metrics.json as {metric, value, meaning}."""
+    return [
+        {"metric": figure.name, "value": figure.value, "meaning": figure.meaning or figure.key}
+        for figure in describe.figures(metrics)
+    ]
+
+
+def lineage_table(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Rows with equal columns, all text: the known ones that occur, then whatever else the rows have."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    columns = [key for key in LINEAGE if key in keys] + [key for key in keys if key not in LINEAGE]
+    return [{column: _cell(row.get(column)) for column in columns} for row in rows]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(item) for item in value)
+    return json.dumps(value, default=str) if isinstance(value, dict) else str(value)
+
+
+def _picture(images: Pixels, alt: str) -> str:
+    """One strip as markdown, at most MAX_URI characters."""
+    for side in SIDES:
+        uri = pixels.data_uri(pixels.png(pixels.strip(images, side)))
+        if len(uri) < MAX_URI:
+            break
+    return f"![{alt}]({uri})"
+
+
+def _plain(label: str, length: int = 40) -> str:
+    """A name as markdown that shows it and does nothing else: no link, picture, markup or new line."""
+    shown = label if len(label) <= length else label[: length - 1] + "\u2026"
+    return "".join(_letter(letter) for letter in shown)
+
+
+def _letter(letter: str) -> str:
+    if letter.isalnum() or letter == " ":
+        return letter
+    return f"&#{ord(letter)};" if letter.isprintable() else f"&#92;x{ord(letter):02x}"

@@ -1,0 +1,158 @@
+"""Charts as SVG: training curves, PSNR histogram, PSNR by bits.
+
+Drawn for a phone's width. Colours are Okabe and Ito's, and no chart is told by colour alone. Text stays text.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from tasks.report.data import Row
+from tasks.report.describe import short
+
+BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # Okabe and Ito
+INK, FAINT, PAPER = "#222222", "#d0d0d0", "#ffffff"
+WIDTH = 4.2  # inches; with 10 point text still readable at 330 CSS pixels
+SMOOTHED_FROM = 40  # rows; below that the points speak for themselves
+MAX_POINTS = 1500
+_RC: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "functa", "font.family": "sans-serif", "font.size": 10,
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.titlelocation": "left",
+    "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.5, "axes.axisbelow": True, "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER, "legend.frameon": False, "legend.fontsize": 9, "text.parse_math": False,
+}  # fmt: skip
+
+Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def curves(rows: Sequence[Row]) -> bytes | None:
+    """Loss (log scale) over steps and, below it, PSNR and accuracy where they were logged; None without points."""
+    panels = [(title, series) for title, words in _PANELS for series in [_series(rows, words)] if series]
+    if not panels:
+        return None
+    with matplotlib.rc_context(_RC):
+        figure, axes = _figure(len(panels))
+        for axis, (title, series) in zip(axes, panels, strict=True):
+            _curve_panel(axis, title, series)
+        axes[-1].set_xlabel("step")
+        return _svg(figure)
+
+
+def psnr_histogram(psnr: npt.ArrayLike, baselines: Mapping[str, float]) -> bytes | None:
+    """How test images' PSNR, [m] in dB, is spread; the mean and the linear baselines are marked lines."""
+    values = np.asarray(psnr, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    with matplotlib.rc_context(_RC):
+        figure, (axis,) = _figure(1, height=2.9)
+        bins = min(40, max(5, round(math.sqrt(len(values)))))
+        axis.hist(values, bins=bins, color=BLUE, alpha=0.55, edgecolor=PAPER, linewidth=0.4)
+        mean = float(values.mean())
+        axis.axvline(mean, color=INK, linewidth=2, label=f"mean {mean:.1f} dB")
+        styles = ((VERMILION, "--"), (GREEN, ":"), (PURPLE, "-."))
+        for (name, value), (colour, style) in zip(baselines.items(), styles, strict=False):
+            axis.axvline(value, color=colour, linestyle=style, linewidth=2.2, label=f"{name} {value:.1f} dB")
+        axis.set(xlabel="PSNR of an image, dB", ylabel="test images")
+        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.grid(axis="x", visible=False)
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=2.2)
+        return _svg(figure)
+
+
+def psnr_by_bits(by_bits: Mapping[str, Any]) -> bytes | None:
+    """Test PSNR after storing each latent number in so many bits (Fig. 11); None with fewer than two."""
+    known = {int(bits): float(value) for bits, value in by_bits.items() if str(bits).isdigit() and _is_number(value)}
+    if len(known) < 2:
+        return None
+    bits = sorted(known)
+    places, values = np.arange(len(bits)), [known[b] for b in bits]
+    with matplotlib.rc_context(_RC):
+        figure, (axis,) = _figure(1)
+        axis.plot(places, values, color=BLUE, marker="o", linewidth=2)
+        for place, value in zip(places, values, strict=True):
+            axis.annotate(f"{value:.1f}", (place, value), (-3, 6), textcoords="offset points", ha="right", fontsize=9)
+        axis.set_xticks(places, ["float32" if b == 32 else str(b) for b in bits])
+        axis.set(xlabel="bits per latent number", ylabel="test PSNR, dB")
+        axis.grid(axis="x", visible=False)
+        axis.margins(x=0.12, y=0.2)
+        return _svg(figure)
+
+
+_PANELS = (("loss", ("loss",)), ("PSNR, dB", ("psnr",)), ("accuracy, %", ("accuracy", "top1")))
+_STYLES = ((BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), (PURPLE, ":"))
+
+
+def _series(rows: Sequence[Row], words: tuple[str, ...]) -> dict[str, Points]:
+    """The logged keys with one of these words in their name, each as (steps, values) without gaps."""
+    keys = dict.fromkeys(key for row in rows for key in row if any(word in key for word in words))
+    series = {}
+    for key in keys:
+        by_step = {row["step"]: row[key] for row in rows if _is_number(row.get("step")) and _is_number(row.get(key))}
+        if by_step:
+            steps = sorted(by_step)  # a resumed run logs a step twice: the last counts
+            series[key] = np.asarray(steps, np.float64), np.asarray([by_step[step] for step in steps], np.float64)
+    return series
+
+
+def _curve_panel(axis: Axes, title: str, series: Mapping[str, Points]) -> None:
+    percent = title.endswith("%")
+    for (key, (steps, values)), (colour, style) in zip(series.items(), _STYLES, strict=False):
+        values = 100 * values if percent else values
+        if len(steps) < SMOOTHED_FROM:
+            axis.plot(steps, values, style, color=colour, linewidth=1.8, marker="o", markersize=3, label=short(key, 24))
+            continue
+        every = -(-len(steps) // MAX_POINTS)
+        axis.plot(steps[::every], values[::every], color=colour, linewidth=0.6, alpha=0.4)
+        smooth = _running_mean(values, max(3, len(values) // 40))
+        axis.plot(steps[::every], smooth[::every], style, color=colour, linewidth=1.8, label=short(key, 24))
+    axis.set_title(title)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    if title == "loss" and all((values > 0).all() for _, values in series.values()):
+        _log_scale(axis, np.concatenate([values for _, values in series.values()]))
+    if len(series) > 1:
+        axis.legend()
+
+
+def _log_scale(axis: Axes, values: npt.NDArray[np.float64]) -> None:
+    axis.set_yscale("log")
+    decades = math.log10(values.max() / values.min())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 4 else (1,)))
+    if decades < 0.5:
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
+
+
+def _running_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
+    """Centred; the window shrinks at the ends."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - window // 2, 0), np.minimum(places + window // 2 + 1, len(values))
+    return np.asarray((total[high] - total[low]) / (high - low), dtype=np.float64)
+
+
+def _figure(panels: int, height: float = 2.3) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height * panels), layout="constrained")
+    return figure, list(figure.subplots(panels, 1, squeeze=False)[:, 0])
+
+
+def _svg(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    unsaid = {"Date": None, "Creator": None, "Format": None, "Type": None}  # no metadata: no addresses, equal bytes
+    figure.savefig(buffer, format="svg", metadata=unsaid)
+    return buffer.getvalue()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,223 @@
+"""The figures of metrics.json in words: human name, group, unit, meaning. An unknown key is shown as it stands."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+STAGE_NAMES = {
+    "meta_train": "Meta-train the field",
+    "encode": "Encode into a functaset",
+    "train_classifier": "Train the classifier",
+    "train_diffusion": "Train the diffusion model",
+    "pixel_classifier": "Train the pixel classifier",
+    "evaluate": "Evaluate",
+    "report": "Report",
+}
+
+
+@dataclass(frozen=True)
+class Described:
+    """A metrics key in words. `unit` is a suffix, or share (0 to 1), count, duration, rate, text, exact or plain."""
+
+    group: str
+    name: str
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One value of metrics.json, ready to show."""
+
+    key: str
+    group: str
+    name: str
+    value: str
+    meaning: str
+
+
+_RECONSTRUCTION, _GENERATION, _COMPRESSION = "Reconstruction", "Generation", "Compression"
+_FRECHET = "Distance between {} and the reference images' features, in the named feature space"
+METRICS = {
+    "psnr_test": Described(
+        _RECONSTRUCTION, "PSNR, test", "dB", "Mean over test images of each image's PSNR. Higher is better."
+    ),
+    "psnr_test_pooled": Described(
+        _RECONSTRUCTION, "PSNR, test, pooled", "dB", "PSNR of the mean squared error over all test images."
+    ),
+    "psnr_train": Described(
+        _RECONSTRUCTION, "PSNR, training", "dB", "The same on training images; far above test means overfitting."
+    ),
+    "psnr_pca_patch": Described(
+        _RECONSTRUCTION,
+        "PSNR, patch PCA",
+        "dB",
+        "Linear baseline: one PCA shared by all patches, as many numbers per patch.",
+    ),
+    "psnr_pca_image": Described(
+        _RECONSTRUCTION,
+        "PSNR, whole-image PCA",
+        "dB",
+        "Linear baseline: a PCA of whole images, as many numbers per image.",
+    ),
+    "psnr_by_bits": Described(
+        _RECONSTRUCTION,
+        "PSNR, test, by bits",
+        "dB",
+        "Test PSNR after storing each latent number in so many bits.",
+    ),
+    "psnr_by_step": Described(
+        _RECONSTRUCTION, "PSNR, test, by inner step", "dB", "Test PSNR after so many inner gradient steps."
+    ),
+    "mae_255": Described(_RECONSTRUCTION, "Mean absolute error", "grey levels", "Of 255, over all test pixels."),
+    "bits_per_dim": Described(
+        _COMPRESSION, "Bits per latent number", "bits", "Measured: all bytes stored for the latents over their count."
+    ),
+    "top1_test": Described(
+        "Classification",
+        "Top-1 accuracy, test",
+        "share",
+        "Share of test images whose class the latent classifier names.",
+    ),
+    "top5_test": Described(
+        "Classification",
+        "Top-5 accuracy, test",
+        "share",
+        "Share of test images whose class is among the first five guesses.",
+    ),
+    "ece": Described(
+        "Classification",
+        "Expected calibration error",
+        "share",
+        "Mean gap between the classifier's confidence and its accuracy. Lower is better.",
+    ),
+    "fid": Described(
+        _GENERATION, "FID", "plain", "Fr\u00e9chet Inception distance of samples to real images. Lower is better."
+    ),
+    "fd": Described(
+        _GENERATION, "Fr\u00e9chet distance, samples", "plain", _FRECHET.format("samples") + "; lower is better."
+    ),
+    "fd_reconstruction": Described(
+        _GENERATION,
+        "Fr\u00e9chet distance, reconstructions",
+        "plain",
+        _FRECHET.format("reconstructions") + ": the floor for samples.",
+    ),
+    "fd_noise": Described(
+        _GENERATION,
+        "Fr\u00e9chet distance, noise",
+        "plain",
+        _FRECHET.format("decoded noise latents") + ": the ceiling for samples.",
+    ),
+    "distinct": Described(
+        _GENERATION,
+        "Distinct nearest neighbours",
+        "count",
+        "How many different training images are nearest to the samples; few means memorised.",
+    ),
+    "locality": Described(
+        "Latents",
+        "Locality",
+        "plain",
+        "Share of the change inside its own patch when one latent position is perturbed.",
+    ),
+    "rows": Described("Data", "Rows in the functaset", "count", "Encoded images, augmentations included."),
+    "bad_inputs": Described("Data", "Bad inputs", "count", "Images that could not be read and were left out."),
+    "encode_images_per_s": Described("Speed", "Encoding", "rate", "Images encoded into latents."),
+    "meta_images_per_s": Described("Speed", "Meta-training", "rate", "Images seen in meta-training."),
+    "seconds_by_stage": Described("Speed", "Time", "duration", "Wall time of the stage."),
+    "parameters": Described("Models", "Parameters", "count", "Trained numbers of the model."),
+    "fingerprint": Described("Provenance", "Fingerprint", "text", "Of everything chosen that determines the latents."),
+    "versions": Described("Provenance", "Version", "text", "Of the software that measured this."),
+}
+GROUPS = tuple(dict.fromkeys(described.group for described in METRICS.values())) + ("Other",)
+SPACES = {"classifier": "pixel-classifier features", "latent": "latents", "inception": "Inception features"}
+
+
+def figures(metrics: dict[str, Any]) -> list[Figure]:
+    """Every value of metrics.json in words, by group; None, which nobody measured, is left out."""
+    found = [figure for key, value in metrics.items() for figure in _flatten(key, (), value)]
+    return sorted(found, key=lambda figure: GROUPS.index(figure.group))  # stable: the file's order within a group
+
+
+def number(metrics: dict[str, Any], key: str, inner: str | None = None) -> float | None:
+    """A finite number of metrics.json, or None where it was not measured."""
+    value = metrics.get(key)
+    if inner is not None:
+        value = value.get(inner) if isinstance(value, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def show(value: Any, unit: str = "plain") -> str:
+    """A value with its unit, as a person reads it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or value is None or not isinstance(value, int | float):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else ("\u221e" if value > 0 else "\u2212\u221e")
+    if unit == "share":
+        return f"{100 * value:.1f} %" if value in (0, 1) or 0.001 <= value <= 0.999 else f"{100 * value:.3g} %"
+    if unit == "duration":
+        return duration(value)
+    if unit == "count":
+        return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+    if unit == "rate":
+        return f"{_plain(value)} images/s"
+    if unit == "exact":
+        return str(value)
+    if unit in ("plain", "text"):
+        return _plain(value)
+    return f"{value:.2f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """85.2 -> '1 min 25 s'."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def short(name: str, length: int) -> str:
+    """A name as chart text: nothing that a font cannot draw, cut to length."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return shown if len(shown) <= length else shown[: length - 1] + "\u2026"
+
+
+def stage_name(stage: str) -> str:
+    """A stage in words."""
+    return STAGE_NAMES.get(stage, stage.replace("_", " "))
+
+
+def _flatten(key: str, inner: tuple[str, ...], value: Any) -> list[Figure]:
+    if isinstance(value, dict):
+        return [figure for name, below in value.items() for figure in _flatten(key, (*inner, str(name)), below)]
+    if value is None:
+        return []
+    described = METRICS.get(key, Described("Other", key.replace("_", " "), "plain", ""))
+    name = ", ".join([described.name, *(_inner_name(key, part) for part in inner)])
+    return [Figure(".".join((key, *inner)), described.group, name, show(value, described.unit), described.meaning)]
+
+
+def _inner_name(key: str, part: str) -> str:
+    if key == "psnr_by_bits":
+        return "float32" if part == "32" else f"{part} bits"
+    if key == "seconds_by_stage":
+        return stage_name(part)
+    if key in ("fd", "fd_reconstruction", "fd_noise"):
+        return SPACES.get(part, part)
+    return part
+
+
+def _plain(value: float) -> str:
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

@@ -1,0 +1,110 @@
+"""The run's pictures as files: every chart, and the labelled sheets of reconstructions and samples."""
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tasks.report import charts, pixels
+from tasks.report.data import Pixels, ReportData
+from tasks.report.describe import number, short
+
+COLUMNS = 8
+TILE = 0.75  # inches
+
+
+def draw(data: ReportData) -> dict[str, bytes]:
+    """File name -> content of every picture that this data has: runs/<id>/images/."""
+    drawn = {f"curves_{_file_name(stage)}.svg": charts.curves(rows) for stage, rows in data.curves.items()}
+    drawn |= {"psnr_histogram.svg": psnr_histogram(data), "psnr_by_bits.svg": psnr_by_bits(data)}
+    if data.originals is not None and data.reconstructions is not None and len(data.originals):
+        drawn["reconstructions.png"] = reconstruction_sheet(data.originals, data.reconstructions)
+    if data.samples is not None and len(data.samples):
+        drawn["samples.png"] = sample_sheet(data.samples, data.sample_labels)
+    return {name: content for name, content in drawn.items() if content is not None}
+
+
+def psnr_histogram(data: ReportData) -> bytes | None:
+    """SVG; None where no image's PSNR is known."""
+    return None if data.psnr_per_image is None else charts.psnr_histogram(data.psnr_per_image, baselines(data))
+
+
+def psnr_by_bits(data: ReportData) -> bytes | None:
+    """SVG; None where PSNR was not measured at two bit widths or more."""
+    by_bits = data.metrics.get("psnr_by_bits")
+    return charts.psnr_by_bits(by_bits) if isinstance(by_bits, dict) else None
+
+
+def baselines(data: ReportData) -> dict[str, float]:
+    """The linear baselines that were measured, by name, in dB."""
+    named = {"patch PCA": "psnr_pca_patch", "whole-image PCA": "psnr_pca_image"}
+    values = {name: number(data.metrics, key) for name, key in named.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def reconstruction_sheet(originals: Pixels, reconstructions: Pixels) -> bytes:
+    """PNG: rows original / reconstruction / error, [n, H, W, C] each, with every picture's PSNR below it."""
+    factor = pixels.amplification(originals, reconstructions)
+    error = pixels.errors(originals, reconstructions, factor)
+    decibels = pixels.psnr(originals, reconstructions)
+    kinds = (("original", originals), ("recon-\nstruction", reconstructions), (f"error \u00d7{factor}", error))
+    columns = min(COLUMNS, len(originals))
+    blocks = -(-len(originals) // columns)
+    figure, grid = _grid(3 * blocks, columns)
+    for row, axes in enumerate(grid):
+        name, images = kinds[row % 3]
+        axes[0].text(-0.12, 0.5, name, transform=axes[0].transAxes, ha="right", va="center", fontsize=8)
+        for column, axis in enumerate(axes):
+            index = row // 3 * columns + column
+            if index < len(images):
+                _show(axis, images[index])
+                if row % 3 == 2:
+                    _caption(axis, f"{decibels[index]:.1f} dB")
+    return _png(figure)
+
+
+def sample_sheet(samples: Pixels, labels: Sequence[str] | None = None) -> bytes:
+    """PNG: samples [n, H, W, C] in the order given, each with its class label below it."""
+    columns = min(COLUMNS, len(samples))
+    figure, grid = _grid(-(-len(samples) // columns), columns)
+    for index, axis in enumerate(grid.flat[: len(samples)]):
+        _show(axis, samples[index])
+        if labels is not None and index < len(labels):
+            _caption(axis, short(labels[index], 14))
+    return _png(figure)
+
+
+def _grid(rows: int, columns: int) -> tuple[Figure, npt.NDArray[np.object_]]:
+    figure = Figure(figsize=(TILE * columns + 0.8, (TILE + 0.08) * rows + 0.2), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    return figure, grid
+
+
+def _show(axis: Axes, image: Pixels) -> None:
+    shown = image[:, :, 0] if image.shape[2] == 1 else image
+    pixel_art = max(image.shape[:2]) <= pixels.PIXEL_ART
+    axis.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if pixel_art else "antialiased")
+
+
+def _caption(axis: Axes, text: str) -> None:
+    # parse_math: a class may be called $\frac
+    axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=7, parse_math=False)
+
+
+def _file_name(stage: str) -> str:
+    return "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in stage)[:64] or "stage"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), matplotlib.rc_context({"font.size": 8}):
+        warnings.filterwarnings("ignore", message="Glyph")  # a label in a script that the font lacks
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    return buffer.getvalue()

@@ -1,0 +1,110 @@
+"""Training of a classifier on latents (App. C)."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.classifier import build_classifier, classification_loss, decay_groups
+from models.config import ClassifierConfig, Config
+from models.normalize import Normalizer
+from storage.checkpoints import load_checkpoint
+from storage.errors import StorageError
+from storage.functaset import Functaset
+from storage.locations import open_location
+from tasks.config import TrainClassifierConfig
+from tasks.training.device import choose_device
+from tasks.training.latents import Split, load_split, training_normalizer
+from tasks.training.loop import Emit, Run, batch_rows, best_weights, mix, stage_number, train
+
+
+class ClassifierJob(Config):
+    """One classifier run, as the child process receives it."""
+
+    kind: Literal["classifier"] = "classifier"
+    seed: int
+    classifier: TrainClassifierConfig
+    functaset: str
+    classes: int
+    device: str
+    output: str
+    digest: str
+
+
+def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
+    """Trains the classifier; returns last and best test accuracy (the paper reports the best)."""
+    device = choose_device(job.device)
+    functaset = Functaset.open(job.functaset)
+    normalizer = training_normalizer(functaset, job.classifier.normalization)
+    training, test = load_split(functaset, "train"), load_split(functaset, "test")
+    z, labels = normalizer.normalize(training.z).to(device), training.labels.to(device)
+    torch.manual_seed(mix(job.seed, stage_number("classifier")))
+    model = build_classifier(job.classifier.model, functaset.latent_shape, job.classes).to(device)
+    stream = mix(job.seed, stage_number("classifier"))
+
+    def gradients(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.from_numpy(batch_rows(len(z), job.classifier.batch, stream, step)).to(device)
+        x = z[rows]
+        if job.classifier.noise:
+            x = x + job.classifier.noise * torch.randn(x.shape, generator=generator).to(device)
+        loss = classification_loss(model.train()(x), labels[rows], job.classifier.label_smoothing)
+        loss.backward()
+        return loss
+
+    run = Run(
+        stage="classifier",
+        config=job.classifier,
+        seed=job.seed,
+        module=model,
+        gradients=gradients,
+        optimizer=torch.optim.AdamW(decay_groups(model, job.classifier.weight_decay), lr=job.classifier.learning_rate),
+        output=open_location(job.output),
+        metadata=_metadata(job, functaset, normalizer),
+        emit=emit,
+        evaluate=_test_accuracy(test, normalizer, device),
+        evaluate_every=job.classifier.evaluate_every,
+    )
+    metadata = train(run)
+    accuracies = [row["accuracy"] for row in run.rows if "accuracy" in row]
+    return {"weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"], "top1_last": accuracies[-1], "top1_best": max(accuracies)}
+
+
+def _metadata(job: ClassifierJob, functaset: Functaset, normalizer: Normalizer) -> dict[str, Any]:
+    return {
+        "digest": job.digest,
+        "model": job.classifier.model.model_dump(mode="json"),
+        "latent_shape": list(functaset.latent_shape),
+        "classes": job.classes,
+        "normalizer": normalizer.state(),
+        "functaset": {"fingerprint": functaset.fingerprint, "version": functaset.version},
+    }
+
+
+def _test_accuracy(test: Split, normalizer: Normalizer, device: torch.device) -> Any:
+    z, labels = normalizer.normalize(test.z).to(device), test.labels.to(device)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        return {"accuracy": (logits_of(model, z).argmax(1) == labels).float().mean().item()}
+
+    return evaluate
+
+
+def logits_of(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:
+    """Logits [n, K] of inputs [n, ...], in evaluation mode, without gradients."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in x.split(batch)])
+    model.train(training)
+    return logits
+
+
+def load_classifier(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
+    """A trained classifier, the normaliser of its inputs, and its checkpoint's metadata."""
+    checkpoint = load_checkpoint(open_location(uri))
+    if checkpoint is None:
+        raise StorageError(f"{uri}: no classifier has been trained there; run `functa train-classifier` first")
+    meta = dict(checkpoint.metadata)
+    model = build_classifier(ClassifierConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"])
+    model.load_state_dict(best_weights(checkpoint.tensors))
+    return model.requires_grad_(False).eval(), Normalizer.from_state(meta["normalizer"]), meta

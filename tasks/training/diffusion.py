@@ -1,0 +1,90 @@
+"""Training of a diffusion model on latents (App. C)."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.config import Config, DenoiserConfig
+from models.denoiser import build_denoiser
+from models.diffusion import diffusion_loss
+from models.normalize import Normalizer
+from storage.checkpoints import load_checkpoint
+from storage.errors import StorageError
+from storage.functaset import Functaset
+from storage.locations import open_location
+from tasks.config import TrainDiffusionConfig
+from tasks.training.device import choose_device
+from tasks.training.latents import load_split, training_normalizer
+from tasks.training.loop import Emit, Run, batch_rows, best_weights, mix, stage_number, train
+
+
+class DiffusionJob(Config):
+    """One diffusion run, as the child process receives it."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    seed: int
+    diffusion: TrainDiffusionConfig
+    functaset: str
+    classes: int
+    device: str
+    output: str
+    digest: str
+
+
+def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
+    """Trains the denoiser on the normalised latents of the training split; returns its figures."""
+    device = choose_device(job.device)
+    functaset = Functaset.open(job.functaset)
+    normalizer = training_normalizer(functaset, job.diffusion.normalization)
+    training = load_split(functaset, "train")
+    x0, labels = normalizer.normalize(training.z).to(device), training.labels.to(device)
+    torch.manual_seed(mix(job.seed, stage_number("diffusion")))
+    classes = job.classes if job.diffusion.process.conditional else None
+    model = build_denoiser(job.diffusion.model, functaset.latent_shape, classes).to(device)
+    stream = mix(job.seed, stage_number("diffusion"))
+
+    def gradients(step: int, generator: torch.Generator) -> Tensor:
+        rows = torch.from_numpy(batch_rows(len(x0), job.diffusion.batch, stream, step)).to(device)
+        given = labels[rows] if classes else None
+        loss = diffusion_loss(model.train(), job.diffusion.process, x0[rows], given, generator, classes)
+        loss.backward()
+        return loss
+
+    metadata = train(
+        Run(
+            stage="diffusion",
+            config=job.diffusion,
+            seed=job.seed,
+            module=model,
+            gradients=gradients,
+            optimizer=torch.optim.Adam(model.parameters(), lr=job.diffusion.learning_rate),
+            output=open_location(job.output),
+            metadata=_metadata(job, functaset, normalizer, classes),
+            emit=emit,
+        )
+    )
+    return {"weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"]}
+
+
+def _metadata(job: DiffusionJob, functaset: Functaset, normalizer: Normalizer, classes: int | None) -> dict[str, Any]:
+    return {
+        "digest": job.digest,
+        "model": job.diffusion.model.model_dump(mode="json"),
+        "process": job.diffusion.process.model_dump(mode="json"),
+        "latent_shape": list(functaset.latent_shape),
+        "classes": classes,
+        "normalizer": normalizer.state(),
+        "functaset": {"fingerprint": functaset.fingerprint, "version": functaset.version},
+    }
+
+
+def load_denoiser(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
+    """A trained denoiser (averaged weights where there are), its normaliser, and its checkpoint's metadata."""
+    checkpoint = load_checkpoint(open_location(uri))
+    if checkpoint is None:
+        raise StorageError(f"{uri}: no diffusion model has been trained there; run `functa train-diffusion` first")
+    meta = dict(checkpoint.metadata)
+    model = build_denoiser(DenoiserConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"])
+    model.load_state_dict(best_weights(checkpoint.tensors))
+    return model.requires_grad_(False).eval(), Normalizer.from_state(meta["normalizer"]), meta

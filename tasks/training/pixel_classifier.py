@@ -1,0 +1,82 @@
+"""Training of a small classifier on pixels, whose penultimate features are a space for Frechet distances."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.classifier import build_pixel_classifier, classification_loss, decay_groups
+from models.config import Config
+from storage.checkpoints import load_checkpoint
+from storage.config import ImagesConfig
+from storage.errors import StorageError
+from storage.images import open_images
+from storage.locations import open_location
+from tasks.config import PixelClassifierConfig
+from tasks.training.classifier import logits_of
+from tasks.training.device import choose_device
+from tasks.training.loop import Emit, Run, batch_rows, best_weights, mix, stage_number, train
+from tasks.training.pictures import Pictures
+
+TEST_IMAGES = 2000  # enough to tell a feature space that works from one that does not
+
+
+class PixelClassifierJob(Config):
+    """One pixel classifier run, as the child process receives it."""
+
+    kind: Literal["pixel_classifier"] = "pixel_classifier"
+    seed: int
+    images: ImagesConfig
+    pixel_classifier: PixelClassifierConfig
+    device: str
+    output: str
+    digest: str
+
+
+def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
+    """Trains the pixel classifier; returns its test accuracy."""
+    device = choose_device(job.device)
+    images = open_images(job.images)
+    training = Pictures(images, "train", job.images)
+    test = Pictures(images, "test", job.images, limit=TEST_IMAGES)
+    config, shape = job.pixel_classifier, (training.channels, training.resolution[0], len(images.classes))
+    torch.manual_seed(mix(job.seed, stage_number("pixels")))
+    model = build_pixel_classifier(config.width, config.features, *shape).to(device)
+    stream = mix(job.seed, stage_number("pixels"))
+
+    def gradients(step: int, _: torch.Generator) -> Tensor:
+        rows = batch_rows(len(training), config.batch, stream, step)
+        labels = torch.from_numpy(training.labels[rows].astype(np.int64)).to(device)
+        loss = classification_loss(model.train()(training.batch(rows).to(device)), labels, 0.0)
+        loss.backward()
+        return loss
+
+    def accuracy(judged: nn.Module) -> dict[str, float]:
+        logits = logits_of(judged, test.batch(np.arange(len(test))).to(device), 256)
+        return {"accuracy": float((logits.argmax(1).cpu().numpy() == test.labels).mean())}
+
+    run = Run(
+        stage="pixel_classifier",
+        config=config,
+        seed=job.seed,
+        module=model,
+        gradients=gradients,
+        optimizer=torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate),
+        output=open_location(job.output),
+        metadata={"digest": job.digest, "model": [config.width, config.features, *shape]},
+        emit=emit,
+        evaluate=accuracy,
+    )
+    metadata = train(run)
+    return {"weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"], "top1_pixels": run.rows[-1]["accuracy"]}
+
+
+def load_pixel_classifier(uri: str) -> nn.Module:
+    """The trained pixel classifier: .features(images [B, H, W, ch]) -> [B, features]."""
+    checkpoint = load_checkpoint(open_location(uri))
+    if checkpoint is None:
+        raise StorageError(f"{uri}: no pixel classifier has been trained there; run `functa evaluate` first")
+    model = build_pixel_classifier(*checkpoint.metadata["model"])
+    model.load_state_dict(best_weights(checkpoint.tensors))
+    return model.requires_grad_(False).eval()

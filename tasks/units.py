@@ -1,0 +1,127 @@
+"""The units of dispatched work: one Prefect task each, around plain functions. Results are small JSON."""
+
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from storage.errors import StorageError
+from tasks.config import DispatchConfig
+from tasks.dispatch import TrainingFailed, train_in_child
+from tasks.progress import Progress, describe_row
+
+
+def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Bad input and a diverged loss stay what they are; a killed process or a lost connection may pass."""
+    try:
+        state.result()
+    except (StorageError, ValueError, NotImplementedError):
+        return False
+    except TrainingFailed as error:
+        return error.may_pass
+    except Exception:
+        return True
+    return False
+
+
+def retried(unit: Task[..., Any], dispatch: DispatchConfig) -> Task[..., Any]:
+    """The task with the retries of the config."""
+    delays = [dispatch.retry_delay * 2**i for i in range(max(1, dispatch.retries))]
+    return unit.with_options(retries=dispatch.retries, retry_delay_seconds=delays, retry_condition_fn=worth_retrying)
+
+
+def unit(name: str, run_name: str) -> Any:
+    """A task that keeps nothing in Prefect: receipts and checkpoints are the truth, and pickles a way in."""
+    return task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)
+
+
+@unit("train", "train {job[kind]}")
+def train(job: dict[str, Any], batch: int, threads: int | None) -> dict[str, Any]:
+    """One training run in a process of its own; its figures."""
+    stage = job["kind"].replace("_", "-")
+    progress = Progress(f"{stage}-progress", f"Training of the {stage.replace('-', ' ')}")
+
+    def on_row(row: dict[str, Any]) -> None:
+        if "note" in row:
+            progress.note(row["note"])
+        else:
+            progress.show(row["step"], row["steps"], describe_row(row, batch))
+
+    return train_in_child(job, on_row, threads)
+
+
+@unit("plan-encoding", "plan encoding")
+def plan_encoding(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Plans fragments and calibrates the quantiser; the shard groups to map over."""
+    from tasks.encoding.plan import EncodeJob, plan
+
+    return [group.model_dump(mode="json") for group in plan(EncodeJob.model_validate(job))]
+
+
+@unit("encode-shards", "encode {group[split]} shards {group[shards]}")
+def encode_shards(job: dict[str, Any], group: dict[str, Any], images: int) -> dict[str, Any]:
+    """Encodes one group of shards; its stats."""
+    from tasks.encoding.group import describe_stats, encode_group
+    from tasks.encoding.plan import EncodeJob, ShardGroup
+
+    stats = encode_group(EncodeJob.model_validate(job), ShardGroup.model_validate(group), images)
+    get_run_logger().info(describe_stats(stats))
+    return stats
+
+
+@unit("finalise-encoding", "finalise encoding")
+def finalise_encoding(job: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Commits the fragments; the functaset's info and its bad inputs."""
+    from tasks.encoding.finalise import finalise
+    from tasks.encoding.plan import EncodeJob, ShardGroup
+
+    return finalise(EncodeJob.model_validate(job), [ShardGroup.model_validate(g) for g in groups])
+
+
+@unit("measure-reconstruction", "measure reconstruction")
+def measure_reconstruction(job: dict[str, Any]) -> dict[str, Any]:
+    """PSNR and its baselines."""
+    from tasks.evaluation import reconstruction
+    from tasks.evaluation.job import EvaluationJob
+
+    return reconstruction.measure(EvaluationJob.model_validate(job))
+
+
+@unit("measure-classification", "measure classification")
+def measure_classification(job: dict[str, Any]) -> dict[str, Any]:
+    """Top-1 and calibration on test latents."""
+    from tasks.evaluation import classification
+    from tasks.evaluation.job import EvaluationJob
+
+    return classification.measure(EvaluationJob.model_validate(job))
+
+
+@unit("sample", "sample {job[start]} to {job[start]}+{job[count]}")
+def sample_slice(job: dict[str, Any]) -> str:
+    """One slice of samples; the URI of its file."""
+    from tasks.sample import SampleJob, write_slice
+
+    return write_slice(SampleJob.model_validate(job))
+
+
+@unit("measure-generation", "measure generation")
+def measure_generation(job: dict[str, Any], slices: list[str], labels: list[int] | None) -> dict[str, Any]:
+    """Frechet distances."""
+    from tasks.evaluation import generation
+    from tasks.evaluation.job import EvaluationJob
+
+    return generation.measure(EvaluationJob.model_validate(job), slices, labels)
+
+
+@unit("write-report", "write report")
+def write_report(run: dict[str, Any]) -> str:
+    """report.html, metrics.json and the Prefect artifacts; the report's URI."""
+    from tasks.report.publish import publish
+    from tasks.report.run import RunFolder, write_run
+
+    folder = RunFolder.model_validate(run)
+    data = write_run(folder)
+    publish(data, folder)
+    return folder.report_uri

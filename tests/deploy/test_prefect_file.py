@@ -1,0 +1,80 @@
+"""deploy/prefect.yaml and its bootstrap, as far as no server is needed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.config import PipelineConfig, load_config
+from tests.flows.serving import PROJECT, clean_environment, free_port
+
+DOCUMENT = yaml.safe_load((PROJECT / "deploy" / "prefect.yaml").read_text())
+DEPLOYMENTS = {deployment["name"]: deployment for deployment in DOCUMENT["deployments"]}
+
+
+def rendered(root: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    from deploy.bootstrap import render
+
+    for name in ("FUNCTA_PROJECT", "FUNCTA_ROOT"):
+        monkeypatch.setenv(name, "")  # render sets them; monkeypatch takes them back
+    return render(DOCUMENT, root)
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_every_entrypoint_is_a_flow_of_the_deployments_name(name: str) -> None:
+    from prefect.flows import load_flow_from_entrypoint
+
+    path, function = DEPLOYMENTS[name]["entrypoint"].split(":")
+    flow = load_flow_from_entrypoint(f"{PROJECT / path}:{function}")
+    assert flow.name == name
+
+
+def test_the_pipeline_waits_on_cpu_and_the_stages_run_on_gpu() -> None:
+    queues = {name: deployment["work_pool"]["work_queue_name"] for name, deployment in DEPLOYMENTS.items()}
+    assert queues.pop("pipeline") == "cpu"
+    assert set(queues.values()) == {"gpu"}
+    assert {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS.values()} == {"functa"}
+
+
+def test_rendering_fills_in_project_root_and_a_config_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    document = rendered("s3://bucket/runs", monkeypatch)
+    assert document["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(PROJECT)}}]
+    for deployment in document["deployments"]:
+        assert deployment["parameters"]["root"] == "s3://bucket/runs"
+        assert PipelineConfig.model_validate(deployment["parameters"]["config"]) == load_config("digits")
+    assert "{{" not in yaml.safe_dump(document)
+
+
+def test_parameters_fit_the_flows_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the server will check when the form is submitted."""
+    from prefect.flows import load_flow_from_entrypoint
+
+    for deployment in rendered("root", monkeypatch)["deployments"]:
+        path, function = deployment["entrypoint"].split(":")
+        flow = load_flow_from_entrypoint(f"{PROJECT / path}:{function}")
+        flow.validate_parameters(deployment["parameters"])
+
+
+@pytest.mark.parametrize(("url", "said"), [(None, "PREFECT_API_URL is not set"), ("dead", "no Prefect server answers")])
+def test_bootstrap_without_a_server_is_one_line(tmp_path: Path, url: str | None, said: str) -> None:
+    environment = clean_environment(tmp_path)
+    if url:
+        environment["PREFECT_API_URL"] = f"http://127.0.0.1:{free_port()}/api"
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.bootstrap"], cwd=PROJECT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_no_parameter_or_variable_looks_like_a_secret() -> None:
+    text = (PROJECT / "deploy" / "prefect.yaml").read_text().lower()
+    keys = [line.split(":")[0] for line in text.splitlines() if ":" in line and not line.lstrip().startswith("#")]
+    assert not [key for key in keys if any(word in key for word in ("password", "token", "secret", "key"))]
+    assert os.sep + "work" + os.sep not in text  # no folder of one machine

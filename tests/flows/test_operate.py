@@ -1,0 +1,346 @@
+"""What an operator is promised: `functa up`, `functa run --deployment`, `functa doctor`."""
+
+import contextlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows import children, deployed, doctor, server
+from flows.config import STAGES, ConfigError, PipelineConfig, load_config
+from flows.operate import OperateError, up
+from tests.flows.serving import PROJECT, Served, eventually, free_port, serving
+
+DEPLOYMENTS = {"pipeline"} | {stage.replace("_", "-") for stage in STAGES}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Prefect home without profiles, and no setting in the environment."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_") or name == "DO_NOT_TRACK"]:
+        monkeypatch.delenv(name)
+    for name in (*server.MANNERS, "PREFECT_SERVER_EPHEMERAL_ENABLED"):
+        # prepare_environment sets these; having been here, monkeypatch takes them away afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def write_profile(home: Path, **settings: str) -> None:
+    home.mkdir()
+    lines = "\n".join(f'{name} = "{value}"' for name, value in settings.items())
+    (home / "profiles.toml").write_text(f'active = "mine"\n[profiles.mine]\n{lines}\n')
+
+
+# --- before anything starts
+
+
+def test_a_taken_port_is_one_line_and_nothing_is_started(home: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(OperateError) as caught:
+            up(port)
+    assert str(caught.value) == f"port {port} is taken by another program: name a free one, such as --port {port + 1}"
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_an_impossible_port_is_wrong_from_the_arguments_alone(home: Path, port: int) -> None:
+    with pytest.raises(ConfigError, match=f"--port {port}"):
+        up(port)
+
+
+def test_telemetry_is_off_unless_the_user_set_otherwise(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_profile(home, PREFECT_SERVER_ANALYTICS_ENABLED="true")
+    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "7")
+    server.prepare_environment()
+    assert os.environ["DO_NOT_TRACK"] == "1"
+    assert os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] == "7"
+    assert "PREFECT_SERVER_ANALYTICS_ENABLED" not in os.environ
+
+
+def test_the_api_is_found_in_environment_then_profile_then_nowhere(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert server.configured_api() == ""
+    write_profile(home, PREFECT_API_URL="http://profile/api/")
+    assert server.configured_api() == "http://profile/api"
+    monkeypatch.setenv("PREFECT_API_URL", "http://environment/api")
+    assert server.configured_api() == "http://environment/api"
+
+
+def test_embedded_server_is_allowed_only_where_no_api_is_configured(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    server.prepare_environment()
+    assert "PREFECT_SERVER_EPHEMERAL_ENABLED" not in os.environ
+    monkeypatch.delenv("PREFECT_API_URL")
+    server.prepare_environment()
+    assert os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] == "true"
+
+
+def test_run_deployed_without_a_server_says_which_and_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+    with pytest.raises(OperateError, match=r"PREFECT_API_URL names http://127.*functa up"):
+        deployed.run_deployed(PipelineConfig(), "root")
+
+
+def test_the_light_commands_load_neither_prefect_nor_torch() -> None:
+    code = "import sys, flows.operate; sys.exit(bool({'prefect', 'torch', 'psutil'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
+
+
+# --- children
+
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
+PARENT = (
+    "import subprocess, sys, time\n"
+    f"subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], start_new_session=True)\n"
+    "time.sleep(600)\n"
+)
+
+
+def begin(code: str, folder: Path) -> children.Child:
+    return children.start(
+        "helper", [sys.executable, "-c", code], dict(os.environ), folder, folder / "logs" / "helper.log"
+    )
+
+
+def test_a_child_that_dies_is_named_with_its_last_word_and_its_log(tmp_path: Path) -> None:
+    child = begin("raise SystemExit('no space left')", tmp_path)
+    with pytest.raises(OperateError) as caught:
+        children.wait([child], [], lambda: False, 30)
+    assert str(caught.value) == f"the helper ended with status 1: no space left; log: {child.log}"
+
+
+def test_a_child_that_never_gets_ready_is_given_up(tmp_path: Path) -> None:
+    child = begin("import time; time.sleep(600)", tmp_path)
+    with pytest.raises(OperateError, match="the helper was not ready within 0 s; log: "):
+        children.wait([child], [], lambda: False, 0.2)
+    children.stop([child], [])
+    assert child.process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("parent_killed", [False, True])
+def test_stop_ends_grandchildren_in_other_sessions_that_ignore_term(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_killed: bool
+) -> None:
+    monkeypatch.setattr(children, "GRACE_SECONDS", 1)
+    child = begin(PARENT, tmp_path)
+    eventually(lambda: "up" in child.log.read_text(), 30, "the grandchild is up")
+    (grandchild,) = psutil.Process(child.process.pid).children()
+    if parent_killed:
+        child.process.kill()
+        child.process.wait()
+    children.stop([child], [])
+    assert not children.alive(grandchild)
+    assert child.process.returncode is not None
+
+
+def test_a_second_ctrl_c_kills_at_once(tmp_path: Path) -> None:
+    child = begin(STUBBORN, tmp_path)
+    eventually(lambda: "up" in child.log.read_text(), 30, "the child is up")
+    began = time.monotonic()
+    children.stop([child], [signal.SIGINT, signal.SIGINT])
+    assert child.process.returncode == -signal.SIGKILL
+    assert time.monotonic() - began < children.GRACE_SECONDS
+
+
+# --- doctor
+
+
+def test_doctor_names_what_it_finds_and_how_to_mend_what_is_missing(home: Path, tmp_path: Path) -> None:
+    checks = {check.name: check for check in doctor.doctor(str(tmp_path / "not" / "yet"))}
+    assert list(checks) == ["python", "torch", "compiler", "disk", "memory", "prefect", "port", "lock", "versions"]
+    assert all(check.mend for check in checks.values() if check.ok is False)
+    assert checks["python"].ok
+    assert checks["lock"].ok
+    assert "embedded" in checks["prefect"].detail
+
+
+def test_doctor_names_the_package_of_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    check = doctor.check_compiler()
+    assert check.ok is None
+    assert "g++" in check.mend
+
+
+def test_doctor_reports_a_server_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
+    check = doctor.check_prefect()
+    assert check.ok is False
+    assert "does not answer" in check.detail
+
+
+def test_doctor_reads_pins_of_this_platform_alone() -> None:
+    lock = (
+        "numpy==2.1.0 ; sys_platform == 'never' \\\n    --hash=sha256:00\n"
+        "numpy==2.2.0 ; sys_platform != 'never' \\\n    --hash=sha256:00\n"
+        "torch==2.11.0+cpu\n# comment==1\n"
+    )
+    assert doctor.read_pins(lock) == {"numpy": ["2.2.0"], "torch": ["2.11.0"]}
+
+
+def test_a_broken_package_is_a_finding_not_a_traceback() -> None:
+    def check_torch() -> doctor.Check:
+        raise OSError("libtorch.so: cannot open\nshared object")
+
+    check = doctor.guarded(check_torch)
+    assert (check.name, check.ok) == ("torch", False)
+    assert "\n" not in check.detail
+
+
+# --- a real `functa up`; the last test ends it
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("up")) as running:
+        yield running
+
+
+def snapshot(served: Served) -> dict[str, Any]:
+    """Pools, queues and deployments without what any reading or polling changes."""
+    volatile = {"updated", "last_polled", "status", "active_slots"}
+    tables = {
+        "pools": served.ask("work_pools/filter", {}),
+        "queues": served.ask("work_queues/filter", {}),
+        "deployments": served.ask("deployments/filter", {}),
+    }
+    return {
+        name: sorted(({k: v for k, v in row.items() if k not in volatile} for row in rows), key=lambda row: row["id"])
+        for name, rows in tables.items()
+    }
+
+
+def bootstrap(served: Served) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "deploy.bootstrap", "--root", str(served.root)],
+        cwd=PROJECT,
+        env=served.environment(),
+        check=True,
+    )
+
+
+@pytest.mark.server
+def test_up_serves_on_the_loopback_address_alone(served: Served) -> None:
+    assert served.ask("health") is True
+    listening = {
+        connection.laddr.ip
+        for process in served.family()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+@pytest.mark.server
+def test_up_deploys_every_stage_with_a_run_form_that_is_filled_in(served: Served) -> None:
+    deployments = {d["name"]: d for d in served.ask("deployments/filter", {})}
+    assert set(deployments) == DEPLOYMENTS
+    for name, deployment in deployments.items():
+        assert deployment["work_queue_name"] == ("cpu" if name == "pipeline" else "gpu")
+        assert deployment["enforce_parameter_schema"]
+        assert deployment["description"]
+        assert PipelineConfig.model_validate(deployment["parameters"]["config"]) == load_config("digits")
+        assert deployment["parameters"]["root"] == str(served.root)
+
+
+@pytest.mark.server
+def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: Served) -> None:
+    before = snapshot(served)
+    (evaluate,) = (d for d in before["deployments"] if d["name"] == "evaluate")
+    served.ask(f"deployments/{evaluate['id']}", method="DELETE")
+    bootstrap(served)
+    after = snapshot(served)
+    assert {d["name"] for d in after["deployments"]} == DEPLOYMENTS
+    assert after["pools"] == before["pools"]
+    assert after["queues"] == before["queues"]
+    untouched = {d["id"]: d for d in after["deployments"] if d["name"] != "evaluate"}
+    assert untouched == {d["id"]: d for d in before["deployments"] if d["name"] != "evaluate"}
+
+
+@pytest.mark.server
+def test_no_telemetry_and_no_advertisement(served: Served) -> None:
+    settings = served.ask("admin/settings")["server"]
+    assert settings["analytics_enabled"] is False
+    assert settings["ui"]["show_promotional_content"] is False
+
+
+@pytest.mark.server
+def test_a_second_up_on_the_port_is_one_line(served: Served, home: Path) -> None:
+    with pytest.raises(OperateError, match=f"^port {served.port} is taken by a Prefect server: .*$"):
+        up(served.port)
+
+
+@pytest.mark.server
+def test_run_deployed_says_which_queue_no_worker_polls(
+    served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"{served.address}/api")
+    monkeypatch.setattr(deployed, "QUEUES", ("cpu", "lonely"))
+    monkeypatch.setattr(deployed, "WORKER_SECONDS", 1)
+    with pytest.raises(OperateError, match="no worker polls queue lonely of pool 'functa'"):
+        deployed.run_deployed(PipelineConfig(), "root")
+
+
+@pytest.mark.server
+def test_run_deployed_says_that_the_deployment_is_missing(
+    served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"{served.address}/api")
+    monkeypatch.setattr(deployed, "DEPLOYMENT", "pipeline/elsewhere")
+    with pytest.raises(OperateError, match="no deployment 'pipeline/elsewhere': make it with"):
+        deployed.run_deployed(PipelineConfig(), "root")
+
+
+@pytest.mark.server
+def test_a_config_out_of_range_is_refused_before_a_worker_sees_it(served: Served) -> None:
+    config = load_config("digits").model_dump(mode="json")
+    config["inner"]["steps"] = 10_000
+    status = start_run(served, "meta-train", config)
+    assert status == 409
+
+
+def start_run(served: Served, name: str, config: dict[str, Any]) -> Any:
+    """A run of the deployment as the run form makes it: its row, or the status of the refusal."""
+    import urllib.error
+
+    (deployment,) = (d for d in served.ask("deployments/filter", {}) if d["name"] == name)
+    try:
+        return served.ask(
+            f"deployments/{deployment['id']}/create_flow_run",
+            {"parameters": {"config": config, "root": str(served.root)}, "state": {"type": "SCHEDULED"}},
+        )
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.server
+def test_ctrl_c_ends_worker_server_and_a_running_stage_and_leaves_no_process(served: Served) -> None:
+    config = load_config("digits", ["meta_train.steps=1000000"]).model_dump(mode="json")
+    run = start_run(served, "meta-train", config)
+    eventually(lambda: served.ask(f"flow_runs/{run['id']}")["state_type"] == "RUNNING", 90, "the stage runs")
+    family = served.family()
+    assert len(family) >= 4  # up, server, worker, flow run
+    served.process.send_signal(signal.SIGINT)
+    said, _ = served.process.communicate(timeout=60)
+    assert served.process.returncode == 0, said
+    assert not [process for process in family if children.alive(process)]
+    assert server.port_fault(served.port) == ""
+    with contextlib.closing(sqlite3.connect(served.home / "prefect.db")) as database:
+        (state,) = database.execute("select state_type from flow_run where id = ?", (run["id"],)).fetchone()
+    assert state == "CRASHED"

@@ -1,0 +1,105 @@
+"""Metrics against closed forms, scipy, torchmetrics, and known figures of the digits."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.image.fid import _compute_fid
+
+from models.metrics import (
+    FrechetStatistics,
+    accuracy,
+    expected_calibration_error,
+    frechet_distance,
+    image_errors,
+    pca_psnr,
+    pooled_psnr,
+    psnr,
+)
+
+
+def test_psnr_is_per_image_and_pooled_psnr_of_the_mean_error() -> None:
+    targets = torch.rand(4, 5, 6, 3)
+    images = targets + torch.tensor([0.1, 0.01, 0.5, 0.2]).reshape(4, 1, 1, 1) * torch.randn(4, 5, 6, 3)
+    each = peak_signal_noise_ratio(images, targets, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    torch.testing.assert_close(psnr(images, targets), each)
+    assert images.max() > 1  # beyond the range, and not clamped
+    pooled = peak_signal_noise_ratio(images, targets, data_range=1.0).item()
+    assert pooled_psnr(image_errors(images, targets)) == pytest.approx(pooled, rel=1e-5)
+    assert pooled < each.mean()
+
+
+def features(rows: int, dimensions: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(dimensions, dimensions, generator=generator, dtype=torch.float64)
+    x = torch.randn(rows, dimensions, generator=generator, dtype=torch.float64)
+    return x @ mixing / dimensions**0.5 + 0.3 * seed
+
+
+@pytest.mark.parametrize(
+    "rows", [(500, 400), (20, 500), (20, 24)], ids=["full rank", "one deficient", "both deficient"]
+)
+def test_frechet_distance_agrees_with_scipy_and_torchmetrics(rows: tuple[int, int]) -> None:
+    sets = [features(n, 48, seed) for seed, n in enumerate(rows, start=1)]
+    ours = frechet_distance(*(FrechetStatistics().update(x) for x in sets))
+    (mean_a, cov_a), (mean_b, cov_b) = [(x.mean(0), torch.cov(x.T)) for x in sets]
+    root = np.trace(scipy.linalg.sqrtm((cov_a @ cov_b).numpy())).real
+    by_scipy = ((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root).item()
+    assert ours == pytest.approx(by_scipy, rel=1e-6)
+    assert ours == pytest.approx(_compute_fid(mean_a, cov_a, mean_b, cov_b).item(), rel=1e-6)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero_and_of_a_shift_its_square() -> None:
+    x = features(300, 16, 1)
+    own = FrechetStatistics().update(x)
+    assert frechet_distance(own, own) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(own, FrechetStatistics().update(x + 2)) == pytest.approx(16 * 4, rel=1e-6)
+
+
+def test_streamed_and_merged_statistics_equal_those_of_the_whole() -> None:
+    x = features(5000, 12, 2) + 10
+    parts = FrechetStatistics()
+    for part in x.split(1234):
+        parts.merge(FrechetStatistics().update(part.float()))
+    mean, covariance = parts.merge(FrechetStatistics()).moments()
+    assert parts.count == 5000
+    torch.testing.assert_close(mean, x.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(covariance, torch.cov(x.T), rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_refuse_other_features_and_too_few_rows() -> None:
+    with pytest.raises(ValueError, match="12 features"):
+        FrechetStatistics().update(features(4, 12, 1)).update(features(4, 13, 1))
+    for few in (FrechetStatistics(), FrechetStatistics().update(features(1, 3, 1))):
+        with pytest.raises(ValueError, match="at least 2 rows"):
+            few.moments()
+
+
+@pytest.mark.parametrize(("numbers", "patch", "known"), [(8, 4, 18.8), (32, None, 26.4)])
+def test_linear_baselines_of_the_digits_at_32_numbers(numbers: int, patch: int | None, known: float) -> None:
+    digits = load_digits()
+    images = torch.from_numpy(digits.images / 16).float()[..., None]
+    train, test = train_test_split(images, test_size=300, stratify=digits.target, random_state=0)
+    mean, pooled = pca_psnr(train, test, numbers, patch)
+    assert mean == pytest.approx(known, abs=0.4)
+    assert pooled <= mean
+
+
+def test_pca_is_exact_with_every_number_and_takes_oblong_patches() -> None:
+    images = torch.rand(60, 4, 6, 2)
+    assert pca_psnr(images, images[:9], 12, (2, 3))[0] > 200
+    assert pca_psnr(images, images[:9], 6, (2, 3))[0] < 30
+    with pytest.raises(ValueError, match="4x6 images are not divisible into 4x4"):
+        pca_psnr(images, images, 2, 4)
+
+
+def test_accuracy_and_calibration_error_equal_their_definitions() -> None:
+    probabilities = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.3, 0.7]])
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    assert accuracy(probabilities, labels) == pytest.approx(3 / 5)
+    expected = 4 / 5 * abs(2 / 4 - 0.8) + 1 / 5 * abs(1 - 0.7)
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(expected, rel=1e-5)
