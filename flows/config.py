@@ -42,6 +42,7 @@ class PipelineConfig(Config):
     diffusion: TrainDiffusionConfig = Field(TrainDiffusionConfig(), title="Diffusion")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), title="Evaluation")
     dispatch: DispatchConfig = Field(DispatchConfig(), title="Dispatch")
+    paper: dict[str, float | str] = Field({}, description="The paper's figures for this row; shown, never used.")
 
 
 # The sections whose keys decide a stage's result, and the stages whose outputs it reads.
@@ -60,6 +61,8 @@ INPUTS = {
     "evaluate": ("meta_train", "encode", "train_classifier", "train_diffusion"),
 }
 STAGES = tuple(SECTIONS)
+# How samples are drawn: decides what is evaluated, not what is trained.
+SAMPLING = tuple(f"diffusion.process.{key}" for key in ("sampler", "sampling_steps", "guidance", "clip", "variance"))
 
 
 def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
@@ -68,6 +71,10 @@ def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
     for section in SECTIONS[stage]:
         value = getattr(config, section)
         flat |= _flatten(value, section) if isinstance(value, BaseModel) else {section: value}
+    if stage == "train_diffusion":
+        return {key: value for key, value in flat.items() if key not in SAMPLING}
+    if stage == "evaluate":  # the model itself is among its inputs, by digest
+        return {key: value for key, value in flat.items() if not key.startswith("diffusion.") or key in SAMPLING}
     return flat
 
 
@@ -93,7 +100,9 @@ def digest(value: Any) -> str:
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the project."""
-    return sorted(p.name.removesuffix(".yaml") for p in resources.files("flows.presets").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("flows.presets").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load_config(preset: str, overrides: list[str] | None = None) -> PipelineConfig:

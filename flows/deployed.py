@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -45,22 +44,22 @@ def run_deployed(
     console = console or Console()
     prepare_environment()
     api = find_api()
+    import httpx
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
-        check_deployment(client, api)
-        wait_for_workers(client, api, console)
-        run = trigger(config, root, from_root)
-        address = run_address(api, run.id)
-        console.print(f"Run '{run.name}': {address}", soft_wrap=True)
-        try:
-            state = follow(client, run.id, console)
-        except KeyboardInterrupt:
-            console.print(f"The run goes on without this command; its page, where it can be cancelled: {address}",
-                          soft_wrap=True)  # fmt: skip
-            raise
-    console.print(f"Run '{run.name}': {state.name}{': ' + state.message if state.message else ''}", soft_wrap=True)
+    try:
+        with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+            check_deployment(client, api)
+            wait_for_workers(client, api, console)
+            run = trigger(config, root, from_root)
+            address = run_address(api, run.id)
+            console.print(f"Run '{run.name}': {address}", soft_wrap=True, highlight=False)
+            state = follow(client, run.id, address, console)
+    except httpx.HTTPError as error:
+        raise OperateError(f"{api}: {' '.join(str(error).split()) or type(error).__name__}") from None
+    said = f"{state.name}: {state.message}" if state.message else state.name
+    console.print(f"Run '{run.name}': {said}", soft_wrap=True, highlight=False, markup=False)
     return state
 
 
@@ -115,6 +114,7 @@ def wait_for_workers(client: "SyncPrefectClient", api: str, console: Console) ->
 def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRun":
     """A new run of the deployment; relative folders mean those of this shell, not the worker's."""
     from prefect.deployments import run_deployment
+    from prefect.exceptions import PrefectHTTPStatusError
 
     parameters = {
         "config": config.model_dump(mode="json"),
@@ -122,7 +122,14 @@ def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRu
         "from_root": absolute(from_root) if from_root else None,
         "through_deployments": True,
     }
-    run: FlowRun = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)  # type: ignore[assignment]
+    try:
+        run: FlowRun = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)  # type: ignore[assignment]
+    except PrefectHTTPStatusError as error:
+        detail = error.response.json().get("detail", "") if error.response.status_code == 409 else str(error)
+        raise OperateError(
+            f"the server refused the run: {' '.join(detail.split())}; if its deployments are older than this checkout, "
+            "renew them with `python -m deploy.bootstrap`"
+        ) from None
     return run
 
 
@@ -137,7 +144,7 @@ def run_address(api: str, run_id: "UUID") -> str:
     return f"{base}{path}/runs/flow-run/{run_id}"
 
 
-def follow(client: "SyncPrefectClient", run_id: "UUID", console: Console) -> "State":
+def follow(client: "SyncPrefectClient", run_id: "UUID", address: str, console: Console) -> "State":
     """Poll until the run has ended, with a line that says which stages run. A server may be away for a while."""
     import httpx
 
@@ -146,19 +153,25 @@ def follow(client: "SyncPrefectClient", run_id: "UUID", console: Console) -> "St
         while True:
             try:
                 run = client.read_flow_run(run_id)
-                progress = stages(client, run_id)
+                status.update(f"{state_name(run)}, {time.monotonic() - began:.0f} s{stages(client, run_id)}")
                 heard = time.monotonic()
+                if run.state is not None and run.state.is_final():
+                    return run.state
+                time.sleep(POLL_SECONDS)
             except httpx.TransportError:
                 silence = time.monotonic() - heard
                 if silence > SILENCE_SECONDS:
-                    raise OperateError(f"the server has not answered for {silence:.0f} s; the run may go on") from None
+                    raise OperateError(f"no answer for {silence:.0f} s; the run may go on: {address}") from None
                 status.update(f"The server has not answered for {silence:.0f} s")
-            else:
-                if run.state is not None and run.state.is_final():
-                    return run.state
-                name = run.state.name if run.state else "Pending"
-                status.update(f"{name}, {time.monotonic() - began:.0f} s{progress}")
-            time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
+            except KeyboardInterrupt:
+                console.print(f"The run goes on; cancel it on its page: {address}", soft_wrap=True, highlight=False)
+                raise
+
+
+def state_name(run: "FlowRun") -> str:
+    """Running, Completed, ..."""
+    return (run.state and run.state.name) or "Pending"
 
 
 def stages(client: "SyncPrefectClient", run_id: "UUID") -> str:
@@ -168,5 +181,4 @@ def stages(client: "SyncPrefectClient", run_id: "UUID") -> str:
     children = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
     )
-    counted = Counter((child.name, child.state.name if child.state else "Pending") for child in children)
-    return "".join(f"; {name} {state}" for name, state in sorted(counted))
+    return "".join(f"; {child.name} {state_name(child)}" for child in sorted(children, key=lambda child: child.created))

@@ -43,8 +43,9 @@ def classifier_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) 
     """The classifier's training run."""
     config = ledger.config
     return ClassifierJob(
-        seed=config.seed, classifier=config.classifier, functaset=ledger.output(functaset), classes=len(classes(ledger)),
-        device=config.dispatch.device, output=ledger.output(record), digest=ledger.digest("train_classifier"),
+        seed=config.seed, classifier=config.classifier, functaset=ledger.output(functaset),
+        classes=len(classes(ledger)), device=config.dispatch.device, output=ledger.output(record),
+        digest=ledger.digest("train_classifier"),
     ).model_dump(mode="json")  # fmt: skip
 
 
@@ -157,4 +158,3 @@ def parameters(ledger: Ledger) -> dict[str, int]:
 def classes(ledger: Ledger) -> list[str]:
     """Names of the image source's classes."""
     return open_images(ledger.config.images).classes
-

@@ -80,6 +80,11 @@ class Ledger:
             )
         return record
 
+    def require_inputs(self, stage: str) -> None:
+        """Raises MissingInput unless what the stage reads has finished. Evaluation takes what there is."""
+        for name in ("encode",) if stage == "evaluate" else INPUTS[stage]:
+            self.require(name)
+
     def output(self, record: StageRecord) -> str:
         """URI of a stage's output."""
         return output_location(record, self.location).uri

@@ -141,5 +141,3 @@ def _encoding_speed(stats: list[dict[str, Any]]) -> dict[str, float]:
 def run_id() -> str:
     """UTC time, so that runs sort; two in one second get the same folder only if they share a root and a second."""
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-
-

@@ -96,7 +96,10 @@ class ClassifierConfig(Config):
 class DenoiserConfig(Config):
     """The ADM UNet on latents (Table 6)."""
 
-    channels: int = Field(64, ge=32, le=1024, multiple_of=32, description="Base channels.")
+    channels: int = Field(64, ge=8, le=1024, description="Base channels.")
+    groups: int = Field(
+        32, ge=1, le=64, description="Of every group normalisation (ADM: 32); fewer keep the scale of tiny latents."
+    )
     multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
         (1, 2), min_length=1, max_length=6, description="Channel multiplier of each level, finest first."
     )
@@ -104,6 +107,12 @@ class DenoiserConfig(Config):
     attention: tuple[int, ...] = Field((), description="Latent resolutions with attention (the middle always has it).")
     head_channels: int = Field(64, ge=8, le=512, description="Channels per attention head.")
     dropout: float = Field(0.0, ge=0, lt=1, description="In the residual blocks.")
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> "DenoiserConfig":
+        if self.channels % self.groups:
+            raise ValueError(f"channels {self.channels} is not a multiple of groups {self.groups}")
+        return self
 
 
 class DiffusionConfig(Config):
@@ -120,9 +129,7 @@ class DiffusionConfig(Config):
         "ddpm", description="Ancestral DDPM (the paper), or DPM-Solver++ 2M for development."
     )
     sampling_steps: int = Field(1000, ge=2, le=10000, description="Denoiser calls per sample.")
-    guidance: float = Field(
-        1.0, ge=0, le=100, description="Classifier-free guidance: 0 unconditional, 1 conditional."
-    )
+    guidance: float = Field(1.0, ge=0, le=100, description="Classifier-free guidance: 0 unconditional, 1 conditional.")
     clip: float | None = Field(None, gt=0, description="The x0 estimate is clipped to +- this; empty: not clipped.")
     variance: Literal["fixed_small", "fixed_large"] = Field("fixed_large", description="Of the DDPM sampler.")
 

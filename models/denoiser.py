@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from models.config import DenoiserConfig
 
-GROUPS = 32  # of every group normalisation, as in ADM
-
 
 class Denoiser(nn.Module):
     """Takes channels-last latents to a UNet that wants [B, c, s, s]."""
@@ -48,8 +46,8 @@ def build_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int], c
         upsample_type="resnet",
         resnet_time_scale_shift="scale_shift",
         attention_head_dim=config.head_channels,
-        norm_num_groups=GROUPS,
-        attn_norm_num_groups=GROUPS,  # None would remove the middle attention's norm
+        norm_num_groups=config.groups,
+        attn_norm_num_groups=config.groups,  # None would remove the middle attention's norm
         norm_eps=1e-5,
         time_embedding_dim=4 * config.channels,
         num_class_embeds=None if classes is None else classes + 1,
@@ -83,10 +81,10 @@ def check_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -
                 f"head_channels {config.head_channels}: lower head_channels"
             )
     # At 1x1 a group of one number normalises to nothing, and the convolution that leads there has the width before.
-    if resolutions[-1] == 1 and GROUPS in [config.channels * multiplier for multiplier in config.multipliers[-2:]]:
+    if resolutions[-1] == 1 and config.groups in [config.channels * multiplier for multiplier in config.multipliers[-2:]]:
         raise ValueError(
-            f"the UNet ends at 1x1, where {GROUPS} channels are {GROUPS} groups of one number each: "
-            f"use at least {2 * GROUPS} channels on its last two levels"
+            f"the UNet ends at 1x1, where {config.groups} channels are {config.groups} groups of one number each: "
+            f"use at least {2 * config.groups} channels on its last two levels"
         )
 
 

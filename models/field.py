@@ -1,6 +1,7 @@
 """The neural field: a SIREN whose sine layers are shifted by modulations, and the map from latents to modulations."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Field(nn.Module):
         widths = [2, *[config.width] * (config.depth - 1), image_channels]
         bound = math.sqrt(6 / config.width) / config.w0  # SIREN; the first layer is 1 / inputs instead
         self.weights = nn.ParameterList(
-            _uniform((m, n), 0.5 if i == 0 else bound, generator) for i, (m, n) in enumerate(zip(widths, widths[1:]))
+            _uniform((m, n), 0.5 if i == 0 else bound, generator) for i, (m, n) in enumerate(pairwise(widths))
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(n)) for n in widths[1:])
         self.modulation_weight = nn.Parameter(torch.empty(config.channels, config.modulations))

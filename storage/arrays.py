@@ -1,7 +1,7 @@
 """A fragment's arrays as zarr v3 documents and shard objects, made and read in memory.
 
 zarr writes into a memory store and the bytes are then put by the caller, so that create-only semantics, length and
-CRC-32C all come from the same bytes. Standard codecs only: any zarr v3 reader opens them.
+sha256 all come from the same bytes. Standard codecs only: any zarr v3 reader opens them.
 """
 
 import json

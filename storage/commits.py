@@ -19,7 +19,7 @@ from storage.fragments import Receipt, read_moments, read_receipt, receipt_key
 from storage.locations import Location
 from storage.moments import Moments, merge
 from storage.plans import Plan, load_plan, plan_rows, row_id
-from storage.records import FORMAT, ObjectRecord, Record, crc32c, read_record, read_vouched, seal, unseal, vouch
+from storage.records import FORMAT, ObjectRecord, Record, read_record, read_vouched, seal, unseal, vouch
 from storage.root import read_root
 
 Found = TypeVar("Found")
@@ -245,7 +245,7 @@ def status(location: Location) -> dict[str, float]:
 
 
 def verify(location: Location, deep: bool = False) -> VerifyReport:
-    """Check every object that the newest commit names: records wholly, data by length, or by CRC-32C if `deep`.
+    """Check every object that the newest commit names: records wholly, data by length, or by sha256 if `deep`.
 
     Damage is reported, not raised; StorageError only where there is no functaset or commit at all.
     """
@@ -310,8 +310,8 @@ class _Verification:
             self.bad[key] = "is missing"
         elif size != record.bytes:
             self.bad[key] = f"has {size} bytes and should have {record.bytes}"
-        elif self.deep and crc32c(self.location.read(key)) != record.crc32c:
-            self.bad[key] = "was altered: CRC-32C does not match"
+        elif self.deep and vouch(self.location.read(key)) != record:
+            self.bad[key] = "was altered: sha256 does not match"
 
     def _guarded(self, key: str, check: Callable[[], Found]) -> Found | None:
         """What the check returns, or None with its complaint noted."""

@@ -22,6 +22,7 @@ class ImagesConfig(Config):
     )
     dataset: Literal["CIFAR10", "FashionMNIST"] = Field("CIFAR10", description="Which torchvision data set.")
     channels: Literal[1, 3] | None = Field(None, description="Grey or RGB; empty: what the source has (folder: 3).")
+    classes: int | None = Field(None, ge=1, description="How many classes; empty: what the source has.")
     resolution: int | None = Field(
         None, ge=2, le=4096, description="Short side to this, then centre crop; empty: images must agree already."
     )

@@ -7,6 +7,7 @@ float and 32-bit images (their range is not known), and whatever does not decode
 """
 
 import io
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 MAX_FILE_BYTES = 256 << 20
+
+# What Pillow would say of a file on stderr stands in the row's reason, or did no harm.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(Exception):

@@ -120,7 +120,7 @@ class Functaset:
         return sum(entry.rows for entry in self.commit.fragments if entry.split == split)
 
     def load(self, split: str) -> Latents:
-        """All visible rows of a split in memory; every object's length and CRC-32C is checked on the way."""
+        """All visible rows of a split in memory; every object's length and sha256 is checked on the way."""
         chosen = [(entry, plan) for entry, plan in self.fragments if entry.split == split]
         if not chosen:
             raise StorageError(f"{self.location.uri}: version {self.version} has no rows of split '{split}'")

@@ -51,6 +51,7 @@ class ImageSplit:
     tokens: list[str]
     shape: tuple[int, int, int]
     read_row: Callable[[int], Picture]
+    threads: int = 1
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -58,8 +59,8 @@ class ImageSplit:
     def read(self, rows: np.ndarray | Sequence[int]) -> ImageBatch:
         """The rows, in the order asked for. An unreadable one is bad with its reason; nothing shifts."""
         wanted = [int(row) for row in rows]
-        if len(wanted) > READ_THREADS:
-            with ThreadPoolExecutor(READ_THREADS) as pool:
+        if self.threads > 1 and len(wanted) > 1:
+            with ThreadPoolExecutor(self.threads) as pool:
                 pictures = list(pool.map(self.read_row, wanted))
         else:
             pictures = [self.read_row(row) for row in wanted]
@@ -111,6 +112,16 @@ class _Rows:
 
 def open_images(config: ImagesConfig) -> Images:
     """Open a source. Raises StorageError, one line: what is missing or wrong in it, and the mend."""
+    images = _open(config)
+    if config.classes not in (None, len(images.classes)):
+        raise StorageError(
+            f"{config.location or config.source}: has {len(images.classes)} classes, not images.classes="
+            f"{config.classes}; leave that empty, or look whether class folders are missing"
+        )
+    return images
+
+
+def _open(config: ImagesConfig) -> Images:
     if config.source == "folder":
         return _open_folder(config)
     if config.source == "digits":
@@ -280,4 +291,4 @@ def _folder_split(location: Location, rows: _Rows, resolution: int, channels: in
         except (BadImage, StorageError) as error:
             return Picture(None, str(error), sha256)
 
-    return ImageSplit(rows.keys, rows.labels, rows.tokens, (resolution, resolution, channels), read_row)
+    return ImageSplit(rows.keys, rows.labels, rows.tokens, (resolution, resolution, channels), read_row, READ_THREADS)

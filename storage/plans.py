@@ -235,8 +235,13 @@ def _range_spec(quantization: Quantization) -> ArraySpec:
 
 
 def _put(location: Location, key: str, data: bytes) -> bytes:
-    """Create, or adopt what stands: a plan's objects are the same for everybody but for the writer's zarr version."""
-    return data if location.create(key, data) else location.read(key)
+    """Create, or adopt what stands: the same for everybody, but that another zarr version words zarr.json otherwise."""
+    if location.create(key, data):
+        return data
+    standing = location.read(key)
+    if standing != data and not key.endswith("zarr.json"):
+        raise DamagedObject(f"{location.uri}/{key}: holds something else, and no plan vouches for it; delete it")
+    return standing
 
 
 def load_plan(location: Location, fragment_id: str) -> Plan:
@@ -249,13 +254,14 @@ def load_plan(location: Location, fragment_id: str) -> Plan:
 
 
 def plan_rows(location: Location, plan: Plan, shard: int) -> ShardRows:
-    """The rows of one shard. Raises DamagedObject where the table is not what the plan says."""
+    """The rows of one shard. Raises ValueError outside the plan, DamagedObject where the table is not what it says."""
+    size = plan.shard_size(shard)
     key = f"rows/{shard:06d}.json"
     table = json.loads(plan_object(location, plan, key))
     rows = ShardRows(
         table["keys"], np.array(table["labels"], np.int32), table["tokens"], np.array(table["rows"], np.int64)
     )
-    if not len(rows.keys) == len(rows.labels) == len(rows.tokens) == len(rows.rows) == plan.shard_size(shard):
+    if not len(rows.keys) == len(rows.labels) == len(rows.tokens) == len(rows.rows) == size:
         raise DamagedObject(f"{location.uri}/{plan.path}/{key}: has another number of rows than the plan says")
     return rows
 

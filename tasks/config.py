@@ -55,7 +55,9 @@ class EncodeConfig(Config):
     group_shards: int = Field(
         4, ge=1, le=65536, description="Shards per dispatched task.", json_schema_extra=ENVIRONMENT
     )
-    calibration_images: int = Field(512, ge=1, le=1 << 20, description="Training images that set the quantiser's range.")
+    calibration_images: int = Field(
+        512, ge=1, le=1 << 20, description="Training images that set the quantiser's range."
+    )
     quantization: QuantizationConfig = Field(QuantizationConfig(), title="Quantization")
 
     @model_validator(mode="after")

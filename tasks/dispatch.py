@@ -74,7 +74,9 @@ def _converse(
     errors.seek(0)
     tail = errors.read()[-2000:].strip()
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    raise TrainingFailed(f"the {job['kind']} process {how}" + (f": {tail.splitlines()[-1]}" if tail else ""), may_pass=True)
+    raise TrainingFailed(
+        f"the {job['kind']} process {how}" + (f": {tail.splitlines()[-1]}" if tail else ""), may_pass=True
+    )
 
 
 def _stop(child: subprocess.Popen[str]) -> None:

@@ -86,7 +86,9 @@ def describe_stats(stats: dict[str, Any]) -> str:
     split = " / ".join(f"{name} {stats[name] / seconds:.0%}" for name in ("read", "encode", "write"))
     good = stats["images"] - stats["bad"]
     psnr = f", PSNR {stats['psnr'] / good:.2f} dB" if good else ""
-    return f"{stats['images']} images, {stats['images'] / seconds:.0f} images/s ({split}){psnr}, {stats['bad']} bad inputs"
+    return (
+        f"{stats['images']} images, {stats['images'] / seconds:.0f} images/s ({split}){psnr}, {stats['bad']} bad inputs"
+    )
 
 
 def encode_images(loop: InnerLoop, images: np.ndarray, batch: int) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, wri
 from tasks.sample import read_slices
 from tasks.training.latents import Split, load_split, training_normalizer
 from tasks.training.loop import mix, stage_number
-from tasks.training.pixel_classifier import load_pixel_classifier
 from tasks.training.pictures import spread
+from tasks.training.pixel_classifier import load_pixel_classifier
 
 
 def reference_labels(labels: np.ndarray, count: int) -> np.ndarray:

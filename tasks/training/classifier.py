@@ -66,7 +66,12 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
     )
     metadata = train(run)
     accuracies = [row["accuracy"] for row in run.rows if "accuracy" in row]
-    return {"weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"], "top1_last": accuracies[-1], "top1_best": max(accuracies)}
+    return {
+        "weights_digest": metadata["weights_digest"],
+        "seconds": metadata["seconds"],
+        "top1_last": accuracies[-1],
+        "top1_best": max(accuracies),
+    }
 
 
 def _metadata(job: ClassifierJob, functaset: Functaset, normalizer: Normalizer) -> dict[str, Any]:
@@ -105,6 +110,8 @@ def load_classifier(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
     if checkpoint is None:
         raise StorageError(f"{uri}: no classifier has been trained there; run `functa train-classifier` first")
     meta = dict(checkpoint.metadata)
-    model = build_classifier(ClassifierConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"])
+    model = build_classifier(
+        ClassifierConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"]
+    )
     model.load_state_dict(best_weights(checkpoint.tensors))
     return model.requires_grad_(False).eval(), Normalizer.from_state(meta["normalizer"]), meta

@@ -120,5 +120,3 @@ def load_field(uri: str) -> tuple[Field, InnerConfig, dict[str, Any]]:
     field = Field(config, inner, checkpoint.metadata["image_channels"])
     field.load_state_dict(best_weights(checkpoint.tensors))
     return field.requires_grad_(False), inner, dict(checkpoint.metadata)
-
-

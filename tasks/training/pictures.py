@@ -56,7 +56,9 @@ class Pictures:
         batch = self.split.read(self._rows[rows])
         good = np.flatnonzero(batch.good)
         if not len(good):
-            raise StorageError(f"none of {len(rows)} images could be read, such as: {next(iter(batch.reasons.values()))}")
+            raise StorageError(
+                f"none of {len(rows)} images could be read, such as: {next(iter(batch.reasons.values()))}"
+            )
         chosen = np.where(batch.good, np.arange(len(rows)), good[0])
         return as_float(batch.images[chosen])
 

@@ -69,7 +69,11 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
         evaluate=accuracy,
     )
     metadata = train(run)
-    return {"weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"], "top1_pixels": run.rows[-1]["accuracy"]}
+    return {
+        "weights_digest": metadata["weights_digest"],
+        "seconds": metadata["seconds"],
+        "top1_pixels": run.rows[-1]["accuracy"],
+    }
 
 
 def load_pixel_classifier(uri: str) -> nn.Module:

@@ -1,0 +1,50 @@
+# `make demo` and `make test` each work as the first command in a fresh clone: Python >= 3.11 with venv, and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Two cores serve two test processes; more would only wait for each other.
+WORKERS ?= 2
+
+.PHONY: help install demo test test-browser test-slow lint format clean
+
+help:            ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: $(READY)  ## virtual environment and pinned packages
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is older than 3.11: install Python 3.11 or set PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: $(PYTHON) has no venv module: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "Installing into $(VENV), about a minute ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $(READY)
+
+demo: $(READY)   ## the whole pipeline on scikit-learn's digits, about 4 minutes
+	$(BIN)/functa run digits
+
+test: $(READY)   ## all tests but those in a browser and the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not browser and not slow"
+
+test-browser: $(READY)  ## the Prefect UI in a real browser (installs Debian's chromium where it may)
+	$(BIN)/python -m pytest -m browser
+
+test-slow: $(READY)  ## real images, minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)   ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## ruff's formatter
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+clean:           ## everything that can be made again, runs excepted
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

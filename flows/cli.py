@@ -1,0 +1,346 @@
+"""The `functa` command. Exit status 0 done, 2 wrong from arguments and config alone, 1 something in the world."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from flows.config import ConfigError, PipelineConfig, load_config, preset_names
+from flows.ledger import Ledger
+
+app = App(
+    name="functa",
+    help="Spatial functa: meta-train a field, encode images into latents, learn on them, measure.",
+    version="0.1.0",
+    version_flags=["--version"],
+)
+store = App(name="store", help="Look into a functaset.")
+app.command(store)
+
+Preset = Annotated[str, Parameter(help="A preset's name (see `functa presets`) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--set", help="KEY=VALUE, such as field.width=256; repeatable.", negative="", consume_multiple=False
+    ),
+]
+Root = Annotated[str | None, Parameter(help="Where everything goes; default ./functa-runs/PRESET. A folder or s3://.")]
+FromRoot = Annotated[
+    str | None, Parameter(name="--from", help="Take finished stages from this root where digests agree.")
+]
+Json = Annotated[bool, Parameter(name="--json", help="One JSON document.", negative="")]
+
+# Errors whose own words are the whole story. By name: their modules need not be loaded for a name to be compared.
+TOLD = (
+    "ConfigError",
+    "DamagedObject",
+    "MissingInput",
+    "MissingObject",
+    "OperateError",
+    "StageConflict",
+    "StageFailed",
+    "StorageError",
+    "TrainingFailed",
+)
+
+
+def main() -> None:
+    """Entry point: every error is one line; a traceback only with --debug."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+        os.environ["FUNCTA_DEBUG"] = "1"
+    sys.exit(_guarded(arguments, debug))
+
+
+def _guarded(arguments: list[str], debug: bool) -> int:
+    try:
+        result = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        print("functa: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"functa: {_one_line(error, debug)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError | CycloptsError) else 1
+
+
+def _one_line(error: Exception, debug: bool) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, CycloptsError):
+        return f"{text} (functa --help)"
+    if type(error).__name__ in TOLD:
+        return text
+    return f"{type(error).__name__}: {text}" + ("" if debug else " (--debug shows where)")
+
+
+def _config(preset: str, overrides: list[str] | None, root: str | None) -> tuple[PipelineConfig, str]:
+    config = load_config(preset, overrides)
+    return config, root or f"./functa-runs/{config.name}"
+
+
+@app.command
+def run(
+    preset: Preset,
+    *,
+    overrides: Overrides = None,
+    root: Root = None,
+    from_root: FromRoot = None,
+    deployment: Annotated[bool, Parameter(help="On the workers of a running server.", negative="")] = False,
+) -> int:
+    """Run the whole pipeline: what stands already is not done again.
+
+    With no Prefect API in environment or profile it runs on Prefect's embedded server.
+    """
+    config, place = _config(preset, overrides, root)
+    ledger = Ledger(config, place, from_root)
+    if ledger.all_standing():
+        return _tell(ledger, "everything stands already: nothing to do")
+    if deployment:
+        return _run_deployed(config, place, from_root)
+    _call_flow("pipeline", config, place, from_root)
+    return _tell(ledger, "done")
+
+
+def _run_deployed(config: PipelineConfig, root: str, from_root: str | None) -> int:
+    from flows.operate import run_deployed
+
+    state = run_deployed(config, root, from_root)
+    return 0 if state.is_completed() else 1
+
+
+def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | None) -> None:
+    from flows.preflight import preflight
+
+    preflight(config, root, name)
+    from flows.operate import prepare_environment
+
+    prepare_environment()
+    from flows.console import quiet_tracebacks
+
+    quiet_tracebacks()
+    if name == "pipeline":
+        from flows.pipeline import pipeline
+
+        pipeline(config, root, from_root)
+    else:
+        from flows import stages
+
+        getattr(stages, name)(config, root, from_root)
+
+
+def _tell(ledger: Ledger, word: str) -> int:
+    from flows.console import print_summary
+
+    print_summary(ledger, word)
+    return 0
+
+
+def _stage(stage: str, preset: str, overrides: list[str] | None, root: str | None, from_root: str | None) -> int:
+    config, place = _config(preset, overrides, root)
+    ledger = Ledger(config, place, from_root)
+    if ledger.standing(stage) is not None:
+        print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do")
+        return 0
+    ledger.require_inputs(stage)
+    _call_flow(stage, config, place, from_root)
+    print(f"{stage.replace('_', '-')}: done, in {place}")
+    return 0
+
+
+@app.command
+def meta_train(preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None) -> int:
+    """Meta-train the field."""
+    return _stage("meta_train", preset, overrides, root, from_root)
+
+
+@app.command
+def encode(preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None) -> int:
+    """Encode every image into the functaset."""
+    return _stage("encode", preset, overrides, root, from_root)
+
+
+@app.command
+def train_classifier(
+    preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None
+) -> int:
+    """Train the classifier on latents."""
+    return _stage("train_classifier", preset, overrides, root, from_root)
+
+
+@app.command
+def train_diffusion(
+    preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None
+) -> int:
+    """Train the diffusion model on latents."""
+    return _stage("train_diffusion", preset, overrides, root, from_root)
+
+
+@app.command
+def evaluate(preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None) -> int:
+    """Measure what stands, and write the report."""
+    return _stage("evaluate", preset, overrides, root, from_root)
+
+
+@app.command
+def presets(*, as_json: Json = False) -> int:
+    """Every preset: latent, parameter counts, the paper's figures."""
+    from flows.describe import describe_preset, print_presets
+
+    described = [describe_preset(load_config(name)) for name in preset_names()]
+    if as_json:
+        print(json.dumps(described, indent=1))
+    else:
+        print_presets(described)
+    return 0
+
+
+@app.command
+def show(preset: Preset, *, overrides: Overrides = None, as_json: Json = False) -> int:
+    """The resolved config, digests, parameter counts, estimated work, memory and bytes."""
+    from flows.describe import describe_run, print_run
+
+    described = describe_run(load_config(preset, overrides))
+    if as_json:
+        print(json.dumps(described, indent=1))
+    else:
+        print_run(described)
+    return 0
+
+
+@app.command
+def status(root: Annotated[str, Parameter(help="A run's root.")], *, as_json: Json = False) -> int:
+    """Stages and shards done, left and bad; images/s. From records and receipts alone, no server needed."""
+    from flows.console import print_status, read_status
+
+    told = read_status(root)
+    if as_json:
+        print(json.dumps(told, indent=1))
+    else:
+        print_status(root, told)
+    return 0
+
+
+@store.command
+def info(uri: Annotated[str, Parameter(help="A functaset's URI.")], *, as_json: Json = False) -> int:
+    """Rows, versions, shapes, bits, PSNR, bytes, fingerprint."""
+    from storage.functaset import Functaset
+
+    told = Functaset.open(_functaset(uri)).info()
+    if as_json:
+        print(json.dumps(told, indent=1))
+    else:
+        from flows.console import print_pairs
+
+        print_pairs(uri, told)
+    return 0
+
+
+@store.command
+def verify(
+    uri: Annotated[str, Parameter(help="A functaset's URI.")],
+    *,
+    deep: Annotated[bool, Parameter(help="Re-read every checksum.", negative="")] = False,
+    as_json: Json = False,
+) -> int:
+    """Check the functaset against its receipts; status 1 names every bad object."""
+    from storage.commits import verify as verify_store
+    from storage.locations import open_location
+
+    report = verify_store(open_location(_functaset(uri)), deep=deep)
+    if as_json:
+        print(json.dumps({"checked": report.checked, "bad": report.bad}, indent=1))
+    else:
+        for bad in report.bad:
+            print(f"{bad['path']}: {bad['fault']}")
+        print(f"{report.checked} objects checked, {len(report.bad)} bad")
+    return 1 if report.bad else 0
+
+
+def _functaset(uri: str) -> str:
+    """A run's root stands for its functaset."""
+    from storage.locations import open_location
+
+    location = open_location(uri)
+    return location.child("functaset.zarr").uri if location.exists("functaset.zarr/zarr.json") else uri
+
+
+@app.command
+def decode(
+    uri: Annotated[str, Parameter(help="A functaset's URI.")],
+    *,
+    rows: Annotated[str, Parameter(help="START:STOP of the split's rows.")] = "0:16",
+    split: Annotated[str, Parameter(help="train or test.")] = "test",
+    resolution: Annotated[int | None, Parameter(help="Pixels a side; default: that of the images.")] = None,
+    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
+) -> int:
+    """Decode latents into PNG images, at any resolution that the latent grid divides."""
+    from tasks.decode import decode_rows
+
+    count = decode_rows(_functaset(uri), split, _rows(rows), resolution, out)
+    print(f"{count} images in {out}")
+    return 0
+
+
+def _rows(text: str) -> tuple[int, int]:
+    start, colon, stop = text.partition(":")
+    if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise ConfigError(f"--rows {text}: expected START:STOP with START < STOP, such as 0:16")
+    return int(start), int(stop)
+
+
+@app.command
+def sample(
+    root: Annotated[str, Parameter(help="A run's root with a trained diffusion model.")],
+    *,
+    count: Annotated[int, Parameter(help="How many.")] = 16,
+    label: Annotated[int | None, Parameter(help="Class of all samples; default: the classes in turn.")] = None,
+    guidance: Annotated[float | None, Parameter(help="Classifier-free guidance; default: the config's.")] = None,
+    seed: Annotated[int, Parameter(help="Sample i depends on seed and i alone.")] = 0,
+    resolution: Annotated[int | None, Parameter(help="Pixels a side; default: that of the images.")] = None,
+    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
+) -> int:
+    """Draw samples from the diffusion model and decode them into PNG images with a contact sheet."""
+    from tasks.decode import SampleRequest, sample_images
+
+    if count < 1:
+        raise ConfigError(f"--count {count}: at least 1")
+    request = SampleRequest(count=count, label=label, guidance=guidance, seed=seed, resolution=resolution)
+    sheet = sample_images(root, request, out)
+    print(f"{count} images in {out}; contact sheet: {sheet}")
+    return 0
+
+
+@app.command
+def up(
+    *,
+    port: Annotated[int, Parameter(help="Port of server and UI on 127.0.0.1.")] = 4200,
+    root: Annotated[str | None, Parameter(help="Where runs go unless the form says otherwise.")] = None,
+    open_browser: Annotated[bool, Parameter(name="--open", help="Open the UI.", negative="")] = False,
+) -> int:
+    """Prefect server, work pool, worker and the deployments on this machine, until Ctrl-C."""
+    from flows.operate import up as serve
+
+    serve(port, root, open_browser)
+    return 0
+
+
+@app.command
+def doctor(*, root: Annotated[str, Parameter(help="Where runs would go.")] = "functa-runs") -> int:
+    """Check this machine: what is there, what is missing, and how to mend it. Status 1 if something must be mended."""
+    from flows.operate import doctor as check
+    from flows.operate import print_checks
+
+    checks = check(root)
+    print_checks(checks)
+    return 1 if any(c.ok is False for c in checks) else 0

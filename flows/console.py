@@ -1,0 +1,105 @@
+"""What the command prints: summary, status, tables."""
+
+import json
+import logging
+import os
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.config import STAGES
+from flows.ledger import Ledger
+from storage.errors import StorageError
+from storage.locations import open_location
+from storage.stages import output_location, output_stands, read_record
+
+HEADLINE = (
+    ("PSNR, test", "psnr_test", "{:.2f} dB"),
+    ("  patch PCA, same numbers per patch", "psnr_pca_patch", "{:.2f} dB"),
+    ("  whole-image PCA, same numbers", "psnr_pca_image", "{:.2f} dB"),
+    ("Top-1, test", "top1_test", "{:.1%}"),
+    ("Bits per latent number", "bits_per_dim", "{:.2f}"),
+    ("Encoded images/s", "encode_images_per_s", "{:.0f}"),
+)
+
+
+def quiet_tracebacks() -> None:
+    """Prefect prints a failed run's traceback at every level; a person is given one line, unless --debug asks.
+
+    The run's page in the UI keeps them.
+    """
+    import prefect.main  # noqa: F401  sets up Prefect's logging
+
+    if os.environ.get("FUNCTA_DEBUG"):
+        return
+    loggers = [logging.getLogger(name) for name in ("prefect", "prefect.flow_runs", "prefect.task_runs")]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
+        if handler.formatter is not None and "Console" in type(handler).__name__:
+            handler.formatter.formatException = lambda _: ""  # type: ignore[method-assign]
+
+
+def print_summary(ledger: Ledger, word: str) -> None:
+    """The run's figures and where its report is."""
+    console = Console()
+    record = read_record(ledger.location, "evaluate")
+    metrics = {} if record is None else record.figures
+    table = Table(title=f"{ledger.config.name}: {word}", show_header=False, title_justify="left")
+    for name, key, form in HEADLINE:
+        if key in metrics:
+            table.add_row(name, form.format(metrics[key]))
+    for space, value in metrics.get("fd", {}).items():
+        floor, ceiling = (metrics[f"fd_{name}"][space] for name in ("reconstruction", "noise"))
+        table.add_row(
+            f"Frechet distance, {space}", f"{value:.3g} (reconstructions {floor:.3g}, noise latents {ceiling:.3g})"
+        )
+    if "seconds_by_stage" in metrics:
+        table.add_row("Time", ", ".join(f"{k} {v:.0f} s" for k, v in metrics["seconds_by_stage"].items()))
+    console.print(table)
+    root = ledger.location.uri
+    console.print(f"Report:  {root}/report.html\nMetrics: {root}/metrics.json", soft_wrap=True, highlight=False)
+
+
+def read_status(root: str) -> dict[str, Any]:
+    """{stages{name: state}, shards{done, left, bad}, images_per_s}, from records and receipts alone."""
+    location = open_location(root)
+    records = {stage: read_record(location, stage) for stage in STAGES}
+    if not any(records.values()):
+        raise StorageError(f"{root}: no run has been started there; `functa run PRESET --root {root}` starts one")
+    states = {}
+    for stage, record in records.items():
+        state = "not started" if record is None else record.state
+        if record is not None and state == "finished" and not output_stands(record, location):
+            state = "missing"
+        states[stage] = state
+    shards: dict[str, Any] = {"done": 0, "left": 0, "bad": 0}
+    told: dict[str, Any] = {"stages": states, "shards": shards, "images_per_s": None}
+    encoded = records["encode"]
+    if encoded is not None and states["encode"] != "missing":
+        from storage.commits import status
+
+        counted = status(output_location(encoded, location))
+        shards |= {k: counted[k] for k in shards}
+        if counted["seconds"]:
+            told["images_per_s"] = round(counted["rows"] / counted["seconds"], 2)
+    return told
+
+
+def print_status(root: str, told: dict[str, Any]) -> None:
+    """A table of stages, and a line of shards."""
+    console = Console()
+    table = Table("stage", "state", title=root, title_justify="left")
+    for stage, state in told["stages"].items():
+        table.add_row(stage, state)
+    console.print(table)
+    shards = told["shards"]
+    speed = "" if told["images_per_s"] is None else f"; {told['images_per_s']:.0f} images/s while encoding"
+    console.print(f"Shards: {shards['done']} done, {shards['left']} left; {shards['bad']} bad inputs{speed}")
+
+
+def print_pairs(title: str, values: dict[str, Any]) -> None:
+    """A two-column table."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for key, value in values.items():
+        table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
+    Console().print(table)

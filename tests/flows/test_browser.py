@@ -1,0 +1,207 @@
+"""What an operator sees: the run's page, its artifacts and the run form, in Debian's chromium.
+
+Screenshots go to the folder $FUNCTA_SCREENSHOTS, where it is set.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from flows.config import STAGES, PipelineConfig, load_config
+from tests.flows.serving import PROJECT, Served, eventually, serving
+
+pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+
+PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver"}
+# Every stage really runs, for a few steps on 200 of the digits.
+TINY = [
+    "images.limit=200",
+    *(f"{section}.{key}" for section in ("meta_train", "classifier", "diffusion", "evaluation.pixel_classifier")
+      for key in ("steps=20", "warmup=0")),
+    "meta_train.validation_images=16",
+    "diffusion.process.sampling_steps=4",
+    "evaluation.samples=200",
+]  # fmt: skip
+RUN = """
+import sys
+from flows.config import load_config
+from flows.operate import run_deployed
+state = run_deployed(load_config("digits", sys.argv[2:]), sys.argv[1])
+sys.exit(not state.is_completed())
+"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> dict[str, str]:
+    """Where the browser and its driver are, installed where that is allowed; a skip says why not."""
+    missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
+    if missing:
+        wanted = f"apt-get install -y --no-install-recommends {' '.join(missing)}"
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            pytest.skip(f"no {' and '.join(missing)}, and this user may not install it: {wanted}")
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for command in ("apt-get update", wanted):
+            done = subprocess.run(command.split(), env=environment, capture_output=True, text=True, timeout=600)
+            if done.returncode:
+                pytest.skip(f"{command} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+    return {program: str(shutil.which(program)) for program in PACKAGES}
+
+
+@pytest.fixture(scope="module")
+def served(chromium: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("up")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def page(served: Served) -> str:
+    """The address that `functa run --deployment` prints, once the pipeline has run on the worker."""
+    command = [sys.executable, "-c", RUN, f"{served.root}-tiny", *TINY]
+    done = subprocess.run(command, cwd=PROJECT, env=served.environment(), capture_output=True, text=True, timeout=600)
+    log = served.home / "functa" / f"worker-{served.port}.log"
+    assert done.returncode == 0, done.stdout + done.stderr + log.read_text()[-4000:]
+    (address,) = re.findall(r"http://\S+/flow-run/\S+", done.stdout)
+    return str(address)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: dict[str, str]) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium["chromium"]
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(chromium["chromedriver"]))
+    driver.set_window_size(1500, 1200)
+    yield driver
+    driver.quit()
+
+
+def text_of(browser: Any) -> str:
+    """What the page says, in one line."""
+    return " ".join(browser.find_element("tag name", "body").text.split())
+
+
+def shown(browser: Any, wanted: list[str], name: str, height: int = 1200) -> str:
+    """Waits until the page says all of it, and keeps a screenshot."""
+
+    def missing() -> list[str]:
+        text = text_of(browser)
+        return [words for words in wanted if words not in text]
+
+    try:
+        eventually(lambda: not missing(), 60, f"{name} shows {wanted}")
+    except AssertionError:
+        pytest.fail(f"{browser.current_url} does not show {missing()}; it shows: {text_of(browser)[:3000]}")
+    if folder := os.environ.get("FUNCTA_SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        browser.set_window_size(1500, height)
+        browser.save_screenshot(str(Path(folder, f"{name}.png")))
+        browser.set_window_size(1500, 1200)
+    return text_of(browser)
+
+
+def stage_runs(served: Served) -> dict[str, dict[str, Any]]:
+    """Child runs by the name of their stage."""
+    flows = {flow["id"]: flow["name"] for flow in served.ask("flows/filter", {})}
+    return {flows[run["flow_id"]]: run for run in served.ask("flow_runs/filter", {"sort": "START_TIME_ASC"})}
+
+
+def test_the_run_page_shows_every_stage_as_completed(browser: Any, page: str) -> None:
+    browser.get(page)
+    shown(browser, ["pipeline digits", "Completed", "Work Queue cpu", "5 Task runs"], "run")
+    browser.get(f"{page}?tab=SubflowRuns")
+    stages = [stage.replace("_", "-") for stage in STAGES]
+    text = shown(browser, ["5 Subflow runs", *(f"{stage} digits" for stage in stages)], "run-stages", 1600)
+    assert text.count("Completed") >= 1 + len(stages)
+    assert text.count("Work Queue gpu") == len(stages)
+
+
+def test_every_stages_run_page_shows_its_artifacts(browser: Any, served: Served, page: str) -> None:
+    runs = stage_runs(served)
+    base = page.rsplit("/", 1)[0]
+    artifacts = {
+        "meta-train": ["meta-train-progress"],
+        "train-classifier": ["classifier-progress"],
+        "train-diffusion": ["diffusion-progress"],
+        "evaluate": ["metrics", "lineage", "reconstructions", "samples", "report"],
+    }
+    for stage, keys in artifacts.items():
+        browser.get(f"{base}/{runs[stage]['id']}?tab=Artifacts")
+        shown(browser, [f"{stage} digits", *keys], f"artifacts-{stage}")
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [("metrics", ["PSNR, test", "dB"]), ("lineage", ["functaset", "field"]), ("reconstructions", []), ("samples", [])],
+)
+def test_artifacts_render(browser: Any, served: Served, page: str, key: str, wanted: list[str]) -> None:
+    (artifact, *_) = served.ask("artifacts/filter", {"artifacts": {"key": {"any_": [key]}}})
+    browser.get(f"{page.split('/runs/')[0]}/artifacts/artifact/{artifact['id']}")
+    shown(browser, [key, *wanted], f"artifact-{key}")
+    if not wanted:  # pictures: all of them decoded
+        widths = browser.execute_script("return [...document.querySelectorAll('img')].map(i => i.naturalWidth)")
+        assert widths
+        assert min(widths) > 1
+
+
+def descriptions(schema: dict[str, Any]) -> list[str]:
+    """Every description of every field, sections' included."""
+    models = [schema, *schema.get("$defs", {}).values()]
+    fields = [field for model in models for field in model.get("properties", {}).values()]
+    return sorted({" ".join(field["description"].split()) for field in fields if "description" in field})
+
+
+def test_the_run_form_shows_every_field_with_its_description_and_default(
+    browser: Any, served: Served, page: str
+) -> None:
+    (deployment,) = (d for d in served.ask("deployments/filter", {}) if d["name"] == "pipeline")
+    browser.get(f"{page.split('/runs/')[0]}/deployments/deployment/{deployment['id']}/run")
+    titles = [str(field.title) for field in PipelineConfig.model_fields.values() if field.title]
+    assert len(titles) >= 9
+    schema = PipelineConfig.model_json_schema()
+    text = shown(browser, [*titles, *descriptions(schema), "Submit"], "form", 9200)
+    assert not [name for name in schema["$defs"] if name in text], "a box is titled by its class"
+    values = browser.execute_script("return [...document.querySelectorAll('input, textarea')].map(e => e.value)")
+    assert str(served.root) in values
+    assert str(load_config("digits").meta_train.steps) in values
+
+
+def test_the_pages_report_to_nobody(browser: Any, page: str) -> None:
+    """The v2 UI asks Amplitude for a configuration whatever is set, but it may not send anything."""
+    browser.get(page)
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    requests = [m["params"]["request"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    sent = [r["url"] for r in requests if r["method"] != "GET" and urlsplit(r["url"]).hostname != "127.0.0.1"]
+    assert requests
+    assert not sent
+
+
+def test_submitting_the_run_form_as_it_is_starts_a_run_on_the_worker(browser: Any, served: Served, page: str) -> None:
+    (deployment,) = (d for d in served.ask("deployments/filter", {}) if d["name"] == "pipeline")
+    browser.get(f"{page.split('/runs/')[0]}/deployments/deployment/{deployment['id']}/run")
+    shown(browser, ["Submit"], "form-top")
+    (submit,) = (b for b in browser.find_elements("tag name", "button") if b.text.strip() == "Submit")
+    browser.execute_script("arguments[0].scrollIntoView()", submit)
+    submit.click()
+
+    def started() -> Any:
+        runs = served.ask("flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}})
+        return [run for run in runs if run["state_type"] == "RUNNING"]
+
+    (run,) = eventually(started, 90, "the run from the form runs")
+    sent, prefilled = (PipelineConfig.model_validate(row["parameters"]["config"]) for row in (run, deployment))
+    assert sent == prefilled
+    assert run["parameters"]["root"] == str(served.root)

@@ -1,0 +1,74 @@
+"""A disk that fills up at any write: one line that names the path, nothing half-written, and the rerun completes."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storage.checkpoints import load_checkpoint
+from storage.commits import commit, verify
+from storage.errors import StorageError
+from storage.functaset import Functaset
+from storage.locations import open_location
+from tests.storage.filled import fill, new_store, plan, tree, write
+from tests.storage.test_checkpoints import assert_is, save
+
+
+def full_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """The count-th fsync fails: where a file system that allocates late says that it is full."""
+    real, calls = os.fsync, 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= count:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7, 12, 15, 18])
+def test_a_shard_resumes_once_there_is_space_again(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = new_store(tmp_path / "reference")
+    fill(reference, [plan(reference)])
+    place = new_store(tmp_path / "s")
+    each = plan(place)
+    write(place, each, 0)
+    with monkeypatch.context() as patch:
+        full_after(patch, count)
+        with pytest.raises(StorageError, match=r"fragments/.*: No space left on device; free some space") as error:
+            write(place, each, 1)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*.partial"))
+    for shard in (1, 2):
+        write(place, each, shard)
+    commit(place, [each.id])
+    assert tree(tmp_path / "s") == tree(tmp_path / "reference")
+    assert verify(place, deep=True).bad == []
+    assert len(Functaset.open(place).load("train")) == 20
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_checkpoint_that_did_not_fit_leaves_the_one_before(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        full_after(patch, count)
+        with pytest.raises(StorageError, match="No space left on device; free some space"):
+            save(tmp_path, 2)
+    assert_is(load_checkpoint(open_location(str(tmp_path))), 1)
+    save(tmp_path, 2)
+    assert_is(load_checkpoint(open_location(str(tmp_path))), 2)
+
+
+def test_nothing_heavy_is_loaded_to_look_at_a_root() -> None:
+    modules = "storage.checkpoints, storage.locations, storage.commits, storage.config"
+    heavy = "{'zarr', 'torch', 'PIL', 'sklearn', 'torchvision', 'fsspec', 's3fs', 'safetensors'}"
+    command = f"import sys, {modules}; sys.exit(' '.join({heavy} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,114 @@
+"""Training in a child process: its figures, its last word, and that it never outlives whoever asked for it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.config import load_config
+from tasks import dispatch
+from tasks.dispatch import TrainingFailed, train_in_child
+from tasks.training.meta_train import MetaTrainJob
+
+PROJECT = Path(__file__).parents[2]
+
+
+def job(output: Path, *overrides: str) -> dict:  # type: ignore[type-arg]
+    base = ["meta_train.steps=8", "meta_train.warmup=0", "meta_train.log_every=1", "meta_train.validation_images=8"]
+    config = load_config("digits", [*base, *overrides])
+    return MetaTrainJob(
+        seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
+        device="cpu", output=str(output), digest="d",
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def test_a_run_returns_its_figures_and_speaks_on_the_way(tmp_path: Path) -> None:
+    rows: list[dict] = []  # type: ignore[type-arg]
+    figures = train_in_child(job(tmp_path), rows.append)
+    assert len(figures["weights_digest"]) == 16
+    assert rows[-1]["step"] == 8
+    assert rows[-1]["psnr"] > 5
+
+
+def test_two_runs_of_one_job_give_the_same_weights(tmp_path: Path) -> None:
+    digests = {train_in_child(job(tmp_path / name), lambda _: None)["weights_digest"] for name in "ab"}
+    assert len(digests) == 1
+
+
+def test_a_failing_run_says_why_in_one_line_and_would_fail_again(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed) as caught:
+        train_in_child(job(tmp_path, "images.source=folder", f"images.location={tmp_path}/none"), lambda _: None)
+    assert "none: no such folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not caught.value.may_pass
+
+
+def test_a_killed_run_may_be_tried_again(tmp_path: Path) -> None:
+    def kill(_: object) -> None:
+        for child in dispatch._children:
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(TrainingFailed, match="was killed by SIGKILL") as caught:
+        train_in_child(job(tmp_path, "meta_train.steps=100000"), kill)
+    assert caught.value.may_pass
+
+
+def test_an_interrupted_call_stops_its_child_which_saves_first(tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(row: dict) -> None:  # type: ignore[type-arg]
+        if row.get("step", 0) > 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_in_child(job(tmp_path, "meta_train.steps=100000"), interrupt)
+    assert not dispatch._children
+    assert list(tmp_path.glob("step-*.json"))
+
+
+def test_children_can_be_stopped_from_another_thread(tmp_path: Path) -> None:
+    failed: list[Exception] = []
+
+    def call() -> None:
+        try:
+            train_in_child(job(tmp_path, "meta_train.steps=100000"), lambda row: started.set())
+        except TrainingFailed as error:
+            failed.append(error)
+
+    started = threading.Event()
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert started.wait(60)
+    dispatch.stop_children()
+    thread.join(60)
+    assert failed
+    assert not thread.is_alive()
+
+
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import json,sys; from tasks.dispatch import train_in_child; "
+        "train_in_child(json.loads(sys.argv[1]), lambda row: print('row', flush=True))"
+    )
+    import json
+
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(job(tmp_path, "meta_train.steps=100000"))],
+        cwd=PROJECT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert parent.stdout
+    assert parent.stdout.readline() == "row\n"
+    (child,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
