@@ -181,4 +181,6 @@ def stages(client: "SyncPrefectClient", run_id: "UUID") -> str:
     children = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
     )
-    return "".join(f"; {child.name} {state_name(child)}" for child in sorted(children, key=lambda child: child.created))
+    return "".join(
+        f"; {child.name} {state_name(child)}" for child in sorted(children, key=lambda child: str(child.created))
+    )
