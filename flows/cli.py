@@ -132,11 +132,11 @@ def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | No
     if name == "pipeline":
         from flows.pipeline import pipeline
 
-        pipeline(config, root, from_root)
+        pipeline(root, config, from_root)
     else:
         from flows import stages
 
-        getattr(stages, name)(config, root, from_root)
+        getattr(stages, name)(root, config, from_root)
 
 
 def _tell(ledger: Ledger, word: str) -> int:

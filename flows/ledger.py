@@ -93,14 +93,14 @@ class Ledger:
         """Of the stage's config and its inputs."""
         return digest({"config": stage_config(self.config, stage), "inputs": self.inputs(stage)})
 
-    def begin(self, stage: str) -> StageRecord:
+    def begin(self, stage: str, output: str | None = None) -> StageRecord:
         """Writes that the stage has started: from now on this root refuses another config of it."""
         record = StageRecord(
             stage=stage,
             state="running",
             config=stage_config(self.config, stage),
             inputs=self.inputs(stage),
-            output=OUTPUTS[stage],
+            output=output or OUTPUTS[stage],
             started=now(),
             versions={name: version(name) for name in PACKAGES},
         )

@@ -1,30 +1,39 @@
 """The pipeline: meta-train, encode, then classifier and diffusion side by side, then evaluate and report."""
 
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.deployments import run_deployment
 
 from flows import stages
 from flows.config import PipelineConfig
 from flows.ledger import Ledger
-from storage.stages import read_record
 from tasks.dispatch import stop_children
+from tasks.report.publish import publish
+from tasks.report.run import load_folder, report_data
+
+Stage = Callable[[str, dict[str, Any]], None]
 
 
 @flow(name="pipeline", flow_run_name="pipeline {config.name}", persist_result=False)
 def pipeline(
-    config: PipelineConfig, root: str, from_root: str | None = None, through_deployments: bool = False
+    root: str, config: PipelineConfig, from_root: str | None = None, through_deployments: bool = False
 ) -> dict[str, Any]:
     """Runs every stage that does not stand yet; returns the metrics.
 
-    With through_deployments each stage is a run of its own deployment, on a worker that the server chooses.
+    Args:
+        root: Where everything goes: a folder or s3://bucket/prefix. A config other than the one that stands there needs
+            another root.
+        config: Everything that the run is made of.
+        from_root: Finished stages are taken over from this root where their digests agree.
+        through_deployments: Each stage is a run of its own deployment, on a worker that the server chooses.
     """
-    run = _by_deployment if through_deployments else _here
+    run = _logged(_by_deployment if through_deployments else _here)
     parameters = {"config": config, "root": root, "from_root": from_root}
     run("meta_train", parameters)
     run("encode", parameters)
@@ -35,8 +44,26 @@ def pipeline(
         lambda: run("train_diffusion", parameters | share),
     )
     run("evaluate", parameters)
-    record = read_record(Ledger(config, root, from_root).location, "evaluate")
-    return {} if record is None else record.figures
+    return _publish(Ledger(config, root, from_root))
+
+
+def _publish(ledger: Ledger) -> dict[str, Any]:
+    """The run's artifacts on the pipeline's own page too, where an operator looks first; returns the metrics."""
+    record = ledger.require("evaluate")
+    folder = load_folder(ledger.output(record))
+    publish(report_data(folder), folder)
+    return record.figures
+
+
+def _logged(run: Stage) -> Stage:
+    """A line when a stage has finished, with its seconds."""
+
+    def logged(stage: str, parameters: dict[str, Any]) -> None:
+        begun = time.monotonic()
+        run(stage, parameters)
+        get_run_logger().info(f"{stage.replace('_', '-')}: finished after {time.monotonic() - begun:.0f} s")
+
+    return logged
 
 
 def _here(stage: str, parameters: dict[str, Any]) -> None:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 # A field marked so changes how work is done, never its result: it stays out of every digest.
-ENVIRONMENT = {"environment": True}
+ENVIRONMENT: dict[str, JsonValue] = {"environment": True}
 
 
 class Config(BaseModel):

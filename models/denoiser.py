@@ -81,7 +81,9 @@ def check_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -
                 f"head_channels {config.head_channels}: lower head_channels"
             )
     # At 1x1 a group of one number normalises to nothing, and the convolution that leads there has the width before.
-    if resolutions[-1] == 1 and config.groups in [config.channels * multiplier for multiplier in config.multipliers[-2:]]:
+    if resolutions[-1] == 1 and config.groups in [
+        config.channels * multiplier for multiplier in config.multipliers[-2:]
+    ]:
         raise ValueError(
             f"the UNet ends at 1x1, where {config.groups} channels are {config.groups} groups of one number each: "
             f"use at least {2 * config.groups} channels on its last two levels"

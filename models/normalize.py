@@ -50,7 +50,7 @@ def normalizer(config: NormalizationConfig, mean: npt.ArrayLike | Tensor, var: n
     by the law of total variance, in float64: var = E[var_i] + Var[mean_i]. An element that never varies gets scale 1,
     so that it normalises to 0 rather than to infinity. Raises ValueError if the moments are no moments.
     """
-    means, variances = (torch.as_tensor(np.asarray(moment, dtype=np.float64)) for moment in (mean, var))
+    means, variances = (torch.as_tensor(np.array(moment, dtype=np.float64)) for moment in (mean, var))
     if means.ndim != 3 or means.shape != variances.shape:
         raise ValueError(f"moments of latents are [s, s, c], not {tuple(means.shape)} and {tuple(variances.shape)}")
     if not (torch.isfinite(means).all() and torch.isfinite(variances).all() and (variances >= 0).all()):

@@ -75,8 +75,12 @@ class Location(ABC):
     def preflight_write(self, needed_bytes: int = 0) -> None:
         """Try a write before the work begins: one clear line for what would otherwise fail an hour in."""
         probe = f".probe.{uuid.uuid4().hex}{PARTIAL}"
-        self.create(probe, b"probe")
-        self.delete(probe)
+        try:
+            self.create(probe, b"probe")
+            self.delete(probe)
+        except StorageError as error:
+            why = str(error).replace(f"/{probe}", "")
+            raise StorageError(f"cannot write to {why}") from None
         free = self.free_bytes()
         if free is not None and free < needed_bytes:
             raise StorageError(

@@ -9,13 +9,13 @@ from storage.checkpoints import newest_step
 from storage.errors import StorageError
 from storage.locations import Location, open_location
 
-# What a stage's output must have to count as standing: its folder and a file that is written last.
+# Where a stage's output lies under the root.
 OUTPUTS = {
     "meta_train": "checkpoints/field",
     "encode": "functaset.zarr",
     "train_classifier": "checkpoints/classifier",
     "train_diffusion": "checkpoints/diffusion",
-    "evaluate": "report.html",
+    "evaluate": "runs",
 }
 
 

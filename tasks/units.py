@@ -37,11 +37,10 @@ def unit(name: str, run_name: str) -> Any:
     return task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)
 
 
-@unit("train", "train {job[kind]}")
-def train(job: dict[str, Any], batch: int, threads: int | None) -> dict[str, Any]:
-    """One training run in a process of its own; its figures."""
-    stage = job["kind"].replace("_", "-")
-    progress = Progress(f"{stage}-progress", f"Training of the {stage.replace('-', ' ')}")
+@unit("train", "train {what}")
+def train(job: dict[str, Any], what: str, batch: int, threads: int | None) -> dict[str, Any]:
+    """One training run in a process of its own; its figures. `what` names it to people."""
+    progress = Progress(f"{job['kind'].replace('_', '-')}-progress", f"Training of {what}")
 
     def on_row(row: dict[str, Any]) -> None:
         if "note" in row:
@@ -98,7 +97,7 @@ def measure_classification(job: dict[str, Any]) -> dict[str, Any]:
     return classification.measure(EvaluationJob.model_validate(job))
 
 
-@unit("sample", "sample {job[start]} to {job[start]}+{job[count]}")
+@unit("sample", "{job[count]} samples from number {job[start]}")
 def sample_slice(job: dict[str, Any]) -> str:
     """One slice of samples; the URI of its file."""
     from tasks.sample import SampleJob, write_slice

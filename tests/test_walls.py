@@ -36,7 +36,9 @@ def test_a_room_imports_only_what_lies_below(room: str) -> None:
 
 @pytest.mark.parametrize("room", ["models", "storage"])
 def test_the_lower_rooms_know_no_orchestrator(room: str) -> None:
-    foreign = {"prefect", "cyclopts"} | ({"zarr", "fsspec", "s3fs", "PIL"} if room == "models" else {"torch", "diffusers"})
+    foreign = {"prefect", "cyclopts"} | (
+        {"zarr", "fsspec", "s3fs", "PIL"} if room == "models" else {"torch", "diffusers"}
+    )
     for path in (PROJECT / room).rglob("*.py"):
         assert not imported(path) & foreign, path
 

@@ -44,7 +44,7 @@ def measure(job: EvaluationJob, slices: list[str], labels: list[int] | None) -> 
         for name in sets:
             figures[name][space] = frechet_distance(features["of"](sets[name], images[name], name), reference)
     figures["fd_reference"] = {
-        "images": "train", "count": len(bench.training), "samples": len(rows), "split_rows": len(training.z),
+        "images": "train", "count": len(bench.training), "samples": len(rows),
     }  # fmt: skip
     return figures
 

@@ -45,6 +45,7 @@ def write_run(folder: RunFolder) -> ReportData:
     """Writes everything; the root's copies last, so that a root's report is never of half a run."""
     data = report_data(folder)
     run, root = open_location(folder.run), open_location(folder.root)
+    run.write("run.json", folder.model_dump_json(indent=1).encode())
     run.write("config.yaml", yaml.safe_dump(folder.config, sort_keys=False).encode())
     rows = [row for curve in data.curves.values() for row in curve]
     run.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -56,6 +57,11 @@ def write_run(folder: RunFolder) -> ReportData:
         place.write("metrics.json", metrics)
         place.write("report.html", report)
     return data
+
+
+def load_folder(run: str) -> RunFolder:
+    """What the report of runs/<id> was written from."""
+    return RunFolder.model_validate_json(open_location(run).read("run.json"))
 
 
 def report_data(folder: RunFolder) -> ReportData:
@@ -126,7 +132,7 @@ def lineage(folder: RunFolder) -> list[dict[str, Any]]:
                 "made_from": sources or made_from,
                 "when": record["finished"],
                 "where": folder.outputs.get(stage, record["output"]),
-            }  # fmt: skip
+            }
         )
     rows.append({"what": "metrics", "name": "evaluate", "digest": "", "made_from": "all of the above",
                  "when": folder.created, "where": f"{folder.run}/metrics.json"})  # fmt: skip

@@ -18,19 +18,11 @@ import pytest
 
 from flows.config import STAGES, PipelineConfig, load_config
 from tests.flows.serving import PROJECT, Served, eventually, serving
+from tests.flows.tiny import TINY
 
 pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver"}
-# Every stage really runs, for a few steps on 200 of the digits.
-TINY = [
-    "images.limit=200",
-    *(f"{section}.{key}" for section in ("meta_train", "classifier", "diffusion", "evaluation.pixel_classifier")
-      for key in ("steps=20", "warmup=0")),
-    "meta_train.validation_images=16",
-    "diffusion.process.sampling_steps=4",
-    "evaluation.samples=200",
-]  # fmt: skip
 RUN = """
 import sys
 from flows.config import load_config

@@ -3,6 +3,7 @@
 import io
 import json
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -125,5 +126,5 @@ def test_every_epoch_sees_every_row_once(rows: int, batch: int, seed: int) -> No
 def test_seeds_of_neighbouring_steps_have_nothing_in_common() -> None:
     seeds = [mix(seed, step) for seed in range(30) for step in range(30)]
     assert len(set(seeds)) == 900
-    ones = np.mean([bin(a ^ b).count("1") for a, b in zip(seeds, seeds[1:])])
+    ones = np.mean([bin(a ^ b).count("1") for a, b in pairwise(seeds)])
     assert 28 < ones < 35  # of 63 bits
