@@ -96,29 +96,57 @@ def train(run: Run) -> Mapping[str, Any]:
     """Trains to config.steps from wherever the newest checkpoint of the same digest stands; returns its metadata."""
     average = _average(run)
     start = _resume(run, average)
-    stop = _Stop()
-    begun = last_saved = last_row = time.monotonic()
-    seconds_before = run.metadata.get("seconds", 0.0)
-    for step in range(start, run.config.steps):
-        loss = _update(run, average, step)
-        now, done = time.monotonic(), step + 1
-        last = done == run.config.steps
-        if last or (done % run.config.log_every == 0):
-            speed = (done - start) * run.config.batch / (now - begun)
-            row = _row(run, done, loss, speed, seconds_before + now - begun)
-            if run.evaluate and (last or (run.evaluate_every and done % run.evaluate_every == 0)):
-                row |= run.evaluate(_judged(run, average))
-            run.rows.append(row)
-            if last or now - last_row >= run.row_every_seconds:
-                run.emit(row)
-                last_row = now
-        if last or stop.asked or now - last_saved >= run.config.checkpoint_seconds:
-            run.metadata["seconds"] = seconds_before + time.monotonic() - begun
-            _save(run, average, done)
-            last_saved = time.monotonic()
-        if stop.asked and not last:
-            raise SystemExit(128 + signal.SIGTERM)
+    pace = _Pace(start, run.metadata.get("seconds", 0.0))
+    with _Stop() as stop:
+        for step in range(start, run.config.steps):
+            loss = _update(run, average, step)
+            done, last = step + 1, step + 1 == run.config.steps
+            if last or done % run.config.log_every == 0:
+                _log(run, average, done, loss, pace)
+            if last or stop.asked or pace.since_save() >= run.config.checkpoint_seconds:
+                run.metadata["seconds"] = pace.seconds()
+                _save(run, average, done)
+                pace.saved = time.monotonic()
+            if stop.asked and not last:
+                raise SystemExit(128 + signal.SIGTERM)
     return run.metadata
+
+
+class _Pace:
+    """The run's clock: seconds in all, images/s since the last row, seconds since the last checkpoint."""
+
+    def __init__(self, step: int, seconds_before: float) -> None:
+        self.begun = self.saved = self.logged = self.emitted = time.monotonic()
+        self.step = step
+        self.before = seconds_before
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.begun
+
+    def since_save(self) -> float:
+        return time.monotonic() - self.saved
+
+    def steps_per_second(self, step: int) -> float:
+        # Since the last row: a mean over the run would carry the compiler's minute along for hours.
+        return (step - self.step) / max(1e-9, time.monotonic() - self.logged)
+
+
+def _log(run: Run, average: nn.Module | None, step: int, loss: Tensor, pace: _Pace) -> None:
+    """A row for the curve, with the evaluation's figures when one is due; emitted at most every second."""
+    last = step == run.config.steps
+    speed = pace.steps_per_second(step) * run.config.batch
+    row = {
+        "stage": run.stage, "step": step, "steps": run.config.steps, "loss": loss.item(),
+        "learning_rate": learning_rate(run.config, step - 1), "images_per_s": round(speed, 2),
+        "seconds": round(pace.seconds(), 2),
+    }  # fmt: skip
+    if run.evaluate and (last or (run.evaluate_every and step % run.evaluate_every == 0)):
+        row |= run.evaluate(_judged(run, average))
+    run.rows.append(row)
+    pace.step, pace.logged = step, time.monotonic()
+    if last or pace.logged - pace.emitted >= run.row_every_seconds:
+        run.emit(row)
+        pace.emitted = pace.logged
 
 
 def _update(run: Run, average: nn.Module | None, step: int) -> Tensor:
@@ -141,14 +169,6 @@ def _update(run: Run, average: nn.Module | None, step: int) -> Tensor:
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(run.module.parameters()), 1 - run.config.ema)
     return loss.detach()
-
-
-def _row(run: Run, step: int, loss: Tensor, speed: float, seconds: float) -> Row:
-    return {
-        "stage": run.stage, "step": step, "steps": run.config.steps, "loss": loss.item(),
-        "learning_rate": learning_rate(run.config, step - 1), "images_per_s": round(speed, 2),
-        "seconds": round(seconds, 2),
-    }  # fmt: skip
 
 
 def _average(run: Run) -> nn.Module | None:
@@ -220,11 +240,16 @@ def best_weights(tensors: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 class _Stop:
-    """SIGTERM asks the loop to save and stop at the end of the step."""
+    """Within, SIGTERM asks the loop to save and stop at the end of the step."""
 
-    def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+    asked = False
+
+    def __enter__(self) -> "_Stop":
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, *_: object) -> None:
         self.asked = True

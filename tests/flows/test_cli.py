@@ -1,0 +1,171 @@
+"""The command: exit statuses, errors in one line, answers in JSON."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.flows.tiny import TINY
+
+PROJECT = Path(__file__).parents[2]
+
+
+def functa(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command as a person runs it."""
+    code = "from flows.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=PROJECT, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def told(done: subprocess.CompletedProcess[str], status: int) -> str:
+    """The one line of an error."""
+    assert done.returncode == status, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("functa: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "line"),
+    [
+        (["run", "digitz"], 2, "did you mean 'digits'"),
+        (["run", "digits", "--set", "field.widht=3"], 2, "did you mean 'width'"),
+        (["run", "digits", "--set", "meta_train.steps=-1"], 2, "meta_train.steps"),
+        (["run", "digits", "--nope"], 2, "--nope"),
+        (["run"], 2, "PRESET"),
+        (["rnu", "digits"], 2, "rnu"),
+        (["up", "--port", "99999"], 2, "99999"),
+        (["status", "/no/such/root"], 1, "no run has been started there"),
+        (["store", "info", "/no/such/store"], 1, "/no/such/store"),
+        (["decode", "/no/such/store", "--rows", "3", "--out", "x"], 2, "START:STOP"),
+        (["sample", "/no/such/root", "--out", "x"], 1, "/no/such/root"),
+        (["run", "digits", "--root", "ftp://somewhere"], 1, "ftp"),
+        (["encode", "digits", "--root", "/tmp/no-such-functa-root"], 1, "run `functa meta-train digits` first"),
+    ],
+)
+def test_a_fault_is_one_line_and_its_exit_status(arguments: list[str], status: int, line: str) -> None:
+    assert line.lower() in told(functa(*arguments), status).lower()
+
+
+def folder_of(tmp_path: Path) -> Path:
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("case", ["missing", "empty", "flat"])
+def test_a_wrong_image_folder_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> None:
+    images, root = tmp_path / "images", tmp_path / "root"
+    if case != "missing":
+        images.mkdir()
+    if case == "flat":
+        Image.new("L", (8, 8)).save(images / "a.png")
+    done = functa("run", "digits", "--set", "images.source=folder", "--set", f"images.location={images}",
+                  "--root", str(root))  # fmt: skip
+    assert str(images) in told(done, 1)
+    assert not root.exists()
+
+
+def test_a_field_that_does_not_fit_the_images_is_a_fault_of_the_config(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    done = functa("run", "digits", "--set", "field.spatial=3", "--root", str(root))
+    assert "not divisible into 3x3 latent positions" in told(done, 2)
+    assert not root.exists()
+
+
+def test_a_root_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot write to" in told(functa("run", "digits", "--root", str(tmp_path / "file" / "root")), 1)
+
+
+def test_debug_adds_the_traceback() -> None:
+    done = functa("run", "digitz", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_show_answers_in_json() -> None:
+    shown = json.loads(functa("show", "digits", "--json").stdout)
+    assert shown["config"]["field"]["spatial"] == 2
+    assert set(shown["digests"]) == {"meta_train", "encode", "train_classifier", "train_diffusion", "evaluate"}
+    assert shown["parameters"]["field"] > 0
+    assert shown["estimate"]["store_bytes"] == 1797 * 32
+
+
+def test_presets_answer_in_json() -> None:
+    presets = {preset["name"]: preset for preset in json.loads(functa("presets", "--json").stdout)}
+    assert presets["digits"]["latent"] == "2x2x8"
+    assert presets["cifar10_quick"]["latent"] == "8x8x16"
+    assert all(preset["parameters"]["field"] for preset in presets.values())
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("prefect-cli")
+def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> None:
+    """On Prefect's embedded server, with a damaged image among good ones."""
+    images, root = tmp_path / "images", tmp_path / "root"
+    write_digits(images, damaged="train/3/damaged.png")
+    sets = [
+        "images.source=folder",
+        f"images.location={images}",
+        "images.channels=1",
+        *TINY[1:],
+        "evaluation.samples=60",
+    ]
+    command = ["run", "digits", *(part for s in sets for part in ("--set", s)), "--root", str(root)]
+    done = functa(*command, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout
+    metrics = json.loads((root / "metrics.json").read_text())
+    assert metrics["bad_inputs"] == 1
+    assert "damaged.png" in (root / "report.html").read_text()
+
+    status = json.loads(functa("status", str(root), "--json").stdout)
+    assert set(status["stages"].values()) == {"finished"}
+    assert status["shards"]["left"] == 0
+    assert status["shards"]["bad"] == 1
+    info = json.loads(functa("store", "info", str(root), "--json").stdout)
+    assert info["rows_by_split"] == {"train": 119, "test": 60}
+    assert json.loads(functa("store", "verify", str(root), "--deep", "--json").stdout)["bad"] == []
+
+    out = tmp_path / "out"
+    assert functa("decode", str(root), "--rows", "0:3", "--resolution", "32", "--out", str(out)).returncode == 0
+    assert [Image.open(p).size for p in sorted(out.glob("test-*.png"))] == [(32, 32)] * 3
+    assert functa("sample", str(root), "--count", "5", "--label", "3", "--out", str(out)).returncode == 0
+    assert len(list(out.glob("sample-*.png"))) == 5
+    assert (out / "contact-sheet.png").exists()
+    assert "classes 0 to 9" in told(functa("sample", str(root), "--label", "10", "--out", str(out)), 1)
+
+    again = functa(*command)
+    assert "everything stands already" in again.stdout
+    other = functa(*command, "--set", "classifier.steps=30")
+    assert "classifier.steps: 20 -> 30" in told(other, 1)
+
+    shard = next((root / "functaset.zarr" / "fragments").glob("*/z/c/*/*/*/*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    spoilt = functa("store", "verify", str(root))
+    assert spoilt.returncode == 1
+    assert str(shard.relative_to(root / "functaset.zarr")) in spoilt.stdout
+
+
+def write_digits(folder: Path, damaged: str, per_class: tuple[int, int] = (12, 6)) -> None:
+    """Real digits as PNG files in class folders, and a file that is no image."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for label in range(10):
+        images = digits.images[digits.target == label]
+        for split, part in (("train", images[: per_class[0]]), ("test", images[per_class[0] : sum(per_class)])):
+            place = folder / split / str(label)
+            place.mkdir(parents=True)
+            for i, image in enumerate(part):
+                Image.fromarray((image * 255 / 16).round().astype("uint8")).save(place / f"{i:03d}.png")
+    shutil.copy(folder / "train" / "3" / "000.png", folder / damaged)
+    data = (folder / damaged).read_bytes()
+    (folder / "train" / "3" / "000.png").unlink()
+    (folder / damaged).write_bytes(data[: len(data) // 2])
