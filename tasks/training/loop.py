@@ -101,7 +101,7 @@ def train(run: Run) -> Mapping[str, Any]:
         for step in range(start, run.config.steps):
             loss = _update(run, average, step)
             done, last = step + 1, step + 1 == run.config.steps
-            if last or done % run.config.log_every == 0:
+            if last or done % run.config.log_every == 0 or _evaluation_due(run, done):
                 _log(run, average, done, loss, pace)
             if last or stop.asked or pace.since_save() >= run.config.checkpoint_seconds:
                 run.metadata["seconds"] = pace.seconds()
@@ -110,6 +110,10 @@ def train(run: Run) -> Mapping[str, Any]:
             if stop.asked and not last:
                 raise SystemExit(128 + signal.SIGTERM)
     return run.metadata
+
+
+def _evaluation_due(run: Run, step: int) -> bool:
+    return bool(run.evaluate and run.evaluate_every and step % run.evaluate_every == 0)
 
 
 class _Pace:
@@ -140,7 +144,7 @@ def _log(run: Run, average: nn.Module | None, step: int, loss: Tensor, pace: _Pa
         "learning_rate": learning_rate(run.config, step - 1), "images_per_s": round(speed, 2),
         "seconds": round(pace.seconds(), 2),
     }  # fmt: skip
-    if run.evaluate and (last or (run.evaluate_every and step % run.evaluate_every == 0)):
+    if run.evaluate and (last or _evaluation_due(run, step)):
         row |= run.evaluate(_judged(run, average))
     run.rows.append(row)
     pace.step, pace.logged = step, time.monotonic()
