@@ -35,7 +35,7 @@ test-browser: $(READY)  ## the Prefect UI in a real browser (installs Debian's c
 	$(BIN)/python -m pytest -m browser
 
 test-slow: $(READY)  ## real images, minutes each
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not browser"
 
 lint: $(READY)   ## ruff and mypy
 	$(BIN)/ruff check .

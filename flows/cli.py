@@ -5,12 +5,16 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
+from pydantic import ValidationError
 
 from flows.config import ConfigError, PipelineConfig, load_config, preset_names
 from flows.ledger import Ledger
+
+if TYPE_CHECKING:
+    from tasks.decode import SampleRequest
 
 app = App(
     name="functa",
@@ -32,6 +36,11 @@ Root = Annotated[str | None, Parameter(help="Where everything goes; default ./fu
 FromRoot = Annotated[
     str | None, Parameter(name="--from", help="Take finished stages from this root where digests agree.")
 ]
+Resolution = Annotated[
+    int | None,
+    Parameter(help="Pixels a side; default: that of the images.", validator=validators.Number(gte=1)),
+]
+Functaset = Annotated[str, Parameter(help="A functaset's URI, or the root of the run that encoded it.")]
 Json = Annotated[bool, Parameter(name="--json", help="One JSON document.", negative="")]
 
 # Errors whose own words are the whole story. By name: their modules need not be loaded for a name to be compared.
@@ -132,11 +141,11 @@ def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | No
     if name == "pipeline":
         from flows.pipeline import pipeline
 
-        pipeline(root, config, from_root)
+        pipeline(root, config=config, from_root=from_root)
     else:
         from flows import stages
 
-        getattr(stages, name)(root, config, from_root)
+        getattr(stages, name)(root, config=config, from_root=from_root)
 
 
 def _tell(ledger: Ledger, word: str) -> int:
@@ -232,11 +241,11 @@ def status(root: Annotated[str, Parameter(help="A run's root.")], *, as_json: Js
 
 
 @store.command
-def info(uri: Annotated[str, Parameter(help="A functaset's URI.")], *, as_json: Json = False) -> int:
+def info(uri: Functaset, *, as_json: Json = False) -> int:
     """Rows, versions, shapes, bits, PSNR, bytes, fingerprint."""
-    from storage.functaset import Functaset
+    from storage.functaset import Functaset as Store
 
-    told = Functaset.open(_functaset(uri)).info()
+    told = Store.open(_functaset(uri)).info()
     if as_json:
         print(json.dumps(told, indent=1))
     else:
@@ -248,7 +257,7 @@ def info(uri: Annotated[str, Parameter(help="A functaset's URI.")], *, as_json: 
 
 @store.command
 def verify(
-    uri: Annotated[str, Parameter(help="A functaset's URI.")],
+    uri: Functaset,
     *,
     deep: Annotated[bool, Parameter(help="Re-read every checksum.", negative="")] = False,
     as_json: Json = False,
@@ -268,20 +277,22 @@ def verify(
 
 
 def _functaset(uri: str) -> str:
-    """A run's root stands for its functaset."""
+    """A run's root stands for its functaset, wherever that lies: `--from` leaves it in the root that lent it."""
     from storage.locations import open_location
+    from storage.stages import output_location, read_record
 
     location = open_location(uri)
-    return location.child("functaset.zarr").uri if location.exists("functaset.zarr/zarr.json") else uri
+    record = read_record(location, "encode")
+    return uri if record is None else output_location(record, location).uri
 
 
 @app.command
 def decode(
-    uri: Annotated[str, Parameter(help="A functaset's URI.")],
+    uri: Functaset,
     *,
     rows: Annotated[str, Parameter(help="START:STOP of the split's rows.")] = "0:16",
-    split: Annotated[str, Parameter(help="train or test.")] = "test",
-    resolution: Annotated[int | None, Parameter(help="Pixels a side; default: that of the images.")] = None,
+    split: Annotated[Literal["train", "test"], Parameter(help="Which of the two.")] = "test",
+    resolution: Resolution = None,
     out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
 ) -> int:
     """Decode latents into PNG images, at any resolution that the latent grid divides."""
@@ -307,18 +318,30 @@ def sample(
     label: Annotated[int | None, Parameter(help="Class of all samples; default: the classes in turn.")] = None,
     guidance: Annotated[float | None, Parameter(help="Classifier-free guidance; default: the config's.")] = None,
     seed: Annotated[int, Parameter(help="Sample i depends on seed and i alone.")] = 0,
-    resolution: Annotated[int | None, Parameter(help="Pixels a side; default: that of the images.")] = None,
+    resolution: Resolution = None,
     out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
 ) -> int:
-    """Draw samples from the diffusion model and decode them into PNG images with a contact sheet."""
-    from tasks.decode import SampleRequest, sample_images
+    """Draw samples from the diffusion model and decode them into PNG images with a contact sheet.
 
-    if count < 1:
-        raise ConfigError(f"--count {count}: at least 1")
-    request = SampleRequest(count=count, label=label, guidance=guidance, seed=seed, resolution=resolution)
+    Sampler, steps and clipping are those of the config that the model was trained with; only guidance can be chosen.
+    """
+    from tasks.decode import sample_images
+
+    request = _sample_request(count=count, label=label, guidance=guidance, seed=seed, resolution=resolution)
     sheet = sample_images(root, request, out)
     print(f"{count} images in {out}; contact sheet: {sheet}")
     return 0
+
+
+def _sample_request(**options: Any) -> "SampleRequest":
+    from tasks.decode import SampleRequest
+
+    try:
+        return SampleRequest(**options)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        told = fault["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--{fault['loc'][0]} {fault['input']}: {told[:1].lower()}{told[1:]}") from None
 
 
 @app.command

@@ -5,7 +5,8 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -22,6 +23,7 @@ from tasks.config import (
 )
 
 MAX_PRESET_BYTES = 1 << 20
+EMPTY = ("", "~", "null", "none")  # spellings of None, where a field may be empty
 
 
 class ConfigError(Exception):
@@ -125,15 +127,25 @@ def _read_preset(preset: str) -> tuple[dict[str, Any], str]:
         path: Any = resources.files("flows.presets") / f"{preset}.yaml"
     elif preset.endswith((".yaml", ".yml")):
         path = Path(preset)
-        if not path.is_file():
-            raise ConfigError(f"{preset}: no such file; name a YAML file or one of: {', '.join(names)}")
-        if path.stat().st_size > MAX_PRESET_BYTES:
-            raise ConfigError(f"{preset}: larger than {MAX_PRESET_BYTES} bytes, which no preset is")
     else:
         raise ConfigError(f"unknown preset '{preset}'{_nearest(preset, names)}; presets: {', '.join(names)}")
     try:
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "no such file"
+            raise ConfigError(f"{preset}: {what}; name a YAML file or one of: {', '.join(names)}")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_PRESET_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{preset}: cannot be read ({error.strerror or error}); name a readable YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{preset}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    if len(text) > MAX_PRESET_BYTES:
+        raise ConfigError(f"{preset}: larger than {MAX_PRESET_BYTES} bytes, which no preset is")
+    try:
+        data = _parse(text, PipelineConfig)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
         raise ConfigError(f"{preset}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{preset}: a preset is a mapping of sections, such as 'field: {{width: 128}}'")
@@ -146,18 +158,74 @@ def _apply(data: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {override}: expected KEY=VALUE, such as --set field.width=256")
-    try:
-        value = yaml.safe_load(text) if text.strip() else text
-    except yaml.YAMLError:
-        value = text
     here = data
     for part in parts[:-1]:
         step = here.setdefault(part, {})
         if not isinstance(step, dict):
             raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
         here = step
+    here[parts[-1]] = _value(text, _annotation(parts))
+
+
+def _annotation(parts: list[str]) -> Any:
+    """Type of the field that a key names; Any for none."""
+    annotation: Any = PipelineConfig
+    for part in parts:
+        annotation = _fields(annotation).get(part, Any)
+    return annotation
+
+
+def _fields(annotation: Any) -> dict[str, Any]:
+    """Types of a section's fields by name; empty for what is no section."""
+    section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return {name: info.annotation for name, info in annotation.model_fields.items()} if section else {}
+
+
+def _takes(annotation: Any) -> tuple[bool, bool]:
+    """(text alone, None too): what a field of this type takes, as far as a value's spelling must be read for it."""
+    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    values = [choice for choice in choices if choice is not NoneType]
+    literals = [isinstance(x, str) for value in values if get_origin(value) is Literal for x in get_args(value)]
+    texts = all(value is str or get_origin(value) is Literal for value in values) and all(literals)
+    return texts, NoneType in choices
+
+
+def _value(text: str, annotation: Any) -> Any:
+    """What KEY=TEXT means for a field of this type: text stays as it stands, `on` and `2024` included."""
+    texts, nullable = _takes(annotation)
+    if nullable and text.strip().lower() in EMPTY:
+        return None
+    if texts:
+        return text
+    try:
+        value = _parse(text, annotation) if text.strip() else text
+    except (yaml.YAMLError, RecursionError, ValueError):
+        value = text
     # YAML 1.1 reads "1e-3" (no dot) as text; as a number is what everybody means.
-    here[parts[-1]] = _number(value)
+    return _number(value)
+
+
+def _parse(text: str, annotation: Any) -> Any:
+    """YAML's value, except that scalars of text fields stay text: YAML 1.1 reads `off` as false, 2024 as a number."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        _keep_texts(node, annotation)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _keep_texts(node: yaml.Node | None, annotation: Any) -> None:
+    fields = _fields(annotation) if isinstance(node, yaml.MappingNode) else {}
+    for key, value in node.value if fields else ():  # type: ignore[union-attr]
+        if not isinstance(key, yaml.ScalarNode) or key.value not in fields:
+            continue
+        texts, nullable = _takes(fields[key.value])
+        plain = isinstance(value, yaml.ScalarNode) and value.tag.startswith("tag:yaml.org,2002:")
+        if plain and texts and not (nullable and value.value.lower() in EMPTY):
+            value.tag = "tag:yaml.org,2002:str"
+        _keep_texts(value, fields[key.value])
 
 
 def _number(value: Any) -> Any:

@@ -123,7 +123,13 @@ def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRu
         "through_deployments": True,
     }
     try:
-        run: FlowRun = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)  # type: ignore[assignment]
+        run: FlowRun = run_deployment(  # type: ignore[assignment]
+            DEPLOYMENT,
+            flow_run_name=f"pipeline {config.name}",  # as it will call itself: what is printed here is found there
+            parameters=parameters,
+            timeout=0,
+            as_subflow=False,
+        )
     except PrefectHTTPStatusError as error:
         detail = error.response.json().get("detail", "") if error.response.status_code == 409 else str(error)
         raise OperateError(

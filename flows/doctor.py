@@ -3,7 +3,6 @@
 import platform
 import shutil
 import sys
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -72,16 +71,15 @@ def check_torch() -> Check:
 
 
 def check_compiler() -> Check:
-    """What torch.compile needs: a C++ compiler and Python's headers."""
-    compiler = next(filter(None, (shutil.which(name) for name in ("g++", "clang++", "c++"))), None)
-    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-    if compiler and headers:
-        return Check("compiler", True, f"{compiler}: inner.compile=auto may compile")
-    packages = [name for name, there in (("g++", compiler), ("python3-dev", headers)) if not there]
-    missing = " and ".join(what for what, there in (("C++ compiler", compiler), ("Python.h", headers)) if not there)
-    return Check(
-        "compiler", None, f"no {missing}: inner.compile=auto runs eagerly", f"install {' and '.join(packages)}"
-    )
+    """What torch.compile needs, by the test that `compile: auto` uses itself."""
+    from models.compilation import missing
+    from tasks.training.device import choose_device
+
+    lacking = missing(choose_device("auto"))
+    if not lacking:
+        return Check("compiler", True, "compiler and Python.h: inner.compile=auto may compile")
+    detail = f"no {' and '.join(lacking)}: inner.compile=auto runs eagerly"
+    return Check("compiler", None, detail, f"install {' and '.join(lacking.values())}")
 
 
 def check_disk(root: str) -> Check:

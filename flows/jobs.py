@@ -3,11 +3,11 @@
 from typing import Any
 
 from flows.config import STAGES, digest
+from flows.describe import parameters
 from flows.ledger import Ledger, now
-from models.field import parameter_count
-from storage.functaset import Functaset
+from storage.config import ImagesConfig
 from storage.images import open_images
-from storage.stages import StageRecord, read_record
+from storage.stages import StageRecord
 from tasks.encoding.plan import EncodeJob
 from tasks.evaluation.generation import reference_labels
 from tasks.evaluation.job import EvaluationJob
@@ -19,6 +19,7 @@ from tasks.training.meta_train import MetaTrainJob
 from tasks.training.pixel_classifier import PixelClassifierJob
 
 Job = dict[str, Any]
+KEPT_ASIDE = ("info", "bad_inputs", "seconds", "images_digest")  # of a record's figures, not figures of the run
 
 
 def meta_train_job(ledger: Ledger, record: StageRecord) -> Job:
@@ -60,16 +61,13 @@ def diffusion_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -
 
 def evaluation_job(ledger: Ledger, run: str) -> Job:
     """What the evaluators of one run are given: outputs of the stages that stand."""
-
-    def output(stage: str) -> str:
-        record = ledger.standing(stage)
-        return "" if record is None else ledger.output(record)
-
-    config = ledger.config
+    config, standing = ledger.config, _standing(ledger)
+    outputs = {stage: ledger.output(record) for stage, record in standing.items()}
     return EvaluationJob(
         seed=config.seed, images=config.images, quantization=config.encode.quantization, evaluation=config.evaluation,
-        functaset=output("encode"), field=output("meta_train"), classifier=output("train_classifier"),
-        diffusion=output("train_diffusion"), output=run, device=config.dispatch.device,
+        calibration_images=config.encode.calibration_images,
+        functaset=outputs["encode"], field=outputs["meta_train"], classifier=outputs.get("train_classifier", ""),
+        diffusion=outputs.get("train_diffusion", ""), output=run, device=config.dispatch.device,
         pixel_classifier=ledger.location.child("checkpoints", "pixel_classifier").uri,
     ).model_dump(mode="json")  # fmt: skip
 
@@ -88,9 +86,9 @@ def sample_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int] | None]:
     """Slices of the samples that Frechet distances need, and the labels of all (None: unconditional)."""
     config = ledger.config
     labels = None
-    count = config.evaluation.samples
+    training = open_images(config.images).split("train").labels
+    count = min(config.evaluation.samples, len(training))  # as many as there are reconstructions to compare with
     if config.diffusion.process.conditional:
-        training = Functaset.open(job["functaset"]).load("train").labels
         labels = [int(label) for label in reference_labels(training, count)]
     size = config.evaluation.slice
     return [
@@ -106,8 +104,7 @@ def sample_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int] | None]:
 
 def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: Job) -> Job:
     """Everything the report is written from. A skipped stage's figures come from its record."""
-    records = {stage: read_record(ledger.location, stage) for stage in STAGES if stage != "evaluate"}
-    finished = {stage: r for stage, r in records.items() if r is not None and r.state == "finished"}
+    finished = _standing(ledger)
     outputs = {stage: ledger.output(r) for stage, r in finished.items()}
     outputs["pixel_classifier"] = ledger.location.child("checkpoints", "pixel_classifier").uri
     encoded = finished["encode"].figures
@@ -115,7 +112,7 @@ def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: Job) -> 
         root=ledger.root, run=run, config=ledger.config.model_dump(mode="json"),
         records={stage: r.model_dump(mode="json") for stage, r in finished.items()},
         outputs=outputs, metrics=_metrics(ledger, finished, measured, record), classes=classes(ledger),
-        bad_inputs=encoded["bad_inputs"], created=now(),
+        bad_inputs=encoded["bad_inputs"], created=now(), images_digest=encoded["images_digest"],
     ).model_dump(mode="json")  # fmt: skip
 
 
@@ -123,36 +120,29 @@ def _metrics(ledger: Ledger, finished: dict[str, StageRecord], measured: Job, re
     """metrics.json (design section 5): what was measured, and nothing that was not."""
     figures: Job = dict(measured)
     for stage in finished.values():
-        figures |= {k: v for k, v in stage.figures.items() if k not in ("info", "bad_inputs", "seconds")}
+        figures |= {k: v for k, v in stage.figures.items() if k not in KEPT_ASIDE}
     encoded = finished["encode"].figures
     info = encoded["info"]
     figures |= {k: info[k] for k in ("bits_per_dim", "rows", "clip_fraction")}
     figures |= {"bad_inputs": len(encoded["bad_inputs"]), "fingerprint": info["fingerprint_digest"]}
     figures["seconds_by_stage"] = {stage: r.seconds for stage, r in finished.items()}
     figures["seconds_by_stage"]["evaluate"] = ledger.seconds()
-    figures["parameters"] = parameters(ledger)
+    figures["parameters"] = parameters(ledger.config, open_images(ledger.config.images).channels, len(classes(ledger)))
     figures["versions"] = record.versions
     return figures
 
 
-def parameters(ledger: Ledger) -> dict[str, int]:
-    """Parameter counts of field, classifier and denoiser, built on no device."""
-    import torch
+def _standing(ledger: Ledger) -> dict[str, StageRecord]:
+    """The stages before evaluation that stand, with the inputs they have now."""
+    records = {stage: ledger.standing(stage) for stage in STAGES if stage != "evaluate"}
+    return {stage: record for stage, record in records.items() if record is not None}
 
-    from models.classifier import build_classifier
-    from models.denoiser import build_denoiser
 
-    config, shape, names = ledger.config, ledger.config.field.latent_shape, classes(ledger)
-    channels = open_images(config.images).channels
-    with torch.device("meta"):
-        classifier = build_classifier(config.classifier.model, shape, len(names))
-        conditional = config.diffusion.process.conditional
-        denoiser = build_denoiser(config.diffusion.model, shape, len(names) if conditional else None)
-    return {
-        "field": parameter_count(config.field, config.inner, channels),
-        "classifier": sum(p.numel() for p in classifier.parameters()),
-        "denoiser": sum(p.numel() for p in denoiser.parameters()),
-    }
+def images_digest(config: ImagesConfig) -> str:
+    """Of every image's key, label and version, both splits."""
+    images = open_images(config)
+    splits = [images.split(name) for name in ("train", "test")]
+    return digest([[split.keys, [int(label) for label in split.labels], split.tokens] for split in splits])
 
 
 def classes(ledger: Ledger) -> list[str]:

@@ -1,6 +1,8 @@
 """What of a run already stands: stage records, digests, and what another root can lend. Free of torch and Prefect."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,10 +13,12 @@ from storage.locations import Location, open_location
 from storage.stages import (
     OUTPUTS,
     StageRecord,
+    check_not_at_work,
     check_same_config,
     output_location,
     output_stands,
     read_record,
+    this_process,
     write_record,
 )
 
@@ -29,6 +33,7 @@ class Ledger:
     root: str
     from_root: str | None = None
     location: Location = field(init=False)
+    _begun: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.location = open_location(self.root)
@@ -66,9 +71,9 @@ class Ledger:
         return taken
 
     def inputs(self, stage: str) -> dict[str, str]:
-        """Digests of the stage's finished inputs."""
-        records = {name: read_record(self.location, name) for name in INPUTS[stage]}
-        return {name: r.output_digest for name, r in records.items() if r is not None and r.state == "finished"}
+        """Digests of what the stage reads, of those inputs that stand."""
+        records = {name: self.standing(name) for name in INPUTS[stage]}
+        return {name: record.output_digest for name, record in records.items() if record is not None}
 
     def require(self, stage: str) -> StageRecord:
         """The finished record of an input stage. Raises MissingInput if it has not run."""
@@ -82,7 +87,7 @@ class Ledger:
 
     def require_inputs(self, stage: str) -> None:
         """Raises MissingInput unless what the stage reads has finished. Evaluation takes what there is."""
-        for name in ("encode",) if stage == "evaluate" else INPUTS[stage]:
+        for name in ("meta_train", "encode") if stage == "evaluate" else INPUTS[stage]:
             self.require(name)
 
     def output(self, record: StageRecord) -> str:
@@ -93,29 +98,60 @@ class Ledger:
         """Of the stage's config and its inputs."""
         return digest({"config": stage_config(self.config, stage), "inputs": self.inputs(stage)})
 
-    def begin(self, stage: str, output: str | None = None) -> StageRecord:
-        """Writes that the stage has started: from now on this root refuses another config of it."""
+    @contextmanager
+    def working(self, stage: str) -> Iterator[StageRecord]:
+        """Around a stage's work: nobody else may be at it, and what ends it early is recorded.
+
+        From now on this root refuses another config of the stage.
+        """
+        before = read_record(self.location, stage)
+        if before is not None:
+            check_not_at_work(self.location, before)
+        record = self._begin(stage)
+        try:
+            yield record
+        except BaseException as error:
+            state = "failed" if isinstance(error, Exception) else "interrupted"
+            told = " ".join(str(error).split())[:500]
+            write_record(self.location, record.model_copy(update={"state": state, "error": told}))
+            raise
+
+    def _begin(self, stage: str) -> StageRecord:
         record = StageRecord(
             stage=stage,
             state="running",
             config=stage_config(self.config, stage),
             inputs=self.inputs(stage),
-            output=output or OUTPUTS[stage],
+            output=OUTPUTS[stage],
             started=now(),
+            owner=this_process(),
             versions={name: version(name) for name in PACKAGES},
         )
+        record = record.model_copy(update={"output": self._place(record)})
         write_record(self.location, record)
-        self._clock = time.monotonic()
+        self._begun = time.monotonic()
         return record
 
+    def _place(self, record: StageRecord) -> str:
+        """Where this work goes: on with what it began before, else beside a functaset of other choices."""
+        before = read_record(self.location, record.stage)
+        if before is not None and (before.config, before.inputs) == (record.config, record.inputs):
+            return before.output
+        if record.stage == "evaluate":
+            return f"runs/{run_id()}"
+        if record.stage == "encode" and self.location.exists(f"{OUTPUTS['encode']}/zarr.json"):
+            # What it holds was made by another field or quantiser; it is not ours to delete.
+            return f"functaset-{digest([record.config, record.inputs])[:8]}.zarr"
+        return record.output
+
     def finish(self, record: StageRecord, output_digest: str, figures: dict[str, Any]) -> StageRecord:
-        """Writes that the stage has finished, with its figures."""
+        """Writes that the stage has finished, with its figures; a resumed training counts all its legs."""
         finished = record.model_copy(
             update={
                 "state": "finished",
                 "output_digest": output_digest,
                 "figures": figures,
-                "seconds": self.seconds(),
+                "seconds": round(max(self.seconds(), figures.get("seconds", 0.0)), 2),
                 "finished": now(),
             }
         )
@@ -124,7 +160,7 @@ class Ledger:
 
     def seconds(self) -> float:
         """Since the stage in progress began."""
-        return round(time.monotonic() - self._clock, 2)
+        return round(time.monotonic() - self._begun, 2)
 
     def all_standing(self) -> bool:
         """Whether every stage stands, so that a run has nothing to do."""
@@ -138,3 +174,8 @@ class MissingInput(Exception):
 def now() -> str:
     """UTC, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def run_id() -> str:
+    """UTC time to the microsecond, so that runs sort."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from typing import Any
 
@@ -13,7 +13,8 @@ from prefect.deployments import run_deployment
 from flows import stages
 from flows.config import PipelineConfig
 from flows.ledger import Ledger
-from tasks.dispatch import stop_children
+from flows.preflight import preflight
+from tasks.dispatch import allow_children, stop_children
 from tasks.report.publish import publish
 from tasks.report.run import load_folder, report_data
 
@@ -22,7 +23,7 @@ Stage = Callable[[str, dict[str, Any]], None]
 
 @flow(name="pipeline", flow_run_name="pipeline {config.name}", persist_result=False)
 def pipeline(
-    root: str, config: PipelineConfig, from_root: str | None = None, through_deployments: bool = False
+    root: str, *, from_root: str | None = None, through_deployments: bool = False, config: PipelineConfig
 ) -> dict[str, Any]:
     """Runs every stage that does not stand yet; returns the metrics.
 
@@ -33,6 +34,10 @@ def pipeline(
         from_root: Finished stages are taken over from this root where their digests agree.
         through_deployments: Each stage is a run of its own deployment, on a worker that the server chooses.
     """
+    preflight(config, root, "pipeline")
+    ledger = Ledger(config, root, from_root)
+    ledger.all_standing()  # a conflict in a late stage is told before the first one starts
+    allow_children()
     run = _logged(_by_deployment if through_deployments else _here)
     parameters = {"config": config, "root": root, "from_root": from_root}
     run("meta_train", parameters)
@@ -44,7 +49,7 @@ def pipeline(
         lambda: run("train_diffusion", parameters | share),
     )
     run("evaluate", parameters)
-    return _publish(Ledger(config, root, from_root))
+    return _publish(ledger)
 
 
 def _publish(ledger: Ledger) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def _side_by_side(*calls: Callable[[], None]) -> None:
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = [pool.submit(copy_context().run, call) for call in calls]
         try:
-            for future in futures:
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
         except BaseException:
             stop_children()

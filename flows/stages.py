@@ -1,29 +1,30 @@
 """One flow per stage. Each reads its inputs from the root, writes its output there, and does nothing if it stands."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow, get_run_logger, unmapped
 from prefect.artifacts import create_table_artifact
 
-from flows.config import PipelineConfig
+from flows.config import PipelineConfig, digest
 from flows.jobs import (
     classifier_job,
     diffusion_job,
     encode_job,
     evaluation_job,
+    images_digest,
     meta_train_job,
     pixel_classifier_job,
     run_folder,
     sample_jobs,
 )
 from flows.ledger import Ledger
+from flows.preflight import preflight
 from tasks import units
 from tasks.dispatch import task_runner
 
 
 @flow(name="meta-train", flow_run_name="meta-train {config.name}", persist_result=False)
-def meta_train(root: str, config: PipelineConfig, from_root: str | None = None) -> None:
+def meta_train(root: str, *, from_root: str | None = None, config: PipelineConfig) -> None:
     """Meta-trains the field on the training images.
 
     Args:
@@ -35,17 +36,17 @@ def meta_train(root: str, config: PipelineConfig, from_root: str | None = None) 
     ledger = Ledger(config, root, from_root)
     if _stands(ledger, "meta_train"):
         return
-    record = ledger.begin("meta_train")
     training = config.meta_train
-    figures = units.retried(units.train, config.dispatch)(
-        meta_train_job(ledger, record), "the field", training.batch, None
-    )
-    speed = training.steps * training.batch / max(figures["seconds"], 1e-9)
-    ledger.finish(record, figures["weights_digest"], {"meta_images_per_s": round(speed, 2)})
+    with ledger.working("meta_train") as record:
+        job = meta_train_job(ledger, record)
+        figures = units.retried(units.train, config.dispatch)(job, "the field", training.batch, None)
+        speed = training.steps * training.batch / max(figures["seconds"], 1e-9)
+        figures["meta_images_per_s"] = round(speed, 2)
+        ledger.finish(record, figures.pop("weights_digest"), figures)
 
 
 @flow(name="encode", flow_run_name="encode {config.name}", persist_result=False)
-def encode(root: str, config: PipelineConfig, from_root: str | None = None) -> None:
+def encode(root: str, *, from_root: str | None = None, config: PipelineConfig) -> None:
     """Encodes every image into the functaset: plan, map over shard groups, finalise.
 
     Args:
@@ -58,19 +59,18 @@ def encode(root: str, config: PipelineConfig, from_root: str | None = None) -> N
     if _stands(ledger, "encode"):
         return
     ledger.require("meta_train")
-    record = ledger.begin("encode")
-    job = encode_job(ledger, record)
-    groups = units.retried(units.plan_encoding, config.dispatch)(job)
-    images = sum(group["images"] for group in groups)
-    with task_runner(config.dispatch) as runner:
+    with ledger.working("encode") as record:
+        job = encode_job(ledger, record)
+        groups = units.retried(units.plan_encoding, config.dispatch)(job)
         shards = units.retried(units.encode_shards, config.dispatch)
-        parameters = {"job": unmapped(job), "group": groups, "images": unmapped(images)}
-        stats = [future.result() for future in runner.map(shards, parameters)]
-    done = units.retried(units.finalise_encoding, config.dispatch)(job, groups)
-    speed = _encoding_speed(stats)
-    ledger.finish(record, done["info"]["fingerprint_digest"], done | speed)
+        parameters = {"job": unmapped(job), "group": groups, "images": unmapped(sum(g["images"] for g in groups))}
+        with task_runner(config.dispatch) as runner:
+            stats = [future.result() for future in runner.map(shards, parameters)]
+        done = units.retried(units.finalise_encoding, config.dispatch)(job, groups)
+        figures = done | _encoding_speed(stats) | {"images_digest": images_digest(config.images)}
+        ledger.finish(record, done["info"]["content"], figures)
     create_table_artifact(
-        [{"figure": key, "value": value} for key, value in _flat(done["info"] | speed).items()],
+        [{"figure": key, "value": value} for key, value in _flat(done["info"] | _encoding_speed(stats)).items()],
         key="functaset",
         description=f"What {ledger.output(record)} holds",
     )
@@ -78,7 +78,7 @@ def encode(root: str, config: PipelineConfig, from_root: str | None = None) -> N
 
 @flow(name="train-classifier", flow_run_name="train-classifier {config.name}", persist_result=False)
 def train_classifier(
-    root: str, config: PipelineConfig, from_root: str | None = None, threads: int | None = None
+    root: str, *, from_root: str | None = None, threads: int | None = None, config: PipelineConfig
 ) -> None:
     """Trains the classifier on latents.
 
@@ -93,15 +93,15 @@ def train_classifier(
     if _stands(ledger, "train_classifier"):
         return
     functaset = ledger.require("encode")
-    record = ledger.begin("train_classifier")
-    job = classifier_job(ledger, record, functaset)
-    figures = units.retried(units.train, config.dispatch)(job, "the classifier", config.classifier.batch, threads)
-    ledger.finish(record, figures.pop("weights_digest"), figures)
+    with ledger.working("train_classifier") as record:
+        job = classifier_job(ledger, record, functaset)
+        figures = units.retried(units.train, config.dispatch)(job, "the classifier", config.classifier.batch, threads)
+        ledger.finish(record, figures.pop("weights_digest"), figures)
 
 
 @flow(name="train-diffusion", flow_run_name="train-diffusion {config.name}", persist_result=False)
 def train_diffusion(
-    root: str, config: PipelineConfig, from_root: str | None = None, threads: int | None = None
+    root: str, *, from_root: str | None = None, threads: int | None = None, config: PipelineConfig
 ) -> None:
     """Trains the diffusion model on latents.
 
@@ -116,14 +116,16 @@ def train_diffusion(
     if _stands(ledger, "train_diffusion"):
         return
     functaset = ledger.require("encode")
-    record = ledger.begin("train_diffusion")
-    job = diffusion_job(ledger, record, functaset)
-    figures = units.retried(units.train, config.dispatch)(job, "the diffusion model", config.diffusion.batch, threads)
-    ledger.finish(record, figures.pop("weights_digest"), figures)
+    with ledger.working("train_diffusion") as record:
+        job = diffusion_job(ledger, record, functaset)
+        figures = units.retried(units.train, config.dispatch)(
+            job, "the diffusion model", config.diffusion.batch, threads
+        )
+        ledger.finish(record, figures.pop("weights_digest"), figures)
 
 
 @flow(name="evaluate", flow_run_name="evaluate {config.name}", persist_result=False)
-def evaluate(root: str, config: PipelineConfig, from_root: str | None = None) -> None:
+def evaluate(root: str, *, from_root: str | None = None, config: PipelineConfig) -> None:
     """Measures what the finished stages made, and writes the report.
 
     Args:
@@ -135,15 +137,13 @@ def evaluate(root: str, config: PipelineConfig, from_root: str | None = None) ->
     ledger = Ledger(config, root, from_root)
     if _stands(ledger, "evaluate"):
         return
-    ledger.require("encode")
-    folder = f"runs/{run_id()}"
-    record = ledger.begin("evaluate", output=folder)
-    run = ledger.location.child(*folder.split("/")).uri
-    job = evaluation_job(ledger, run)
-    metrics = _measure(ledger, job)
-    described = run_folder(ledger, record, run, metrics)
-    units.retried(units.write_report, config.dispatch)(described)
-    ledger.finish(record, "", described["metrics"])
+    ledger.require_inputs("evaluate")
+    with ledger.working("evaluate") as record:
+        run = ledger.output(record)
+        metrics = _measure(ledger, evaluation_job(ledger, run))
+        described = run_folder(ledger, record, run, metrics)
+        units.retried(units.write_report, config.dispatch)(described)
+        ledger.finish(record, digest(described["metrics"]), described["metrics"])
 
 
 def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
@@ -167,7 +167,9 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
 
 def _stands(ledger: Ledger, stage: str) -> bool:
     record = ledger.standing(stage)
-    if record is not None:
+    if record is None:
+        preflight(ledger.config, ledger.root, stage)
+    else:
         get_run_logger().info(f"{stage.replace('_', '-')} stands in {ledger.output(record)}: nothing to do")
     return record is not None
 
@@ -184,8 +186,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
     return flat
-
-
-def run_id() -> str:
-    """UTC time, so that runs sort; two in one second get the same folder only if they share a root and a second."""
-    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")

@@ -1,27 +1,51 @@
-"""Whether torch.compile repays itself here, decided once and said in one line."""
+"""Whether torch.compile can be had here and repays itself, decided once and said in one line."""
 
+import os
 import shutil
+import sys
+import sysconfig
+from pathlib import Path
 
 import torch
 
 COMPILE_WORTH_FLOPS = 1e13  # compiling takes about a minute of two cores; this much work takes several eagerly
+HEADERS = "Python.h"
+
+
+def missing(device: torch.device) -> dict[str, str]:
+    """What inductor lacks to build code for the device, each with Debian's package; empty: nothing.
+
+    For the CPU it calls $CXX or g++, and no other compiler; for CUDA triton builds its launchers with $CC, gcc or
+    clang. Both include Python.h, without which they fail only once the first graph is built.
+    """
+    if device.type == "cuda":
+        commands = [os.environ.get("CC", ""), "gcc", "clang"]
+        lacking = {} if any(shutil.which(command) for command in commands if command) else {"C compiler": "gcc"}
+    else:
+        command = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++").split()
+        lacking = {} if command and shutil.which(command[0]) else {"C++ compiler": "g++"}
+    paths = {sysconfig.get_path("include"), sysconfig.get_path("include", scheme="posix_prefix")}
+    if not any(Path(path, HEADERS).is_file() for path in paths):
+        lacking[HEADERS] = "python3-dev"
+    return lacking
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether inductor can build code for the device: triton for CUDA, a C++ compiler for the CPU."""
-    if device.type == "cuda":
-        return True
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    """Whether inductor can build code for the device."""
+    return not missing(device)
 
 
 def should_compile(mode: str, flops: float, device: torch.device) -> tuple[bool, str]:
     """(compile?, why) for `auto`, `on` or `off`. Raises ValueError if `on` cannot be had."""
     if mode == "off":
         return False, "eager: compile=off"
-    if not has_compiler(device):
+    if lacking := missing(device):
+        what, packages = " and ".join(lacking), " ".join(lacking.values())
         if mode == "on":
-            raise ValueError("inner.compile=on needs a C++ compiler: install g++, or set inner.compile=auto")
-        return False, "eager: no C++ compiler found (Debian: apt-get install g++)"
+            raise ValueError(
+                f"inner.compile=on needs {what}: apt-get install {packages} (Debian), or set inner.compile=auto"
+            )
+        return False, f"eager: no {what} found (Debian: apt-get install {packages})"
     if mode == "auto" and flops < COMPILE_WORTH_FLOPS:
         return False, f"eager: {flops:.1e} FLOPs are done sooner than compiled"
     return True, "compiled with torch.compile"

@@ -54,6 +54,11 @@ class FrechetStatistics:
         self.total = total if self.total is None else self.total + total
         self.outer = outer if self.outer is None else self.outer + outer
 
+    @property
+    def dimensions(self) -> int:
+        """D, 0 before the first row."""
+        return 0 if self.total is None else len(self.total)
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean [D] and unbiased covariance [D, D], float64, on the CPU. Raises ValueError below two rows."""
         if self.count < 2 or self.total is None or self.outer is None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from storage.errors import DamagedObject, StorageError
+from storage.errors import DamagedObject, StorageError, TransientError
 from storage.locations import Location, read_json, write_json
 from storage.records import Record
 
@@ -71,6 +71,8 @@ def load_checkpoint(location: Location, step: int | None = None) -> Checkpoint |
     for found in _steps(location, MARKER):
         try:
             return _load(location, found)
+        except TransientError:
+            raise  # else a lost connection would set training back to an older step
         except StorageError as error:
             log.warning("checkpoint skipped: %s", error)
     return None
@@ -79,6 +81,14 @@ def load_checkpoint(location: Location, step: int | None = None) -> Checkpoint |
 def newest_step(location: Location) -> int | None:
     """Step of the newest marker, None where there is none. Reads names only."""
     return next(iter(_steps(location, MARKER)), None)
+
+
+def newest_metadata(location: Location) -> dict[str, Any] | None:
+    """Metadata of the newest checkpoint that is whole by its lengths, None where there is none. Reads no tensor."""
+    for step in _steps(location, MARKER):
+        if _is_whole(location, step):
+            return dict(_marker(location, step).metadata)
+    return None
 
 
 def _stem(step: int) -> str:

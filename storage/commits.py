@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from storage.errors import DamagedObject, MissingObject, StorageError
+from storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from storage.fragments import Receipt, read_moments, read_receipt, receipt_key
 from storage.locations import Location
 from storage.moments import Moments, merge
@@ -317,6 +317,8 @@ class _Verification:
         """What the check returns, or None with its complaint noted."""
         try:
             return check()
+        except TransientError:
+            raise  # a lost connection is no damage
         except StorageError as error:
             self.bad.setdefault(key, str(error).partition(": ")[2])
             return None

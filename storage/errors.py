@@ -8,6 +8,10 @@ class StorageError(Exception):
         super().__init__(" ".join(message.split()))  # one line, whatever a library put into its own message
 
 
+class TransientError(StorageError):
+    """A lost connection, a timeout, a server that was busy or failed: the same call may succeed later."""
+
+
 class MissingObject(StorageError):
     """There is no object of that name."""
 

@@ -22,9 +22,10 @@ from storage.locations import Location, open_location
 from storage.moments import Moments
 from storage.plans import Plan, load_quantizer, plan_rows
 from storage.quantization import Quantizer
-from storage.records import read_vouched, unseal
+from storage.records import canonical, digest, read_vouched, unseal
 from storage.root import FieldRecord, read_root
 
+IDENTITY = ("id", "label", "augmentation", "source_sha256")  # arrays that say what a row is of
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -115,6 +116,32 @@ class Functaset:
         plan = next(plan for entry, plan in self.fragments if entry.fragment == fragment)
         return load_quantizer(self.location, plan)
 
+    @cached_property
+    def _receipts(self) -> list[tuple[CommittedFragment, Plan, Receipt]]:
+        return [
+            (entry, plan, committed_receipt(self.location, entry, plan, shard))
+            for entry, plan in self.fragments
+            for shard in range(plan.shards)
+        ]
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of which images are encoded by which choices: the same wherever and whenever it was done.
+
+        Over the fingerprint, the rows' ids, labels and source bytes (by their objects' sha256), and which rows are bad
+        or retired. Not over fragment ids, which follow the sources' file times and the quantiser's last bits.
+        """
+        shards = [
+            {
+                "split": entry.split,
+                "columns": {k: o.sha256 for k, o in receipt.objects.items() if k.split("/")[0] in IDENTITY},
+                "bad": sorted(receipt.bad),
+                "retired": _retired(entry, plan, receipt),
+            }
+            for entry, plan, receipt in self._receipts
+        ]
+        return digest({"fingerprint": self.commit.fingerprint, "shards": sorted(shards, key=canonical)})
+
     def rows(self, split: str) -> int:
         """Visible rows of a split."""
         return sum(entry.rows for entry in self.commit.fragments if entry.split == split)
@@ -204,11 +231,7 @@ class Functaset:
 
     def info(self) -> dict[str, Any]:
         """The answer of `functa store info --json`: from receipts alone, no latent is read."""
-        receipts = [
-            (entry, plan, committed_receipt(self.location, entry, plan, shard))
-            for entry, plan in self.fragments
-            for shard in range(plan.shards)
-        ]
+        receipts = self._receipts
         numbers = sum(receipt.rows * plan.dims for _, plan, receipt in receipts)
         good = sum(receipt.good * plan.dims for _, plan, receipt in receipts)
         z_objects = [(k, o) for _, _, receipt in receipts for k, o in receipt.objects.items() if k.startswith("z/")]
@@ -230,6 +253,7 @@ class Functaset:
             "bytes": self._bytes([receipt for _, _, receipt in receipts]),
             "fingerprint": self.fingerprint,
             "fingerprint_digest": self.commit.fingerprint,
+            "content": self.content,
             "field": self.field_digest,
         }
 
@@ -247,9 +271,14 @@ def _visible(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.ndarr
     """bool [rows of the shard]: neither bad nor retired."""
     visible = np.ones(receipt.rows, bool)
     visible[list(receipt.bad)] = False
-    start = receipt.shard * plan.shard_rows
-    visible[[row - start for row in entry.retired if start <= row < start + receipt.rows]] = False
+    visible[_retired(entry, plan, receipt)] = False
     return visible
+
+
+def _retired(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> list[int]:
+    """Rows within the shard."""
+    start = receipt.shard * plan.shard_rows
+    return sorted(row - start for row in entry.retired if start <= row < start + receipt.rows)
 
 
 def _psnr(receipts: list[Receipt]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Sources: scikit-learn's digits, a folder of class folders, torchvision sets, npz arrays.
 """
 
+import errno
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import numpy as np
 
 from storage.config import ImagesConfig
 from storage.decoding import ENDINGS, MAX_FILE_BYTES, BadImage, decode, fit
-from storage.errors import StorageError
+from storage.errors import StorageError, TransientError
 from storage.image_arrays import ArraySource, read_digits, read_npz, read_torchvision
 from storage.locations import Entry, LocalLocation, Location, open_location
 
@@ -24,22 +25,24 @@ READ_THREADS = 4  # Pillow's decoders and the file system let go of the interpre
 class ImageBatch:
     """Rows as read: images uint8 [n, H, W, C] (bad rows zero), good bool [n], position -> reason, sha256 uint8 [n, 32].
 
-    The sha256 is of the input bytes: the file's, or the array row's.
+    The sha256 is of the input bytes: the file's, or the array row's; tokens are the versions that were read.
     """
 
     images: np.ndarray
     good: np.ndarray
     reasons: dict[int, str]
     sha256: np.ndarray
+    tokens: list[str]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One row: pixels uint8 [H, W, C] or None with the reason, and the sha256 of the input bytes."""
+    """One row: pixels uint8 [H, W, C] or None with the reason, sha256 of the input bytes, token when it was read."""
 
     pixels: np.ndarray | None
     reason: str
     sha256: bytes
+    token: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class ImageSplit:
             else:
                 images[position] = picture.pixels
                 good[position] = True
-        return ImageBatch(images, good, reasons, sha256)
+        return ImageBatch(images, good, reasons, sha256, [picture.token for picture in pictures])
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,9 @@ def _from_arrays(config: ImagesConfig, sources: dict[str, ArraySource]) -> Image
         if source.images.shape[1:] != train.images.shape[1:]:
             raise StorageError(f"images of the splits differ: {train.images.shape[1:]} and {source.images.shape[1:]}")
         indices = [str(i) for i in range(len(source.keys))]
-        tokens = [hashlib.sha256(image.tobytes()).hexdigest()[:16] for image in source.images]
+        # The label too: a file that changes class changes its key, an array's row does not.
+        labelled = zip(source.images, source.labels.astype("<i4"))
+        tokens = [hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()[:16] for image, label in labelled]
         rows = _limited(_Rows(source.keys, source.labels, tokens, indices), config.limit)
         images = source.images[[int(i) for i in rows.origins]]
         splits[name] = _array_split(rows, images, resolution, channels)
@@ -195,9 +200,10 @@ def _array_split(rows: _Rows, images: np.ndarray, resolution: int, channels: int
         raw = images[row]  # [H, W, C]
         sha256 = hashlib.sha256(raw.tobytes()).digest()
         if as_they_are:
-            return Picture(raw, "", sha256)
+            return Picture(raw, "", sha256, rows.tokens[row])
         picture = Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
-        return Picture(fit(picture.convert("L" if channels == 1 else "RGB"), resolution), "", sha256)
+        pixels = fit(picture.convert("L" if channels == 1 else "RGB"), resolution)
+        return Picture(pixels, "", sha256, rows.tokens[row])
 
     return ImageSplit(rows.keys, rows.labels, rows.tokens, (resolution, resolution, channels), read_row)
 
@@ -263,6 +269,8 @@ def _first_resolution(location: Location, rows: dict[str, _Rows], channels: int,
     for key in (key for part in rows.values() for key in part.origins):
         try:
             width, height = decode(location.read(key), channels, max_pixels).size
+        except TransientError:
+            raise  # else the resolution would depend on the network's mood
         except (BadImage, StorageError):
             continue
         if width != height:
@@ -273,22 +281,36 @@ def _first_resolution(location: Location, rows: dict[str, _Rows], channels: int,
     raise StorageError(f"{location.uri}: not one image there is readable; look at the files")
 
 
+def _sick_sector(location: Location, error: TransientError) -> bool:
+    """A local disk's I/O error, which is most often of this file alone."""
+    cause = error.__cause__
+    return isinstance(location, LocalLocation) and isinstance(cause, OSError) and cause.errno == errno.EIO
+
+
 def _folder_split(location: Location, rows: _Rows, resolution: int, channels: int, config: ImagesConfig) -> ImageSplit:
     def read_row(row: int) -> Picture:
-        key, sha256 = rows.origins[row], bytes(32)
+        key, sha256, token = rows.origins[row], bytes(32), ""
         try:
-            if (location.size(key) or 0) > MAX_FILE_BYTES:
+            entry = location.entry(key)
+            if entry is None:
+                raise BadImage("no longer there")
+            token = entry.token
+            if entry.size > MAX_FILE_BYTES:
                 raise BadImage(f"more bytes than a file may have ({MAX_FILE_BYTES})")
             data = location.read(key)
             sha256 = hashlib.sha256(data).digest()
+            if len(data) != entry.size:
+                raise BadImage("changed while it was read")
             image = decode(data, channels, config.max_pixels)
             if config.resolution is None and image.size != (resolution, resolution):
                 raise BadImage(
                     f"{image.width}x{image.height} pixels where the first image has {resolution}x{resolution}; "
                     "set images.resolution"
                 )
-            return Picture(fit(image, resolution), "", sha256)
+            return Picture(fit(image, resolution), "", sha256, token)
         except (BadImage, StorageError) as error:
-            return Picture(None, str(error), sha256)
+            if isinstance(error, TransientError) and not _sick_sector(location, error):
+                raise  # the whole place is away: that makes no image bad
+            return Picture(None, str(error), sha256, token)
 
     return ImageSplit(rows.keys, rows.labels, rows.tokens, (resolution, resolution, channels), read_row, READ_THREADS)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.errors import MissingObject, StorageError
+from storage.errors import MissingObject, StorageError, TransientError
 from storage.places import PARTIAL, Entry, Location, checked_key
+
+MAY_PASS = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)  # what a network file system says of a server that went away
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,21 @@ class LocalLocation(Location):
         with self._told(key):
             return _place(self._writable_path(key), data, replace=False)
 
-    def size(self, key: str) -> int | None:
+    def entry(self, key: str) -> Entry | None:
         with self._told(key):
             try:
-                return self._path(key).stat().st_size
+                return _entry(key, self._path(key).stat())
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        folder = prefix.rpartition("/")[0]
+        folder, _, beginning = prefix.rpartition("/")
         start = self._path(folder) if folder else Path(self.uri)
         with self._told(folder):
             found = [
-                Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
-                for key, status in _walk(start, f"{folder}/" if folder else "", set())
-                if key.startswith(prefix) and not key.endswith(PARTIAL)
+                _entry(key, status)
+                for key, status in _walk(start, f"{folder}/" if folder else "", set(), beginning)
+                if not key.endswith(PARTIAL)
             ]
         return sorted(found, key=lambda entry: entry.key)
 
@@ -80,7 +82,12 @@ class LocalLocation(Location):
         except FileNotFoundError:
             raise MissingObject(f"{name}: is missing") from None
         except OSError as error:
-            raise StorageError(f"{name}: {error.strerror or error}; {_mend(error)}") from error
+            kind = TransientError if error.errno in MAY_PASS else StorageError
+            raise kind(f"{name}: {error.strerror or error}; {_mend(error)}") from error
+
+
+def _entry(key: str, status: os.stat_result) -> Entry:
+    return Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def _mend(error: OSError) -> str:
@@ -134,8 +141,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _walk(folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
-    """Files below a folder, links followed (image sets are often made of them), each folder once."""
+def _walk(
+    folder: Path, prefix: str, seen: set[tuple[int, int]], beginning: str = ""
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Files below a folder, links followed (image sets are often made of them), each folder once.
+
+    Of the folder itself only what begins with `beginning`: the rest is not even entered.
+    """
     try:
         status = folder.stat()
     except FileNotFoundError:
@@ -144,6 +156,8 @@ def _walk(folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tup
         return
     seen.add((status.st_dev, status.st_ino))
     for item in os.scandir(folder):
+        if not item.name.startswith(beginning):
+            continue
         if item.is_dir():
             yield from _walk(Path(item.path), f"{prefix}{item.name}/", seen)
         else:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -14,14 +13,6 @@ class Moments:
     count: int
     mean: np.ndarray
     var: np.ndarray
-
-    def statistics(self, kind: Literal["scalar", "vector", "array"]) -> tuple[np.ndarray, np.ndarray]:
-        """(mean, sd) float64, broadcastable to [s, s, c]: one in all, one per channel, one per element (App. C.4.1)."""
-        axes = {"scalar": (0, 1, 2), "vector": (0, 1), "array": ()}[kind]
-        mean = self.mean.mean(axes, keepdims=True)
-        # Law of total variance: within elements plus between their means, exact as every element counts the same.
-        var = (self.var + (self.mean - mean) ** 2).mean(axes, keepdims=True)
-        return mean, np.sqrt(var)
 
     def to_bytes(self) -> bytes:
         """Mean and sum of squared deviations, little-endian float64 [2, s, s, c]."""

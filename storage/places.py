@@ -2,7 +2,7 @@
 
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from storage.errors import StorageError
@@ -23,14 +23,15 @@ class Entry:
 class Location(ABC):
     """A folder or bucket prefix. Keys are relative, with '/' between parts; '..' and absolute ones are refused.
 
-    All methods raise StorageError in one line; MissingObject where an object to be read is not there.
+    All methods raise StorageError in one line; MissingObject where an object to be read is not there, TransientError
+    where the same call may succeed later.
     """
 
     uri: str
 
     def child(self, *parts: str) -> "Location":
         """The location below this one."""
-        return type(self)(f"{self.uri.rstrip('/')}/{checked_key('/'.join(parts))}")
+        return replace(self, uri=f"{self.uri.rstrip('/')}/{checked_key('/'.join(parts))}")
 
     @abstractmethod
     def read(self, key: str) -> bytes:
@@ -42,15 +43,21 @@ class Location(ABC):
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object unless one of that name stands: True if this call made it, False (nothing changed) if not."""
+        """Put an object unless one of that name stands: True if this call made it, False (nothing changed) if not.
+
+        On S3, where an answer may be lost, True whenever the object that stands has these very bytes.
+        """
 
     @abstractmethod
-    def size(self, key: str) -> int | None:
-        """Bytes of the object, None where there is none."""
+    def entry(self, key: str) -> Entry | None:
+        """The object as it would be listed now, None where there is none."""
 
     @abstractmethod
     def entries(self, prefix: str = "") -> list[Entry]:
-        """Objects whose key starts with `prefix`, sorted by key; temporary ones are left out."""
+        """Objects whose key starts with `prefix`, sorted by key; temporary ones are left out.
+
+        Costs what lies below `prefix`, whether or not it ends in '/'.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -64,9 +71,14 @@ class Location(ABC):
     def free_bytes(self) -> int | None:
         """Free space, None where there is no such limit."""
 
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, None where there is none."""
+        entry = self.entry(key)
+        return entry.size if entry else None
+
     def exists(self, key: str) -> bool:
         """Whether the object is there."""
-        return self.size(key) is not None
+        return self.entry(key) is not None
 
     def list(self, prefix: str = "") -> list[str]:
         """Keys that start with `prefix`, sorted."""
@@ -80,7 +92,7 @@ class Location(ABC):
             self.delete(probe)
         except StorageError as error:
             why = str(error).replace(f"/{probe}", "")
-            raise StorageError(f"cannot write to {why}") from None
+            raise type(error)(f"cannot write to {why}") from None
         free = self.free_bytes()
         if free is not None and free < needed_bytes:
             raise StorageError(

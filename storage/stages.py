@@ -1,11 +1,13 @@
 """Stage records: what a root holds, made from what, under which config. Readable without torch or zarr."""
 
 import json
+import os
+import socket
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from storage.checkpoints import newest_step
+from storage.checkpoints import newest_metadata
 from storage.errors import StorageError
 from storage.locations import Location, open_location
 
@@ -20,12 +22,12 @@ OUTPUTS = {
 
 
 class StageRecord(BaseModel):
-    """One stage of one root, written when it starts and again when it has finished."""
+    """One stage of one root, written when it starts and again when it has ended."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: str
-    state: Literal["running", "finished"]
+    state: Literal["running", "interrupted", "failed", "finished"]
     config: dict[str, Any]  # the keys that decide the result, flat
     inputs: dict[str, str]  # digests of what it reads
     output: str  # under the root, or the URI of another root's output that was taken over
@@ -34,6 +36,8 @@ class StageRecord(BaseModel):
     seconds: float = 0.0
     started: str
     finished: str = ""
+    error: str = ""
+    owner: str = ""  # host/pid/start of the process at work
     versions: dict[str, str] = {}
 
 
@@ -61,15 +65,19 @@ def write_record(root: Location, record: StageRecord) -> None:
 
 
 def check_same_config(root: Location, record: StageRecord, config: dict[str, Any]) -> None:
-    """Raises StageConflict, naming the changed keys as `key: old -> new`, if the record is of another config."""
+    """Raises StageConflict, naming the changed keys as `key: old -> new`, if existing output is of another config.
+
+    A stage that failed does not stand in the way: its own advice may be to change a key.
+    """
     keys = sorted(k for k in record.config.keys() | config.keys() if record.config.get(k) != config.get(k))
-    if keys:
-        changes = ", ".join(f"{k}: {record.config.get(k)!r} -> {config.get(k)!r}" for k in keys[:6])
-        more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
-        raise StageConflict(
-            f"{root.uri} holds a {record.stage} of another config ({changes}{more}): "
-            f"choose another --root, with --from {root.uri} to take over what still fits"
-        )
+    if not keys or record.state == "failed" or not _output_exists(record, root):
+        return
+    changes = ", ".join(f"{k}: {record.config.get(k)!r} -> {config.get(k)!r}" for k in keys[:6])
+    more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+    raise StageConflict(
+        f"{root.uri} holds a {record.stage} of another config ({changes}{more}): "
+        f"choose another --root, with --from {root.uri} to take over what still fits"
+    )
 
 
 def output_location(record: StageRecord, root: Location) -> Location:
@@ -79,10 +87,61 @@ def output_location(record: StageRecord, root: Location) -> Location:
 
 
 def output_stands(record: StageRecord, root: Location) -> bool:
-    """Whether what the record tells of is (still) there. Presence only: readers check the bytes."""
-    if record.stage == "evaluate":
-        return root.exists("metrics.json") and root.exists("report.html")
+    """Whether what the record tells of is (still) there, whole and the same by its own record.
+
+    A functaset's shards and a checkpoint's tensors are checked by whoever reads them.
+    """
     output = output_location(record, root)
+    if record.stage == "evaluate":
+        return root.exists("metrics.json") and root.exists("report.html") and output.exists("run.json")
     if record.stage == "encode":
-        return any(key.endswith(".json") for key in output.list("commits"))
-    return newest_step(output) is not None
+        return bool(output.list("commits/"))
+    metadata = newest_metadata(output)
+    return (
+        metadata is not None
+        and bool(metadata.get("finished"))
+        and metadata.get("weights_digest") == record.output_digest
+    )
+
+
+def this_process() -> str:
+    """host/pid/start: a pid alone would come back as another process."""
+    return _process(os.getpid())
+
+
+def _process(pid: int) -> str:
+    import psutil
+
+    return f"{socket.gethostname()}/{pid}/{psutil.Process(pid).create_time():.2f}"
+
+
+def check_not_at_work(root: Location, record: StageRecord) -> None:
+    """Raises StorageError if another process of this machine is at the stage now: two would spoil each other's files.
+
+    A process of another machine cannot be asked; a server's concurrency limits keep those apart.
+    """
+    host, _, rest = record.owner.partition("/")
+    if record.state != "running" or host != socket.gethostname() or record.owner == this_process():
+        return
+    import psutil
+
+    pid = int(rest.partition("/")[0])
+    try:
+        alive = _process(pid) == record.owner and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return
+    if alive:
+        raise StorageError(
+            f"{root.uri}: process {pid} is at {record.stage.replace('_', '-')} there since {record.started}; "
+            f"wait for it, stop it, or choose another --root"
+        )
+
+
+def _output_exists(record: StageRecord, root: Location) -> bool:
+    """Whether there is anything at all, finished or not, that another config would spoil."""
+    output = output_location(record, root)
+    if record.stage == "evaluate":
+        return record.state == "finished" and output.exists("run.json")
+    if record.stage == "encode":
+        return output.exists("zarr.json")
+    return newest_metadata(output) is not None

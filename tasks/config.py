@@ -24,7 +24,6 @@ class TrainingConfig(Config):
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
     decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
     clip_norm: float | None = Field(None, gt=0, description="Global gradient norm is clipped to this.")
-    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's, on matrices only.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights; 0: none.")
     log_every: int = Field(20, ge=1, description="Steps between lines of metrics.jsonl.", json_schema_extra=ENVIRONMENT)
     checkpoint_seconds: float = Field(
@@ -73,7 +72,7 @@ class TrainClassifierConfig(TrainingConfig):
     weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW's, on matrices only.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing.")
     noise: float = Field(0.0, ge=0, le=10, description="Gaussian noise on normalised latents while training, its sd.")
-    evaluate_every: int = Field(250, ge=1, description="Steps between test accuracies.", json_schema_extra=ENVIRONMENT)
+    evaluate_every: int = Field(250, ge=1, description="Steps between test accuracies, of which the best is kept.")
     normalization: NormalizationConfig = Field(NormalizationConfig(), title="Normalization")
     model: ClassifierConfig = Field(ClassifierConfig(), title="Classifier model")
 
@@ -93,6 +92,7 @@ class PixelClassifierConfig(TrainingConfig):
     batch: int = Field(128, ge=1, le=65536, description="Images per step.")
     warmup: int = Field(50, ge=0, description="Steps of linear warm-up.")
     decay: Literal["constant", "cosine"] = Field("cosine", description="Learning rate after the warm-up.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's, on matrices only.")
     width: int = Field(32, ge=4, le=1024, description="Channels of the first convolution.")
     features: int = Field(64, ge=2, le=4096, description="Penultimate features.")
 
@@ -116,5 +116,5 @@ class DispatchConfig(Config):
     runner: Literal["threads"] = Field("threads", description="How shard groups are fanned out.")
     workers: int = Field(1, ge=1, le=1024, description="Shard groups encoded at once.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
-    retries: int = Field(2, ge=0, le=100, description="Retries of a failed task.")
+    retries: int = Field(2, ge=0, le=50, description="Retries of a failed task.")
     retry_delay: float = Field(2.0, ge=0, le=3600, description="Seconds before a retry, doubled each time.")

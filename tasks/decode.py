@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field as Bounded
+from pydantic import field_validator
 
-from models.config import Config, FieldConfig, InnerConfig
+from models.config import Config, DiffusionConfig, FieldConfig, InnerConfig
 from models.field import Field
 from models.grid import patch_shape
 from models.inner import decode
@@ -44,16 +46,23 @@ def decode_rows(uri: str, split: str, rows: tuple[int, int], resolution: int | N
 class SampleRequest(Config):
     """What `functa sample` was asked for."""
 
-    count: int
-    label: int | None
+    count: int = Bounded(ge=1)
+    label: int | None = Bounded(ge=0)
     guidance: float | None
-    seed: int
-    resolution: int | None
+    seed: int = Bounded(ge=0)
+    resolution: int | None = Bounded(ge=1)
+
+    @field_validator("guidance")
+    @classmethod
+    def _guidance(cls, value: float | None) -> float | None:
+        return value if value is None else DiffusionConfig(guidance=value).guidance
 
 
 def sample_images(root: str, request: SampleRequest, out: Path) -> Path:
-    """Draws, decodes and writes samples and a contact sheet; returns the sheet's path."""
-    from models.config import DiffusionConfig
+    """Draws, decodes and writes samples and a contact sheet; returns the sheet's path.
+
+    The process is the one in the checkpoint: sampler, steps, clipping and variance as they were when it was trained.
+    """
     from storage.checkpoints import load_checkpoint
     from tasks.sample import SampleJob, sample_latents
 
@@ -65,11 +74,10 @@ def sample_images(root: str, request: SampleRequest, out: Path) -> Path:
         raise StorageError(f"{checkpoint_uri}: no diffusion model has been trained there; run `functa train-diffusion`")
     meta = checkpoint.metadata
     _check_same_functaset(functaset, meta, root)
-    process = DiffusionConfig.model_validate(meta["process"])
-    if request.guidance is not None:
-        if meta["classes"] is None:
-            raise StorageError(f"{root}: its diffusion model is unconditional, so it takes no --guidance")
-        process = process.model_copy(update={"guidance": request.guidance})
+    chosen = {} if request.guidance is None else {"guidance": request.guidance}
+    if chosen and meta["classes"] is None:
+        raise StorageError(f"{root}: its diffusion model is unconditional, so it takes no --guidance")
+    process = DiffusionConfig.model_validate(meta["process"] | chosen)
     labels = _labels(request, meta["classes"], root)
     job = SampleJob(
         denoiser=checkpoint_uri, process=process, seed=request.seed, start=0, labels=labels, count=request.count,
@@ -108,7 +116,7 @@ def _labels(request: SampleRequest, classes: int | None, root: str) -> tuple[int
 
 def _decode(functaset: Functaset, z: torch.Tensor, resolution: int | None) -> np.ndarray:
     field, fitted = field_of(functaset)
-    side = resolution or fitted
+    side = fitted if resolution is None else resolution
     try:
         patch_shape((side, side), field.config.spatial)
     except ValueError as error:

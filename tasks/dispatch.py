@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +14,7 @@ from typing import IO, Any
 from tasks.config import DispatchConfig
 
 _children: set["subprocess.Popen[str]"] = set()
+_stopping = threading.Event()
 PROJECT = Path(__file__).resolve().parents[1]
 STOP_SECONDS = 30.0
 
@@ -37,6 +39,8 @@ def train_in_child(
     (cancellation, Ctrl-C) stops the child: SIGTERM first, upon which it saves, then SIGKILL.
     Raises TrainingFailed.
     """
+    if _stopping.is_set():
+        raise TrainingFailed(f"the {job['kind']} process was not started: the run is being stopped", may_pass=False)
     environment = dict(os.environ)
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads)}
@@ -66,17 +70,26 @@ def _converse(
     for line in child.stdout:
         answer = json.loads(line)
         if "error" in answer:
-            raise TrainingFailed(answer["error"], may_pass=False)
+            if os.environ.get("FUNCTA_DEBUG"):
+                child.wait(STOP_SECONDS)
+                print(_tail(errors, 20_000), file=sys.stderr)  # noqa: T201  the traceback that --debug asks for
+            raise TrainingFailed(answer["error"], may_pass=answer["may_pass"])
         if "done" in answer:
             return dict(answer["done"])
         on_row(answer)
     status = child.wait()
-    errors.seek(0)
-    tail = errors.read()[-2000:].strip()
+    tail = _tail(errors)
+    if _stopping.is_set():
+        raise TrainingFailed(f"the {job['kind']} process was stopped with the run", may_pass=False)
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     raise TrainingFailed(
         f"the {job['kind']} process {how}" + (f": {tail.splitlines()[-1]}" if tail else ""), may_pass=True
     )
+
+
+def _tail(errors: IO[str], length: int = 2000) -> str:
+    errors.seek(0)
+    return errors.read()[-length:].strip()
 
 
 def _stop(child: subprocess.Popen[str]) -> None:
@@ -94,9 +107,15 @@ def _stop(child: subprocess.Popen[str]) -> None:
 
 def stop_children() -> None:
     """Ends every training process of this one: for a flow that is interrupted while others wait in threads."""
+    _stopping.set()  # a retry must not start what was just stopped
     for child in list(_children):
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGTERM)
+
+
+def allow_children() -> None:
+    """A new flow may train again after stop_children."""
+    _stopping.clear()
 
 
 def task_runner(config: DispatchConfig) -> Any:

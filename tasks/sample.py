@@ -29,8 +29,11 @@ class SampleJob(Config):
     output: str  # URI of the folder that the slice's file goes to
 
 
-def sample_latents(job: SampleJob, progress: Callable[[int, int], None] | None = None) -> Tensor:
-    """Latents [count, s, s, c], denormalised, on the CPU."""
+Progress = Callable[[int, int], None]
+
+
+def sample_latents(job: SampleJob, progress: Progress = lambda done, total: None) -> Tensor:
+    """Latents [count, s, s, c], denormalised, on the CPU. `progress` is told samples' worth of work done, and all."""
     device = choose_device(job.device)
     model, normalizer, meta = load_denoiser(job.denoiser)
     model.to(device)
@@ -38,6 +41,11 @@ def sample_latents(job: SampleJob, progress: Callable[[int, int], None] | None =
     parts = []
     for begin in range(0, job.count, job.batch):
         labels = None if job.labels is None else torch.tensor(job.labels[begin : begin + job.batch], device=device)
+
+        def steps(done: int, total: int, begin: int = begin) -> None:
+            size = min(job.batch, job.count - begin)
+            progress(begin + size * done // total, job.count)
+
         x = sample(
             model,
             job.process,
@@ -46,18 +54,18 @@ def sample_latents(job: SampleJob, progress: Callable[[int, int], None] | None =
             seeds[begin : begin + job.batch],
             meta["classes"],
             device,
-            progress=progress,
+            progress=steps,
         )
         parts.append(normalizer.denormalize(x.cpu()))
     return torch.cat(parts)
 
 
-def write_slice(job: SampleJob) -> str:
+def write_slice(job: SampleJob, progress: Progress = lambda done, total: None) -> str:
     """Samples the slice and writes it as one .npy file; returns its URI. What stands is kept."""
     location, key = open_location(job.output), f"latents-{job.start:06d}-{job.start + job.count:06d}.npy"
     if not location.exists(key):
         buffer = io.BytesIO()
-        np.save(buffer, sample_latents(job).numpy(), allow_pickle=False)
+        np.save(buffer, sample_latents(job, progress).numpy(), allow_pickle=False)
         location.write(key, buffer.getvalue())
     return f"{job.output}/{key}"
 

@@ -1,23 +1,26 @@
 """The units of dispatched work: one Prefect task each, around plain functions. Results are small JSON."""
 
+import time
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from storage.errors import StorageError
+from storage.errors import StorageError, TransientError
 from tasks.config import DispatchConfig
 from tasks.dispatch import TrainingFailed, train_in_child
-from tasks.progress import Progress, describe_row
+from tasks.progress import Progress, describe_row, time_left
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Bad input and a diverged loss stay what they are; a killed process or a lost connection may pass."""
     try:
         state.result()
-    except (StorageError, ValueError, NotImplementedError):
+    except TransientError:
+        return True
+    except (StorageError, ValueError, KeyError, NotImplementedError):
         return False
     except TrainingFailed as error:
         return error.may_pass
@@ -65,8 +68,10 @@ def encode_shards(job: dict[str, Any], group: dict[str, Any], images: int) -> di
     from tasks.encoding.group import describe_stats, encode_group
     from tasks.encoding.plan import EncodeJob, ShardGroup
 
-    stats = encode_group(EncodeJob.model_validate(job), ShardGroup.model_validate(group), images)
-    get_run_logger().info(describe_stats(stats))
+    progress = Progress("encode-progress", f"Encoding of {group['split']} shards {group['shards']}")
+    stats = encode_group(EncodeJob.model_validate(job), ShardGroup.model_validate(group), images, progress.show)
+    if not stats["images"]:
+        progress.note(describe_stats(stats))
     return stats
 
 
@@ -102,7 +107,14 @@ def sample_slice(job: dict[str, Any]) -> str:
     """One slice of samples; the URI of its file."""
     from tasks.sample import SampleJob, write_slice
 
-    return write_slice(SampleJob.model_validate(job))
+    progress = Progress("sample-progress", f"{job['count']} samples from number {job['start']}")
+    begun = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        left = time_left(done, total, done / max(1e-9, time.monotonic() - begun))
+        progress.show(done, total, f"{done}/{total} samples drawn, {left}")
+
+    return write_slice(SampleJob.model_validate(job), show)
 
 
 @unit("measure-generation", "measure generation")

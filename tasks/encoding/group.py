@@ -1,6 +1,7 @@
 """Encoding of a group of shards: read, encode, write, receipt. Running it twice changes nothing."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from models.field import forward_flops
 from models.inner import InnerLoop
 from models.metrics import psnr_of_errors
 from storage.fragments import read_receipt, write_shard
-from storage.images import ImageSplit, open_images
+from storage.images import Images
 from storage.locations import open_location
 from storage.plans import Plan, load_plan, plan_rows
-from tasks.encoding.plan import EncodeJob, ShardGroup
+from tasks.encoding.environment import environment
+from tasks.encoding.plan import EncodeJob, ShardGroup, check_fits
+from tasks.encoding.planned import PlannedImages
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float
@@ -23,42 +26,53 @@ from tasks.training.pictures import as_float
 ENCODE_PASSES = 5  # forward-pass equivalents per image: four of the inner loop, one for the PSNR
 
 
-def encode_group(job: EncodeJob, group: ShardGroup, images_in_run: int) -> dict[str, Any]:
-    """Encodes every shard of the group that has no receipt yet; returns its stats (images/s, read/encode/write)."""
+def encode_group(
+    job: EncodeJob, group: ShardGroup, images_in_run: int, progress: Callable[[int, int, str], None] | None = None
+) -> dict[str, Any]:
+    """Encodes every shard of the group that has no receipt yet; returns its stats.
+
+    They are images, bad, psnr (a sum), adopted (shards), the seconds of read, encode and write, and mode (compiled or
+    eager, and why). `progress` is called after each shard with (shards done, shards, one line).
+    """
     location = open_location(job.functaset)
     plan = load_plan(location, group.fragment)
     left = [shard for shard in group.shards if read_receipt(location, plan, shard) is None]
-    stats: dict[str, Any] = {"images": 0, "bad": 0, "read": 0.0, "encode": 0.0, "write": 0.0, "psnr": 0.0, "adopted": 0}
+    stats: dict[str, Any] = {"images": 0, "bad": 0, "read": 0.0, "encode": 0.0, "write": 0.0, "psnr": 0.0, "mode": ""}
     stats["adopted"] = len(group.shards) - len(left)
+    tell = progress or (lambda done, shards, line: None)
     if not left:
+        tell(len(group.shards), len(group.shards), describe_stats(stats))
         return stats
-    split = open_images(job.images).split(group.split)
-    loop = _loop(job, images_in_run)
-    for shard in left:
-        _encode_shard(job, plan, shard, split, loop, stats)
+    images = PlannedImages(job.images)
+    loop, stats["mode"] = _loop(job, images.images, images_in_run)
+    for done, shard in enumerate(left, stats["adopted"] + 1):
+        _encode_shard(job, plan, shard, images, loop, stats)
+        tell(done, len(group.shards), describe_stats(stats))
     return stats
 
 
-def _loop(job: EncodeJob, images: int) -> InnerLoop:
+def _loop(job: EncodeJob, images: Images, images_in_run: int) -> tuple[InnerLoop, str]:
     device = choose_device(job.device)
     field, inner, metadata = load_field(job.field)
+    check_fits(images, metadata, job.field)  # once more: the source may have changed since it was planned
     resolution = (metadata["resolution"], metadata["resolution"])
-    work = float(ENCODE_PASSES * forward_flops(field.config, resolution, field.image_channels)) * images
-    compiled, _ = should_compile(inner.compile, work, device)
-    return InnerLoop(field.to(device), inner, resolution, compiled)
+    work = float(ENCODE_PASSES * forward_flops(field.config, resolution, field.image_channels)) * images_in_run
+    compiled, why = should_compile(inner.compile, work, device)
+    return InnerLoop(field.to(device), inner, resolution, compiled), why
 
 
 def _encode_shard(
-    job: EncodeJob, plan: Plan, shard: int, split: ImageSplit, loop: InnerLoop, stats: dict[str, Any]
+    job: EncodeJob, plan: Plan, shard: int, images: PlannedImages, loop: InnerLoop, stats: dict[str, Any]
 ) -> None:
+    location = open_location(job.functaset)
     begun = time.monotonic()
-    rows = plan_rows(open_location(job.functaset), plan, shard)
-    batch = split.read(rows.rows)
+    rows = plan_rows(location, plan, shard)
+    batch = images.read(rows)
     read = time.monotonic()
     z, errors = encode_images(loop, batch.images, job.encode.batch)
     encoded = time.monotonic()
     receipt = write_shard(
-        open_location(job.functaset),
+        location,
         plan,
         shard,
         latents=z.numpy(),
@@ -69,6 +83,7 @@ def _encode_shard(
         reasons=batch.reasons,
         max_clip_fraction=job.encode.quantization.max_clip_fraction,
         seconds=encoded - begun,
+        versions=environment(loop),
     )
     written = time.monotonic()
     stats["images"] += len(rows.labels)

@@ -10,17 +10,19 @@ from models.inner import InnerLoop
 from storage.checkpoints import load_checkpoint
 from storage.config import ImagesConfig
 from storage.errors import StorageError
-from storage.images import Images, open_images
-from storage.locations import open_location
-from storage.plans import create_functaset, plan_fragment
+from storage.images import Images, ImageSplit, open_images
+from storage.locations import Location, open_location
+from storage.plans import Plan, create_functaset, plan_fragment
 from storage.quantization import Quantizer, calibrate
 from tasks.config import EncodeConfig
+from tasks.encoding.environment import environment
 from tasks.training.device import choose_device
 from tasks.training.loop import best_weights
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float, spread
 
 SPLITS = ("train", "test")
+ROW_BYTES = 60  # of a row's label, id, PSNR, augmentation and sha256, beside its latent
 
 
 class EncodeJob(Config):
@@ -46,12 +48,12 @@ class ShardGroup(Config):
 def plan(job: EncodeJob) -> list[ShardGroup]:
     """Creates the functaset and one fragment per split (or adopts what stands); returns the work to map over."""
     location = open_location(job.functaset)
-    location.preflight_write()
+    location.preflight_write()  # before the images are opened, which may take a while
     images = open_images(job.images)
     field, inner, metadata = load_field(job.field)
     checkpoint = load_checkpoint(open_location(job.field))
     assert checkpoint is not None
-    _check_fits(images, metadata, job.field)
+    check_fits(images, metadata, job.field)
     create_functaset(
         location,
         fingerprint=fingerprint(job, metadata),
@@ -61,24 +63,32 @@ def plan(job: EncodeJob) -> list[ShardGroup]:
     )
     loop = InnerLoop(field.to(choose_device(job.device)), inner, (images.resolution, images.resolution))
     quantizer = _calibrated(job, images, loop)
-    groups: list[ShardGroup] = []
-    for split in SPLITS:
-        groups += _plan_split(job, images, split, quantizer, field.config.latent_shape)
-    return groups
+    versions = environment(loop)
+    plans = [
+        _plan_split(job, images.split(split), split, quantizer, field.config.latent_shape, versions)
+        for split in SPLITS
+        if len(images.split(split))
+    ]
+    location.preflight_write(bytes_left(location, plans))
+    return [group for each in plans for group in _groups(each, job.encode.group_shards)]
 
 
 def fingerprint(job: EncodeJob, metadata: dict[str, Any]) -> dict[str, Any]:
     """Everything that a user chose that determines latents (design section 6)."""
     images = job.images.model_dump(mode="json", include={"source", "channels", "resolution"})
+    quantization = job.encode.quantization.model_dump(mode="json", exclude={"max_clip_fraction"})
+    if job.encode.quantization.bits < 32:
+        quantization["calibration_images"] = job.encode.calibration_images
     return {
         "field": job.field_digest,
         **{f"inner.{k}": v for k, v in metadata["inner"].items() if k != "compile"},
         **{f"images.{k}": v for k, v in images.items()},
-        **{f"quantization.{k}": v for k, v in job.encode.quantization.model_dump(mode="json").items()},
+        **{f"quantization.{k}": v for k, v in quantization.items()},
     }
 
 
-def _check_fits(images: Images, metadata: dict[str, Any], field: str) -> None:
+def check_fits(images: Images, metadata: dict[str, Any], field: str) -> None:
+    """Raises StorageError if the images are not of the field's resolution and channels."""
     ours = (images.resolution, images.channels)
     trained = (metadata["resolution"], metadata["image_channels"])
     if ours != trained:
@@ -105,12 +115,14 @@ def _calibrated(job: EncodeJob, images: Images, loop: InnerLoop) -> Quantizer | 
 
 
 def _plan_split(
-    job: EncodeJob, images: Images, split: str, quantizer: Quantizer | None, latent_shape: tuple[int, int, int]
-) -> list[ShardGroup]:
-    rows = images.split(split)
-    if not len(rows):
-        return []
-    plan = plan_fragment(
+    job: EncodeJob,
+    rows: ImageSplit,
+    split: str,
+    quantizer: Quantizer | None,
+    latent_shape: tuple[int, int, int],
+    versions: dict[str, str],
+) -> Plan:
+    return plan_fragment(
         open_location(job.functaset),
         split=split,
         keys=rows.keys,
@@ -121,13 +133,29 @@ def _plan_split(
         chunk_rows=job.encode.chunk_rows,
         quantizer=quantizer,
         codec=job.encode.quantization.codec,
+        versions=versions,
     )
+
+
+def bytes_left(location: Location, plans: list[Plan]) -> int:
+    """Bytes that the plans' shards will take, with a tenth to spare, less what already stands of them."""
+    if location.free_bytes() is None:
+        return 0  # nobody to compare it with: spare the listing
+    needed = 0.0
+    for each in plans:
+        bits = each.quantization.bits if each.quantization else 32
+        planned = {f"{each.path}/{key}" for key in (*each.objects, "plan.json")}
+        standing = sum(entry.size for entry in location.entries(f"{each.path}/") if entry.key not in planned)
+        needed += max(0.0, 1.1 * each.rows * (each.dims * bits / 8 + ROW_BYTES) - standing)
+    return round(needed)
+
+
+def _groups(plan: Plan, size: int) -> list[ShardGroup]:
     shards = range(plan.shards)
-    size = job.encode.group_shards
     return [
         ShardGroup(
             fragment=plan.id,
-            split=split,
+            split=plan.split,
             shards=tuple(shards[i : i + size]),
             images=sum(plan.shard_size(shard) for shard in shards[i : i + size]),
         )

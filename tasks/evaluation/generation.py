@@ -39,12 +39,16 @@ def measure(job: EvaluationJob, slices: list[str], labels: list[int] | None) -> 
     images = {name: bench.decode(z) for name, z in sets.items()}
     _show_samples(bench, images["fd"], labels)
     figures: dict[str, Any] = {name: {} for name in sets}
+    dimensions = {}
     for space, features in _spaces(bench, training).items():
         reference = features["reference"]()
+        dimensions[space] = reference.dimensions
+        if len(rows) <= reference.dimensions:
+            continue  # a covariance of fewer samples than dimensions measures their number, not their quality
         for name in sets:
             figures[name][space] = frechet_distance(features["of"](sets[name], images[name], name), reference)
     figures["fd_reference"] = {
-        "images": "train", "count": len(bench.training), "samples": len(rows),
+        "images": "train", "count": len(bench.training), "samples": len(rows), "dimensions": dimensions,
     }  # fmt: skip
     return figures
 

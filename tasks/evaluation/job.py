@@ -28,6 +28,7 @@ class EvaluationJob(Config):
     images: ImagesConfig
     quantization: QuantizationConfig
     evaluation: EvaluationConfig
+    calibration_images: int
     functaset: str
     field: str
     classifier: str = ""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.metrics import pca_psnr, pooled_psnr, psnr_of_errors
+from storage.errors import StorageError
 from storage.plans import row_id
 from storage.quantization import calibrate
 from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
@@ -43,6 +44,12 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
 def _pixels_of(bench: Bench, ids: np.ndarray) -> Tensor:
     """The test images of the stored rows, by id: the store's order is its own."""
     places = {row_id(key): i for i, key in enumerate(bench.test.keys)}
+    gone = sum(bytes(i) not in places for i in ids)
+    if gone:
+        raise StorageError(
+            f"{gone} of {len(ids)} test images of {bench.job.functaset} are no longer there or readable: "
+            f"restore them, or encode again in another root"
+        )
     return bench.test.batch(np.array([places[bytes(i)] for i in ids]))
 
 
@@ -71,7 +78,9 @@ def _baselines(bench: Bench) -> dict[str, float]:
 def _by_bits(bench: Bench) -> dict[str, float]:
     """Test PSNR from float32 latents and from their codes, ranges calibrated as for the functaset."""
     job = bench.job
-    calibration = bench.loop.encode(bench.training.batch(spread(len(bench.training), 512)).to(bench.device)).cpu()
+    calibration = bench.loop.encode(
+        bench.training.batch(spread(len(bench.training), job.calibration_images)).to(bench.device)
+    ).cpu()
     pixels = bench.test.batch(spread(len(bench.test), BITS_IMAGES))
     z = torch.cat([bench.loop.encode(part.to(bench.device)).cpu() for part in pixels.split(64)])
     figures = {"32": _psnr(bench, z, pixels)}

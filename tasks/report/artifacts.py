@@ -14,6 +14,7 @@ MAX_URI = 60_000  # characters of one inline picture
 MAX_SHOWN = 16
 COLUMNS = 8
 SIDES = (64, 48, 32)  # pixels of a tile, tried in turn until the strip is small enough
+HEADLINE = ("psnr_test", "psnr_pca", "top1_test", "fd", "bits_per_dim")
 LINEAGE = ("what", "name", "digest", "made_from", "when", "where")
 
 
@@ -55,10 +56,10 @@ def samples_markdown(samples: Pixels, labels: Sequence[str] | None = None) -> st
 
 
 def metrics_table(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """Every value of metrics.json as {metric, value, meaning}."""
+    """Every value of metrics.json as {metric, value, meaning}, the headline figures first."""
     return [
         {"metric": figure.name, "value": figure.value, "meaning": figure.meaning or figure.key}
-        for figure in describe.figures(metrics)
+        for figure in sorted(describe.figures(metrics), key=lambda figure: not figure.key.startswith(HEADLINE))
     ]
 
 

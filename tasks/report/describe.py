@@ -70,6 +70,25 @@ METRICS = {
     "psnr_by_step": Described(
         _RECONSTRUCTION, "PSNR, test, by inner step", "dB", "Test PSNR after so many inner gradient steps."
     ),
+    "top1_last": Described("Classification", "Top-1, last", "share", "Test accuracy after the last step."),
+    "top1_best": Described(
+        "Classification", "Top-1, best", "share", "Best test accuracy on the way (what the paper reports)."
+    ),
+    "top1_pixels": Described(
+        "Classification",
+        "Top-1 of the pixel classifier",
+        "share",
+        "How good the feature space of Fréchet distances is.",
+    ),
+    "clip_fraction": Described(
+        _COMPRESSION, "Clipped latent numbers", "share", "Outside the quantiser's range, moved to its border."
+    ),
+    "fd_reference": Described(
+        _GENERATION,
+        "Reference set of distances",
+        "text",
+        "Which images, how many, how many samples, feature dimensions.",
+    ),
     "mae_255": Described(_RECONSTRUCTION, "Mean absolute error", "grey levels", "Of 255, over all test pixels."),
     "bits_per_dim": Described(
         _COMPRESSION, "Bits per latent number", "bits", "Measured: all bytes stored for the latents over their count."

@@ -1,5 +1,6 @@
 """The run's folder: config.yaml, metrics.jsonl, metrics.json, images/, report.html, and the copies at the root."""
 
+import hashlib
 import json
 import shlex
 from typing import Any
@@ -33,6 +34,7 @@ class RunFolder(Config):
     metrics: dict[str, Any]
     classes: list[str]
     bad_inputs: list[dict[str, str]]
+    images_digest: str
     created: str
 
     @property
@@ -51,12 +53,16 @@ def write_run(folder: RunFolder) -> ReportData:
     run.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     for name, content in draw(data).items():
         run.write(f"images/{name}", content)
-    metrics = json.dumps(folder.metrics, indent=1).encode()
+    metrics = _metrics_json(folder)
     report = write_report(data).encode()
     for place in (run, root):
         place.write("metrics.json", metrics)
         place.write("report.html", report)
     return data
+
+
+def _metrics_json(folder: RunFolder) -> bytes:
+    return json.dumps(folder.metrics, indent=1).encode()
 
 
 def load_folder(run: str) -> RunFolder:
@@ -87,7 +93,7 @@ def report_data(folder: RunFolder) -> ReportData:
         ],
         created=folder.created,
         versions=folder.metrics.get("versions", {}),
-        command=f"functa run {folder.config['name']} --root {shlex.quote(folder.root)}",
+        command=f"functa run {shlex.quote(folder.run)}/config.yaml --root {shlex.quote(folder.root)}",
     )
 
 
@@ -111,7 +117,7 @@ def _curves(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
 def lineage(folder: RunFolder) -> list[dict[str, Any]]:
     """images -> field -> functaset -> models -> metrics, each by the digest of what it is."""
     images = folder.config["images"]
-    rows = [{"what": "images", "name": images["source"], "digest": "", "made_from": "", "when": "",
+    rows = [{"what": "images", "name": images["source"], "digest": folder.images_digest, "made_from": "", "when": "",
              "where": images["location"] or "scikit-learn"}]  # fmt: skip
     names = {
         "meta_train": ("field", "images"),
@@ -123,17 +129,26 @@ def lineage(folder: RunFolder) -> list[dict[str, Any]]:
         record = folder.records.get(stage)
         if record is None:
             continue
-        sources = ", ".join(f"{name} {digest}" for name, digest in record["inputs"].items())
+        sources = ", ".join(f"{name.replace('_', '-')} {digest}" for name, digest in record["inputs"].items())
         rows.append(
             {
                 "what": what,
-                "name": stage,
+                "name": stage.replace("_", "-"),
                 "digest": record["output_digest"],
                 "made_from": sources or made_from,
                 "when": record["finished"],
                 "where": folder.outputs.get(stage, record["output"]),
             }
         )
-    rows.append({"what": "metrics", "name": "evaluate", "digest": "", "made_from": "all of the above",
-                 "when": folder.created, "where": f"{folder.run}/metrics.json"})  # fmt: skip
+    metrics = hashlib.sha256(_metrics_json(folder)).hexdigest()[:16]
+    rows.append(
+        {
+            "what": "metrics",
+            "name": "evaluate",
+            "digest": metrics,
+            "made_from": "all of the above",
+            "when": folder.created,
+            "where": f"{folder.run}/metrics.json",
+        }
+    )
     return rows

@@ -11,28 +11,45 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
+from storage.errors import TransientError
+
 STOP_SECONDS = 30.0
+
+
+class Notes(logging.Handler):
+    """What our own rooms log (resumed at step ..., checkpoint skipped) reaches the run's log."""
+
+    def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(logging.INFO)
+        self._emit = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.split(".")[0] in ("tasks", "storage", "models"):
+            self._emit({"note": record.getMessage()})
 
 
 def main() -> int:
     """Exit status 0 done, 1 failed (the last line says why), 143 stopped by SIGTERM after saving."""
     answers = os.fdopen(os.dup(1), "w")  # libraries that print to stdout must not garble the answers
     os.dup2(2, 1)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     def emit(row: dict[str, Any]) -> None:
         answers.write(json.dumps(row) + "\n")
         answers.flush()
 
+    logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(sys.stderr), Notes(emit)])
+    for room in ("tasks", "storage", "models"):
+        logging.getLogger(room).setLevel(logging.INFO)
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         emit({"done": _run(job, emit)})
     except Exception as error:
-        logging.getLogger(__name__).debug("failed", exc_info=True)
-        emit({"error": f"{' '.join(str(error).split()) or type(error).__name__}", "type": type(error).__name__})
+        text = " ".join(str(error).split()) or type(error).__name__
+        emit({"error": text, "may_pass": isinstance(error, TransientError)})
         if os.environ.get("FUNCTA_DEBUG"):
             raise
         return 1

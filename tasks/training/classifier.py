@@ -8,14 +8,12 @@ from torch import Tensor, nn
 from models.classifier import build_classifier, classification_loss, decay_groups
 from models.config import ClassifierConfig, Config
 from models.normalize import Normalizer
-from storage.checkpoints import load_checkpoint
-from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainClassifierConfig
 from tasks.training.device import choose_device
 from tasks.training.latents import Split, load_split, training_normalizer
-from tasks.training.loop import Emit, Run, batch_rows, best_weights, mix, stage_number, train
+from tasks.training.loop import Emit, Run, batch_rows, best_weights, finished_checkpoint, mix, stage_number, train
 
 
 class ClassifierJob(Config):
@@ -106,9 +104,7 @@ def logits_of(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:
 
 def load_classifier(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
     """A trained classifier, the normaliser of its inputs, and its checkpoint's metadata."""
-    checkpoint = load_checkpoint(open_location(uri))
-    if checkpoint is None:
-        raise StorageError(f"{uri}: no classifier has been trained there; run `functa train-classifier` first")
+    checkpoint = finished_checkpoint(uri, "classifier", "train-classifier")
     meta = dict(checkpoint.metadata)
     model = build_classifier(
         ClassifierConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"]

@@ -9,14 +9,12 @@ from models.config import Config, DenoiserConfig
 from models.denoiser import build_denoiser
 from models.diffusion import diffusion_loss
 from models.normalize import Normalizer
-from storage.checkpoints import load_checkpoint
-from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainDiffusionConfig
 from tasks.training.device import choose_device
 from tasks.training.latents import load_split, training_normalizer
-from tasks.training.loop import Emit, Run, batch_rows, best_weights, mix, stage_number, train
+from tasks.training.loop import Emit, Run, batch_rows, best_weights, finished_checkpoint, mix, stage_number, train
 
 
 class DiffusionJob(Config):
@@ -81,9 +79,7 @@ def _metadata(job: DiffusionJob, functaset: Functaset, normalizer: Normalizer, c
 
 def load_denoiser(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
     """A trained denoiser (averaged weights where there are), its normaliser, and its checkpoint's metadata."""
-    checkpoint = load_checkpoint(open_location(uri))
-    if checkpoint is None:
-        raise StorageError(f"{uri}: no diffusion model has been trained there; run `functa train-diffusion` first")
+    checkpoint = finished_checkpoint(uri, "diffusion model", "train-diffusion")
     meta = dict(checkpoint.metadata)
     model = build_denoiser(DenoiserConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"])
     model.load_state_dict(best_weights(checkpoint.tensors))

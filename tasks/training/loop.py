@@ -13,18 +13,21 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from storage.checkpoints import load_checkpoint, save_checkpoint
-from storage.locations import Location
+from storage.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from storage.errors import StorageError
+from storage.locations import Location, open_location
 from tasks.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
+CURVE = "metrics.jsonl"
 Row = dict[str, Any]
 Emit = Callable[[Row], None]
 
@@ -86,10 +89,14 @@ def batch_rows(rows: int, batch: int, seed: int, step: int) -> np.ndarray:
     epochs, places = np.divmod(wanted, rows)
     chosen = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(epochs):
-        order = np.random.Generator(np.random.PCG64(mix(seed, int(epoch)))).permutation(rows)
         here = epochs == epoch
-        chosen[here] = order[places[here]]
+        chosen[here] = _order(rows, seed, int(epoch))[places[here]]
     return chosen
+
+
+@lru_cache(maxsize=2)
+def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(mix(seed, epoch))).permutation(rows)
 
 
 def train(run: Run) -> Mapping[str, Any]:
@@ -195,9 +202,9 @@ def _save(run: Run, average: nn.Module | None, step: int) -> None:
     finished = step == run.config.steps
     if finished:
         run.metadata["weights_digest"] = weights_digest(arrays)
-    save_checkpoint(run.output, step, arrays, run.metadata | {"rows": run.rows, "finished": finished})
     lines = "".join(json.dumps(row) + "\n" for row in run.rows)
-    run.output.write("metrics.jsonl", lines.encode())  # for people; the rows to resume from are in the checkpoint
+    run.output.write(CURVE, lines.encode())  # before the checkpoint: it may know more steps, never fewer
+    save_checkpoint(run.output, step, arrays, run.metadata | {"finished": finished})
 
 
 def _resume(run: Run, average: nn.Module | None) -> int:
@@ -219,8 +226,8 @@ def _resume(run: Run, average: nn.Module | None) -> int:
         index, _, name = key.partition(".")
         state["state"].setdefault(int(index), {})[name] = value
     run.optimizer.load_state_dict(state)
-    run.rows[:] = checkpoint.metadata["rows"]
-    run.metadata["seconds"] = checkpoint.metadata["seconds"]
+    run.rows[:] = _rows_until(run.output, checkpoint.step)
+    run.metadata |= {k: v for k, v in checkpoint.metadata.items() if k in ("seconds", "weights_digest")}
     logger.info("%s: resumed at step %d of %d", run.stage, checkpoint.step, run.config.steps)
     return checkpoint.step
 
@@ -231,6 +238,27 @@ def weights_digest(tensors: Mapping[str, np.ndarray]) -> str:
     for name, value in sorted(best_weights(tensors).items()):
         state.update(f"{name}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
     return state.hexdigest()[:16]
+
+
+def _rows_until(output: Location, step: int) -> list[Row]:
+    """The curve's rows up to a step: what a later, lost leg wrote is not part of this run."""
+    if not output.exists(CURVE):
+        return []
+    rows = [json.loads(line) for line in output.read(CURVE).decode().splitlines()]
+    return [row for row in rows if row["step"] <= step]
+
+
+def finished_checkpoint(uri: str, what: str, command: str) -> Checkpoint:
+    """The checkpoint of a finished run. Raises StorageError, naming the command to run, where there is none."""
+    checkpoint = load_checkpoint(open_location(uri))
+    if checkpoint is None:
+        raise StorageError(f"{uri}: no {what} has been trained there; run `functa {command}` first")
+    if not checkpoint.metadata.get("finished"):
+        raise StorageError(
+            f"{uri}: the newest valid checkpoint of the {what} is of step {checkpoint.step}, before training ended; "
+            f"delete damaged checkpoints after it, if any, and run `functa {command}` again"
+        )
+    return checkpoint
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

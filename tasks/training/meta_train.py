@@ -11,14 +11,12 @@ from models.config import Config, FieldConfig, InnerConfig
 from models.field import Field, forward_flops
 from models.inner import InnerLoop
 from models.metrics import psnr_of_errors
-from storage.checkpoints import load_checkpoint
 from storage.config import ImagesConfig
-from storage.errors import StorageError
 from storage.images import open_images
 from storage.locations import open_location
 from tasks.config import MetaTrainConfig
 from tasks.training.device import choose_device
-from tasks.training.loop import Emit, Run, batch_rows, best_weights, mix, stage_number, train
+from tasks.training.loop import Emit, Run, batch_rows, best_weights, finished_checkpoint, mix, stage_number, train
 from tasks.training.pictures import Pictures
 
 OUTER_PASSES = 15  # forward-pass equivalents of one outer step with three inner steps and the first one shared
@@ -112,9 +110,7 @@ def load_field(uri: str) -> tuple[Field, InnerConfig, dict[str, Any]]:
 
     Raises StorageError where there is no valid checkpoint.
     """
-    checkpoint = load_checkpoint(open_location(uri))
-    if checkpoint is None:
-        raise StorageError(f"{uri}: no field has been trained there; run `functa meta-train` first")
+    checkpoint = finished_checkpoint(uri, "field", "meta-train")
     inner = InnerConfig.model_validate(checkpoint.metadata["inner"])
     config = FieldConfig.model_validate(checkpoint.metadata["field"])
     field = Field(config, inner, checkpoint.metadata["image_channels"])

@@ -8,15 +8,13 @@ from torch import Tensor, nn
 
 from models.classifier import build_pixel_classifier, classification_loss, decay_groups
 from models.config import Config
-from storage.checkpoints import load_checkpoint
 from storage.config import ImagesConfig
-from storage.errors import StorageError
 from storage.images import open_images
 from storage.locations import open_location
 from tasks.config import PixelClassifierConfig
 from tasks.training.classifier import logits_of
 from tasks.training.device import choose_device
-from tasks.training.loop import Emit, Run, batch_rows, best_weights, mix, stage_number, train
+from tasks.training.loop import Emit, Run, batch_rows, best_weights, finished_checkpoint, mix, stage_number, train
 from tasks.training.pictures import Pictures
 
 TEST_IMAGES = 2000  # enough to tell a feature space that works from one that does not
@@ -47,8 +45,9 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
 
     def gradients(step: int, _: torch.Generator) -> Tensor:
         rows = batch_rows(len(training), config.batch, stream, step)
+        pixels, rows = training.batch_with_rows(rows)
         labels = torch.from_numpy(training.labels[rows].astype(np.int64)).to(device)
-        loss = classification_loss(model.train()(training.batch(rows).to(device)), labels, 0.0)
+        loss = classification_loss(model.train()(pixels.to(device)), labels, 0.0)
         loss.backward()
         return loss
 
@@ -78,9 +77,7 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
 
 def load_pixel_classifier(uri: str) -> nn.Module:
     """The trained pixel classifier: .features(images [B, H, W, ch]) -> [B, features]."""
-    checkpoint = load_checkpoint(open_location(uri))
-    if checkpoint is None:
-        raise StorageError(f"{uri}: no pixel classifier has been trained there; run `functa evaluate` first")
+    checkpoint = finished_checkpoint(uri, "pixel classifier", "evaluate")
     model = build_pixel_classifier(*checkpoint.metadata["model"])
     model.load_state_dict(best_weights(checkpoint.tensors))
     return model.requires_grad_(False).eval()

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]
+PATIENCE = 60  # seconds that a busy server is asked again
 COMMAND = "import sys; from flows.operate import up; up(int(sys.argv[1]), sys.argv[2])"
 
 
@@ -34,13 +35,24 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
-        """An answer of the server's API; POST where there is a body."""
+        """An answer of the server's API; POST where there is a body.
+
+        Where another process of the server holds SQLite's lock, it answers 503 and has changed nothing: as Prefect's
+        own client does, ask again.
+        """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             f"{self.address}/api/{path}", data, {"content-type": "application/json"}, method=method
         )
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
-            return json.loads(answer.read() or "null")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                    return json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     def environment(self) -> dict[str, str]:
         return clean_environment(self.home) | {"PREFECT_API_URL": f"{self.address}/api"}

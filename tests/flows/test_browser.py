@@ -20,8 +20,15 @@ from flows.config import STAGES, PipelineConfig, load_config
 from tests.flows.serving import PROJECT, Served, eventually, serving
 from tests.flows.tiny import TINY
 
-pytestmark = [pytest.mark.browser, pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.server,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("browser"),
+]
 
+ARTIFACTS = ["metrics", "lineage", "reconstructions", "samples", "report"]
 PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver"}
 RUN = """
 import sys
@@ -61,7 +68,7 @@ def page(served: Served) -> str:
     done = subprocess.run(command, cwd=PROJECT, env=served.environment(), capture_output=True, text=True, timeout=600)
     log = served.home / "functa" / f"worker-{served.port}.log"
     assert done.returncode == 0, done.stdout + done.stderr + log.read_text()[-4000:]
-    (address,) = re.findall(r"http://\S+/flow-run/\S+", done.stdout)
+    (address,) = re.findall(r"^Run 'pipeline digits': (http://\S+/flow-run/\S+)$", done.stdout, re.MULTILINE)
     return str(address)
 
 
@@ -121,6 +128,12 @@ def test_the_run_page_shows_every_stage_as_completed(browser: Any, page: str) ->
     assert text.count("Work Queue gpu") == len(stages)
 
 
+def test_the_pipelines_own_page_shows_the_runs_artifacts(browser: Any, page: str) -> None:
+    """Where an operator looks first: no need to find the stage that made them."""
+    browser.get(f"{page}?tab=Artifacts")
+    shown(browser, ["pipeline digits", *ARTIFACTS], "artifacts-pipeline", 2400)
+
+
 def test_every_stages_run_page_shows_its_artifacts(browser: Any, served: Served, page: str) -> None:
     runs = stage_runs(served)
     base = page.rsplit("/", 1)[0]
@@ -128,7 +141,7 @@ def test_every_stages_run_page_shows_its_artifacts(browser: Any, served: Served,
         "meta-train": ["meta-train-progress"],
         "train-classifier": ["classifier-progress"],
         "train-diffusion": ["diffusion-progress"],
-        "evaluate": ["metrics", "lineage", "reconstructions", "samples", "report"],
+        "evaluate": ARTIFACTS,
     }
     for stage, keys in artifacts.items():
         browser.get(f"{base}/{runs[stage]['id']}?tab=Artifacts")
@@ -163,8 +176,12 @@ def test_the_run_form_shows_every_field_with_its_description_and_default(
     browser.get(f"{page.split('/runs/')[0]}/deployments/deployment/{deployment['id']}/run")
     titles = [str(field.title) for field in PipelineConfig.model_fields.values() if field.title]
     assert len(titles) >= 9
+    parameters = deployment["parameter_openapi_schema"]["properties"]
+    assert min(parameters, key=lambda name: parameters[name]["position"]) == "root"
+    described = [" ".join(parameter["description"].split()) for parameter in parameters.values()]
+    assert described[0].startswith("Where everything goes")
     schema = PipelineConfig.model_json_schema()
-    text = shown(browser, [*titles, *descriptions(schema), "Submit"], "form", 9200)
+    text = shown(browser, [*titles, *described, *descriptions(schema), "Submit"], "form", 9200)
     assert not [name for name in schema["$defs"] if name in text], "a box is titled by its class"
     values = browser.execute_script("return [...document.querySelectorAll('input, textarea')].map(e => e.value)")
     assert str(served.root) in values

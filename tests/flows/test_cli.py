@@ -45,7 +45,17 @@ def told(done: subprocess.CompletedProcess[str], status: int) -> str:
         (["status", "/no/such/root"], 1, "no run has been started there"),
         (["store", "info", "/no/such/store"], 1, "/no/such/store"),
         (["decode", "/no/such/store", "--rows", "3", "--out", "x"], 2, "START:STOP"),
+        (["decode", "/no/such/store", "--split", "foo", "--out", "x"], 2, "--split"),
+        (["decode", "/no/such/store", "--resolution", "0", "--out", "x"], 2, "--resolution"),
+        (["decode", "/no/such/store", "--resolution", "-8", "--out", "x"], 2, "--resolution"),
         (["sample", "/no/such/root", "--out", "x"], 1, "/no/such/root"),
+        (["sample", "/no/such/root", "--resolution", "0", "--out", "x"], 2, "--resolution"),
+        (["sample", "/no/such/root", "--guidance", "-1", "--out", "x"], 2, "--guidance -1"),
+        (["sample", "/no/such/root", "--guidance", "nan", "--out", "x"], 2, "--guidance nan"),
+        (["sample", "/no/such/root", "--count", "0", "--out", "x"], 2, "--count 0"),
+        (["sample", "/no/such/root", "--label", "-1", "--out", "x"], 2, "--label -1"),
+        (["run", "digits", "--set", "inner.compile=maybe"], 2, "'auto', 'on' or 'off'"),
+        (["run", "/tmp/"], 2, "unknown preset '/tmp/'"),
         (["run", "digits", "--root", "ftp://somewhere"], 1, "ftp"),
         (["encode", "digits", "--root", "/tmp/no-such-functa-root"], 1, "run `functa meta-train digits` first"),
     ],
@@ -141,6 +151,8 @@ def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> Non
     assert (out / "contact-sheet.png").exists()
     assert "classes 0 to 9" in told(functa("sample", str(root), "--label", "10", "--out", str(out)), 1)
 
+    check_a_root_that_borrows(root, tmp_path / "borrower", command)
+
     again = functa(*command)
     assert "everything stands already" in again.stdout
     other = functa(*command, "--set", "classifier.steps=30")
@@ -151,6 +163,42 @@ def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> Non
     spoilt = functa("store", "verify", str(root))
     assert spoilt.returncode == 1
     assert str(shard.relative_to(root / "functaset.zarr")) in spoilt.stdout
+
+
+def check_a_root_that_borrows(lender: Path, root: Path, command: list[str]) -> None:
+    """A root made with --from has no functaset of its own: what is asked of it is answered by the lender's."""
+    preset, options = command[1], command[2 : command.index("--root")]
+    borrowed = functa("encode", preset, *options, "--root", str(root), "--from", str(lender))
+    assert borrowed.returncode == 0, borrowed.stderr
+    assert not (root / "functaset.zarr").exists()
+    ours, theirs = (functa("store", "info", str(place), "--json").stdout for place in (root, lender))
+    assert json.loads(ours) == json.loads(theirs)
+    assert json.loads(functa("store", "verify", str(root), "--json").stdout)["bad"] == []
+    assert functa("decode", str(root), "--rows", "0:2", "--out", str(root / "out")).returncode == 0
+    assert len(list((root / "out").glob("test-*.png"))) == 2
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("prefect-cli")
+def test_more_bad_images_than_allowed_fail_the_run_in_one_line(tmp_path: Path) -> None:
+    """Prefect's own lines tell what ran; the error itself stands once, without a traceback."""
+    images, root = tmp_path / "images", tmp_path / "root"
+    write_digits(images, damaged="train/3/damaged.png")
+    for label in range(10):
+        (images / "train" / str(label) / "001.png").write_bytes(b"\x89PNG, but not for long")
+    sets = [
+        "images.source=folder",
+        f"images.location={images}",
+        "images.channels=1",
+        "images.max_bad_fraction=0.0",
+        *TINY[1:],
+    ]
+    done = functa("run", "digits", *(part for s in sets for part in ("--set", s)), "--root", str(root), timeout=200)
+    assert done.returncode == 1, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("functa: "))
+    assert "11 of 120 train images cannot be used, more than images.max_bad_fraction=0 allows" in line
+    assert '  File "' not in done.stderr
+    assert not (root / "metrics.json").exists()
 
 
 def write_digits(folder: Path, damaged: str, per_class: tuple[int, int] = (12, 6)) -> None:

@@ -1,5 +1,9 @@
 """PipelineConfig: what is refused, how it is told, and what a stage's digest depends on."""
 
+import os
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +27,9 @@ from flows.config import STAGES, ConfigError, digest, load_config, preset_names,
         ("digits", ["diffusion.process.conditional=false", "diffusion.process.guidance=3"], "conditional"),
         ("digits", ["images.source=folder"], "location is empty"),
         ("no_such.yaml", [], "no such file"),
+        ("a" * 300 + ".yaml", [], "cannot be read (File name too long); name a readable YAML file"),
+        ("digits", ["inner.compile=maybe"], "inner.compile: input should be 'auto', 'on' or 'off', got 'maybe'"),
+        ("digits", ["field.width="], "field.width: input should be a valid integer"),
     ],
 )
 def test_a_wrong_config_is_one_line_that_names_the_key(preset: str, overrides: list[str], told: str) -> None:
@@ -33,7 +40,21 @@ def test_a_wrong_config_is_one_line_that_names_the_key(preset: str, overrides: l
 
 
 @pytest.mark.parametrize(
-    "text", ["- a\n- b\n", "a: [1\n", "!!python/object/apply:os.system ['true']\n", "\x00", "a: &a [*a]\n"]
+    "text",
+    [
+        "- a\n- b\n",
+        "a: [1\n",
+        "!!python/object/apply:os.system ['true']\n",
+        "inner: {compile: !!python/object/apply:os.system ['true']}\n",
+        "inner: {compile: !!python/name:os.system ''}\n",
+        "\x00",
+        "a: &a [*a]\n",
+        "field: &a {field: *a}\n",
+        "images: &a\n  location: *a\n",
+        "seed: 2024-13-45\n",
+        "--- {}\n--- {}\n",
+        "",
+    ],
 )
 def test_a_hostile_preset_is_refused_in_one_line(text: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "hostile.yaml"
@@ -41,6 +62,100 @@ def test_a_hostile_preset_is_refused_in_one_line(text: str, tmp_path) -> None:  
     with pytest.raises(ConfigError) as caught:
         load_config(str(path))
     assert "\n" not in str(caught.value)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_preset_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    folder, latin, faulty = tmp_path / "folder.yaml", tmp_path / "latin.yaml", tmp_path / "faulty.yaml"
+    folder.mkdir()
+    assert "folder.yaml: is a folder" in refusal(folder)
+    latin.write_bytes("name: café\n".encode("latin-1"))
+    assert "latin.yaml: not UTF-8 text" in refusal(latin)
+    if Path("/proc/self/mem").exists():  # a file whose first byte the kernel refuses to read, to root too
+        faulty.symlink_to("/proc/self/mem")
+        assert "faulty.yaml: cannot be read (Input/output error)" in refusal(faulty)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_preset_without_permission_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\n")
+    path.chmod(0)
+    assert "cannot be read (Permission denied)" in refusal(path)
+
+
+def chosen(*overrides: str) -> dict[str, Any]:
+    """What the overrides make of the keys that they name."""
+    config = load_config("digits", list(overrides)).model_dump(mode="json")
+    values = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        value: Any = config
+        for part in key.split("."):
+            value = value[part]
+        values[key] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("inner.compile=on", "on"),
+        ("inner.compile=off", "off"),
+        ("images.location=2024", "2024"),
+        ("images.location=007", "007"),
+        ("images.location=/data/a: b #1", "/data/a: b #1"),
+        ("images.location=null", "null"),
+        ("images.location=", ""),
+        ("name=1e3", "1e3"),
+        ("images.classes=", None),
+        ("images.channels=none", None),
+        ("images.channels=3", 3),
+        ("inner.rates_clip=", None),
+        ("inner.rates_clip=[0, 1]", [0.0, 1.0]),
+        ("diffusion.process.clip=", None),
+        ("diffusion.process.clip=null", None),
+        ("diffusion.process.clip=4", 4.0),
+        ("diffusion.process.conditional=off", False),
+        ("diffusion.process.conditional=on", True),
+        ("meta_train.steps=1e3", 1000),
+    ],
+)
+def test_an_override_is_read_as_the_type_of_its_field(override: str, value: Any) -> None:
+    assert list(chosen(override).values()) == [value]
+
+
+def test_a_section_may_be_overridden_whole() -> None:
+    config = load_config("digits", ["inner={compile: on, steps: 2}"])
+    assert (config.inner.compile, config.inner.steps) == ("on", 2)
+
+
+def test_a_file_needs_no_quotes_around_words_that_yaml_takes_for_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "plain.yaml"
+    path.write_text(
+        "name: 2024\ninner: {compile: off}\nimages:\n  source: folder\n  location: 007\n  classes:\n"
+        "diffusion: {process: {conditional: yes, clip: null}}\n"
+    )
+    config = load_config(str(path))
+    assert (config.name, config.inner.compile, config.images.location) == ("2024", "off", "007")
+    assert config.images.classes is None
+    assert config.diffusion.process.conditional
+    assert config.diffusion.process.clip is None
+
+
+@given(st.text())
+def test_any_text_is_a_location(text: str) -> None:
+    assert load_config("digits", [f"images.location={text}"]).images.location == text
+
+
+def test_own_images_may_have_any_number_of_classes() -> None:
+    assert all(load_config(name).images.classes is None for name in preset_names())
 
 
 @pytest.mark.parametrize("name", preset_names())

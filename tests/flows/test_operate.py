@@ -2,22 +2,25 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from flows import children, deployed, doctor, server
 from flows.config import STAGES, ConfigError, PipelineConfig, load_config
 from flows.operate import OperateError, up
+from models import compilation
 from tests.flows.serving import PROJECT, Served, eventually, free_port, serving
 
 DEPLOYMENTS = {"pipeline"} | {stage.replace("_", "-") for stage in STAGES}
@@ -171,11 +174,44 @@ def test_doctor_names_what_it_finds_and_how_to_mend_what_is_missing(home: Path, 
     assert "embedded" in checks["prefect"].detail
 
 
-def test_doctor_names_the_package_of_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+
+
+def no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "HEADERS", "no-such-header.h")
+
+
+@pytest.mark.parametrize(("spoil", "package"), [(empty_path, "g++"), (no_headers, "python3-dev")])
+def test_a_missing_piece_of_the_compiler_is_named_with_its_package_before_anything_is_built(
+    spoil: Callable[[pytest.MonkeyPatch], None], package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch)
+    device = torch.device("cpu")
     check = doctor.check_compiler()
+    compiled, why = compilation.should_compile("auto", 1e18, device)
     assert check.ok is None
-    assert "g++" in check.mend
+    assert package in check.mend
+    assert not compiled
+    assert package in why
+    with pytest.raises(ValueError, match=re.escape(package)):
+        compilation.should_compile("on", 1e18, device)
+
+
+def test_another_compiler_counts_only_where_inductor_is_told_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inductor calls $CXX or g++; a clang++ that lies in the path is not tried."""
+    empty_path(monkeypatch)
+    compiler = tmp_path / "clang++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "C++ compiler" in compilation.missing(torch.device("cpu"))
+    monkeypatch.setenv("CXX", "clang++")
+    assert "C++ compiler" not in compilation.missing(torch.device("cpu"))
 
 
 def test_doctor_reports_a_server_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +240,11 @@ def test_a_broken_package_is_a_finding_not_a_traceback() -> None:
 
 
 # --- a real `functa up`; the last test ends it
+
+
+def on_server(test: Callable[..., None]) -> Callable[..., None]:
+    """One process runs all of these: the others need not start a `functa up` of their own."""
+    return pytest.mark.server(pytest.mark.xdist_group("up")(test))
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +276,7 @@ def bootstrap(served: Served) -> None:
     )
 
 
-@pytest.mark.server
+@on_server
 def test_up_serves_on_the_loopback_address_alone(served: Served) -> None:
     assert served.ask("health") is True
     listening = {
@@ -247,7 +288,7 @@ def test_up_serves_on_the_loopback_address_alone(served: Served) -> None:
     assert listening == {"127.0.0.1"}
 
 
-@pytest.mark.server
+@on_server
 def test_up_deploys_every_stage_with_a_run_form_that_is_filled_in(served: Served) -> None:
     deployments = {d["name"]: d for d in served.ask("deployments/filter", {})}
     assert set(deployments) == DEPLOYMENTS
@@ -259,7 +300,7 @@ def test_up_deploys_every_stage_with_a_run_form_that_is_filled_in(served: Served
         assert deployment["parameters"]["root"] == str(served.root)
 
 
-@pytest.mark.server
+@on_server
 def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: Served) -> None:
     before = snapshot(served)
     (evaluate,) = (d for d in before["deployments"] if d["name"] == "evaluate")
@@ -273,20 +314,20 @@ def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: S
     assert untouched == {d["id"]: d for d in before["deployments"] if d["name"] != "evaluate"}
 
 
-@pytest.mark.server
+@on_server
 def test_no_telemetry_and_no_advertisement(served: Served) -> None:
     settings = served.ask("admin/settings")["server"]
     assert settings["analytics_enabled"] is False
     assert settings["ui"]["show_promotional_content"] is False
 
 
-@pytest.mark.server
+@on_server
 def test_a_second_up_on_the_port_is_one_line(served: Served, home: Path) -> None:
     with pytest.raises(OperateError, match=f"^port {served.port} is taken by a Prefect server: .*$"):
         up(served.port)
 
 
-@pytest.mark.server
+@on_server
 def test_run_deployed_says_which_queue_no_worker_polls(
     served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +338,7 @@ def test_run_deployed_says_which_queue_no_worker_polls(
         deployed.run_deployed(PipelineConfig(), "root")
 
 
-@pytest.mark.server
+@on_server
 def test_run_deployed_says_that_the_deployment_is_missing(
     served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +348,7 @@ def test_run_deployed_says_that_the_deployment_is_missing(
         deployed.run_deployed(PipelineConfig(), "root")
 
 
-@pytest.mark.server
+@on_server
 def test_a_config_out_of_range_is_refused_before_a_worker_sees_it(served: Served) -> None:
     config = load_config("digits").model_dump(mode="json")
     config["inner"]["steps"] = 10_000
@@ -329,7 +370,7 @@ def start_run(served: Served, name: str, config: dict[str, Any]) -> Any:
         return error.code
 
 
-@pytest.mark.server
+@on_server
 def test_ctrl_c_ends_worker_server_and_a_running_stage_and_leaves_no_process(served: Served) -> None:
     config = load_config("digits", ["meta_train.steps=1000000"]).model_dump(mode="json")
     run = start_run(served, "meta-train", config)

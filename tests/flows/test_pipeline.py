@@ -39,7 +39,7 @@ def config(*overrides: str) -> PipelineConfig:
 def run(root: Path, *overrides: str, from_root: Path | None = None) -> dict:  # type: ignore[type-arg]
     from flows.pipeline import pipeline
 
-    return pipeline(str(root), config(*overrides), None if from_root is None else str(from_root))
+    return pipeline(str(root), config=config(*overrides), from_root=None if from_root is None else str(from_root))
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -69,7 +69,9 @@ def test_every_figure_is_in_metrics_json(root: Path) -> None:
     } <= metrics.keys()  # fmt: skip
     assert metrics["rows"] == 400
     assert set(metrics["fd"]) == {"classifier", "latent"}
-    assert metrics["fd_reference"] == {"images": "train", "count": 200, "samples": 100}
+    assert metrics["fd_reference"] == {
+        "images": "train", "count": 200, "samples": 100, "dimensions": {"classifier": 64, "latent": 32},
+    }  # fmt: skip
     assert metrics["psnr_by_bits"]["8"] == pytest.approx(metrics["psnr_by_bits"]["32"], abs=0.5)
     assert metrics["psnr_by_bits"]["4"] < metrics["psnr_by_bits"]["32"]
 
@@ -176,4 +178,4 @@ def test_a_stage_without_its_input_says_what_to_run_first(tmp_path: Path, prefec
     from flows.stages import encode
 
     with pytest.raises(MissingInput, match="run `functa meta-train digits` first"):
-        encode(str(tmp_path / "empty"), config())
+        encode(str(tmp_path / "empty"), config=config())

@@ -101,13 +101,33 @@ def test_bad_images_among_good_ones_are_named_and_shift_no_label(tmp_path: Path)
         np.testing.assert_array_equal(batch.images[row], np.asarray(Image.open(tmp_path / split.keys[row])))
 
 
+def test_the_version_that_was_read_is_told(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    split = folder(tmp_path).split("train")
+    assert split.read(range(len(split))).tokens == split.tokens
+    (tmp_path / split.keys[2]).write_bytes(encoded(Image.fromarray(noise(77))))
+    read = split.read(range(len(split))).tokens
+    assert [a == b for a, b in zip(read, split.tokens)] == [row != 2 for row in range(len(split))]
+
+
+def test_an_array_row_that_changes_its_label_is_another_version(tmp_path: Path) -> None:
+    tokens = []
+    for label in (0, 1):
+        labels = np.arange(20) % 2
+        labels[4] = label
+        np.savez(tmp_path / "x.npz", images=np.zeros((20, 8, 8), np.uint8), labels=labels)
+        images = open_images(ImagesConfig(source="npz", location=str(tmp_path / "x.npz"), test_fraction=0.1))
+        tokens.append({k: t for s in images.splits.values() for k, t in zip(s.keys, s.tokens)})
+    assert [key for key in tokens[0] if tokens[0][key] != tokens[1][key]] == ["all/0000004"]
+
+
 def test_a_file_that_vanished_is_a_bad_row(tmp_path: Path) -> None:
     class_folders(tmp_path)
     split = folder(tmp_path).split("train")
     (tmp_path / split.keys[3]).unlink()
     batch = split.read(range(len(split)))
     assert batch.reasons.keys() == {3}
-    assert "is missing" in batch.reasons[3]
+    assert batch.reasons[3] == "no longer there"
 
 
 def pixels_of(tmp_path: Path, data: bytes, ending: str = "png", **changes: object) -> np.ndarray:

@@ -1,10 +1,11 @@
+import errno
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from storage.errors import MissingObject, StorageError
+from storage.errors import MissingObject, StorageError, TransientError
 from storage.locations import open_location, read_json, write_json
 
 
@@ -92,6 +93,41 @@ def test_preflight_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(StorageError, match="are needed and"):
         place.preflight_write(needed_bytes=1 << 60)
+
+
+@pytest.mark.parametrize("prefix", ["commits", "commits/", "comm", "commits/0", "fragments/a", "commits/1/2", "none"])
+def test_a_listing_enters_no_folder_that_its_prefix_rules_out(
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = open_location(str(tmp_path))
+    keys = ["commits/01", "commits/02", "commits2/a", "fragments/a/b", "fragments/ab", "fragments/c/d", "z"]
+    for key in keys:
+        place.write(key, b"")
+    entered = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: entered.append(str(folder)) or scan(folder))
+    assert place.list(prefix) == [key for key in keys if key.startswith(prefix)]
+    below = [str(Path(folder).relative_to(tmp_path)) for folder in entered if Path(folder) != tmp_path]
+    assert all(f"{folder}/".startswith(prefix) or prefix.startswith(f"{folder}/") for folder in below)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.ESTALE])
+def test_a_file_system_that_went_away_may_come_back(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = open_location(str(tmp_path))
+    place.write("k", b"x")
+
+    def fails(*_: object) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(TransientError, match="k: "):
+        place.read("k")
+    monkeypatch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
+    with pytest.raises(StorageError) as error:
+        place.read("k")
+    assert not isinstance(error.value, TransientError)
 
 
 def test_a_copied_tree_is_equal_and_a_second_copy_changes_nothing(tmp_path: Path) -> None:

@@ -1,22 +1,30 @@
 """Encoding: plan, shards, finalise. What is stored is what the field says, whoever runs it and however often."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from flows.config import PipelineConfig, load_config
+from flows.config import PipelineConfig, load_config, stage_config
 from models.inner import InnerLoop
+from storage.commits import committed_receipt
+from storage.config import ImagesConfig
 from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.images import open_images
+from storage.locations import LocalLocation
+from tasks.encoding import planned
 from tasks.encoding.finalise import finalise
 from tasks.encoding.group import encode_group, encode_images
-from tasks.encoding.plan import EncodeJob, plan
+from tasks.encoding.plan import EncodeJob, fingerprint, plan
 from tasks.training.meta_train import MetaTrainJob, load_field
 from tasks.training.meta_train import run as train_field
 from tests.flows.tiny import TINY
+from tests.storage.pictures import encoded, noise
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +127,173 @@ def test_nothing_is_visible_before_all_shards_are_done(field: Path, tmp_path: Pa
 def test_another_field_is_refused_by_the_functaset(field: Path, tmp_path: Path) -> None:
     work, _ = job(field, tmp_path / "s")
     encode(work)
-    with pytest.raises(StorageError, match="field: 'feed' -> 'beef'"):
+    with pytest.raises(StorageError, match="field: feed -> beef"):
         plan(work.model_copy(update={"field_digest": "beef"}))
+
+
+def test_clipping_limits_are_no_part_of_the_fingerprint_but_what_ranges_come_from_is(
+    field: Path, tmp_path: Path
+) -> None:
+    """The one refuses a shard and changes no latent; the other changes codes."""
+
+    def of(*overrides: str) -> dict[str, object]:
+        return fingerprint(job(field, tmp_path, *overrides)[0], load_field(str(field))[2])
+
+    bits = "encode.quantization.bits=8"
+    assert of(bits, "encode.quantization.max_clip_fraction=0.5") == of(bits)
+    assert of(bits, "encode.calibration_images=7") != of(bits)
+    assert of(bits, "encode.quantization.margin=0.2") != of(bits)
+    loose = load_config("digits", [*TINY, "encode.quantization.max_clip_fraction=0.5"])
+    assert stage_config(loose, "encode") == stage_config(load_config("digits", TINY), "encode")
+
+
+def test_what_a_latent_was_computed_with_stands_in_plan_and_receipt(field: Path, tmp_path: Path) -> None:
+    work, _ = job(field, tmp_path / "s")
+    encode(work)
+    store = Functaset.open(str(tmp_path / "s"))
+    for entry, each in store.fragments:
+        receipt = committed_receipt(store.location, entry, each, 0)
+        for versions in (each.created_by, receipt.versions):
+            assert versions.keys() == {"torch", "numpy", "zarr", "device", "threads", "mode"}
+            assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+            assert (versions["device"], versions["mode"]) == ("cpu", "eager")
+
+
+def test_a_disk_without_room_is_told_before_a_shard_is_computed(
+    field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, _ = job(field, tmp_path / "s", "encode.quantization.bits=32")
+    latents = 400 * 4 * int(np.prod(load_field(str(field))[0].config.latent_shape))  # bytes of both splits
+    free = latents
+    monkeypatch.setattr(LocalLocation, "free_bytes", lambda self: free)
+    with pytest.raises(StorageError, match="MB are needed and"):
+        plan(work)
+    free = 2 * latents
+    groups = plan(work)
+    for group in groups:
+        encode_group(work, group, 400)
+    free = latents // 4  # what stands is not needed again
+    assert plan(work) == groups
+
+
+def test_progress_is_told_after_each_shard(field: Path, tmp_path: Path) -> None:
+    work, _ = job(field, tmp_path / "s")
+    told: list[tuple[int, int, str]] = []
+    group = plan(work)[0]
+    stats = encode_group(work, group, 400, lambda *row: told.append(row))
+    assert [row[:2] for row in told] == [(1, 2), (2, 2)]
+    assert "images/s (read " in told[0][2]
+    assert stats["mode"].startswith("eager: ")
+    encode_group(work, group, 400, lambda *row: told.append(row))
+    assert told[2:] == [(2, 2, "all 2 shards stood already")]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for i in range(30):
+            put(folder / label / f"{i:03d}.png", 1000 * ord(label[0]) + i)
+    return folder
+
+
+def put(path: Path, seed: int, side: int = 8) -> None:
+    path.write_bytes(encoded(Image.fromarray(noise(seed, side, channels=1))))
+
+
+def stored(store: Path) -> dict[str, tuple[bytes, int]]:
+    """key -> (latent, label) of all that is visible."""
+    functaset = Functaset.open(str(store))
+    found = {}
+    for split in ("train", "test"):
+        latents = functaset.load(split)
+        for key, z, label in zip(latents.keys, latents.dequantized(), latents.labels):
+            found[key] = (z.tobytes(), int(label))
+    return found
+
+
+def changed_between(field: Path, folder: Path, store: Path, change: Callable[[], object]) -> dict[str, str]:
+    """Encodes with a change of the source between plan and groups; key -> reason of what became bad."""
+    overrides = (
+        "images.source=folder", f"images.location={folder}", "images.channels=1", "images.limit=40",
+        "encode.quantization.bits=32", "images.max_bad_fraction=0.5",
+    )  # fmt: skip
+    work, _ = job(field, store, *overrides)
+    groups = plan(work)
+    change()
+    for group in groups:
+        encode_group(work, group, 400)
+    return {bad["key"]: bad["reason"] for bad in finalise(work, groups)["bad_inputs"]}
+
+
+def test_a_source_that_changes_while_it_is_encoded_shifts_nothing(field: Path, pictures: Path, tmp_path: Path) -> None:
+    """Files are added before and between the planned ones, removed, replaced, and a class appears."""
+    assert changed_between(field, pictures, tmp_path / "calm", lambda: None) == {}
+    calm = stored(tmp_path / "calm")
+    gone, replaced, spoilt, *_ = sorted(calm)[5:]
+
+    def change() -> None:
+        for i in range(50):
+            put(pictures / "cat" / f"000-{i}.png", i)
+        (pictures / "ant").mkdir()
+        for i in range(9):
+            put(pictures / "ant" / f"{i}.png", i)
+        (pictures / gone).unlink()
+        put(pictures / replaced, 4711)
+        (pictures / spoilt).write_bytes(b"")
+
+    bad = changed_between(field, pictures, tmp_path / "stormy", change)
+    changed = "changed since it was planned"
+    assert bad == {gone: "no longer there", replaced: changed, spoilt: changed}
+    assert stored(tmp_path / "stormy") == {key: row for key, row in calm.items() if key not in bad}
+
+
+def test_a_file_replaced_after_the_group_listed_them_is_bad_too(
+    field: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = planned.PlannedImages.__init__
+
+    def late(self: planned.PlannedImages, config: ImagesConfig) -> None:
+        listed(self, config)
+        put(pictures / "cat" / "003.png", 4711)
+
+    def change() -> None:
+        monkeypatch.setattr(planned.PlannedImages, "__init__", late)
+
+    planned_keys = {"cat/003.png"} & stored_keys(field, pictures, tmp_path / "calm")
+    bad = changed_between(field, pictures, tmp_path / "s", change)
+    assert planned_keys == set(bad) == {"cat/003.png"}
+    assert bad["cat/003.png"] == "changed since it was planned"
+
+
+def stored_keys(field: Path, folder: Path, store: Path) -> set[str]:
+    changed_between(field, folder, store, lambda: None)
+    return set(stored(store))
+
+
+def test_a_source_whose_images_became_another_size_stops_the_group(field: Path, pictures: Path, tmp_path: Path) -> None:
+    def change() -> None:
+        put(pictures / "cat" / "!.png", 1, side=16)  # the first of all, which sets the resolution
+        for file in pictures.glob("*/0*.png"):
+            put(file, 1, side=16)
+
+    with pytest.raises(StorageError, match="trained on 8x8 images of 1 channels, these are 16x16"):
+        changed_between(field, pictures, tmp_path / "s", change)
+
+
+def test_content_is_the_same_wherever_the_same_images_are_encoded(field: Path, pictures: Path, tmp_path: Path) -> None:
+    def content(folder: Path, name: str) -> str:
+        changed_between(field, folder, tmp_path / name, lambda: None)
+        return Functaset.open(str(tmp_path / name)).content
+
+    first = content(pictures, "a")
+    copy = tmp_path / "copy"
+    shutil.copytree(pictures, copy, copy_function=shutil.copyfile)  # other file times
+    assert content(copy, "b") == first
+    put(next(iter(copy.glob("cat/*.png"))), 4711)
+    put(copy / "dog" / "000.png", 4712)
+    assert content(copy, "c") != first
 
 
 def test_images_that_the_field_was_not_trained_on_are_refused(field: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from storage.checkpoints import load_checkpoint
+from storage.errors import StorageError
 from storage.locations import open_location
 from tasks.config import TrainingConfig
-from tasks.training.loop import NonFiniteLoss, Run, batch_rows, learning_rate, mix, train
+from tasks.training.loop import NonFiniteLoss, Run, batch_rows, finished_checkpoint, learning_rate, mix, train
 
 
 class Killed(BaseException):
@@ -45,6 +47,11 @@ def run(path, config: TrainingConfig, kill_at: int | None = None, digest: str = 
     )  # fmt: skip
 
 
+def curve(folder: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows]
+
+
 CONFIG = TrainingConfig(
     steps=30, batch=8, learning_rate=1e-2, warmup=5, decay="cosine", clip_norm=1.0, ema=0.9, log_every=5,
     checkpoint_seconds=1e-9,
@@ -63,8 +70,25 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(kills,
     assert whole.tensors.keys() == killed.tensors.keys()
     for name, value in whole.tensors.items():
         np.testing.assert_array_equal(value, killed.tensors[name], err_msg=name)
-    losses = [[(row["step"], row["loss"]) for row in c.metadata["rows"]] for c in (whole, killed)]
+    losses = [curve(tmp_path / name) for name in ("whole", "killed")]
     assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_recognised_with_its_weights(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """As after a crash between the last checkpoint and the stage's record."""
+    first = train(run(tmp_path, CONFIG))["weights_digest"]
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert train(run(tmp_path, CONFIG))["weights_digest"] == first
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+def test_an_unfinished_checkpoint_is_refused_as_a_result(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(StorageError, match="no thing has been trained there; run `functa make`"):
+        finished_checkpoint(str(tmp_path), "thing", "make")
+    with pytest.raises(Killed):
+        train(run(tmp_path, CONFIG, kill_at=9))
+    with pytest.raises(StorageError, match="of step 9, before training ended"):
+        finished_checkpoint(str(tmp_path), "thing", "make")
 
 
 def test_a_checkpoint_of_other_inputs_is_not_continued(tmp_path) -> None:  # type: ignore[no-untyped-def]

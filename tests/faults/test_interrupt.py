@@ -1,0 +1,84 @@
+"""Ctrl-C and SIGKILL in the middle of a run: nothing outlives it, and the same command ends where it would have."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.flows.tiny import TINY
+
+PROJECT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+# Long enough to be interrupted in, and both trainings log often.
+LONG = [*TINY, "classifier.steps=300", "diffusion.steps=200", "classifier.log_every=5", "diffusion.log_every=5"]
+
+
+def command(root: Path) -> list[str]:
+    sets = [part for override in LONG for part in ("--set", override)]
+    return [sys.executable, "-c", "from flows.cli import main; main()", "run", "digits", *sets, "--root", str(root)]
+
+
+def started(root: Path, stage: str) -> bool:
+    return (root / "checkpoints" / stage).is_dir() or (root / "stages" / f"train_{stage}.json").exists()
+
+
+def run_until_both_train(root: Path) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
+    """A run in which classifier and diffusion train side by side, and everything below it."""
+    with open(root.parent / "log", "ab") as log:
+        process = subprocess.Popen(command(root), cwd=PROJECT, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        below = psutil.Process(process.pid).children(recursive=True)
+        if sum("tasks.training" in " ".join(p.cmdline()) for p in below if p.is_running()) >= 2 and started(
+            root, "diffusion"
+        ):
+            time.sleep(8)  # into their steps
+            return process, psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.2)
+    raise AssertionError((root.parent / "log").read_text()[-3000:])
+
+
+def all_end(processes: list[psutil.Process], seconds: float) -> bool:
+    _, alive = psutil.wait_procs(processes, seconds)
+    return not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {p.stem: json.loads(p.read_text())["output_digest"] for p in (root / "stages").glob("[!e]*.json")}
+
+
+def test_an_interrupted_and_a_killed_run_end_as_an_undisturbed_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole, broken = tmp_path / "a" / "root", tmp_path / "b" / "root"
+
+    process, below = run_until_both_train(broken)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, (tmp_path / "b" / "log").read_text()[-3000:]
+    assert all_end(below, 30)
+
+    process, below = run_until_both_train(broken)
+    process.kill()
+    process.wait()
+    # The embedded server is Prefect's own child and ends by itself later; our trainings must not outlive the run.
+    assert all_end([p for p in below if p.is_running() and "tasks.training" in " ".join(cmdline(p))], 60)
+    for server in below:
+        if server.is_running() and "tasks.training" not in " ".join(cmdline(server)):
+            server.terminate()
+
+    for root in (broken, whole):
+        done = subprocess.run(command(root), cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert digests(broken) == digests(whole)
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []

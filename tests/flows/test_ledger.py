@@ -1,0 +1,179 @@
+"""What of a root stands, what is refused, and where new work goes. No training, no server: records and checkpoints."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.config import PipelineConfig, load_config
+from flows.ledger import Ledger, MissingInput
+from storage.checkpoints import save_checkpoint
+from storage.errors import StorageError
+from storage.stages import StageConflict, read_record
+
+WEIGHTS = {"model.w": np.arange(3.0)}
+
+
+def config(*overrides: str) -> PipelineConfig:
+    return load_config("digits", list(overrides))
+
+
+def ledger(root: Path, *overrides: str, lender: Path | None = None) -> Ledger:
+    return Ledger(config(*overrides), str(root), None if lender is None else str(lender))
+
+
+def finish(book: Ledger, stage: str, digest: str = "feed") -> None:
+    """As a stage does it, with a small output of the right form."""
+    with book.working(stage) as record:
+        place = book.location.child(*record.output.split("/"))
+        if stage == "encode":
+            place.write("zarr.json", b"{}")
+            place.write("commits/00000001.json", b"{}")
+        elif stage == "evaluate":
+            place.write("run.json", b"{}")
+            book.location.write("metrics.json", b"{}")
+            book.location.write("report.html", b"")
+        else:
+            save_checkpoint(place, 5, WEIGHTS, {"finished": True, "weights_digest": digest})
+        book.finish(record, digest, {"seconds": 1.0})
+
+
+def finish_all(root: Path, *overrides: str) -> Ledger:
+    book = ledger(root, *overrides)
+    for stage in ("meta_train", "encode", "train_classifier", "train_diffusion", "evaluate"):
+        finish(book, stage)
+    return book
+
+
+def test_what_has_finished_stands(tmp_path: Path) -> None:
+    assert finish_all(tmp_path).all_standing()
+    assert not ledger(tmp_path / "other").all_standing()
+
+
+def test_an_unfinished_or_other_checkpoint_does_not_stand(tmp_path: Path) -> None:
+    book = finish_all(tmp_path)
+    field = book.location.child("checkpoints", "field")
+    save_checkpoint(field, 6, WEIGHTS, {"finished": False})
+    assert book.standing("meta_train") is None
+    save_checkpoint(field, 7, WEIGHTS, {"finished": True, "weights_digest": "beef"})
+    assert book.standing("meta_train") is None
+
+
+def test_a_truncated_checkpoint_does_not_stand(tmp_path: Path) -> None:
+    book = finish_all(tmp_path)
+    (tensors,) = (tmp_path / "checkpoints" / "field").glob("*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    assert book.standing("meta_train") is None
+
+
+@pytest.mark.parametrize("gone", ["metrics.json", "report.html", "runs"])
+def test_a_report_without_one_of_its_parts_does_not_stand(gone: str, tmp_path: Path) -> None:
+    book = finish_all(tmp_path)
+    path = tmp_path / gone
+    path.unlink() if path.is_file() else path.rename(tmp_path / "elsewhere")
+    assert book.standing("evaluate") is None
+
+
+def test_existing_output_of_another_config_is_refused_by_its_keys(tmp_path: Path) -> None:
+    finish_all(tmp_path)
+    with pytest.raises(StageConflict, match=r"classifier.steps: 600 -> 700.*another --root"):
+        ledger(tmp_path, "classifier.steps=700").standing("train_classifier")
+
+
+def test_half_trained_work_of_another_config_is_refused_too(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    with pytest.raises(KeyboardInterrupt), book.working("meta_train"):
+        save_checkpoint(book.location.child("checkpoints", "field"), 5, WEIGHTS, {"finished": False})
+        raise KeyboardInterrupt
+    assert read_record(book.location, "meta_train").state == "interrupted"  # type: ignore[union-attr]
+    with pytest.raises(StageConflict):
+        ledger(tmp_path, "field.width=32").standing("meta_train")
+
+
+def test_what_was_deleted_or_failed_may_be_made_with_another_config(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    with pytest.raises(ValueError, match="diverged"), book.working("meta_train"):
+        save_checkpoint(book.location.child("checkpoints", "field"), 5, WEIGHTS, {"finished": False})
+        raise ValueError("it diverged:\n lower learning_rate")
+    record = read_record(book.location, "meta_train")
+    assert record is not None
+    assert (record.state, record.error) == ("failed", "it diverged: lower learning_rate")
+    assert ledger(tmp_path, "meta_train.learning_rate=1e-4").standing("meta_train") is None
+    finish(ledger(tmp_path, "meta_train.learning_rate=1e-4"), "meta_train")
+    (tmp_path / "checkpoints" / "field").rename(tmp_path / "gone")
+    assert ledger(tmp_path, "field.width=32").standing("meta_train") is None
+
+
+def test_a_field_that_came_out_otherwise_gets_a_functaset_of_its_own(tmp_path: Path) -> None:
+    book = finish_all(tmp_path)
+    finish(book, "meta_train", digest="beef")
+    assert book.standing("encode") is None
+    with book.working("encode") as record:
+        assert record.output.startswith("functaset-")
+        first = record.output
+    with book.working("encode") as record:
+        assert record.output == first  # the same work goes on where it began
+    assert (tmp_path / "functaset.zarr" / "zarr.json").exists()
+
+
+def test_stages_after_a_changed_input_do_not_stand(tmp_path: Path) -> None:
+    book = finish_all(tmp_path)
+    (tmp_path / "functaset.zarr").rename(tmp_path / "gone")
+    finish(book, "encode", digest="beef")
+    assert [s for s in ("train_classifier", "train_diffusion", "evaluate") if book.standing(s)] == []
+
+
+def test_an_evaluation_goes_on_in_its_folder_and_a_new_one_gets_a_new_folder(tmp_path: Path) -> None:
+    book = finish_all(tmp_path)
+    folder = read_record(book.location, "evaluate").output  # type: ignore[union-attr]
+    with book.working("evaluate") as record:
+        assert record.output == folder
+    other = ledger(tmp_path, "diffusion.process.guidance=2")
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    with other.working("evaluate") as record:
+        assert record.output.startswith("runs/")
+        assert record.output != folder
+
+
+def test_another_root_lends_what_agrees_and_nothing_else(tmp_path: Path) -> None:
+    finish_all(tmp_path / "a")
+    book = ledger(tmp_path / "b", "classifier.steps=700", lender=tmp_path / "a")
+    assert book.output(book.require("encode")) == str(tmp_path / "a" / "functaset.zarr")
+    assert book.standing("train_classifier") is None
+    assert book.standing("train_diffusion") is not None
+    save_checkpoint(
+        Ledger(config(), str(tmp_path / "a")).location.child("checkpoints", "field"), 6, WEIGHTS,
+        {"finished": True, "weights_digest": "beef"},
+    )  # fmt: skip
+    assert book.standing("meta_train") is None  # the lender trained again: its field is another now
+
+
+def test_a_stage_without_its_input_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="run `functa meta-train digits` first"):
+        ledger(tmp_path).require_inputs("encode")
+    with pytest.raises(MissingInput, match="run `functa encode digits` first"):
+        finish(book := ledger(tmp_path), "meta_train")
+        book.require_inputs("train_diffusion")
+
+
+def test_two_processes_do_not_work_at_one_stage(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from flows.config import load_config; from flows.ledger import Ledger\n"
+        "with Ledger(load_config('digits'), sys.argv[1]).working('meta_train'):\n"
+        "    print('at work', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout
+    assert other.stdout.readline() == "at work\n"
+    with (
+        pytest.raises(StorageError, match=f"process {other.pid} is at meta-train"),
+        ledger(tmp_path).working("meta_train"),
+    ):
+        pass
+    other.kill()
+    other.wait()
+    finish(ledger(tmp_path), "meta_train")  # a killed one is in nobody's way
