@@ -1,8 +1,10 @@
 """What the command prints: summary, status, tables."""
 
+import copy
 import json
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -33,10 +35,21 @@ def quiet_tracebacks() -> None:
 
     if os.environ.get("FUNCTA_DEBUG"):
         return
-    loggers = [logging.getLogger(name) for name in ("prefect", "prefect.flow_runs", "prefect.task_runs")]
+    loggers = [logging.getLogger(name) for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs")]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         if handler.formatter is not None and "Console" in type(handler).__name__:
-            handler.formatter.formatException = lambda _: ""  # type: ignore[method-assign]
+            handler.formatter.format = _without_traceback(handler.formatter.format)  # type: ignore[method-assign]
+
+
+def _without_traceback(render: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:
+    """Of a copy: the handler that sends records to the server has left the traceback's text in the record."""
+
+    def told(record: logging.LogRecord) -> str:
+        bare = copy.copy(record)
+        bare.exc_info = bare.exc_text = None
+        return render(bare)
+
+    return told
 
 
 def print_summary(ledger: Ledger, word: str) -> None:

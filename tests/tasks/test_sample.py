@@ -23,7 +23,8 @@ def denoiser(tmp_path_factory: pytest.TempPathFactory) -> str:
     for parameter in model.parameters():  # a fresh denoiser predicts zero: give it something to say
         parameter.data += 0.02 * torch.randn_like(parameter)
     metadata = {
-        "model": config.model_dump(mode="json"), "latent_shape": [2, 2, 4], "classes": 3, "process": {}, "finished": True,
+        "model": config.model_dump(mode="json"), "latent_shape": [2, 2, 4], "classes": 3, "process": {},
+        "finished": True,
         "normalizer": {"mean": [[[0.5] * 4]], "scale": [[[2.0] * 4]]},
     }  # fmt: skip
     weights = {f"model.{k}": v.numpy() for k, v in model.state_dict().items()}
