@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports Prefect: nothing of this machine's Prefect reaches a test.
-os.environ.setdefault("PREFECT_HOME", tempfile.mkdtemp(prefix="functa-prefect-"))
+# Before anything imports Prefect: nothing of this machine's Prefect reaches a test, and the test processes of xdist
+# do not wait for each other's database.
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="functa-prefect-")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
