@@ -25,7 +25,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $(READY)
 
-demo: $(READY)   ## the whole pipeline on scikit-learn's digits, about 4 minutes
+demo: $(READY)   ## the whole pipeline on scikit-learn's digits, about 3 minutes
 	$(BIN)/functa run digits
 
 test: $(READY)   ## all tests but those in a browser and the slow ones
