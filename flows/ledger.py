@@ -37,6 +37,8 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self.location = open_location(self.root)
+        if self.from_root is not None and not open_location(self.from_root).list("stages/"):
+            raise MissingInput(f"--from {self.from_root}: no run has been started there; name the root of one")
 
     def standing(self, stage: str) -> StageRecord | None:
         """The finished record of the stage if nothing of it need be done again, here or in the other root.

@@ -41,13 +41,15 @@ def train_in_child(
     """
     if _stopping.is_set():
         raise TrainingFailed(f"the {job['kind']} process was not started: the run is being stopped", may_pass=False)
-    environment = dict(os.environ)
+    # The user's folder stays the current one: relative locations mean the same here as there.
+    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-m", "tasks.training"],
-            cwd=PROJECT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            [sys.executable, "-P", "-m", "tasks.training"],  # -P: a folder `tasks` of the user's is not ours
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             text=True, start_new_session=True,
         )  # fmt: skip
         _children.add(child)

@@ -150,6 +150,11 @@ def test_another_root_lends_what_agrees_and_nothing_else(tmp_path: Path) -> None
     assert book.standing("meta_train") is None  # the lender trained again: its field is another now
 
 
+def test_a_root_to_borrow_from_must_hold_a_run(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="no run has been started there"):
+        ledger(tmp_path / "a", lender=tmp_path / "nowhere")
+
+
 def test_a_stage_without_its_input_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="run `functa meta-train digits` first"):
         ledger(tmp_path).require_inputs("encode")

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -47,6 +48,14 @@ def test_a_failing_run_says_why_in_one_line_and_would_fail_again(tmp_path: Path)
     assert "none: no such folder" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not caught.value.may_pass
+
+
+def test_a_relative_location_means_the_callers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(40) % 2)
+    monkeypatch.chdir(tmp_path)
+    train_in_child(job(Path("out"), "images.source=npz", "images.location=mine.npz"), lambda _: None)
+    assert list((tmp_path / "out").glob("step-*.json"))
 
 
 def test_a_killed_run_may_be_tried_again(tmp_path: Path) -> None:
