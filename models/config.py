@@ -1,6 +1,6 @@
 """Configuration of everything in models/. Free of torch, so that a config error answers at once."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -22,14 +22,43 @@ class FieldConfig(Config):
     width: int = Field(128, ge=4, le=4096, description="Units per sine layer.")
     depth: int = Field(5, ge=2, le=64, description="Linear layers, the output included: depth - 1 sine layers.")
     w0: float = Field(10.0, gt=0, le=1000, description="Frequency of every sine layer, sin(w0 (W h + b + m)).")
-    interpolation: Literal["nearest"] = Field("nearest", description="How modulations reach a pixel (paper section 4).")
-    coordinates: Literal["patch"] = Field("patch", description="Coordinates run over [0, 1]^2 in every patch (App. C).")
-    kernel: Literal[1] = Field(1, description="Kernel of the latent-to-modulation convolution.")
+    interpolation: Literal["nearest", "bilinear"] = Field(
+        "nearest", description="How modulations reach a pixel (paper section 4)."
+    )
+    coordinates: Literal["patch", "global", "binary"] = Field(
+        "patch",
+        description="[0, 1]^2 in every patch, [0, 1]^2 over the image, or the bits of the pixel's index (App. C). "
+        "Where it is not given: patch for nearest, binary for bilinear.",
+    )
+    kernel: Literal[1, 3] = Field(1, description="Kernel of the latent-to-modulation convolution, k x k.")
+    axes: int = Field(2, ge=1, le=3, description="Axes of a signal: 1 audio, 2 images, 3 volumes or video.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _coordinates_go_with_interpolation(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "coordinates" not in data and data.get("interpolation") == "bilinear":
+            return data | {"coordinates": "binary"}
+        return data
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """[s, s, c]."""
-        return (self.spatial, self.spatial, self.channels)
+    def latent_shape(self) -> tuple[int, ...]:
+        """[s, s, c] for images: s once for every axis of the signal."""
+        return (*[self.spatial] * self.axes, self.channels)
+
+    @property
+    def positions(self) -> int:
+        """Latent positions of one signal, s^2 for images."""
+        return self.spatial**self.axes
+
+    @property
+    def numbers(self) -> int:
+        """Latent numbers of one signal, s^2 c for images."""
+        return self.positions * self.channels
+
+    @property
+    def independent(self) -> bool:
+        """Whether a patch depends on its own latent alone: nearest interpolation after a 1x1 map (paper section 4)."""
+        return self.interpolation == "nearest" and self.kernel == 1
 
     @property
     def modulations(self) -> int:
@@ -50,10 +79,18 @@ class InnerConfig(Config):
     )
     rates_init: tuple[float, float] = Field((0.005, 0.1), description="Range of the rates' uniform start.")
     rates_clip: tuple[float, float] | None = Field(None, description="Rates are clipped to this range when used.")
-    precision: Literal["float32", "bf16"] = Field(
-        "float32", description="Of the field's hidden matmuls; all else is float32."
+    first_order: bool = Field(
+        False, description="Inner gradients count as constants in the outer step (the paper differentiates them)."
+    )
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
+        "float32", description="Of the field's hidden matmuls; all else is float32. tf32 is float32 on a CPU."
     )
     chunk: int = Field(4096, ge=1, le=1 << 30, description="Pixels per inner-loop chunk: activations stay in cache.")
+    checkpoint: bool = Field(
+        False,
+        description="Activation checkpointing per inner step: less memory, 19 passes instead of 15. "
+        "Bilinear and 3x3 fields always do it.",
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile: auto = when a compiler is there and the work repays it.",
         json_schema_extra=ENVIRONMENT,

@@ -41,6 +41,14 @@ class MetaTrainConfig(TrainingConfig):
     """Outer loop: Adam on the field, the modulation map and the meta-SGD rates (paper section 4, App. C.1)."""
 
     batch: int = Field(16, ge=1, le=65536, description="Images per outer step, over all devices.")
+    patches_per_image: int | None = Field(
+        None, ge=1, description="Random patches of every image that a step trains on; empty: all. Nearest and 1x1 only."
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Images per backward pass, their gradients accumulated; empty: the whole batch.",
+    )
     validation_images: int = Field(64, ge=0, le=100_000, description="Test images whose PSNR is logged on the way.")
     validate_every: int = Field(500, ge=1, description="Steps between validations.", json_schema_extra=ENVIRONMENT)
 
@@ -116,5 +124,8 @@ class DispatchConfig(Config):
     runner: Literal["threads"] = Field("threads", description="How shard groups are fanned out.")
     workers: int = Field(1, ge=1, le=1024, description="Shard groups encoded at once.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
+    devices: int = Field(
+        1, ge=1, le=64, description="Training processes on this machine (torchrun); batches are split."
+    )
     retries: int = Field(2, ge=0, le=50, description="Retries of a failed task.")
     retry_delay: float = Field(2.0, ge=0, le=3600, description="Seconds before a retry, doubled each time.")
