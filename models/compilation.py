@@ -4,7 +4,9 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,3 +51,13 @@ def should_compile(mode: str, flops: float, device: torch.device) -> tuple[bool,
     if mode == "auto" and flops < COMPILE_WORTH_FLOPS:
         return False, f"eager: {flops:.1e} FLOPs are done sooner than compiled"
     return True, "compiled with torch.compile"
+
+
+_COMPILED: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under torch.compile, one graph for every shape; the same object for the same function."""
+    if function not in _COMPILED:
+        _COMPILED[function] = torch.compile(function, dynamic=False, fullgraph=True)
+    return _COMPILED[function]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from models.config import FieldConfig, InnerConfig
 from models.field import Field, parameter_count
 from models.grid import patchify, unpatchify
-from models.inner import InnerLoop, chunk_patches, decode
+from models.inner import InnerLoop, decode
+from models.patches import chunk_patches
 from tests.models import plain
 
 
