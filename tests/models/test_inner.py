@@ -1,5 +1,7 @@
 """The fast inner loop against the plain one."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,46 +9,66 @@ from hypothesis import strategies as st
 
 from models.config import FieldConfig, InnerConfig
 from models.field import Field, parameter_count
-from models.grid import patchify, unpatchify
+from models.grid import patchify, pixel_coordinates, unpatchify
 from models.inner import InnerLoop, decode
 from models.patches import chunk_patches
 from tests.models import plain
 
-
-def make(spatial: int = 2, steps: int = 3, resolution: tuple[int, int] = (8, 8), channels: int = 3, **inner: object):
-    field_config = FieldConfig(spatial=spatial, channels=6, width=16, depth=4, w0=8)
-    inner_config = InnerConfig(steps=steps, rates_init=(0.05, 0.2), **inner)
-    field = Field(field_config, inner_config, channels, seed=3).double()
-    images = torch.rand(3, *resolution, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    torch.set_default_dtype(torch.float64)
-    return InnerLoop(field, inner_config, resolution), images
+FIELD_KEYS = ("spatial", "interpolation", "coordinates", "kernel", "axes")
 
 
-@pytest.fixture(autouse=True)
-def _restore_dtype():
-    yield
-    torch.set_default_dtype(torch.float32)
+def make(resolution: tuple[int, ...] = (8, 8), image_channels: int = 3, steps: int = 3, **variant: Any):
+    """An inner loop in float64 and three random signals."""
+    chosen = {key: variant.pop(key) for key in FIELD_KEYS if key in variant}
+    field_config = FieldConfig(**{"spatial": 2, "channels": 6, "width": 16, "depth": 4, "w0": 8} | chosen)
+    inner = InnerConfig(steps=steps, rates_init=(0.05, 0.2), **variant)
+    field = Field(field_config, inner, image_channels, seed=3, resolution=resolution).double()
+    with torch.no_grad():  # all biases start from zero, where a mistaken use of them would not show
+        for bias in (*field.biases, field.modulation_bias):
+            bias.normal_(0, 0.05, generator=torch.Generator().manual_seed(4))
+    images = torch.rand(3, *resolution, image_channels, generator=torch.Generator().manual_seed(1))
+    return InnerLoop(field, inner, resolution), images.double()
 
 
-VARIANTS = [
+VARIANTS: list[dict[str, Any]] = [
     {"spatial": 1},
     {"spatial": 4, "loss": "image"},
     {"rates": "scalar"},
     {"rates": "element", "resolution": (8, 12)},
-    {"rates": "element", "rates_clip": (0.08, 0.15), "channels": 1},
+    {"rates": "element", "rates_clip": (0.08, 0.15), "image_channels": 1},
     {"steps": 1},
     {"steps": 5, "chunk": 20},
+    {"first_order": True},
+    {"checkpoint": True, "rates": "element", "chunk": 40},
+    {"checkpoint": True, "first_order": True},
+    {"coordinates": "global", "resolution": (8, 12), "chunk": 48},
+    {"coordinates": "binary", "spatial": 4},
+    {"interpolation": "bilinear", "spatial": 4},
+    {"interpolation": "bilinear", "coordinates": "patch", "resolution": (12, 20), "spatial": 4, "chunk": 30},
+    {"interpolation": "bilinear", "coordinates": "global", "loss": "image", "rates": "scalar", "first_order": True},
+    {"kernel": 3, "spatial": 4, "rates": "element"},
+    {"kernel": 3, "interpolation": "bilinear", "spatial": 4, "steps": 2},
+    {"kernel": 3, "coordinates": "binary", "spatial": 2, "chunk": 32},
+    {"axes": 1, "resolution": (24,), "spatial": 4, "image_channels": 1},
+    {"axes": 1, "resolution": (32,), "spatial": 4, "interpolation": "bilinear", "kernel": 3},
+    {"axes": 3, "resolution": (4, 6, 8), "image_channels": 1, "rates": "element"},
+    {"axes": 3, "resolution": (4, 4, 8), "interpolation": "bilinear", "kernel": 3, "steps": 2, "chunk": 32},
 ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_latents_equal_the_plain_loop(variant: dict) -> None:
+def test_latents_and_errors_equal_the_plain_loop(variant: dict[str, Any]) -> None:
     loop, images = make(**variant)
-    torch.testing.assert_close(loop.encode(images), plain.encode(loop.field, images, loop.inner).detach())
+    expected = plain.encode(loop.field, images, loop.inner).detach()
+    torch.testing.assert_close(loop.encode(images), expected)
+    torch.testing.assert_close(loop.prepared(1000).encode(images), expected)
+    decoded = plain.reconstruct(loop.field, expected, loop.resolution)
+    torch.testing.assert_close(loop.field(expected, loop.resolution), decoded)
+    torch.testing.assert_close(loop.errors(images), (decoded - images).square().flatten(1).mean(1).detach())
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_outer_gradients_equal_the_plain_loop(variant: dict) -> None:
+def test_outer_gradients_equal_the_plain_loop(variant: dict[str, Any]) -> None:
     loop, images = make(**variant)
     loss = plain.outer_loss(loop.field, images, loop.inner)
     expected = torch.autograd.grad(loss, list(loop.field.parameters()))
@@ -55,23 +77,102 @@ def test_outer_gradients_equal_the_plain_loop(variant: dict) -> None:
         torch.testing.assert_close(parameter.grad, gradient, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [{"interpolation": "bilinear"}, {"interpolation": "bilinear", "kernel": 3}, {"kernel": 3}, {"rates": "element"}],
+    ids=str,
+)
+def test_outer_gradients_are_the_slopes_of_the_loss(variant: dict[str, Any]) -> None:
+    """Central differences along a random direction in float64, independent of any autograd."""
+    loop, images = make(**variant)
+    parameters = list(loop.field.parameters())
+    loop.outer_backward(images)
+    generator = torch.Generator().manual_seed(7)
+    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) * p.detach().abs().mean() for p in parameters]
+    slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, direction))
+    losses = []
+    for step in (1e-5, -2e-5):
+        with torch.no_grad():
+            torch._foreach_add_(parameters, direction, alpha=step)
+        losses.append(float(loop.errors(images).mean()))
+    assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)
+
+
+def test_gradients_add_up_over_micro_batches() -> None:
+    """Parts of a batch, each with its share, give the gradient of the whole."""
+    loop, images = make(rates="element")
+    loop.outer_backward(images)
+    whole = [p.grad.clone() for p in loop.field.parameters()]
+    loop.field.zero_grad()
+    for part in images.split(2):
+        loop.outer_backward(part, share=len(part) / len(images))
+    for parameter, expected in zip(loop.field.parameters(), whole):
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_random_patches_give_the_gradient_of_all_on_average() -> None:
+    """Every position taken once, in parts: their mean is the whole gradient, so a random part is unbiased."""
+    loop, images = make(spatial=4, rates="element")
+    loop.outer_backward(images)
+    whole = [p.grad.clone() for p in loop.field.parameters()]
+    loop.field.zero_grad()
+    order = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i)) for i in range(len(images))])
+    for part in order.split(4, dim=1):
+        loop.outer_backward(images, positions=part, share=0.25)
+    for parameter, expected in zip(loop.field.parameters(), whole):
+        torch.testing.assert_close(parameter.grad, expected)
+
+
+def test_patches_that_depend_on_each_other_cannot_be_picked() -> None:
+    loop, images = make(interpolation="bilinear")
+    with pytest.raises(ValueError, match=r"leave out meta_train\.patches_per_image"):
+        loop.outer_backward(images, positions=torch.zeros(3, 1, dtype=torch.int64))
+
+
+def test_binary_coordinates_are_those_of_the_papers_example() -> None:
+    """App. C: on 32x32, (3/32, 5/32) becomes 0001100101."""
+    config = FieldConfig(spatial=1, interpolation="bilinear")
+    x = pixel_coordinates(config, (32, 32), torch.zeros(()))
+    assert x[0, 3 * 32 + 5].tolist() == [0, 0, 0, 1, 1, 0, 0, 1, 0, 1]
+
+
+def test_binary_coordinates_want_a_power_of_two_and_the_fitted_resolution() -> None:
+    config = FieldConfig(interpolation="bilinear", spatial=4)
+    with pytest.raises(ValueError, match="sides that are powers of two, not 12"):
+        Field(config, InnerConfig(), 3, resolution=(12, 12))
+    field = Field(config, InnerConfig(), 3, resolution=(16, 16))
+    with pytest.raises(ValueError, match="fitted on alone, 16x16, not 32x32: decode it there"):
+        field(torch.zeros(1, 4, 4, 16), (32, 32))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_a_finer_picture_passes_through_the_fitted_pixels(interpolation: str) -> None:
+    """At three times the resolution the middle of every 3x3 block is a pixel centre of the coarse grid."""
+    for coordinates in ("patch", "global"):
+        loop, images = make(interpolation=interpolation, coordinates=coordinates, spatial=4)
+        z = loop.encode(images)
+        torch.testing.assert_close(loop.field(z, (24, 24))[:, 1::3, 1::3], loop.field(z, (8, 8)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_pixels_that_are_no_numbers_are_named(bad: float) -> None:
+    loop, images = make()
+    images[1, 2, 3, 0] = bad
+    with pytest.raises(ValueError, match=r"images \[1\] of the batch have NaN or infinite pixels"):
+        loop.encode(images)
+
+
 def test_a_latent_does_not_depend_on_its_batch() -> None:
     loop, images = make()
     torch.testing.assert_close(loop.encode(images)[1:2], loop.encode(images[1:2]))
 
 
-def test_errors_are_those_of_the_decoded_latents() -> None:
-    loop, images = make()
-    decoded = loop.field(loop.encode(images), (8, 8))
-    torch.testing.assert_close(loop.errors(images), (decoded - images).square().mean((1, 2, 3)).detach())
-
-
-def test_bf16_matmuls_stay_close_to_float32() -> None:
-    torch.set_default_dtype(torch.float32)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_matmuls_stay_close_to_float32(precision: str) -> None:
     images = torch.rand(4, 8, 8, 3)
     latents = []
-    for precision in ("float32", "bf16"):
-        inner = InnerConfig(precision=precision)
+    for chosen in ("float32", precision):
+        inner = InnerConfig(precision=chosen)
         field = Field(FieldConfig(spatial=2, channels=8, width=64, depth=5), inner, 3)
         latents.append(InnerLoop(field, inner, (8, 8)).encode(images))
     assert 0 < (latents[0] - latents[1]).norm() / latents[0].norm() < 0.02
@@ -79,7 +180,7 @@ def test_bf16_matmuls_stay_close_to_float32() -> None:
 
 def test_a_patch_sees_only_its_own_latent() -> None:
     loop, _ = make(spatial=4)
-    z = torch.randn(1, 4, 4, 6)
+    z = torch.randn(1, 4, 4, 6, dtype=torch.float64)
     moved = z.clone()
     moved[0, 1, 2] += 1
     change = (loop.field(moved, (8, 8)) - loop.field(z, (8, 8))).abs().sum(-1)[0]
