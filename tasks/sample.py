@@ -12,7 +12,7 @@ from models.diffusion import sample
 from storage.locations import open_location
 from tasks.training.device import choose_device
 from tasks.training.diffusion import load_denoiser
-from tasks.training.loop import mix, stage_number
+from tasks.training.seeds import mix, stage_number
 
 
 class SampleJob(Config):

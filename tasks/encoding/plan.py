@@ -17,9 +17,9 @@ from storage.quantization import Quantizer, calibrate
 from tasks.config import EncodeConfig
 from tasks.encoding.environment import environment
 from tasks.training.device import choose_device
-from tasks.training.loop import best_weights
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float, spread
+from tasks.training.saving import best_weights
 
 SPLITS = ("train", "test")
 ROW_BYTES = 60  # of a row's label, id, PSNR, augmentation and sha256, beside its latent

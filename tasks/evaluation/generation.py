@@ -16,9 +16,9 @@ from models.metrics import FrechetStatistics, frechet_distance
 from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
 from tasks.sample import read_slices
 from tasks.training.latents import Split, load_split, training_normalizer
-from tasks.training.loop import mix, stage_number
 from tasks.training.pictures import spread
 from tasks.training.pixel_classifier import load_pixel_classifier
+from tasks.training.seeds import mix, stage_number
 
 
 def reference_labels(labels: np.ndarray, count: int) -> np.ndarray:

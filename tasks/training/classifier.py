@@ -11,9 +11,12 @@ from models.normalize import Normalizer
 from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainClassifierConfig
-from tasks.training.device import choose_device
 from tasks.training.latents import Split, load_split, training_normalizer
-from tasks.training.loop import Emit, Run, batch_rows, best_weights, finished_checkpoint, mix, stage_number, train
+from tasks.training.loop import train
+from tasks.training.ranks import join_ranks
+from tasks.training.run import Emit, Run
+from tasks.training.saving import best_weights, finished_checkpoint
+from tasks.training.seeds import batch_rows, mix, stage_number
 
 
 class ClassifierJob(Config):
@@ -25,13 +28,18 @@ class ClassifierJob(Config):
     functaset: str
     classes: int
     device: str
+    devices: int = 1
     output: str
     digest: str
 
 
 def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
-    """Trains the classifier; returns last and best test accuracy (the paper reports the best)."""
-    device = choose_device(job.device)
+    """Trains the classifier; returns last and best test accuracy (the paper reports the best).
+
+    Over several devices the order of the rows and their noise stay those of one; dropout's masks do not.
+    """
+    ranks = join_ranks(job.device)
+    device = ranks.device
     functaset = Functaset.open(job.functaset)
     normalizer = training_normalizer(functaset, job.classifier.normalization)
     training, test = load_split(functaset, "train"), load_split(functaset, "test")
@@ -40,14 +48,18 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
     model = build_classifier(job.classifier.model, functaset.latent_shape, job.classes).to(device)
     stream = mix(job.seed, stage_number("classifier"))
 
-    def gradients(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.from_numpy(batch_rows(len(z), job.classifier.batch, stream, step)).to(device)
+    batch = job.classifier.batch
+    part, share = ranks.part(batch), ranks.share(batch)
+
+    def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.from_numpy(batch_rows(len(z), batch, stream, step)[part]).to(device)
         x = z[rows]
         if job.classifier.noise:
-            x = x + job.classifier.noise * torch.randn(x.shape, generator=generator).to(device)
-        loss = classification_loss(model.train()(x), labels[rows], job.classifier.label_smoothing)
+            noise = torch.randn(batch, *x.shape[1:], generator=generator)[part]  # an example's, whoever computes it
+            x = x + job.classifier.noise * noise.to(device)
+        loss = share * classification_loss(model.train()(x), labels[rows], job.classifier.label_smoothing)
         loss.backward()
-        return loss
+        return {"loss": loss}
 
     run = Run(
         stage="classifier",
@@ -61,8 +73,11 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
         emit=emit,
         evaluate=_test_accuracy(test, normalizer, device),
         evaluate_every=job.classifier.evaluate_every,
+        ranks=ranks,
     )
     metadata = train(run)
+    if not ranks.first:
+        return {}
     accuracies = [row["accuracy"] for row in run.rows if "accuracy" in row]
     return {
         "weights_digest": metadata["weights_digest"],

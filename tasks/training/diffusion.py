@@ -12,9 +12,12 @@ from models.normalize import Normalizer
 from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainDiffusionConfig
-from tasks.training.device import choose_device
 from tasks.training.latents import load_split, training_normalizer
-from tasks.training.loop import Emit, Run, batch_rows, best_weights, finished_checkpoint, mix, stage_number, train
+from tasks.training.loop import train
+from tasks.training.ranks import join_ranks
+from tasks.training.run import Emit, Run
+from tasks.training.saving import best_weights, finished_checkpoint
+from tasks.training.seeds import batch_rows, mix, stage_number
 
 
 class DiffusionJob(Config):
@@ -26,13 +29,19 @@ class DiffusionJob(Config):
     functaset: str
     classes: int
     device: str
+    devices: int = 1
     output: str
     digest: str
 
 
 def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
-    """Trains the denoiser on the normalised latents of the training split; returns its figures."""
-    device = choose_device(job.device)
+    """Trains the denoiser on the normalised latents of the training split; returns its figures.
+
+    Over several devices the order of the rows stays that of one; timesteps, noise, dropped labels and dropout of a
+    part of the batch derive from (seed, step, rank).
+    """
+    ranks = join_ranks(job.device)
+    device = ranks.device
     functaset = Functaset.open(job.functaset)
     normalizer = training_normalizer(functaset, job.diffusion.normalization)
     training = load_split(functaset, "train")
@@ -42,12 +51,17 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
     model = build_denoiser(job.diffusion.model, functaset.latent_shape, classes).to(device)
     stream = mix(job.seed, stage_number("diffusion"))
 
-    def gradients(step: int, generator: torch.Generator) -> Tensor:
-        rows = torch.from_numpy(batch_rows(len(x0), job.diffusion.batch, stream, step)).to(device)
+    batch = job.diffusion.batch
+    part, share = ranks.part(batch), ranks.share(batch)
+
+    def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = torch.from_numpy(batch_rows(len(x0), batch, stream, step)[part]).to(device)
         given = labels[rows] if classes else None
-        loss = diffusion_loss(model.train(), job.diffusion.process, x0[rows], given, generator, classes)
+        if not ranks.first:
+            generator = torch.Generator().manual_seed(mix(generator.initial_seed(), ranks.rank))
+        loss = share * diffusion_loss(model.train(), job.diffusion.process, x0[rows], given, generator, classes)
         loss.backward()
-        return loss
+        return {"loss": loss}
 
     metadata = train(
         Run(
@@ -60,9 +74,10 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
             output=open_location(job.output),
             metadata=_metadata(job, functaset, normalizer, classes),
             emit=emit,
+            ranks=ranks,
         )
     )
-    return {"weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"]}
+    return {k: metadata[k] for k in ("weights_digest", "seconds")} if ranks.first else {}
 
 
 def _metadata(job: DiffusionJob, functaset: Functaset, normalizer: Normalizer, classes: int | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Meta-training of the field: the outer loop (paper section 4)."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,13 +12,19 @@ from models.config import Config, FieldConfig, InnerConfig
 from models.field import Field, forward_flops
 from models.inner import InnerLoop
 from models.metrics import psnr_of_errors
+from storage.checkpoints import newest_metadata
 from storage.config import ImagesConfig
-from storage.images import open_images
+from storage.errors import StorageError
+from storage.images import Images, open_images
 from storage.locations import open_location
 from tasks.config import MetaTrainConfig
-from tasks.training.device import choose_device
-from tasks.training.loop import Emit, Run, batch_rows, best_weights, finished_checkpoint, mix, stage_number, train
+from tasks.training.ahead import Ahead
+from tasks.training.loop import train
 from tasks.training.pictures import Pictures
+from tasks.training.ranks import Ranks, join_ranks
+from tasks.training.run import Emit, Run
+from tasks.training.saving import best_weights, finished_checkpoint
+from tasks.training.seeds import batch_rows, mix, stage_number
 
 OUTER_PASSES = 15  # forward-pass equivalents of one outer step with three inner steps and the first one shared
 
@@ -32,40 +39,41 @@ class MetaTrainJob(Config):
     inner: InnerConfig
     meta_train: MetaTrainConfig
     device: str
+    devices: int = 1
     output: str
     digest: str
 
 
 def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
-    """Trains the field to the end of its schedule; returns its figures."""
-    device = choose_device(job.device)
+    """Trains the field to the end of its schedule; returns its figures.
+
+    Raises StorageError where the output holds another field that has been trained to its end.
+    """
+    standing = newest_metadata(open_location(job.output))
+    if standing is not None and standing.get("finished"):  # one that failed does not stand in the way
+        refuse_other_field(job.output, standing, job.field)
+    ranks = join_ranks(job.device)
     images = open_images(job.images)
     training = Pictures(images, "train", job.images)
-    loop = _loop(job, training, device)
-    emit({"note": loop[1]})
-    field, inner_loop = loop[0].field, loop[0]
-    stream = mix(job.seed, stage_number("meta_train"))
-
-    def gradients(step: int, _: torch.Generator) -> Tensor:
-        batch = training.batch(batch_rows(len(training), job.meta_train.batch, stream, step))
-        return inner_loop.outer_backward(batch.to(device, non_blocking=True)).mean()
-
+    loop, why = _loop(job, training, ranks.device)
+    emit({"note": why})
     metadata = train(
         Run(
             stage="meta_train",
             config=job.meta_train,
             seed=job.seed,
-            module=field,
-            gradients=gradients,
-            optimizer=torch.optim.Adam(field.parameters(), lr=job.meta_train.learning_rate),
+            module=loop.field,
+            gradients=_outer_step(job, loop, training, ranks),
+            optimizer=torch.optim.Adam(loop.field.parameters(), lr=job.meta_train.learning_rate),
             output=open_location(job.output),
             metadata=_metadata(job, training),
             emit=emit,
-            evaluate=_validation(job, images, inner_loop, device),
+            evaluate=_validation(job, images, loop, ranks) if ranks.first else None,
             evaluate_every=job.meta_train.validate_every,
+            ranks=ranks,
         )
     )
-    return {"weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"]}
+    return {k: metadata[k] for k in ("weights_digest", "seconds")} if ranks.first else {}
 
 
 def _loop(job: MetaTrainJob, training: Pictures, device: torch.device) -> tuple[InnerLoop, str]:
@@ -75,6 +83,53 @@ def _loop(job: MetaTrainJob, training: Pictures, device: torch.device) -> tuple[
     work = float(flops) * job.meta_train.batch * job.meta_train.steps
     compiled, why = should_compile(job.inner.compile, work, device)
     return InnerLoop(field, job.inner, training.resolution, compiled), why
+
+
+def _outer_step(
+    job: MetaTrainJob, loop: InnerLoop, training: Pictures, ranks: Ranks
+) -> Callable[[int, torch.Generator], dict[str, Tensor]]:
+    """The gradients of one outer step: this rank's part of the batch, a few images per backward pass."""
+    config, device = job.meta_train, ranks.device
+    part, size = ranks.part(config.batch), _images_at_once(config, ranks)
+    stream = mix(job.seed, stage_number("meta_train"))
+
+    def inputs(step: int) -> list[Tensor]:
+        made = [training.batch(batch_rows(len(training), config.batch, stream, step)[part])]
+        if config.patches_per_image:
+            seed = mix(stream, stage_number("patches"), step)
+            made.append(random_positions(config.batch, job.field.positions, config.patches_per_image, seed)[part])
+        return [tensor.pin_memory() for tensor in made] if device.type == "cuda" else made
+
+    ahead = Ahead(inputs, config.steps, threaded=device.type == "cuda" or not training.in_memory)
+
+    def gradients(step: int, _: torch.Generator) -> dict[str, Tensor]:
+        images, *positions = (tensor.to(device, non_blocking=True) for tensor in ahead(step))
+        errors = []
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
+            some = positions[0][rows] if positions else None
+            errors.append(loop.outer_backward(images[rows], some, share=len(images[rows]) / config.batch))
+        error = torch.cat(errors)  # [B of this rank]
+        return {"loss": error.sum() / config.batch, "psnr_train": psnr_of_errors(error).sum() / config.batch}
+
+    return gradients
+
+
+def _images_at_once(config: MetaTrainConfig, ranks: Ranks) -> int:
+    part = ranks.part(config.batch)
+    return min(config.micro_batch or config.batch, part.stop - part.start)
+
+
+def random_positions(batch: int, positions: int, count: int, seed: int) -> Tensor:
+    """int64 [batch, count]: the patches of every image that a step trains on, each at most once.
+
+    Drawn for the whole global batch whoever asks, so that it does not matter which rank has an image.
+    Raises ValueError where an image has fewer.
+    """
+    if count > positions:
+        raise ValueError(f"meta_train.patches_per_image={count}, but an image has {positions} patches: lower it")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, positions, generator=generator).topk(count, sorted=False).indices
 
 
 def _metadata(job: MetaTrainJob, training: Pictures) -> dict[str, Any]:
@@ -88,31 +143,49 @@ def _metadata(job: MetaTrainJob, training: Pictures) -> dict[str, Any]:
     }
 
 
-def _validation(job: MetaTrainJob, images: Any, loop: InnerLoop, device: torch.device) -> Any:
+def _validation(
+    job: MetaTrainJob, images: Images, loop: InnerLoop, ranks: Ranks
+) -> Callable[[nn.Module], dict[str, float]] | None:
     if not job.meta_train.validation_images:
         return None
     held_out = Pictures(images, "test", job.images, limit=job.meta_train.validation_images)
-    if not len(held_out):
+    count = len(held_out)
+    if not count:
         return None
-    pixels = held_out.batch(np.arange(len(held_out)))
+    # Parts of one size, the last one filled up: a compiled graph serves one shape. Training has shown that it fits.
+    size = min(_images_at_once(job.meta_train, ranks), count)
+    pixels = held_out.batch(np.arange(-(-count // size) * size) % count)
 
     def evaluate(judged: nn.Module) -> dict[str, float]:
         assert isinstance(judged, Field)
-        judge = InnerLoop(judged, job.inner, loop.resolution)
-        errors = [judge.errors(part.to(device)) for part in pixels.split(64)]
-        return {"psnr": psnr_of_errors(torch.cat(errors)).mean().item()}
+        judge = InnerLoop(judged, job.inner, loop.resolution, loop.compiled)
+        errors = torch.cat([judge.errors(part.to(ranks.device)) for part in pixels.split(size)])[:count]
+        return {"psnr": psnr_of_errors(errors).mean().item()}
 
     return evaluate
 
 
-def load_field(uri: str) -> tuple[Field, InnerConfig, dict[str, Any]]:
+def load_field(uri: str, expected: FieldConfig | None = None) -> tuple[Field, InnerConfig, dict[str, Any]]:
     """A trained field, the inner loop it was trained with, and its checkpoint's metadata.
 
-    Raises StorageError where there is no valid checkpoint.
+    Raises StorageError where there is no valid checkpoint, or one of another field than `expected`.
     """
     checkpoint = finished_checkpoint(uri, "field", "meta-train")
     inner = InnerConfig.model_validate(checkpoint.metadata["inner"])
     config = FieldConfig.model_validate(checkpoint.metadata["field"])
+    refuse_other_field(uri, checkpoint.metadata, expected or config)
     field = Field(config, inner, checkpoint.metadata["image_channels"])
     field.load_state_dict(best_weights(checkpoint.tensors))
     return field.requires_grad_(False), inner, dict(checkpoint.metadata)
+
+
+def refuse_other_field(uri: str, metadata: Mapping[str, Any], field: FieldConfig) -> None:
+    """Raises StorageError, naming the keys that differ, where a checkpoint there is of another field."""
+    stored = metadata["field"]
+    differing = [
+        f"{key} is {stored[key]} there and {value} here"
+        for key, value in field.model_dump(mode="json").items()
+        if key in stored and stored[key] != value
+    ]
+    if differing:
+        raise StorageError(f"{uri}: holds another field ({', '.join(differing)}); name another place, or that config")

@@ -51,6 +51,11 @@ class Pictures:
         return len(self._rows)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether batches need no reading."""
+        return self._pixels is not None
+
+    @property
     def keys(self) -> list[str]:
         """Stable keys of the rows."""
         keys = self.split.keys

@@ -13,9 +13,12 @@ from storage.images import open_images
 from storage.locations import open_location
 from tasks.config import PixelClassifierConfig
 from tasks.training.classifier import logits_of
-from tasks.training.device import choose_device
-from tasks.training.loop import Emit, Run, batch_rows, best_weights, finished_checkpoint, mix, stage_number, train
+from tasks.training.loop import train
 from tasks.training.pictures import Pictures
+from tasks.training.ranks import join_ranks
+from tasks.training.run import Emit, Run
+from tasks.training.saving import best_weights, finished_checkpoint
+from tasks.training.seeds import batch_rows, mix, stage_number
 
 TEST_IMAGES = 2000  # enough to tell a feature space that works from one that does not
 
@@ -28,13 +31,15 @@ class PixelClassifierJob(Config):
     images: ImagesConfig
     pixel_classifier: PixelClassifierConfig
     device: str
+    devices: int = 1
     output: str
     digest: str
 
 
 def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
     """Trains the pixel classifier; returns its test accuracy."""
-    device = choose_device(job.device)
+    ranks = join_ranks(job.device)
+    device = ranks.device
     images = open_images(job.images)
     training = Pictures(images, "train", job.images)
     test = Pictures(images, "test", job.images, limit=TEST_IMAGES)
@@ -43,13 +48,14 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
     model = build_pixel_classifier(config.width, config.features, *shape).to(device)
     stream = mix(job.seed, stage_number("pixels"))
 
-    def gradients(step: int, _: torch.Generator) -> Tensor:
-        rows = batch_rows(len(training), config.batch, stream, step)
-        pixels, rows = training.batch_with_rows(rows)
+    part, share = ranks.part(config.batch), ranks.share(config.batch)
+
+    def gradients(step: int, _: torch.Generator) -> dict[str, Tensor]:
+        pixels, rows = training.batch_with_rows(batch_rows(len(training), config.batch, stream, step)[part])
         labels = torch.from_numpy(training.labels[rows].astype(np.int64)).to(device)
-        loss = classification_loss(model.train()(pixels.to(device)), labels, 0.0)
+        loss = share * classification_loss(model.train()(pixels.to(device)), labels, 0.0)
         loss.backward()
-        return loss
+        return {"loss": loss}
 
     def accuracy(judged: nn.Module) -> dict[str, float]:
         logits = logits_of(judged, test.batch(np.arange(len(test))).to(device), 256)
@@ -66,8 +72,11 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
         metadata={"digest": job.digest, "model": [config.width, config.features, *shape]},
         emit=emit,
         evaluate=accuracy,
+        ranks=ranks,
     )
     metadata = train(run)
+    if not ranks.first:
+        return {}
     return {
         "weights_digest": metadata["weights_digest"],
         "seconds": metadata["seconds"],

@@ -17,7 +17,10 @@ from storage.checkpoints import load_checkpoint
 from storage.errors import StorageError
 from storage.locations import open_location
 from tasks.config import TrainingConfig
-from tasks.training.loop import NonFiniteLoss, Run, batch_rows, finished_checkpoint, learning_rate, mix, train
+from tasks.training.loop import learning_rate, train
+from tasks.training.run import NonFiniteLoss, Run
+from tasks.training.saving import finished_checkpoint
+from tasks.training.seeds import batch_rows, mix
 
 
 class Killed(BaseException):
@@ -29,7 +32,7 @@ def run(path, config: TrainingConfig, kill_at: int | None = None, digest: str = 
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
     x = torch.randn(50, 4)
 
-    def gradients(step: int, generator: torch.Generator) -> Tensor:
+    def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         if step == kill_at:
             raise Killed
         rows = torch.from_numpy(batch_rows(50, config.batch, 1, step))
@@ -38,7 +41,7 @@ def run(path, config: TrainingConfig, kill_at: int | None = None, digest: str = 
         if step == bad_at:
             loss = loss * float("nan")
         loss.backward()
-        return loss
+        return {"loss": loss}
 
     return Run(
         stage="test", config=config, seed=3, module=model, gradients=gradients,
