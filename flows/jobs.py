@@ -27,7 +27,8 @@ def meta_train_job(ledger: Ledger, record: StageRecord) -> Job:
     config = ledger.config
     return MetaTrainJob(
         seed=config.seed, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
-        device=config.dispatch.device, output=ledger.output(record), digest=ledger.digest("meta_train"),
+        device=config.dispatch.device, devices=config.dispatch.devices, output=ledger.output(record),
+        digest=ledger.digest("meta_train"),
     ).model_dump(mode="json")  # fmt: skip
 
 
@@ -45,8 +46,8 @@ def classifier_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) 
     config = ledger.config
     return ClassifierJob(
         seed=config.seed, classifier=config.classifier, functaset=ledger.output(functaset),
-        classes=len(classes(ledger)), device=config.dispatch.device, output=ledger.output(record),
-        digest=ledger.digest("train_classifier"),
+        classes=len(classes(ledger)), device=config.dispatch.device, devices=config.dispatch.devices,
+        output=ledger.output(record), digest=ledger.digest("train_classifier"),
     ).model_dump(mode="json")  # fmt: skip
 
 
@@ -55,7 +56,8 @@ def diffusion_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -
     config = ledger.config
     return DiffusionJob(
         seed=config.seed, diffusion=config.diffusion, functaset=ledger.output(functaset), classes=len(classes(ledger)),
-        device=config.dispatch.device, output=ledger.output(record), digest=ledger.digest("train_diffusion"),
+        device=config.dispatch.device, devices=config.dispatch.devices, output=ledger.output(record),
+        digest=ledger.digest("train_diffusion"),
     ).model_dump(mode="json")  # fmt: skip
 
 
@@ -78,7 +80,8 @@ def pixel_classifier_job(ledger: Ledger, job: Job) -> Job:
     sections = {"images": job["images"], "pixel_classifier": job["evaluation"]["pixel_classifier"], "seed": config.seed}
     return PixelClassifierJob(
         seed=config.seed, images=config.images, pixel_classifier=config.evaluation.pixel_classifier,
-        device=config.dispatch.device, output=job["pixel_classifier"], digest=digest(sections),
+        device=config.dispatch.device, devices=config.dispatch.devices, output=job["pixel_classifier"],
+        digest=digest(sections),
     ).model_dump(mode="json")  # fmt: skip
 
 

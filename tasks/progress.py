@@ -18,6 +18,7 @@ def time_left(done: int, total: int, per_second: float) -> str:
 def describe_row(row: dict[str, Any], batch: int) -> str:
     """One line of a training row: step, figures, rate, time left."""
     figures = [f"loss {row['loss']:.4g}"]
+    figures += [f"training PSNR {row['psnr_train']:.2f} dB"] if "psnr_train" in row else []
     figures += [f"PSNR {row['psnr']:.2f} dB"] if "psnr" in row else []
     figures += [f"accuracy {row['accuracy']:.3f}"] if "accuracy" in row else []
     speed = row["images_per_s"]

@@ -1,7 +1,8 @@
 """The training process: reads one job as a JSON line, writes its progress as JSON lines.
 
 Its standard input stays open as long as the parent lives: when it closes, the process ends, so that no orphan
-goes on training after its parent was killed.
+goes on training after its parent was killed. A job for several devices is launched as so many ranks, each of which
+runs this module again.
 """
 
 import json
@@ -15,8 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from storage.errors import TransientError
+from tasks.training.launch import JOB, launch
+from tasks.training.ranks import RankLost, leave_ranks
 
 STOP_SECONDS = 30.0
+LAUNCHER_SECONDS = 5.0
+MESSAGE_LENGTH = 2000  # a row is one write of less than a pipe's 4096 bytes, which cannot mix with another rank's
 
 
 class Notes(logging.Handler):
@@ -33,26 +38,39 @@ class Notes(logging.Handler):
 
 def main() -> int:
     """Exit status 0 done, 1 failed (the last line says why), 143 stopped by SIGTERM after saving."""
-    answers = os.fdopen(os.dup(1), "w")  # libraries that print to stdout must not garble the answers
-    os.dup2(2, 1)
+    answers = os.fdopen(os.dup(1), "w")
 
     def emit(row: dict[str, Any]) -> None:
-        answers.write(json.dumps(row) + "\n")
+        answers.write(json.dumps(row) + "\n")  # one write a row: ranks share the pipe
         answers.flush()
 
-    logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(sys.stderr), Notes(emit)])
+    as_rank = JOB in os.environ
+    job = json.loads(os.environ[JOB] if as_rank else sys.stdin.readline())
+    parent = os.dup(0)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if job["devices"] > 1 and not as_rank:
+        return launch(job, emit)
+    os.dup2(2, 1)  # libraries that print to stdout must not garble the answers
+    return _train(job, emit, speaks=os.environ.get("RANK", "0") == "0")
+
+
+def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: bool) -> int:
+    """Does the job in this process. Rows and figures are the first rank's to tell; a fault is anybody's."""
+    tell = emit if speaks else lambda row: None
+    logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(sys.stderr), Notes(tell)])
     for room in ("tasks", "storage", "models"):
         logging.getLogger(room).setLevel(logging.INFO)
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        emit({"done": _run(job, emit)})
+        tell({"done": _run(job, tell)})
     except Exception as error:
+        if isinstance(error, RankLost):
+            time.sleep(LAUNCHER_SECONDS)  # if a rank died, the launcher now ends this one and tells how that one ended
         text = " ".join(str(error).split()) or type(error).__name__
-        emit({"error": text, "may_pass": isinstance(error, TransientError)})
+        emit({"error": text[:MESSAGE_LENGTH], "may_pass": isinstance(error, TransientError | RankLost)})
         if os.environ.get("FUNCTA_DEBUG"):
             raise
         return 1
+    leave_ranks()
     return 0
 
 
@@ -74,8 +92,10 @@ def _run(job: dict[str, Any], emit: Any) -> dict[str, Any]:
     return pixel_classifier.run(pixel_classifier.PixelClassifierJob.model_validate(job), emit)
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
+def _end_with(parent: int) -> None:
+    """Ends this process when the descriptor does: whoever holds the other end has gone."""
+    while os.read(parent, 1024):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)  # the loop saves at the end of its step
     time.sleep(STOP_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

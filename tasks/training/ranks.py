@@ -25,7 +25,7 @@ TIMEOUT = timedelta(hours=2)
 
 
 class RankLost(Exception):
-    """Another training process of this run has gone; the launcher says which and how."""
+    """The other training processes cannot be reached: one has ended, or the connection failed."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     try:
         dist.all_reduce(tensor, operation)
     except RuntimeError as error:  # how both backends tell that a peer's connection was closed
-        raise RankLost(" ".join(str(error).split())) from error
+        raise RankLost(f"lost the other training processes: {' '.join(str(error).split())}") from error
 
 
 def join_ranks(device: str) -> Ranks:

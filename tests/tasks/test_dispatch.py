@@ -1,11 +1,11 @@
 """Training in a child process: its figures, its last word, and that it never outlives whoever asked for it."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -101,23 +101,36 @@ def test_children_can_be_stopped_from_another_thread(tmp_path: Path) -> None:
     assert not thread.is_alive()
 
 
-def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_child_ends_when_its_parent_is_killed(devices: int, tmp_path: Path) -> None:
     code = (
         "import json,sys; from tasks.dispatch import train_in_child; "
         "train_in_child(json.loads(sys.argv[1]), lambda row: print('row', flush=True))"
     )
-    import json
-
+    endless = job(tmp_path, "meta_train.steps=100000") | {"devices": devices}
     parent = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(job(tmp_path, "meta_train.steps=100000"))],
+        [sys.executable, "-c", code, json.dumps(endless)],
         cwd=PROJECT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert parent.stdout
     assert parent.stdout.readline() == "row\n"
-    (child,) = psutil.Process(parent.pid).children()
+    below = psutil.Process(parent.pid).children(recursive=True)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 60
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    _, alive = psutil.wait_procs(below, 60)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    ranks: list[psutil.Process] = []
+
+    def kill(row: dict) -> None:  # type: ignore[type-arg]
+        if "step" in row and not ranks:
+            (launcher,) = dispatch._children
+            ranks.extend(psutil.Process(launcher.pid).children())
+            launcher.kill()
+
+    with pytest.raises(TrainingFailed, match="was killed by SIGKILL"):
+        train_in_child(job(tmp_path, "meta_train.steps=100000") | {"devices": 2}, kill)
+    assert len(ranks) == 2
+    assert not psutil.wait_procs(ranks, 30)[1]

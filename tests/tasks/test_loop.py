@@ -17,6 +17,7 @@ from storage.checkpoints import load_checkpoint
 from storage.errors import StorageError
 from storage.locations import open_location
 from tasks.config import TrainingConfig
+from tasks.progress import describe_row
 from tasks.training.loop import learning_rate, train
 from tasks.training.run import NonFiniteLoss, Run
 from tasks.training.saving import finished_checkpoint
@@ -131,6 +132,23 @@ def test_curves_are_written_for_people_too(tmp_path) -> None:  # type: ignore[no
     rows = [json.loads(line) for line in io.StringIO((tmp_path / "metrics.jsonl").read_text())]
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
     assert [("accuracy" in row) for row in rows] == [False, True, False, True, False, True]
+
+
+def test_a_long_silence_is_broken_without_a_word_in_the_curve(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The first line of a slow field's curve may be half an hour away."""
+    monkeypatch.setattr("tasks.training.loop.SILENT_SECONDS", 0.0)
+    emitted: list[dict] = []  # type: ignore[type-arg]
+    job = run(tmp_path, CONFIG)
+    job.emit = emitted.append
+    train(job)
+    assert [row["step"] for row in emitted][:4] == [1, 2, 3, 4]
+    assert all(row["images_per_s"] > 0 and row["steps"] == 30 for row in emitted)
+    assert [row["step"] for row in job.rows] == [5, 10, 15, 20, 25, 30]
+
+
+def test_a_row_says_how_far_how_fast_and_how_long() -> None:
+    row = {"step": 40, "steps": 100, "loss": 0.01, "psnr_train": 20.04, "images_per_s": 32.0}
+    assert describe_row(row, 16) == "step 40/100, loss 0.01, training PSNR 20.04 dB, 32 images/s, 0:30 left"
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:

@@ -1,0 +1,63 @@
+"""Several training processes on this machine, started and watched by torchrun's agent in this one.
+
+What starts a run stays as with one process: the job comes on standard input, answers leave on standard output, and
+the end of standard input is the end of the run. The ranks are given a pipe that only this process holds open, so that
+they end with it however it ends.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.training.ranks import STORE
+
+JOB = "FUNCTA_RANKS_JOB"  # environment variable: the job, as every rank receives it
+
+
+def launch(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> int:
+    """Runs job["devices"] ranks to their end; the exit status. A rank that dies ends them all and is named."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    world = job["devices"]
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a dead rank is told of in one line
+    _hold_ranks()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+    with tempfile.TemporaryDirectory(prefix="functa-ranks-") as folder:
+        # Files instead of ports: torchrun's own stores would listen on every address of the machine.
+        os.environ |= {JOB: json.dumps(job), STORE: str(Path(folder, "ranks"))}
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=world, max_restarts=0, monitor_interval=0.1, run_id="functa",
+            rdzv_backend="c10d", rdzv_endpoint=str(Path(folder, "agent")), rdzv_configs={"store_type": "file"},
+            local_addr="127.0.0.1", logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )  # fmt: skip
+        try:
+            elastic_launch(config, sys.executable)("-P", "-m", "tasks.training")
+        except ChildFailedError as error:
+            emit({"error": _told(error.failures, world), "may_pass": True})
+            return 1
+        except SignalException as error:
+            return 128 + error.sigval
+    return 0
+
+
+def _hold_ranks() -> None:
+    """Standard input becomes a pipe whose other end is here and nowhere else."""
+    reading, _writing = os.pipe()  # the writing end stays open, and is not inherited
+    os.dup2(reading, 0)
+
+
+def _told(failures: Mapping[int, Any], world: int) -> str:
+    """Of several that ended, one that was killed took the others with it."""
+    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[0]))
+    code = failure.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    return f"training process {rank + 1} of {world} {how}"
