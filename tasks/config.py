@@ -41,6 +41,9 @@ class MetaTrainConfig(TrainingConfig):
     """Outer loop: Adam on the field, the modulation map and the meta-SGD rates (paper section 4, App. C.1)."""
 
     batch: int = Field(16, ge=1, le=65536, description="Images per outer step, over all devices.")
+    optimizer: Literal["adam", "muon"] = Field(
+        "adam", description="Adam (the paper), or Muon on the hidden weights and Adam on the rest."
+    )
     patches_per_image: int | None = Field(
         None, ge=1, description="Random patches of every image that a step trains on; empty: all. Nearest and 1x1 only."
     )

@@ -26,7 +26,8 @@ def field_of(functaset: Functaset) -> tuple[Field, int]:
     """The field that lies inside a functaset, and the resolution it was fitted at: a copied functaset decodes alone."""
     tensors, described, _ = functaset.field()
     inner = InnerConfig.model_validate(described["inner"])
-    field = Field(FieldConfig.model_validate(described["field"]), inner, described["image_channels"])
+    fitted = (described["resolution"],) * 2
+    field = Field(FieldConfig.model_validate(described["field"]), inner, described["image_channels"], resolution=fitted)
     field.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
     return field.requires_grad_(False), described["resolution"]
 
@@ -119,6 +120,7 @@ def _decode(functaset: Functaset, z: torch.Tensor, resolution: int | None) -> np
     side = fitted if resolution is None else resolution
     try:
         patch_shape((side, side), field.config.spatial)
+        field.check_resolution((side, side))
     except ValueError as error:
         raise StorageError(f"--resolution {side}: {error}") from None
     return np.concatenate([as_uint8(decode(field, part, (side, side))) for part in z.split(64)])

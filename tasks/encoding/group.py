@@ -58,7 +58,7 @@ def _loop(job: EncodeJob, images: Images, images_in_run: int) -> tuple[InnerLoop
     resolution = (metadata["resolution"], metadata["resolution"])
     work = float(ENCODE_PASSES * forward_flops(field.config, resolution, field.image_channels)) * images_in_run
     compiled, why = should_compile(inner.compile, work, device)
-    return InnerLoop(field.to(device), inner, resolution, compiled), why
+    return InnerLoop(field.to(device), inner, resolution, compiled).prepared(images_in_run), why
 
 
 def _encode_shard(

@@ -20,6 +20,7 @@ from storage.locations import open_location
 from tasks.config import MetaTrainConfig
 from tasks.training.ahead import Ahead
 from tasks.training.loop import train
+from tasks.training.optimizer import outer_optimizer
 from tasks.training.pictures import Pictures
 from tasks.training.ranks import Ranks, join_ranks
 from tasks.training.run import Emit, Run
@@ -64,7 +65,7 @@ def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
             seed=job.seed,
             module=loop.field,
             gradients=_outer_step(job, loop, training, ranks),
-            optimizer=torch.optim.Adam(loop.field.parameters(), lr=job.meta_train.learning_rate),
+            optimizer=outer_optimizer(loop.field, job.meta_train),
             output=open_location(job.output),
             metadata=_metadata(job, training),
             emit=emit,
@@ -78,7 +79,7 @@ def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
 
 def _loop(job: MetaTrainJob, training: Pictures, device: torch.device) -> tuple[InnerLoop, str]:
     seed = mix(job.seed, stage_number("field")) % 2**31
-    field = Field(job.field, job.inner, training.channels, seed).to(device)
+    field = Field(job.field, job.inner, training.channels, seed, training.resolution).to(device)
     flops = OUTER_PASSES * forward_flops(job.field, training.resolution, training.channels)
     work = float(flops) * job.meta_train.batch * job.meta_train.steps
     compiled, why = should_compile(job.inner.compile, work, device)
@@ -174,7 +175,8 @@ def load_field(uri: str, expected: FieldConfig | None = None) -> tuple[Field, In
     inner = InnerConfig.model_validate(checkpoint.metadata["inner"])
     config = FieldConfig.model_validate(checkpoint.metadata["field"])
     refuse_other_field(uri, checkpoint.metadata, expected or config)
-    field = Field(config, inner, checkpoint.metadata["image_channels"])
+    side = checkpoint.metadata["resolution"]
+    field = Field(config, inner, checkpoint.metadata["image_channels"], resolution=(side, side))
     field.load_state_dict(best_weights(checkpoint.tensors))
     return field.requires_grad_(False), inner, dict(checkpoint.metadata)
 

@@ -1,4 +1,4 @@
-"""Signals on one and on three axes: a real waveform, and a small film made of a photograph. The paper names them next."""
+"""Signals on one and three axes, which the paper names next: a real waveform, a small film made of a photograph."""
 
 from pathlib import Path
 

@@ -1,0 +1,65 @@
+"""The outer optimiser of meta-training: Adam as the paper, or Muon on the field's hidden weights beside it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.field import Field
+from tasks.config import MetaTrainConfig
+
+
+def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimizer:
+    """Adam on everything, or Muon on the square hidden matrices and Adam on the rest at the same rate."""
+    hidden = list(field.weights)[1:-1]
+    if config.optimizer == "adam" or not hidden:
+        return torch.optim.Adam(field.parameters(), lr=config.learning_rate)
+    matrices = {id(weight) for weight in hidden}
+    others = [parameter for parameter in field.parameters() if id(parameter) not in matrices]
+    return MuonAndAdam(hidden, others, config.learning_rate)
+
+
+class MuonAndAdam(torch.optim.Optimizer):
+    """torch's Muon on matrices, its Adam on other parameters, under one roof: one state, one list of groups.
+
+    Muon takes the orthogonal factor of the momentum as its step (Jordan et al. 2024), scaled to the size of an Adam
+    step (Liu et al. 2025), so that both share one learning rate.
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], lr: float) -> None:
+        self._parts = (
+            torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Adam(others, lr=lr),
+        )
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self.param_groups = [group for part in self._parts for group in part.param_groups]  # theirs, not copies
+
+    def step(self, closure: Any = None) -> None:
+        """One step of both."""
+        for part in self._parts:
+            part.step(closure)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As one optimiser's: parameters are numbered through, matrices first."""
+        state, groups = {}, []
+        for first, part in zip(self._firsts(), self._parts):
+            own = part.state_dict()
+            state |= {first + index: value for index, value in own["state"].items()}
+            groups += [group | {"params": [first + i for i in group["params"]]} for group in own["param_groups"]]
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of state_dict."""
+        groups = iter(state_dict["param_groups"])
+        for first, part in zip(self._firsts(), self._parts):
+            own = part.state_dict()["param_groups"]
+            indices = {index for group in own for index in group["params"]}
+            state = {i - first: value for i, value in state_dict["state"].items() if i - first in indices}
+            part.load_state_dict(
+                {"state": state, "param_groups": [next(groups) | {"params": group["params"]} for group in own]}
+            )
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+
+    def _firsts(self) -> tuple[int, int]:
+        return 0, sum(len(group["params"]) for group in self._parts[0].param_groups)
