@@ -5,6 +5,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,13 @@ def should_compile(mode: str, flops: float, device: torch.device) -> tuple[bool,
     return True, "compiled with torch.compile"
 
 
-_COMPILED: dict[Callable[..., Any], Callable[..., Any]] = {}
+@cache
+def compiled(function: Callable[..., Any], device: str, one_core: bool = False) -> Callable[..., Any]:
+    """The function under torch.compile, one graph for every shape; one_core: for threads that have one core each.
 
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under torch.compile, one graph for every shape; the same object for the same function."""
-    if function not in _COMPILED:
-        _COMPILED[function] = torch.compile(function, dynamic=False, fullgraph=True)
-    return _COMPILED[function]
+    On a CPU the graph is called from C++, which lets go of Python's lock: threads can run it side by side.
+    """
+    options: dict[str, Any] = {"cpp_wrapper": True} if device == "cpu" else {}
+    if one_core:
+        options["cpp.threads"] = 1
+    return torch.compile(function, dynamic=False, fullgraph=True, options=options)

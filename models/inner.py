@@ -10,19 +10,25 @@ Exact savings over the plain loop:
   or the batch.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.compilation import compiled
 from models.config import InnerConfig
 from models.field import Field
 from models.grid import pixel_coordinates
+from models.parallel import side_by_side
 from models.passes import FirstStep, first_gradient, first_step, inner_gradient, patch_errors
 from models.patches import Patches, at, cut
 from models.sweep import Sweep
+
+Hot = Callable[..., Tensor]  # (field, first step, patches, rates, inner, scale) -> one value per patch
 
 
 def encode_patches(
@@ -46,6 +52,27 @@ def encoded_errors(
     """Mean squared error [N] of independent patches after encode_patches."""
     z = encode_patches(field, first, patches, rates, inner, scale)
     return patch_errors(field, z[:, None], patches.targets, patches.x, None, inner.precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Worker:
+    """What one core works with: a view of the field, and leaves for what its chunks share."""
+
+    field: Field
+    first: FirstStep
+    rates: Tensor
+
+
+def _view(field: Field) -> Field:
+    """A field on the same memory."""
+    memo = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in field.parameters()}
+    return copy.deepcopy(field, memo)
+
+
+def _added_up(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The sum of their gradients in order, None where none has one."""
+    gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    return sum(gradients[1:], gradients[0]) if gradients else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +134,7 @@ class InnerLoop:
         before = [parameter.grad for parameter in parameters]
         self.field.zero_grad(set_to_none=True)
         first, rates = self._first(len(images), images), self._rates()
-        shared = (first.output, first.jacobian, rates)
-        leaves = [t.detach().requires_grad_() for t in shared]
-        errors = self._backward(patches, replace(first, output=leaves[0], jacobian=leaves[1]), leaves[2])
-        # What the chunks share is differentiated once, from the sum of the chunks' cotangents.
-        reached = [(t, leaf.grad) for t, leaf in zip(shared, leaves) if leaf.grad is not None]
-        torch.autograd.backward([t for t, _ in reached], [grad for _, grad in reached])
+        errors = self._backward(patches, first, rates)
         # Differentiated as a sum over patches, a mean only now: half precision has no room for 1 / (B s^2).
         for parameter, kept in zip(parameters, before):
             if parameter.grad is not None:
@@ -120,12 +142,6 @@ class InnerLoop:
             if kept is not None:
                 parameter.grad = kept if parameter.grad is None else parameter.grad.add_(kept)
         return errors.reshape(len(images), -1).mean(1)
-
-    def _backward(self, patches: Patches, first: FirstStep, rates: Tensor) -> Tensor:
-        """Gradients of the sum of all patches' errors by parameters, first step and rates; the errors [N]."""
-        if self._whole:
-            return self._over_chunks(encoded_errors, patches, first, rates, lambda errors: errors.sum().backward())
-        return self._sweep(patches).backward(first, rates)
 
     @property
     def _whole(self) -> bool:
@@ -135,24 +151,84 @@ class InnerLoop:
     def _sweep(self, patches: Patches) -> Sweep:
         return Sweep(self.field, self.inner, patches, self._scale(patches), self._run)
 
-    def _over_chunks(
-        self,
-        function: Callable[..., Tensor],
-        patches: Patches,
-        first: FirstStep,
-        rates: Tensor,
-        then: Callable[[Tensor], None] = lambda _: None,
-    ) -> Tensor:
-        run, scale, done = self._run(function), self._scale(patches), []
-        for _, chunk in patches.chunks(self.inner.chunk):
-            positions = chunk.positions
-            value = run(self.field, first.at(positions), chunk, at(rates, positions), self.inner, scale)
-            then(value)
-            done.append(value.detach())
-        return torch.cat(done)
+    def _backward(self, patches: Patches, first: FirstStep, rates: Tensor) -> Tensor:
+        """Adds the gradients of the sum of all patches' errors to the field's parameters; returns the errors [N]."""
+        shared = (first.output, first.jacobian, rates)
+        workers = [
+            Worker(field, replace(first, output=output, jacobian=jacobian), leaf)
+            for field in (self._copies if self._whole else [self.field])
+            for output, jacobian, leaf in [[t.detach().requires_grad_() for t in shared]]
+        ]
+        if self._whole:
+            errors = self._spread(encoded_errors, patches, workers)
+        else:
+            errors = self._sweep(patches).backward(workers[0].first, workers[0].rates)
+        # What the chunks share is differentiated once, from the sum of the chunks' cotangents.
+        leaves = [[w.first.output, w.first.jacobian, w.rates] for w in workers]
+        cotangents = [_added_up(copies) for copies in zip(*leaves)]
+        reached = [(t, g) for t, g in zip(shared, cotangents) if g is not None and t.requires_grad]
+        for own, *views in zip(*(w.field.parameters() for w in workers)):
+            own.grad = _added_up([own, *views])
+            for view in views:
+                view.grad = None
+        torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
+        return errors
 
-    def _run(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return compiled(function) if self.compiled else function
+    def _over_chunks(self, function: Hot, patches: Patches, first: FirstStep, rates: Tensor) -> Tensor:
+        """The function's values for all patches, without a graph."""
+        return self._spread(function, patches, [Worker(field, first, rates) for field in self._copies])
+
+    def _spread(self, function: Hot, patches: Patches, workers: list[Worker]) -> Tensor:
+        """The function over all chunks, worker i taking chunks i, i + n, ...; differentiated where gradients are on.
+
+        Which chunks a worker takes, and in which order it adds their gradients up, is fixed: so are all results.
+        """
+        scale = self._scale(patches)
+        chunks = [chunk for _, chunk in patches.chunks(self.inner.chunk)]
+        values: list[Tensor] = [patches.targets] * len(chunks)
+
+        def work(number: int) -> None:
+            worker = workers[number]
+            for place in range(number, len(chunks), len(workers)):
+                chunk = chunks[place]
+                first, rates = worker.first.at(chunk.positions), at(worker.rates, chunk.positions)
+                value = run(worker.field, first, chunk, rates, self.inner, scale)
+                if torch.is_grad_enabled():
+                    value.sum().backward()
+                values[place] = value.detach()
+
+        parts = [partial(work, number) for number in range(min(len(workers), len(chunks)))]
+        run = self._run(function, one_core=len(parts) > 1)
+        signature = (function, torch.is_grad_enabled(), chunks[0].targets.shape)
+        if len(parts) == 1:
+            work(0)
+        elif signature in self._built:
+            side_by_side(parts)
+        else:  # two threads would compile the same graph twice
+            for part in parts:
+                side_by_side([part], len(parts))
+            self._built.add(signature)
+        return torch.cat(values)
+
+    @cached_property
+    def _built(self) -> set[tuple[Any, ...]]:
+        return set()
+
+    @cached_property
+    def _copies(self) -> list[Field]:
+        """The field, and for every further core a view of it: the same memory, but gradients of its own.
+
+        Only what is compiled is worth a core of its own: eager operations hold the interpreter between them.
+        """
+        cores = torch.get_num_threads() if self.compiled and self._device.type == "cpu" else 1
+        return [self.field, *(_view(self.field) for _ in range(cores - 1))]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.field.modulation_weight.device
+
+    def _run(self, function: Hot, one_core: bool = False) -> Hot:
+        return compiled(function, self._device.type, one_core) if self.compiled else function
 
     def _scale(self, patches: Patches) -> float:
         """Factor before the sum of squared errors: the mean over the image, or over one patch (s^2 times that)."""

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from models.compilation import has_compiler
 from models.config import FieldConfig, InnerConfig
 from models.field import Field
 from models.inner import InnerLoop
@@ -39,15 +41,20 @@ def relative(ours: Tensor, theirs: np.ndarray) -> float:
     return float(np.abs(ours.detach().numpy() - theirs).max() / np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name", ["vector", "spatial", "patch_loss"])
-def test_latents_equal_the_peers(name: str) -> None:
-    _, loop, images, arrays = load(name)
+needs_compiler = pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler or Python.h here")
+# Compiling takes about a minute each: one in every run, the others with the slow tests.
+EAGER = [pytest.param(name, False, id=f"{name}-eager") for name in ("vector", "spatial", "patch_loss")]
+COMPILED = [
+    pytest.param("patch_loss", True, id="patch_loss-compiled", marks=needs_compiler),
+    pytest.param("vector", True, id="vector-compiled", marks=[needs_compiler, pytest.mark.slow]),
+    pytest.param("spatial", True, id="spatial-compiled", marks=[needs_compiler, pytest.mark.slow]),
+]
+
+
+@pytest.mark.parametrize(("name", "compiled"), EAGER + COMPILED)
+def test_loss_latents_and_every_outer_gradient_equal_the_peers(name: str, compiled: bool) -> None:
+    field, loop, images, arrays = load(name, compiled)
     assert relative(loop.encode(images), arrays["z"]) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["vector", "spatial", "patch_loss"])
-def test_loss_and_every_outer_gradient_equal_the_peers(name: str) -> None:
-    field, loop, images, arrays = load(name)
     loss = loop.outer_backward(images).mean()
     assert float(loss) == pytest.approx(float(arrays["outer_loss"]), rel=1e-5)
     gradients = {f"w{i}": w.grad for i, w in enumerate(field.weights)}
@@ -55,3 +62,24 @@ def test_loss_and_every_outer_gradient_equal_the_peers(name: str) -> None:
     gradients |= {theirs: getattr(field, ours).grad for ours, theirs in SHARED.items()}
     for key, gradient in gradients.items():
         assert relative(gradient, arrays[f"grad.{key}"]) < 1e-4, key
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variant", [{"interpolation": "bilinear"}, {"kernel": 3, "spatial": 4}, {"checkpoint": True}], ids=str
+)
+def test_compiled_sweeps_equal_eager_ones(variant: dict[str, Any]) -> None:
+    """The step-by-step path, which no fixture covers."""
+    inner = InnerConfig(checkpoint=variant.get("checkpoint", False), rates_init=(0.05, 0.2))
+    sizes = {"spatial": 2, "channels": 6, "width": 32, "depth": 4}
+    config = FieldConfig(**sizes | {k: v for k, v in variant.items() if k != "checkpoint"})
+    images = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    results = []
+    for compiled in (False, True):
+        field = Field(config, inner, 3, seed=1, resolution=(8, 8))
+        loop = InnerLoop(field, inner, (8, 8), compiled)
+        errors = loop.outer_backward(images)
+        results.append([loop.encode(images), errors, *(p.grad for p in field.parameters())])
+    for eager, built in zip(*results):
+        torch.testing.assert_close(built, eager, rtol=1e-4, atol=1e-6)
