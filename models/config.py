@@ -85,7 +85,7 @@ class InnerConfig(Config):
     precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
         "float32", description="Of the field's hidden matmuls; all else is float32. tf32 is float32 on a CPU."
     )
-    chunk: int = Field(4096, ge=1, le=1 << 30, description="Pixels per inner-loop chunk: activations stay in cache.")
+    chunk: int = Field(2048, ge=1, le=1 << 30, description="Pixels per inner-loop chunk: activations stay in cache.")
     checkpoint: bool = Field(
         False,
         description="Activation checkpointing per inner step: less memory, 19 passes instead of 15. "

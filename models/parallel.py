@@ -4,6 +4,7 @@ torch splits every operation over all cores and waits for the slowest at its end
 parts, a part per core has no such barriers: it is faster on a quiet machine, and does not collapse on a busy one.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,9 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MMAP_BYTES, TRIM_BYTES = 32 << 20, 1 << 30  # the first is the largest that glibc takes
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
@@ -34,6 +38,7 @@ def side_by_side(parts: Sequence[Callable[[], Result]], threads: int | None = No
 def _pool(threads: int) -> ThreadPoolExecutor:
     with _lock:
         if threads not in _pools:
+            _keep_memory()
             every = torch.get_num_threads()
             gate = threading.Barrier(threads)
 
@@ -45,3 +50,14 @@ def _pool(threads: int) -> ThreadPoolExecutor:
             list(_pools[threads].map(lambda _: None, range(threads)))
             torch.set_num_threads(every)  # a thread's own setting, but also what later threads start from
         return _pools[threads]
+
+
+def _keep_memory() -> None:
+    """Asks glibc to keep what the threads free: else every chunk's activations cost page faults, up to half the time.
+
+    Only the main thread's heap learns this by itself. Other C libraries know no mallopt, and are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+        mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
