@@ -42,8 +42,9 @@ class MetaTrainConfig(TrainingConfig):
 
     batch: int = Field(16, ge=1, le=65536, description="Images per outer step, over all devices.")
     optimizer: Literal["adam", "muon"] = Field(
-        "adam", description="Adam (the paper), or Muon on the hidden weights and Adam on the rest."
+        "adam", description="Adam (the paper), or Muon on hidden weights and modulation map and Adam on the rest."
     )
+    muon_factor: float = Field(3.0, gt=0, le=100, description="Muon's learning rate over Adam's.")
     patches_per_image: int | None = Field(
         None, ge=1, description="Random patches of every image that a step trains on; empty: all. Nearest and 1x1 only."
     )

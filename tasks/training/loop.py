@@ -71,7 +71,7 @@ def _update(run: Run, average: nn.Module | None, step: int, asked: bool) -> tupl
             f"so training stopped before the update; lower learning_rate or set clip_norm"
         )
     for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(run.config, step)
+        group["lr"] = learning_rate(run.config, step) * group.get("factor", 1.0)
     run.optimizer.step()
     if average is not None:
         with torch.no_grad():

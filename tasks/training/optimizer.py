@@ -1,4 +1,4 @@
-"""The outer optimiser of meta-training: Adam as the paper, or Muon on the field's hidden weights beside it."""
+"""The outer optimiser of meta-training: Adam as the paper, or Muon on the field's matrices beside it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,27 +11,35 @@ from tasks.config import MetaTrainConfig
 
 
 def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimizer:
-    """Adam on everything, or Muon on the square hidden matrices and Adam on the rest at the same rate."""
-    hidden = list(field.weights)[1:-1]
-    if config.optimizer == "adam" or not hidden:
+    """Adam on everything, or Muon on hidden weights and modulation map and Adam on the rest.
+
+    The map decides how well the three inner steps are conditioned; orthogonal updates get it there in a fraction of
+    Adam's steps. First layer, output layer, biases and rates stay with Adam.
+    """
+    if config.optimizer == "adam":
         return torch.optim.Adam(field.parameters(), lr=config.learning_rate)
-    matrices = {id(weight) for weight in hidden}
-    others = [parameter for parameter in field.parameters() if id(parameter) not in matrices]
-    return MuonAndAdam(hidden, others, config.learning_rate)
+    matrices = [*list(field.weights)[1:-1], field.modulation_weight]
+    taken = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in field.parameters() if id(parameter) not in taken]
+    return MuonAndAdam(matrices, others, config.learning_rate, config.muon_factor)
 
 
 class MuonAndAdam(torch.optim.Optimizer):
     """torch's Muon on matrices, its Adam on other parameters, under one roof: one state, one list of groups.
 
     Muon takes the orthogonal factor of the momentum as its step (Jordan et al. 2024), scaled to the size of an Adam
-    step (Liu et al. 2025), so that both share one learning rate.
+    step (Liu et al. 2025) and then by `factor`, which its groups carry for whoever sets their rates.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], lr: float) -> None:
+    def __init__(
+        self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], lr: float, factor: float
+    ) -> None:
         self._parts = (
-            torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Muon(matrices, lr=factor * lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
             torch.optim.Adam(others, lr=lr),
         )
+        for group in self._parts[0].param_groups:
+            group["factor"] = factor
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self.param_groups = [group for part in self._parts for group in part.param_groups]  # theirs, not copies
 

@@ -8,7 +8,7 @@ import torch
 from models.config import FieldConfig, InnerConfig
 from models.field import Field
 from tasks.config import MetaTrainConfig
-from tasks.training.optimizer import MuonAndAdam, outer_optimizer
+from tasks.training.optimizer import outer_optimizer
 
 
 def make(depth: int = 4) -> Field:
@@ -29,11 +29,11 @@ def equal(a: Field, b: Field) -> bool:
 
 def test_it_moves_each_parameter_as_its_own_optimiser_would() -> None:
     together, apart = make(), make()
-    ours = outer_optimizer(together, MetaTrainConfig(optimizer="muon", learning_rate=3e-3))
-    hidden = list(apart.weights)[1:-1]
-    rest = [p for p in apart.parameters() if all(p is not weight for weight in hidden)]
+    ours = outer_optimizer(together, MetaTrainConfig(optimizer="muon", learning_rate=3e-3, muon_factor=2))
+    matrices = [*list(apart.weights)[1:-1], apart.modulation_weight]
+    rest = [p for p in apart.parameters() if all(p is not matrix for matrix in matrices)]
     theirs = [
-        torch.optim.Muon(hidden, lr=3e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.Adam(rest, lr=3e-3),
     ]
     for number in range(5):
@@ -67,7 +67,3 @@ def test_state_that_was_saved_and_loaded_goes_on_bit_for_bit(kind: str) -> None:
         step(whole, [first], number)
         step(parted, [resumed], number)
     assert equal(whole, parted)
-
-
-def test_a_field_without_hidden_weights_is_adams_alone() -> None:
-    assert not isinstance(outer_optimizer(make(depth=2), MetaTrainConfig(optimizer="muon")), MuonAndAdam)

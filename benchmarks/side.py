@@ -1,0 +1,117 @@
+"""One side of a comparison in a process of its own: prepares, then works only when it is told to.
+
+    python benchmarks/side.py '{"side": "ours", "mode": "encode", "folder": ..., "precision": "bf16", "config": {...}}'
+
+For each line `SECONDS` on standard input it calls its function for that long and answers with one JSON line. What it
+prepared (compiling included) is not timed. Both sides work on the same images and parameters: the peer draws them and
+leaves them in the folder.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import numpy as np
+
+DATA = "peer.npz"
+MATMUL_ROWS, MATMUL_SECONDS = 16384, 1.0
+
+
+def prepare_peer(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """The peer's jitted call, as its own main builds it."""
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.peer import load_peer, peer_arguments
+
+    peer, a = load_peer(), peer_arguments(job["config"])
+    key = jax.random.PRNGKey(0)
+    parameters, x = peer.init(key, a), peer.coordinates(a)
+    images = jax.random.uniform(jax.random.fold_in(key, 1), (a.batch, a.resolution, a.resolution, 3))
+    encode = jax.jit(lambda p, i: peer.encode(p, i, x, a))
+    named = {f"{k}{i}": v for k in ("w", "b") for i, v in enumerate(parameters[k])}
+    named |= {k: parameters[k] for k in ("lam", "lam_b", "lrs")}
+    arrays = {"images": images, "z": encode(parameters, images), **named}
+    np.savez(Path(job["folder"], DATA), **{k: np.asarray(v) for k, v in arrays.items()})
+    if job["mode"] == "encode":
+        return lambda: jax.block_until_ready(encode(parameters, images)), {"versions": {"jax": jax.__version__}}
+    zeros = jax.tree_util.tree_map(jnp.zeros_like, parameters)
+    state = {"mu": zeros, "nu": zeros, "count": 0}
+    step = jax.jit(lambda p, s, i: peer.meta_step(p, s, i, x, a))
+    return lambda: jax.block_until_ready(step(parameters, state, images)), {"versions": {"jax": jax.__version__}}
+
+
+def prepare_ours(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """Our call, once its latents have been found equal to the peer's."""
+    import torch
+
+    from benchmarks.peer import our_field
+    from models.config import InnerConfig
+    from models.inner import InnerLoop
+
+    config, arrays = job["config"], dict(np.load(Path(job["folder"], DATA)))
+    inner = InnerConfig(loss=config["loss"], rates="channel", precision=job["precision"], chunk=config["chunk"])
+    field = our_field(config, inner, arrays)
+    images = torch.from_numpy(arrays["images"])
+    loop = InnerLoop(field, inner, (config["resolution"],) * 2, compiled=config["compiled"])
+    z = loop.encode(images).numpy()
+    difference = float(np.linalg.norm(z - arrays["z"]) / np.linalg.norm(arrays["z"]))
+    allowed = 1e-4 if job["precision"] == "float32" else 2e-2
+    if not difference <= allowed:
+        raise SystemExit(f"latents differ from the peer's by {difference:.1e} in norm, more than {allowed:g}")
+    told = {"latents_differ": difference, "versions": {"torch": torch.__version__}, "threads": torch.get_num_threads()}
+    if job["mode"] == "encode":
+        return lambda: loop.encode(images), told
+    optimizer = torch.optim.Adam(field.parameters(), lr=3e-5)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loop.outer_backward(images)
+        optimizer.step()
+
+    return step, told
+
+
+def matmul_rate(width: int, precision: str) -> float:
+    """GFLOP/s of one [16384, W] x [W, W] product at this precision."""
+    import torch
+
+    kind = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    a, b = torch.randn(MATMUL_ROWS, width).to(kind), torch.randn(width, width).to(kind)
+    a @ b
+    calls, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < MATMUL_SECONDS:
+        a @ b
+        calls += 1
+    return calls * 2 * MATMUL_ROWS * width**2 / (time.perf_counter() - begun) / 1e9
+
+
+def turn(call: Callable[[], Any], seconds: float) -> dict[str, float]:
+    """Calls for so long, at least once: {calls, wall and CPU seconds}."""
+    calls, wall, cpu = 0, time.perf_counter(), time.process_time()
+    while not calls or time.perf_counter() - wall < seconds:
+        call()
+        calls += 1
+    return {"calls": calls, "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    call, told = (prepare_ours if job["side"] == "ours" else prepare_peer)(job)
+    call()
+    print(json.dumps(told), flush=True)
+    for line in sys.stdin:
+        answer: dict[str, Any] = dict(turn(call, float(line)))
+        answer["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        if job["side"] == "ours":
+            answer["matmul_gflop_per_s"] = matmul_rate(job["config"]["width"], job["precision"])
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
