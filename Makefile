@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # Two cores serve two test processes; more would only wait for each other.
 WORKERS ?= 2
 
-.PHONY: help install demo test test-browser test-slow lint format clean
+.PHONY: help install demo test test-browser test-slow bench-install bench lint format clean
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +36,16 @@ test-browser: $(READY)  ## the Prefect UI in a real browser (installs Debian's c
 
 test-slow: $(READY)  ## real images, minutes each
 	$(BIN)/python -m pytest -m "slow and not browser"
+
+$(VENV)/.bench: $(READY) requirements-bench.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements-bench.lock
+	@touch $@
+
+bench-install: $(VENV)/.bench  ## the peers that the benchmarks run beside us
+
+bench: $(VENV)/.bench  ## encoding and outer step beside the JAX peer, about 6 minutes
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/meta.py
 
 lint: $(READY)   ## ruff and mypy
 	$(BIN)/ruff check .
