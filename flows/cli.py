@@ -21,6 +21,7 @@ app = App(
     help="Spatial functa: meta-train a field, encode images into latents, learn on them, measure.",
     version="0.1.0",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # or cyclopts exits before _guarded has said how to go on
 )
 store = App(name="store", help="Look into a functaset.")
 app.command(store)
@@ -138,6 +139,9 @@ def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | No
     from flows.console import quiet_tracebacks
 
     quiet_tracebacks()
+    from flows.server import start_embedded_server
+
+    start_embedded_server()
     if name == "pipeline":
         from flows.pipeline import pipeline
 

@@ -2,7 +2,9 @@
 
 import http.client
 import os
+import signal
 import socket
+import threading
 import tomllib
 import urllib.request
 from pathlib import Path
@@ -38,6 +40,36 @@ def prepare_environment() -> None:
     for name, value in settings.items():
         if name not in profile:
             os.environ.setdefault(name, value)
+
+
+def start_embedded_server() -> None:
+    """Where no API is configured: Prefect's embedded server, out of reach of the Ctrl-C that is typed for the command.
+
+    A terminal sends SIGINT to every process of the command's group, and a server that ended at once could not be told
+    how the run ended. Prefect starts it as a plain child, so it is started here first, from a thread in which SIGINT
+    is blocked: children inherit that, and the main thread still hears it. Prefect stops it when the command ends.
+    """
+    if configured_api():
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED
+
+    if not PREFECT_SERVER_EPHEMERAL_ENABLED:
+        return  # by the user's wish; Prefect says what is missing
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            SubprocessASGIServer().start()
+        except Exception as error:  # raised below, in the main thread
+            failed.append(error)
+
+    failed: list[Exception] = []
+    starting = threading.Thread(target=start, name="embedded-server", daemon=True)
+    starting.start()
+    starting.join()
+    if failed:
+        raise OperateError(f"Prefect's embedded server did not start: {failed[0]}")
 
 
 def prefect_home() -> Path:

@@ -1,6 +1,9 @@
 """Ctrl-C and SIGKILL in the middle of a run: nothing outlives it, and the same command ends where it would have."""
 
 import json
+import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -41,6 +44,49 @@ def run_until_both_train(root: Path) -> tuple[subprocess.Popen[bytes], list[psut
             return process, psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.2)
     raise AssertionError((root.parent / "log").read_text()[-3000:])
+
+
+def in_terminal(arguments: list[str], until: bytes, home: Path) -> tuple[int, int, bytes]:
+    """The command in a terminal of its own, until it says the word: process, terminal, what it said."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(PROJECT)
+        os.execve(arguments[0], arguments, os.environ | {"PREFECT_HOME": str(home)})
+    said = b""
+    while until not in said:
+        more = read(terminal, 240)
+        assert more, said.decode()[-3000:]
+        said += more
+    return process, terminal, said
+
+
+def read(terminal: int, seconds: float) -> bytes:
+    """Some bytes; none: the other end has closed."""
+    assert select.select([terminal], [], [], seconds)[0], "silence"
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # how Linux tells that nobody holds the terminal any more
+        return b""
+
+
+def test_a_typed_interrupt_ends_the_command_in_seconds_with_its_server(tmp_path: Path) -> None:
+    """Ctrl-C reaches the whole foreground group: the embedded server must outlive it to be told of the end."""
+    endless = [*command(tmp_path / "root"), "--set", "meta_train.steps=1000000"]
+    process, terminal, said = in_terminal(endless, b" images/s", tmp_path / "prefect")
+    below = psutil.Process(process).children(recursive=True)
+    assert any("uvicorn" in " ".join(cmdline(p)) for p in below)
+    began = time.monotonic()
+    os.write(terminal, b"\x03")
+    while more := read(terminal, 60):
+        said += more
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    os.close(terminal)
+    assert status == 130, said.decode()[-3000:]
+    assert time.monotonic() - began < 45  # it used to be more than a minute, on an idle machine
+    (last,) = [line for line in said.decode().splitlines() if line.startswith("functa:")]
+    assert last == "functa: interrupted; the same command continues where this one stopped"
+    assert "Traceback" not in said.decode()
+    assert all_end(below, 10)
 
 
 def all_end(processes: list[psutil.Process], seconds: float) -> bool:
