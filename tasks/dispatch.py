@@ -36,7 +36,8 @@ def train_in_child(
     """Runs one training job in a process of its own and returns its figures.
 
     torch's global generator, threads and compiler state are the child's alone. Whatever ends this call early
-    (cancellation, Ctrl-C) stops the child: SIGTERM first, upon which it saves, then SIGKILL.
+    (cancellation, Ctrl-C) stops the child: SIGTERM first, upon which it saves, then SIGKILL. A job for several devices
+    has ranks below the child, which watches them; to this process it looks the same.
     Raises TrainingFailed.
     """
     if _stopping.is_set():

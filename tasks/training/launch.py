@@ -18,6 +18,7 @@ from typing import Any
 from tasks.training.ranks import STORE
 
 JOB = "FUNCTA_RANKS_JOB"  # environment variable: the job, as every rank receives it
+GRACE_SECONDS = 25  # ranks save within it; less than the parent gives this process, which must outlive them
 
 
 def launch(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> int:
@@ -29,11 +30,13 @@ def launch(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> int:
     world = job["devices"]
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a dead rank is told of in one line
     _hold_ranks()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)  # of the run; its ranks share them
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // world))
     with tempfile.TemporaryDirectory(prefix="functa-ranks-") as folder:
         # Files instead of ports: torchrun's own stores would listen on every address of the machine.
         os.environ |= {JOB: json.dumps(job), STORE: str(Path(folder, "ranks"))}
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(GRACE_SECONDS)
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=world, max_restarts=0, monitor_interval=0.1, run_id="functa",
             rdzv_backend="c10d", rdzv_endpoint=str(Path(folder, "agent")), rdzv_configs={"store_type": "file"},
@@ -56,8 +59,13 @@ def _hold_ranks() -> None:
 
 
 def _told(failures: Mapping[int, Any], world: int) -> str:
-    """Of several that ended, one that was killed took the others with it."""
-    rank, failure = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[0]))
+    """How the rank ended that took the others with it, which torchrun's agent ended by SIGTERM in their turn."""
+
+    def blame(item: tuple[int, Any]) -> tuple[bool, bool]:
+        code = item[1].exitcode
+        return code == -signal.SIGTERM, code > 0
+
+    rank, failure = min(failures.items(), key=blame)
     code = failure.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     return f"training process {rank + 1} of {world} {how}"

@@ -42,7 +42,7 @@ def train(run: Run) -> Mapping[str, Any]:
     pace = _Pace(start, run.metadata.get("seconds", 0.0))
     with _Stop() as stop:
         for step in range(start, run.config.steps):
-            figures, stopping = _update(run, average, step, stop.asked)
+            figures, stopping = _update(run, average, step, stop)
             done, last = step + 1, step + 1 == run.config.steps
             if run.ranks.first:
                 _tell(run, average, done, figures, pace)
@@ -55,14 +55,15 @@ def train(run: Run) -> Mapping[str, Any]:
     return run.metadata
 
 
-def _update(run: Run, average: nn.Module | None, step: int, asked: bool) -> tuple[dict[str, Tensor], bool]:
+def _update(run: Run, average: nn.Module | None, step: int, stop: "_Stop") -> tuple[dict[str, Tensor], bool]:
     """One optimiser step; its figures, and whether any rank was asked to stop."""
     seed = mix(run.seed, stage_number(run.stage), step)
     torch.manual_seed(mix(seed, run.ranks.rank) if run.ranks.rank else seed)  # dropout: another mask on every rank
     generator = torch.Generator().manual_seed(seed)
     run.optimizer.zero_grad(set_to_none=True)
     parameters = run.parameters
-    figures, stopping = run.ranks.sum_up(parameters, run.gradients(step, generator), asked)
+    figures = run.gradients(step, generator)
+    figures, stopping = run.ranks.sum_up(parameters, figures, stop.asked)
     loss = figures["loss"]
     norm = nn.utils.clip_grad_norm_(parameters, run.config.clip_norm or math.inf)
     if not bool(torch.isfinite(loss) & torch.isfinite(norm)):

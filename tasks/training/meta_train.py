@@ -89,7 +89,11 @@ def _loop(job: MetaTrainJob, training: Pictures, device: torch.device) -> tuple[
 def _outer_step(
     job: MetaTrainJob, loop: InnerLoop, training: Pictures, ranks: Ranks
 ) -> Callable[[int, torch.Generator], dict[str, Tensor]]:
-    """The gradients of one outer step: this rank's part of the batch, a few images per backward pass."""
+    """The gradients of one outer step: this rank's part of the batch, a few images per backward pass.
+
+    Its `psnr_train` costs no inner loop of its own: it is of the errors that the outer loss is made of, of the drawn
+    patches where not all are.
+    """
     config, device = job.meta_train, ranks.device
     part, size = ranks.part(config.batch), _images_at_once(config, ranks)
     stream = mix(job.seed, stage_number("meta_train"))

@@ -97,6 +97,7 @@ def test_children_can_be_stopped_from_another_thread(tmp_path: Path) -> None:
     assert started.wait(60)
     dispatch.stop_children()
     thread.join(60)
+    dispatch.allow_children()
     assert failed
     assert not thread.is_alive()
 

@@ -60,7 +60,7 @@ def classifier_job(output: Path, devices: int, functaset: str) -> Job:
 
 
 def pixels_job(output: Path, devices: int) -> Job:
-    sets = ["pixel_classifier.steps=3", "pixel_classifier.warmup=0", "pixel_classifier.width=8"]
+    sets = ["pixel_classifier.steps=3", "pixel_classifier.warmup=0", "pixel_classifier.width=16"]
     config = load_config("digits", [f"evaluation.{s}" for s in sets])
     return PixelClassifierJob(
         **COMMON, images=config.images, pixel_classifier=config.evaluation.pixel_classifier, output=str(output),
@@ -99,7 +99,7 @@ def test_two_processes_train_the_classifier_that_one_trains(tmp_path: Path) -> N
 
 
 def test_two_processes_train_the_pixel_classifier_that_one_trains(tmp_path: Path) -> None:
-    equal_on_one_and_two(pixels_job, tmp_path, 1e-5)
+    equal_on_one_and_two(pixels_job, tmp_path, 1e-5)  # nearly zero are the gradients of biases before a group norm
 
 
 def test_two_processes_train_a_diffusion_model(tmp_path: Path) -> None:
