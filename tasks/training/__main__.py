@@ -20,7 +20,7 @@ from tasks.training.launch import JOB, launch
 from tasks.training.ranks import RankLost, leave_ranks
 
 STOP_SECONDS = 30.0
-LAUNCHER_SECONDS = 5.0
+LAUNCHER_SECONDS = 30.0  # to notice a dead rank: at once, but on a busy machine it took more than 5
 MESSAGE_LENGTH = 2000  # a row is one write of less than a pipe's 4096 bytes, which cannot mix with another rank's
 
 

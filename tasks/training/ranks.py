@@ -91,7 +91,8 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     try:
         dist.all_reduce(tensor, operation)
     except RuntimeError as error:  # how both backends tell that a peer's connection was closed
-        raise RankLost(f"lost the other training processes: {' '.join(str(error).split())}") from error
+        told = " ".join(str(error).split()).split(". ")[0]  # what follows is advice for another program
+        raise RankLost(f"lost the other training processes: {told}") from error
 
 
 def join_ranks(device: str) -> Ranks:

@@ -102,7 +102,7 @@ def test_children_can_be_stopped_from_another_thread(tmp_path: Path) -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_child_ends_when_its_parent_is_killed(devices: int, tmp_path: Path) -> None:
     code = (
         "import json,sys; from tasks.dispatch import train_in_child; "
@@ -122,6 +122,7 @@ def test_a_child_ends_when_its_parent_is_killed(devices: int, tmp_path: Path) ->
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     ranks: list[psutil.Process] = []
 

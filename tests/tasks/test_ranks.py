@@ -85,7 +85,10 @@ def equal_on_one_and_two(make: Callable[[Path, int], Job], folder: Path, within:
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("meta_train.batch=15", "meta_train.micro_batch=4", "meta_train.patches_per_image=2", "meta_train.ema=0.9")],
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("meta_train.batch=15", "meta_train.micro_batch=4", "meta_train.patches_per_image=2", "meta_train.ema=0.9"),
+    ],
     ids=["whole", "micro-batches-of-random-patches"],
 )
 def test_two_processes_train_the_field_that_one_trains(overrides: tuple[str, ...], tmp_path: Path) -> None:
@@ -98,10 +101,12 @@ def test_two_processes_train_the_classifier_that_one_trains(tmp_path: Path) -> N
     equal_on_one_and_two(lambda output, devices: classifier_job(output, devices, str(tmp_path / "z")), tmp_path, 1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_pixel_classifier_that_one_trains(tmp_path: Path) -> None:
     equal_on_one_and_two(pixels_job, tmp_path, 1e-5)  # nearly zero are the gradients of biases before a group norm
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_diffusion_model(tmp_path: Path) -> None:
     filled(tmp_path / "z")
     config = load_config("digits", ["diffusion.steps=3", "diffusion.warmup=0", "diffusion.batch=7"])
@@ -141,7 +146,7 @@ def ranks_of_the_run() -> list[psutil.Process]:
     return sorted(psutil.Process(launcher.pid).children(), key=lambda p: p.environ()["RANK"])
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_fails_the_run_at_once_and_leaves_no_process(rank: int, tmp_path: Path) -> None:
     killed: list[float] = []
     processes: list[psutil.Process] = []
@@ -155,10 +160,11 @@ def test_a_killed_rank_fails_the_run_at_once_and_leaves_no_process(rank: int, tm
     with pytest.raises(TrainingFailed, match=f"^training process {rank + 1} of 2 was killed by SIGKILL$") as caught:
         train_in_child(field_job(tmp_path, 2, "meta_train.steps=1000000"), kill)
     assert caught.value.may_pass
-    assert time.monotonic() - killed[0] < 20
+    assert time.monotonic() - killed[0] < 30  # a second or two; it hung for hours if the others were left waiting
     assert not psutil.wait_procs(processes, timeout=5)[1]
 
 
+@pytest.mark.slow
 def test_one_asked_to_stop_stops_all_after_saving_at_the_same_step(tmp_path: Path) -> None:
     def ask(row: Job) -> None:
         if "step" in row and not asked:
