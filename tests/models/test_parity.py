@@ -83,3 +83,19 @@ def test_compiled_sweeps_equal_eager_ones(variant: dict[str, Any]) -> None:
         results.append([loop.encode(images), errors, *(p.grad for p in field.parameters())])
     for eager, built in zip(*results):
         torch.testing.assert_close(built, eager, rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_cores_side_by_side_change_no_bit_from_run_to_run() -> None:
+    inner = InnerConfig(rates="element", chunk=64)
+    images = torch.rand(8, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    runs = []
+    for _ in range(3):
+        field = Field(FieldConfig(spatial=2, channels=6, width=32, depth=4), inner, 3, seed=1)
+        loop = InnerLoop(field, inner, (8, 8), compiled=True)
+        errors = loop.outer_backward(images)
+        runs.append([loop.encode(images), errors, *(p.grad for p in field.parameters())])
+    for first, second, third in zip(*runs):
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)

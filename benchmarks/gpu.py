@@ -1,0 +1,177 @@
+"""Encoding and outer step on one GPU, precision by precision, beside the device's own matmul rate.
+
+    python benchmarks/gpu.py --out gpu.jsonl --minutes 8     # again, until it says that nothing is left
+    python benchmarks/gpu.py --out gpu.jsonl --table         # Markdown for docs/results.md
+
+Every finished measurement is a line of the file, which the next call takes up. Needs torch, numpy and pydantic alone.
+`--device cpu` runs the same on small batches: a test of this file, not a measurement.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import torch
+
+from models.config import FieldConfig, InnerConfig
+from models.field import Field, forward_flops
+from models.inner import InnerLoop
+
+# name: field, resolution, images per encoding call, images per outer step
+PRESETS: dict[str, tuple[FieldConfig, int, int, int]] = {
+    "cifar10_8x8x16": (FieldConfig(spatial=8, channels=16, width=256, depth=6), 32, 2048, 128),
+    "cifar10_vector_1024": (FieldConfig(spatial=1, channels=1024, width=512, depth=15, w0=30), 32, 512, 128),
+    "imagenet_16x16x128": (FieldConfig(spatial=16, channels=128, width=256, depth=12, w0=20), 256, 32, 16),
+    "imagenet_32x32x64": (FieldConfig(spatial=32, channels=64, width=256, depth=8), 256, 32, 16),
+    "imagenet_32x32x64_3x3": (FieldConfig(spatial=32, channels=64, width=256, depth=8, kernel=3), 256, 32, 16),
+}
+PRECISIONS = ("float32", "tf32", "bf16", "fp16")
+CHUNKS = (1 << 17, 1 << 19, 1 << 21)  # pixels: the largest that memory takes is not always the fastest
+ROWS = {"cuda": 65536, "cpu": 2048}
+SECONDS = 3.0
+PASSES = {"encode": 4, "outer": 15}  # with the first step shared; sweeps of 3x3 maps take 19 for the outer step
+
+
+def set_precision(precision: str) -> None:
+    """tf32 is a switch of torch's, for the whole process."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+def rate(call: Callable[[], Any], device: str) -> float:
+    """Calls per second, after two for warming up."""
+    for _ in range(2):
+        call()
+    _wait(device)
+    calls, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < SECONDS or not calls:
+        call()
+        calls += 1
+        _wait(device)
+    return calls / (time.perf_counter() - begun)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul(precision: str, device: str) -> dict[str, Any]:
+    """FLOP/s of one [65536, 256] x [256, 256] product."""
+    set_precision(precision)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    a = torch.randn(ROWS[device], 256, device=device, dtype=kind)
+    b = torch.randn(256, 256, device=device, dtype=kind)
+    return {"tflop_per_s": rate(lambda: a @ b, device) * 2 * ROWS[device] * 256**2 / 1e12}
+
+
+def measure(name: str, mode: str, precision: str, compiled: bool, chunk: int, device: str) -> dict[str, Any]:
+    """Images per second, FLOP/s and peak memory of one setting; a reason where it cannot be had."""
+    config, side, *batches = PRESETS[name]
+    batch = batches[mode == "outer"] if device == "cuda" else 2
+    set_precision(precision)
+    inner = InnerConfig(rates="element", precision=precision, chunk=chunk if device == "cuda" else 2048)
+    field = Field(config, inner, 3, resolution=(side, side)).to(device)
+    loop = InnerLoop(field, inner, (side, side), compiled)
+    images = torch.rand(batch, side, side, 3, device=device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    if mode == "encode":
+        prepared = loop.prepared(1 << 20)
+        images_per_s = batch * rate(lambda: prepared.encode(images), device)
+    else:
+        optimizer = torch.optim.Adam(field.parameters(), lr=1e-5)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            loop.outer_backward(images)
+            optimizer.step()
+
+        images_per_s = batch * rate(step, device)
+    flops = PASSES[mode] * forward_flops(config, (side, side), 3) * images_per_s
+    memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
+    return {"batch": batch, "images_per_s": images_per_s, "tflop_per_s": flops / 1e12, "memory_gib": memory}
+
+
+def pieces(device: str) -> list[dict[str, Any]]:
+    """Everything to measure, the aims of the project first."""
+    rates: list[dict[str, Any]] = [{"piece": "matmul", "precision": precision} for precision in PRECISIONS]
+    settings = itertools.product(
+        CHUNKS[:1] if device == "cpu" else CHUNKS, (True, False), ("bf16", "fp16", "tf32", "float32"), PRESETS, PASSES
+    )
+    names = ("chunk", "compiled", "precision", "preset", "mode")
+    return rates + [{"piece": "loop"} | dict(zip(names, values)) for values in settings]
+
+
+def run(piece: dict[str, Any], device: str) -> dict[str, Any]:
+    """One piece's figures, or the error that it ended with: out of memory is an answer too."""
+    torch.manual_seed(0)
+    try:
+        if piece["piece"] == "matmul":
+            return matmul(piece["precision"], device)
+        chosen = {k: piece[k] for k in ("mode", "precision", "compiled", "chunk")}
+        return measure(piece["preset"], device=device, **chosen)
+    except (RuntimeError, ValueError) as error:
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The fastest chunk of every setting, as Markdown."""
+    device = rows[0]["device"] if rows else "nothing measured"
+    matmuls = {r["precision"]: r["tflop_per_s"] for r in rows if r["piece"] == "matmul" and "tflop_per_s" in r}
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(row.get(k) for k in ("preset", "mode", "precision", "compiled"))
+        if "images_per_s" in row and row["images_per_s"] > best.get(key, {"images_per_s": 0})["images_per_s"]:
+            best[key] = row
+    lines = [f"{device}", "", "| preset | mode | precision | | images/s | TFLOP/s | of matmul | GiB |", "|-" * 8 + "|"]
+    for (preset, mode, precision, compiled), r in sorted(best.items(), key=lambda item: str(item[0])):
+        share = f"{r['tflop_per_s'] / matmuls[precision]:.0%}" if precision in matmuls else "?"
+        memory = "?" if r["memory_gib"] is None else f"{r['memory_gib']:.1f}"
+        how = "compiled" if compiled else "eager"
+        lines.append(
+            f"| {preset} | {mode} | {precision} | {how} | {r['images_per_s']:,.0f} | {r['tflop_per_s']:.1f} "
+            f"| {share} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu.jsonl"))
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--presets", help="only these, with commas")
+    parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    if options.table:
+        print(table(rows))
+        return
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU here: nothing measured (--device cpu tests this file)")
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    chosen = options.presets.split(",") if options.presets else list(PRESETS)
+    wanted = [p for p in pieces(options.device) if p["piece"] == "matmul" or p["preset"] in chosen]
+    wanted = [p for p in wanted if not (options.eager and p.get("compiled"))]
+    left = [p for p in wanted if not any(p.items() <= row.items() and row["device"] == device for row in rows)]
+    until = time.monotonic() + 60 * options.minutes
+    for done, piece in enumerate(left):
+        if time.monotonic() > until:
+            print(f"{len(left) - done} pieces left: run it again")
+            return
+        row = piece | run(piece, options.device) | {"device": device, "torch": torch.__version__}
+        with options.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+    print("nothing is left to measure; --table shows it")
+
+
+if __name__ == "__main__":
+    main()
