@@ -1,0 +1,56 @@
+"""Test PSNR of a trained field on all of a test split, beside linear baselines of the same size; one JSON line.
+
+python benchmarks/psnr.py ROOT FOLDER            # ROOT of `functa meta-train`, FOLDER of train.npz and test.npz
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.inner import InnerLoop
+from models.metrics import pca_psnr, pooled_psnr, psnr_of_errors
+from tasks.training.meta_train import load_field
+
+PCA_IMAGES = 20_000  # more changes the baseline by hundredths of a dB
+PCA_VALUES = 4096  # of one row: a covariance of more is not fitted
+PIXELS = 1 << 16  # per call
+
+
+def measure(root: Path, folder: Path) -> dict[str, Any]:
+    """PSNR (mean of images, and pooled) of the field's float32 latents, and of PCA with as many numbers."""
+    field, inner, metadata = load_field(str(root / "checkpoints" / "field"))
+    side = metadata["resolution"]
+    train, test = _images(folder / "train.npz", PCA_IMAGES), _images(folder / "test.npz", None)
+    loop = InnerLoop(field, inner, (side, side), compiled=True).prepared(len(test))
+    size = max(1, PIXELS // side**2)
+    filled = torch.cat([test, test[: -len(test) % size]])  # equal parts: one compiled graph
+    errors = torch.cat([loop.errors(part) for part in filled.split(size)])[: len(test)]
+    config = field.config
+    row = {
+        "name": "psnr", "latent": list(config.latent_shape), "test_images": len(test),
+        "psnr": psnr_of_errors(errors).mean().item(), "psnr_pooled": pooled_psnr(errors),
+        "training_seconds": metadata["seconds"], "training_images": metadata["images"],
+    }  # fmt: skip
+    patch = side // config.spatial
+    baselines = {"pca_patch": (config.channels, patch, patch**2), "pca_image": (config.numbers, None, side**2)}
+    for name, (numbers, shape, pixels) in baselines.items():
+        if numbers < min(pixels * field.image_channels, len(train)) and pixels * field.image_channels <= PCA_VALUES:
+            row[f"psnr_{name}"], row[f"psnr_{name}_pooled"] = pca_psnr(train, test, numbers, shape)
+    return {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _images(path: Path, limit: int | None) -> Tensor:
+    with np.load(path, allow_pickle=False) as data:
+        return torch.from_numpy(data["images"][:limit]).float() / 255
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2]))))
