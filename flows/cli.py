@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
 
-from flows.config import ConfigError, PipelineConfig, load_config, preset_names
+from flows.config import ConfigError, PipelineConfig, load_config, preset_names, require_stage
 from flows.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ def _tell(ledger: Ledger, word: str) -> int:
 
 def _stage(stage: str, preset: str, overrides: list[str] | None, root: str | None, from_root: str | None) -> int:
     config, place = _config(preset, overrides, root)
+    require_stage(config, stage)
     ledger = Ledger(config, place, from_root)
     if ledger.standing(stage) is not None:
         print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do")

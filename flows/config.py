@@ -5,12 +5,13 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from flows.fit import check_sections
+from flows.spelling import annotation_of, fields, read_value, read_yaml
 from models.config import Config, FieldConfig, InnerConfig
 from storage.config import ImagesConfig
 from tasks.config import (
@@ -23,11 +24,20 @@ from tasks.config import (
 )
 
 MAX_PRESET_BYTES = 1 << 20
-EMPTY = ("", "~", "null", "none")  # spellings of None, where a field may be empty
 
 
 class ConfigError(Exception):
     """Something is wrong with arguments or config alone: exit status 2."""
+
+
+class Provenance(Config):
+    """Where a preset's settings come from. In the config, not in comments, so that it reaches `show` and every run.
+
+    An overridden key leaves its list: what a user chose is neither the paper's nor ours.
+    """
+
+    paper: tuple[str, ...] = Field((), description="Keys whose values the paper gives for this very row.")
+    assumed: tuple[str, ...] = Field((), description="Keys on which the paper is silent for this row: our choice.")
 
 
 class PipelineConfig(Config):
@@ -40,11 +50,31 @@ class PipelineConfig(Config):
     inner: InnerConfig = Field(InnerConfig(), title="Inner loop")
     meta_train: MetaTrainConfig = Field(MetaTrainConfig(), title="Meta-training")
     encode: EncodeConfig = Field(EncodeConfig(), title="Encoding")
-    classifier: TrainClassifierConfig = Field(TrainClassifierConfig(), title="Classifier")
-    diffusion: TrainDiffusionConfig = Field(TrainDiffusionConfig(), title="Diffusion")
+    classifier: TrainClassifierConfig | None = Field(
+        TrainClassifierConfig(), title="Classifier", description="Empty: no classifier is trained."
+    )
+    diffusion: TrainDiffusionConfig | None = Field(
+        TrainDiffusionConfig(), title="Diffusion", description="Empty: no diffusion model is trained."
+    )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), title="Evaluation")
     dispatch: DispatchConfig = Field(DispatchConfig(), title="Dispatch")
     paper: dict[str, float | str] = Field({}, description="The paper's figures for this row; shown, never used.")
+    provenance: Provenance = Field(Provenance(), title="Provenance")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PipelineConfig":
+        check_sections(self.images, self.field, self.meta_train)
+        return self
+
+    @model_validator(mode="after")
+    def _provenance_names_keys(self) -> "PipelineConfig":
+        keys = self.provenance.paper + self.provenance.assumed
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"provenance names '{key}' twice")
+            if annotation_of(PipelineConfig, key.split(".")) is Any:
+                raise ValueError(f"provenance names '{key}', which is no key")
+        return self
 
 
 # The sections whose keys decide a stage's result, and the stages whose outputs it reads.
@@ -63,8 +93,29 @@ INPUTS = {
     "evaluate": ("meta_train", "encode", "train_classifier", "train_diffusion"),
 }
 STAGES = tuple(SECTIONS)
+OPTIONAL = {"train_classifier": "classifier", "train_diffusion": "diffusion"}  # stages whose section may be null
 # How samples are drawn: decides what is evaluated, not what is trained.
 SAMPLING = tuple(f"diffusion.process.{key}" for key in ("sampler", "sampling_steps", "guidance", "clip", "variance"))
+
+
+def stages_of(config: PipelineConfig) -> tuple[str, ...]:
+    """The stages that this config has, in order: one whose section is null has none."""
+    return tuple(stage for stage in STAGES if stage not in OPTIONAL or getattr(config, OPTIONAL[stage]) is not None)
+
+
+def inputs_of(config: PipelineConfig, stage: str) -> tuple[str, ...]:
+    """The stages whose outputs a stage reads, of those that this config has."""
+    return tuple(name for name in INPUTS[stage] if name in stages_of(config))
+
+
+def require_stage(config: PipelineConfig, stage: str) -> None:
+    """Raises ConfigError for a stage that this config does not have."""
+    if stage not in stages_of(config):
+        section = OPTIONAL[stage]
+        raise ConfigError(
+            f"{config.name}: has no {stage.replace('_', '-')} stage, its {section} section is null; "
+            f"give it one (--set {section}={{}} takes the defaults) or name another preset"
+        )
 
 
 def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
@@ -144,7 +195,7 @@ def _read_preset(preset: str) -> tuple[dict[str, Any], str]:
     if len(text) > MAX_PRESET_BYTES:
         raise ConfigError(f"{preset}: larger than {MAX_PRESET_BYTES} bytes, which no preset is")
     try:
-        data = _parse(text, PipelineConfig)
+        data = read_yaml(text, PipelineConfig)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
         raise ConfigError(f"{preset}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
@@ -161,80 +212,27 @@ def _apply(data: dict[str, Any], override: str) -> None:
     here = data
     for part in parts[:-1]:
         step = here.setdefault(part, {})
+        if step is None:  # a key of a null section asks for the section: the rest are its defaults
+            step = here[part] = {}
         if not isinstance(step, dict):
             raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
         here = step
-    here[parts[-1]] = _value(text, _annotation(parts))
+    here[parts[-1]] = read_value(text, annotation_of(PipelineConfig, parts))
+    _forget_provenance(data, ".".join(parts))
 
 
-def _annotation(parts: list[str]) -> Any:
-    """Type of the field that a key names; Any for none."""
-    annotation: Any = PipelineConfig
-    for part in parts:
-        annotation = _fields(annotation).get(part, Any)
-    return annotation
+def _forget_provenance(data: dict[str, Any], key: str) -> None:
+    """An overridden key, what lies below it and the null section above it are no longer as the preset had them."""
+    marks = data.get("provenance")
+    if not isinstance(marks, dict) or key.startswith("provenance"):
+        return
 
+    def touched(marked: Any) -> bool:
+        return f"{marked}.".startswith(f"{key}.") or f"{key}.".startswith(f"{marked}.")
 
-def _fields(annotation: Any) -> dict[str, Any]:
-    """Types of a section's fields by name; empty for what is no section."""
-    section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return {name: info.annotation for name, info in annotation.model_fields.items()} if section else {}
-
-
-def _takes(annotation: Any) -> tuple[bool, bool]:
-    """(text alone, None too): what a field of this type takes, as far as a value's spelling must be read for it."""
-    choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    values = [choice for choice in choices if choice is not NoneType]
-    literals = [isinstance(x, str) for value in values if get_origin(value) is Literal for x in get_args(value)]
-    texts = all(value is str or get_origin(value) is Literal for value in values) and all(literals)
-    return texts, NoneType in choices
-
-
-def _value(text: str, annotation: Any) -> Any:
-    """What KEY=TEXT means for a field of this type: text stays as it stands, `on` and `2024` included."""
-    texts, nullable = _takes(annotation)
-    if nullable and text.strip().lower() in EMPTY:
-        return None
-    if texts:
-        return text
-    try:
-        value = _parse(text, annotation) if text.strip() else text
-    except (yaml.YAMLError, RecursionError, ValueError):
-        value = text
-    # YAML 1.1 reads "1e-3" (no dot) as text; as a number is what everybody means.
-    return _number(value)
-
-
-def _parse(text: str, annotation: Any) -> Any:
-    """YAML's value, except that scalars of text fields stay text: YAML 1.1 reads `off` as false, 2024 as a number."""
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        _keep_texts(node, annotation)
-        return None if node is None else loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _keep_texts(node: yaml.Node | None, annotation: Any) -> None:
-    fields = _fields(annotation) if isinstance(node, yaml.MappingNode) else {}
-    for key, value in node.value if fields else ():  # type: ignore[union-attr]
-        if not isinstance(key, yaml.ScalarNode) or key.value not in fields:
-            continue
-        texts, nullable = _takes(fields[key.value])
-        plain = isinstance(value, yaml.ScalarNode) and value.tag.startswith("tag:yaml.org,2002:")
-        if plain and texts and not (nullable and value.value.lower() in EMPTY):
-            value.tag = "tag:yaml.org,2002:str"
-        _keep_texts(value, fields[key.value])
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    for kind, keys in marks.items():
+        if isinstance(keys, list):
+            marks[kind] = [marked for marked in keys if not touched(marked)]
 
 
 def _explain(error: ValidationError) -> str:
@@ -249,14 +247,11 @@ def _explain(error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     got = fault.get("input")
     shown = f", got {got!r}" if isinstance(got, str | int | float | bool | type(None)) else ""
-    return f"{where or 'config'}: {message[:1].lower()}{message[1:]}{shown}{more}"
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}{more}" if where else message
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    model: Any = PipelineConfig
-    for part in loc[:-1]:
-        model = model.model_fields[str(part)].annotation
-    return list(model.model_fields)
+    return list(fields(annotation_of(PipelineConfig, [str(part) for part in loc[:-1]])))
 
 
 def _nearest(name: str, known: list[str]) -> str:

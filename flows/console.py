@@ -14,7 +14,7 @@ from flows.config import STAGES
 from flows.ledger import Ledger
 from storage.errors import StorageError
 from storage.locations import open_location
-from storage.stages import output_location, output_stands, read_record
+from storage.stages import StageRecord, output_location, output_stands, read_record
 
 HEADLINE = (
     ("PSNR, test", "psnr_test", "{:.2f} dB"),
@@ -80,7 +80,10 @@ def read_status(root: str) -> dict[str, Any]:
     if not any(records.values()):
         raise StorageError(f"{root}: no run has been started there; `functa run PRESET --root {root}` starts one")
     states = {}
+    planned = _planned(records)
     for stage, record in records.items():
+        if record is None and stage not in planned:
+            continue  # the run's config has no such stage: nothing is missing
         state = "not started" if record is None else record.state
         if record is not None and state == "finished" and not output_stands(record, location):
             state = "missing"
@@ -96,6 +99,12 @@ def read_status(root: str) -> dict[str, Any]:
         if counted["seconds"]:
             told["images_per_s"] = round(counted["rows"] / counted["seconds"], 2)
     return told
+
+
+def _planned(records: dict[str, StageRecord | None]) -> tuple[str, ...]:
+    """The stages of the run that was begun last in the root."""
+    begun = [record for record in records.values() if record is not None and record.stages]
+    return max(begun, key=lambda record: record.started).stages if begun else STAGES
 
 
 def print_status(root: str, told: dict[str, Any]) -> None:

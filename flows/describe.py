@@ -5,99 +5,107 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.config import STAGES, PipelineConfig, digest, stage_config
-from models.field import forward_flops, parameter_count
+from flows.config import PipelineConfig, digest, stage_config, stages_of
+from flows.fit import ImageShape, known_images, latent_surplus
+from models.cost import encode_passes, forward_flops, outer_flops, outer_memory, parameter_count
 from storage.errors import StorageError
 from storage.images import open_images
-from tasks.encoding.group import ENCODE_PASSES
-from tasks.training.meta_train import OUTER_PASSES
-
-ACTIVATIONS_PER_LAYER = (
-    9  # float32 tensors of a chunk that one layer leaves for the outer backward pass (3 inner steps)
-)
 
 
 def describe_preset(config: PipelineConfig) -> dict[str, Any]:
-    """{name, latent, parameters{field, classifier, denoiser}, paper{}}."""
+    """{name, latent, stages[], parameters{field, classifier, denoiser}, paper{}}."""
     return {
         "name": config.name,
         "latent": "x".join(map(str, config.field.latent_shape)),
-        "parameters": parameters(config, *_image_shape(config)[1:]),
+        "stages": list(stages_of(config)),
+        "parameters": parameters(config, *_image_shape(config)),
         "paper": config.paper,
     }
 
 
 def describe_run(config: PipelineConfig) -> dict[str, Any]:
-    """{config, digests{}, parameters, estimate{flops, memory_bytes, store_bytes}}."""
+    """{config, digests{}, parameters, estimate{flops, memory_bytes, store_bytes}, warnings[]}."""
     resolution, channels, classes = _image_shape(config)
+    warning = latent_surplus(config.field, resolution, channels)
     return {
         "config": config.model_dump(mode="json"),
-        "digests": {stage: digest(stage_config(config, stage)) for stage in STAGES},
-        "parameters": parameters(config, channels, classes),
+        "digests": {stage: digest(stage_config(config, stage)) for stage in stages_of(config)},
+        "parameters": parameters(config, resolution, channels, classes),
         "estimate": _estimate(config, resolution, channels),
+        "warnings": [] if warning is None else [warning],
     }
 
 
-def parameters(config: PipelineConfig, channels: int | None, classes: int | None) -> dict[str, int | None]:
-    """Parameter counts; None for what depends on images that are not there."""
-    import torch
-
-    from models.classifier import build_classifier
-    from models.denoiser import build_denoiser
-
+def parameters(
+    config: PipelineConfig, resolution: int | None, channels: int | None, classes: int | None
+) -> dict[str, int | None]:
+    """Parameter counts; None for a model that the config does not have, or that depends on images not there to ask."""
     counts: dict[str, int | None] = {"field": None, "classifier": None, "denoiser": None}
-    if channels is not None:
-        counts["field"] = parameter_count(config.field, config.inner, channels)
-    shape = config.field.latent_shape
-    conditional = config.diffusion.process.conditional
-    with torch.device("meta"):
-        if classes is not None:
-            classifier = build_classifier(config.classifier.model, shape, classes)
-            counts["classifier"] = sum(p.numel() for p in classifier.parameters())
-        if classes is not None or not conditional:
-            denoiser = build_denoiser(config.diffusion.model, shape, classes if conditional else None)
-            counts["denoiser"] = sum(p.numel() for p in denoiser.parameters())
+    if channels is not None and (resolution is not None or config.field.coordinates != "binary"):
+        sides = (resolution or config.field.spatial,) * 2  # only binary coordinates depend on them
+        counts["field"] = parameter_count(config.field, config.inner, channels, sides)
+    if config.classifier is not None and classes is not None:
+        counts["classifier"] = _classifier_parameters(config, classes)
+    if config.diffusion is not None and (classes is not None or not config.diffusion.process.conditional):
+        counts["denoiser"] = _denoiser_parameters(config, classes)
     return counts
 
 
-def _image_shape(config: PipelineConfig) -> tuple[int | None, int | None, int | None]:
-    """(resolution, channels, classes) from config and data set, or from the images where they must be asked."""
-    known = {"digits": (8, 1, 10), "CIFAR10": (32, 3, 10), "FashionMNIST": (28, 1, 10)}
-    source = config.images.source if config.images.source == "digits" else config.images.dataset
-    if config.images.source in ("digits", "torchvision"):
-        resolution, channels, classes = known[source]
-        return config.images.resolution or resolution, config.images.channels or channels, classes
+def _classifier_parameters(config: PipelineConfig, classes: int) -> int:
+    import torch
+
+    from models.classifier import build_classifier
+
+    assert config.classifier is not None
+    with torch.device("meta"):  # shapes alone
+        model = build_classifier(config.classifier.model, config.field.latent_shape, classes)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _denoiser_parameters(config: PipelineConfig, classes: int | None) -> int:
+    import torch
+
+    from models.denoiser import build_denoiser
+
+    assert config.diffusion is not None
+    seen = classes if config.diffusion.process.conditional else None
+    with torch.device("meta"):
+        model = build_denoiser(config.diffusion.model, config.field.latent_shape, seen)
+    return sum(p.numel() for p in model.parameters())
+
+
+def _image_shape(config: PipelineConfig) -> ImageShape:
+    """(resolution, channels, classes) from config, or from the images where only they can tell and are there."""
+    known = known_images(config.images)
+    if None not in known:
+        return known
     try:
         images = open_images(config.images)
     except StorageError:
-        default_channels = 3 if config.images.source == "folder" else None
-        return config.images.resolution, config.images.channels or default_channels, config.images.classes
+        return known
     return images.resolution, images.channels, len(images.classes)
 
 
 def _estimate(config: PipelineConfig, resolution: int | None, channels: int | None) -> dict[str, Any]:
-    """Of meta-training's work and memory and the functaset's size; None where images must be there to know."""
+    """Of meta-training's and encoding's work, of an outer step's memory, of the functaset's size.
+
+    None where images must be there to know; without them the work is that of meta-training alone.
+    """
     if resolution is None or channels is None:
         return {"flops": None, "memory_bytes": None, "store_bytes": None}
-    once = forward_flops(config.field, (resolution, resolution), channels)
-    seen = config.meta_train.steps * config.meta_train.batch
-    rows = _rows(config)
-    field = config.field
-    pixels = max(config.inner.chunk, (resolution // field.spatial) ** 2)
-    activations = pixels * field.width * (field.depth - 1) * 4 * ACTIVATIONS_PER_LAYER
-    weights = 4 * 4 * parameter_count(field, config.inner, channels)  # weights, gradient, two moments
+    field, inner, training, sides = config.field, config.inner, config.meta_train, (resolution, resolution)
+    outer = outer_flops(field, inner, sides, channels, training.patches_per_image) * training.steps * training.batch
+    rows = _rows(config) or 0
+    batch = training.micro_batch or -(-training.batch // config.dispatch.devices)  # images a process holds at once
     return {
-        "flops": OUTER_PASSES * once * seen + (ENCODE_PASSES * once * rows if rows else 0),
-        "memory_bytes": activations + weights,
-        "store_bytes": None if rows is None else rows * field.spatial**2 * field.channels * _bits(config) // 8,
+        "flops": round(outer + encode_passes(inner) * forward_flops(field, sides, channels) * rows),
+        "memory_bytes": outer_memory(field, inner, sides, channels, batch),
+        "store_bytes": rows * field.numbers * config.encode.quantization.bits // 8 if rows else None,
     }
 
 
-def _bits(config: PipelineConfig) -> int:
-    return config.encode.quantization.bits
-
-
 def _rows(config: PipelineConfig) -> int | None:
+    """How many images there are to encode."""
     try:
         images = open_images(config.images)
     except StorageError:
@@ -109,31 +117,61 @@ def print_presets(described: list[dict[str, Any]]) -> None:
     """A table."""
     table = Table("preset", "latent", "field", "classifier", "denoiser", "the paper's figures")
     for preset in described:
-        counts = [_millions(preset["parameters"][k]) for k in ("field", "classifier", "denoiser")]
+        counts = _counts(preset["parameters"], preset["stages"]).values()
         paper = ", ".join(f"{k} {v}" for k, v in preset["paper"].items())
         table.add_row(preset["name"], preset["latent"], *counts, paper)
     Console().print(table)
 
 
 def print_run(described: dict[str, Any]) -> None:
-    """The config section by section, then counts, estimate and digests."""
+    """The config section by section with each key's provenance, then counts, estimate, warnings and digests."""
     console = Console()
-    for section, value in described["config"].items():
+    config = dict(described["config"])
+    marks = {key: mark for mark, keys in config.pop("provenance").items() for key in keys}
+    for section, value in config.items():
         if isinstance(value, dict):
             table = Table(title=section, show_header=False, title_justify="left")
             for key, item in value.items():
-                table.add_row(key, str(item))
+                _add_rows(table, f"{section}.", key, item, marks)
             console.print(table)
-    estimate, counts = described["estimate"], described["parameters"]
-    console.print("Parameters: " + ", ".join(f"{k} {_millions(v)}" for k, v in counts.items()))
-    if estimate["flops"] is not None:
-        store = "?" if estimate["store_bytes"] is None else f"{estimate['store_bytes'] / 1e6:.1f} MB"
-        console.print(
-            f"Meta-training and encoding: {estimate['flops']:.2e} FLOPs, about {estimate['memory_bytes'] / 1e6:.0f} MB "
-            f"beside the libraries; the latents take at most {store}"
-        )
+        elif value is None:
+            console.print(f"{section}: none {_bracketed(marks.get(section))}\n", highlight=False, markup=False)
+    _print_estimate(console, described)
+    for warning in described["warnings"]:
+        console.print(f"Warning: {warning}", soft_wrap=True, highlight=False, markup=False)
     console.print("Digests: " + ", ".join(f"{k} {v}" for k, v in described["digests"].items()), soft_wrap=True)
 
 
-def _millions(count: int | None) -> str:
-    return "?" if count is None else f"{count / 1e6:.3f}M"
+def _add_rows(table: Table, prefix: str, key: str, value: Any, marks: dict[str, str]) -> None:
+    """One row per setting: dotted key, value, and whether it is the paper's or assumed, where the preset says so."""
+    if isinstance(value, dict) and value:
+        for inner, item in value.items():
+            _add_rows(table, prefix, f"{key}.{inner}", item, marks)
+    else:
+        table.add_row(key, str(value), *([marks.get(prefix + key, "")] if marks else []))
+
+
+def _bracketed(mark: str | None) -> str:
+    return "" if mark is None else f"({mark})"
+
+
+def _print_estimate(console: Console, described: dict[str, Any]) -> None:
+    estimate, counts = described["estimate"], described["parameters"]
+    shown = _counts(counts, list(described["digests"]))
+    console.print("Parameters: " + ", ".join(f"{name} {count}" for name, count in shown.items()))
+    if estimate["flops"] is None:
+        return
+    size = estimate["store_bytes"]
+    work = "Meta-training (no images to count and encode)" if size is None else "Meta-training and encoding"
+    store = "" if size is None else f"; the latents take at most {size / 1e6:.1f} MB"
+    console.print(
+        f"{work}: {estimate['flops']:.2e} FLOPs, about {estimate['memory_bytes'] / 1e6:.0f} MB beside the libraries"
+        f"{store}"
+    )
+
+
+def _counts(parameters: dict[str, int | None], stages: list[str]) -> dict[str, str]:
+    """In millions; "-" for a model that the config does not have, "?" where the images must be there to know."""
+    made_by = {"field": "meta_train", "classifier": "train_classifier", "denoiser": "train_diffusion"}
+    unknown = {name: "?" if stage in stages else "-" for name, stage in made_by.items()}
+    return {name: unknown[name] if n is None else f"{n / 1e6:.3f}M" for name, n in parameters.items()}

@@ -88,15 +88,17 @@ def pixel_classifier_job(ledger: Ledger, job: Job) -> Job:
 def sample_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int] | None]:
     """Slices of the samples that Frechet distances need, and the labels of all (None: unconditional)."""
     config = ledger.config
+    diffusion = config.diffusion
+    assert diffusion is not None  # no job["diffusion"] without one
     labels = None
     training = open_images(config.images).split("train").labels
     count = min(config.evaluation.samples, len(training))  # as many as there are reconstructions to compare with
-    if config.diffusion.process.conditional:
+    if diffusion.process.conditional:
         labels = [int(label) for label in reference_labels(training, count)]
     size = config.evaluation.slice
     return [
         SampleJob(
-            denoiser=job["diffusion"], process=config.diffusion.process, seed=config.seed, start=start,
+            denoiser=job["diffusion"], process=diffusion.process, seed=config.seed, start=start,
             labels=None if labels is None else tuple(labels[start : start + size]),
             count=min(size, count - start), batch=config.evaluation.batch, device=config.dispatch.device,
             output=f"{job['output']}/samples",
@@ -130,7 +132,9 @@ def _metrics(ledger: Ledger, finished: dict[str, StageRecord], measured: Job, re
     figures |= {"bad_inputs": len(encoded["bad_inputs"]), "fingerprint": info["fingerprint_digest"]}
     figures["seconds_by_stage"] = {stage: r.seconds for stage, r in finished.items()}
     figures["seconds_by_stage"]["evaluate"] = ledger.seconds()
-    figures["parameters"] = parameters(ledger.config, open_images(ledger.config.images).channels, len(classes(ledger)))
+    images = open_images(ledger.config.images)
+    counts = parameters(ledger.config, images.resolution, images.channels, len(images.classes))
+    figures["parameters"] = {name: count for name, count in counts.items() if count is not None}
     figures["versions"] = record.versions
     return figures
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from flows.config import INPUTS, STAGES, PipelineConfig, digest, stage_config
+from flows.config import PipelineConfig, digest, inputs_of, stage_config, stages_of
 from storage.locations import Location, open_location
 from storage.stages import (
     OUTPUTS,
@@ -43,8 +43,11 @@ class Ledger:
     def standing(self, stage: str) -> StageRecord | None:
         """The finished record of the stage if nothing of it need be done again, here or in the other root.
 
-        Raises StageConflict if this root holds the stage's output of another config.
+        None too for a stage that the config does not have. Raises StageConflict if this root holds the stage's output
+        of another config.
         """
+        if stage not in stages_of(self.config):
+            return None
         wanted = stage_config(self.config, stage)
         record = read_record(self.location, stage)
         if record is not None:
@@ -68,13 +71,14 @@ class Ledger:
         if record is None or record.config != wanted or not self._fits(record, lender):
             return None
         # The output itself stays where it is; the record here names the place.
-        taken = record.model_copy(update={"output": output_location(record, lender).uri})
+        place = output_location(record, lender).uri
+        taken = record.model_copy(update={"output": place, "stages": stages_of(self.config)})
         write_record(self.location, taken)
         return taken
 
     def inputs(self, stage: str) -> dict[str, str]:
         """Digests of what the stage reads, of those inputs that stand."""
-        records = {name: self.standing(name) for name in INPUTS[stage]}
+        records = {name: self.standing(name) for name in inputs_of(self.config, stage)}
         return {name: record.output_digest for name, record in records.items() if record is not None}
 
     def require(self, stage: str) -> StageRecord:
@@ -89,7 +93,7 @@ class Ledger:
 
     def require_inputs(self, stage: str) -> None:
         """Raises MissingInput unless what the stage reads has finished. Evaluation takes what there is."""
-        for name in ("meta_train", "encode") if stage == "evaluate" else INPUTS[stage]:
+        for name in ("meta_train", "encode") if stage == "evaluate" else inputs_of(self.config, stage):
             self.require(name)
 
     def output(self, record: StageRecord) -> str:
@@ -123,6 +127,7 @@ class Ledger:
             stage=stage,
             state="running",
             config=stage_config(self.config, stage),
+            stages=stages_of(self.config),
             inputs=self.inputs(stage),
             output=OUTPUTS[stage],
             started=now(),
@@ -165,8 +170,10 @@ class Ledger:
         return round(time.monotonic() - self._begun, 2)
 
     def all_standing(self) -> bool:
-        """Whether every stage stands, so that a run has nothing to do."""
-        return all([self.standing(stage) is not None for stage in STAGES])  # all of them: each may refuse
+        """Whether every stage that the config has stands, so that a run has nothing to do."""
+        return all(
+            [self.standing(stage) is not None for stage in stages_of(self.config)]
+        )  # all of them: each may refuse
 
 
 class MissingInput(Exception):

@@ -2,16 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.deployments import run_deployment
 
 from flows import stages
-from flows.config import PipelineConfig
+from flows.config import OPTIONAL, PipelineConfig, stages_of
 from flows.ledger import Ledger
 from flows.preflight import preflight
 from tasks.dispatch import allow_children, stop_children
@@ -42,12 +43,11 @@ def pipeline(
     parameters = {"config": config, "root": root, "from_root": from_root}
     run("meta_train", parameters)
     run("encode", parameters)
+    trainings = [stage for stage in stages_of(config) if stage in OPTIONAL]
     # Two trainings share the cores of one machine; on workers of their own each has all.
-    share = {} if through_deployments else {"threads": max(1, (os.cpu_count() or 1) // 2)}
-    _side_by_side(
-        lambda: run("train_classifier", parameters | share),
-        lambda: run("train_diffusion", parameters | share),
-    )
+    apart = through_deployments or len(trainings) < 2
+    share = {} if apart else {"threads": max(1, (os.cpu_count() or 1) // 2)}
+    _side_by_side([partial(run, stage, parameters | share) for stage in trainings])
     run("evaluate", parameters)
     return _publish(ledger)
 
@@ -88,8 +88,10 @@ class StageFailed(Exception):
     """A stage's run on a worker did not complete."""
 
 
-def _side_by_side(*calls: Callable[[], None]) -> None:
+def _side_by_side(calls: Sequence[Callable[[], None]]) -> None:
     """Runs the calls in threads that see the parent flow's context; the first failure ends the others."""
+    if not calls:
+        return
     with ThreadPoolExecutor(len(calls)) as pool:
         futures = [pool.submit(copy_context().run, call) for call in calls]
         try:

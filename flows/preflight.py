@@ -1,8 +1,8 @@
 """What can be known to fail is told in one line before a server is started or an hour is spent."""
 
 from flows.config import ConfigError, PipelineConfig
+from flows.fit import check_field
 from models.denoiser import check_denoiser
-from models.grid import patch_shape
 from storage.errors import StorageError
 from storage.images import open_images
 from storage.locations import open_location
@@ -10,14 +10,17 @@ from tasks.training.device import choose_device
 
 
 def preflight(config: PipelineConfig, root: str, stage: str) -> None:
-    """Raises ConfigError for a config that fits neither itself nor the images, StorageError for what is not there."""
+    """Raises ConfigError for a config that does not fit itself, StorageError for a world that it does not fit."""
+    if config.diffusion is not None and stage in ("pipeline", "train_diffusion"):
+        try:
+            check_denoiser(config.diffusion.model, config.field.latent_shape)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     images = open_images(config.images)
     try:
-        patch_shape((images.resolution, images.resolution), config.field.spatial)
-        if stage in ("pipeline", "train_diffusion"):
-            check_denoiser(config.diffusion.model, config.field.latent_shape)
+        check_field(config.field, images.resolution)
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise StorageError(f"{config.images.location}: {error}") from None
     try:
         choose_device(config.dispatch.device)
     except ValueError as error:

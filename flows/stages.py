@@ -5,7 +5,8 @@ from typing import Any
 from prefect import flow, get_run_logger, unmapped
 from prefect.artifacts import create_table_artifact
 
-from flows.config import PipelineConfig, digest
+from flows.config import PipelineConfig, digest, require_stage
+from flows.fit import known_images, latent_surplus
 from flows.jobs import (
     classifier_job,
     diffusion_job,
@@ -19,6 +20,7 @@ from flows.jobs import (
 )
 from flows.ledger import Ledger
 from flows.preflight import preflight
+from storage.images import open_images
 from tasks import units
 from tasks.dispatch import task_runner
 
@@ -36,6 +38,7 @@ def meta_train(root: str, *, from_root: str | None = None, config: PipelineConfi
     ledger = Ledger(config, root, from_root)
     if _stands(ledger, "meta_train"):
         return
+    warn_of_surplus(config)
     training = config.meta_train
     with ledger.working("meta_train") as record:
         job = meta_train_job(ledger, record)
@@ -95,7 +98,8 @@ def train_classifier(
     functaset = ledger.require("encode")
     with ledger.working("train_classifier") as record:
         job = classifier_job(ledger, record, functaset)
-        figures = units.retried(units.train, config.dispatch)(job, "the classifier", config.classifier.batch, threads)
+        batch = job["classifier"]["batch"]
+        figures = units.retried(units.train, config.dispatch)(job, "the classifier", batch, threads)
         ledger.finish(record, figures.pop("weights_digest"), figures)
 
 
@@ -118,9 +122,8 @@ def train_diffusion(
     functaset = ledger.require("encode")
     with ledger.working("train_diffusion") as record:
         job = diffusion_job(ledger, record, functaset)
-        figures = units.retried(units.train, config.dispatch)(
-            job, "the diffusion model", config.diffusion.batch, threads
-        )
+        batch = job["diffusion"]["batch"]
+        figures = units.retried(units.train, config.dispatch)(job, "the diffusion model", batch, threads)
         ledger.finish(record, figures.pop("weights_digest"), figures)
 
 
@@ -146,6 +149,17 @@ def evaluate(root: str, *, from_root: str | None = None, config: PipelineConfig)
         ledger.finish(record, digest(described["metrics"]), described["metrics"])
 
 
+def warn_of_surplus(config: PipelineConfig) -> None:
+    """A line in the run's log where the latent is larger than the image: allowed, but seldom meant."""
+    resolution, channels, _ = known_images(config.images)
+    if resolution is None or channels is None:
+        images = open_images(config.images)
+        resolution, channels = images.resolution, images.channels
+    warning = latent_surplus(config.field, resolution, channels)
+    if warning is not None:
+        get_run_logger().warning(warning)
+
+
 def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
     """What can be measured of the stages that have run."""
     dispatch = ledger.config.dispatch
@@ -166,6 +180,7 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stands(ledger: Ledger, stage: str) -> bool:
+    require_stage(ledger.config, stage)
     record = ledger.standing(stage)
     if record is None:
         preflight(ledger.config, ledger.root, stage)

@@ -104,10 +104,8 @@ def outer_memory(
     pixels = math.prod(resolution)
     chunk = max(inner.chunk, pixels // field.positions)  # a chunk is whole patches, at least one
     chunk = min(chunk, micro_batch * pixels)
-    if checkpoints(field, inner) or inner.first_order:
-        tensors = CHECKPOINTED_TENSORS
-    else:
-        tensors = 3 * (inner.steps - 1) + 3  # 9 for three steps: sine, cosine and argument of every recorded pass
+    recorded = 3 * (inner.steps - 1) + 3  # 9 for three steps: sine, cosine and argument of every recorded pass
+    tensors = CHECKPOINTED_TENSORS if checkpoints(field, inner) or inner.first_order else recorded
     activations = chunk * field.width * (field.depth - 1) * tensors
     weights = 4 * parameter_count(field, inner, image_channels, resolution)  # themselves, gradient, two moments
     batch = micro_batch * (pixels * image_channels + inner.steps * field.numbers)

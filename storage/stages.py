@@ -29,6 +29,7 @@ class StageRecord(BaseModel):
     stage: str
     state: Literal["running", "interrupted", "failed", "finished"]
     config: dict[str, Any]  # the keys that decide the result, flat
+    stages: tuple[str, ...] = ()  # all stages of the run that this one is part of; empty in records that do not say
     inputs: dict[str, str]  # digests of what it reads
     output: str  # under the root, or the URI of another root's output that was taken over
     output_digest: str = ""

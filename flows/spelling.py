@@ -1,0 +1,85 @@
+"""What the text of an override or of a YAML scalar means, read as the type of the field that it is for."""
+
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+
+EMPTY = ("", "~", "null", "none")  # spellings of None, where a field may be empty
+
+
+def annotation_of(model: type[BaseModel], parts: list[str]) -> Any:
+    """Type of the field that a dotted key names; Any for none."""
+    annotation: Any = model
+    for part in parts:
+        annotation = fields(annotation).get(part, Any)
+    return annotation
+
+
+def fields(annotation: Any) -> dict[str, Any]:
+    """Types of a section's fields by name, also where the section may be null; empty for what is no section."""
+    for choice in _choices(annotation):
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            return {name: info.annotation for name, info in choice.model_fields.items()}
+    return {}
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _takes(annotation: Any) -> tuple[bool, bool]:
+    """(text alone, None too): what a field of this type takes, as far as a value's spelling must be read for it."""
+    choices = _choices(annotation)
+    values = [choice for choice in choices if choice is not NoneType]
+    literals = [isinstance(x, str) for value in values if get_origin(value) is Literal for x in get_args(value)]
+    texts = all(value is str or get_origin(value) is Literal for value in values) and all(literals)
+    return texts, NoneType in choices
+
+
+def read_value(text: str, annotation: Any) -> Any:
+    """What KEY=TEXT means for a field of this type: text stays as it stands, `on` and `2024` included."""
+    texts, nullable = _takes(annotation)
+    if nullable and text.strip().lower() in EMPTY:
+        return None
+    if texts:
+        return text
+    try:
+        value = read_yaml(text, annotation) if text.strip() else text
+    except (yaml.YAMLError, RecursionError, ValueError):
+        value = text
+    # YAML 1.1 reads "1e-3" (no dot) as text; as a number is what everybody means.
+    return _number(value)
+
+
+def read_yaml(text: str, annotation: Any) -> Any:
+    """YAML's value, except that scalars of text fields stay text: YAML 1.1 reads `off` as false, 2024 as a number."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        _keep_texts(node, annotation)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _keep_texts(node: yaml.Node | None, annotation: Any) -> None:
+    known = fields(annotation) if isinstance(node, yaml.MappingNode) else {}
+    for key, value in node.value if known else ():  # type: ignore[union-attr]
+        if not isinstance(key, yaml.ScalarNode) or key.value not in known:
+            continue
+        texts, nullable = _takes(known[key.value])
+        plain = isinstance(value, yaml.ScalarNode) and value.tag.startswith("tag:yaml.org,2002:")
+        if plain and texts and not (nullable and value.value.lower() in EMPTY):
+            value.tag = "tag:yaml.org,2002:str"
+        _keep_texts(value, known[key.value])
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
