@@ -88,6 +88,43 @@ def test_a_field_that_does_not_fit_the_images_is_a_fault_of_the_config(tmp_path:
     assert not root.exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "line"),
+    [
+        (["field.spatial=5"], "12x12 pixels are not divisible into 5x5 latent positions"),
+        (["field.coordinates=binary"], "powers of two, not 12"),
+    ],
+)
+def test_a_field_that_does_not_fit_images_of_unknown_size_is_told_before_any_work(
+    field: list[str], line: str, tmp_path: Path
+) -> None:
+    images, root = tmp_path / "images", tmp_path / "root"
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (12, 12)).save(images / f"{name}.png")
+    sets = ["images.source=folder", f"images.location={images}", *field]
+    done = functa("run", "digits", *(part for s in sets for part in ("--set", s)), "--root", str(root))
+    assert str(images) in told(done, 1)
+    assert line in told(done, 1)
+    assert not root.exists()
+
+
+def test_a_stage_that_the_config_does_not_have_is_refused(tmp_path: Path) -> None:
+    done = functa("train-classifier", "digits", "--set", "classifier=null", "--root", str(tmp_path / "root"))
+    assert "digits: has no train-classifier stage" in told(done, 2)
+
+
+def test_show_warns_of_a_latent_larger_than_its_image() -> None:
+    overrides = ["--set", "field.channels=32", "--set", "classifier=null", "--set", "diffusion=null"]
+    done = functa("show", "digits", *overrides)
+    assert done.stdout.count("128 numbers, more than the 64 values") == 1
+    shown = json.loads(functa("show", "digits", *overrides, "--json").stdout)
+    assert shown["config"]["classifier"] is None
+    assert set(shown["digests"]) == {"meta_train", "encode", "evaluate"}
+    assert shown["parameters"]["classifier"] is None
+    assert len(shown["warnings"]) == 1
+
+
 def test_a_root_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot write to" in told(functa("run", "digits", "--root", str(tmp_path / "file" / "root")), 1)
@@ -163,6 +200,29 @@ def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> Non
     spoilt = functa("store", "verify", str(root))
     assert spoilt.returncode == 1
     assert str(shard.relative_to(root / "functaset.zarr")) in spoilt.stdout
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("prefect-cli")
+def test_a_run_without_classifier_and_diffusion(tmp_path: Path) -> None:
+    """Neither is started, missed or reported; a latent larger than its image is told once, and allowed."""
+    root = tmp_path / "root"
+    sets = [s for s in TINY if not s.startswith(("classifier.", "diffusion."))]
+    sets += ["classifier=null", "diffusion=null", "field.channels=32"]
+    command = ["run", "digits", *(part for s in sets for part in ("--set", s)), "--root", str(root)]
+    done = functa(*command, timeout=280)
+    assert done.returncode == 0, done.stderr
+    said = " ".join((done.stdout + done.stderr).split())
+    assert said.count("128 numbers, more than the 64 values") == 1
+    metrics = json.loads((root / "metrics.json").read_text())
+    assert "psnr_test" in metrics
+    assert not {"top1_test", "fd", "fd_noise", "top1_pixels"} & metrics.keys()
+    assert set(metrics["parameters"]) == {"field"}
+    assert not (root / "checkpoints" / "classifier").exists()
+    assert "Train the classifier" not in (root / "report.html").read_text()
+    status = json.loads(functa("status", str(root), "--json").stdout)
+    assert status["stages"] == dict.fromkeys(("meta_train", "encode", "evaluate"), "finished")
+    assert "everything stands already" in functa(*command).stdout
 
 
 def check_a_root_that_borrows(lender: Path, root: Path, command: list[str]) -> None:

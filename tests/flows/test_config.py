@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.config import STAGES, ConfigError, digest, load_config, preset_names, stage_config
+from flows.config import (
+    STAGES,
+    ConfigError,
+    digest,
+    inputs_of,
+    load_config,
+    preset_names,
+    require_stage,
+    stage_config,
+    stages_of,
+)
+from flows.fit import latent_surplus
+from models.config import FieldConfig
+from tasks.config import TrainClassifierConfig, TrainDiffusionConfig
 
 
 @pytest.mark.parametrize(
@@ -30,6 +43,22 @@ from flows.config import STAGES, ConfigError, digest, load_config, preset_names,
         ("a" * 300 + ".yaml", [], "cannot be read (File name too long); name a readable YAML file"),
         ("digits", ["inner.compile=maybe"], "inner.compile: input should be 'auto', 'on' or 'off', got 'maybe'"),
         ("digits", ["field.width="], "field.width: input should be a valid integer"),
+        ("digits", ["classifier=3"], "classifier: "),
+        ("digits", ["classifier.stepz=3"], "unknown key 'classifier.stepz': did you mean 'steps'"),
+        ("digits", ["field.spatial=3"], "8x8 pixels are not divisible into 3x3 latent positions: choose field.spatial"),
+        ("cifar10_quick", ["images.resolution=36"], "36x36 pixels are not divisible into 8x8 latent positions"),
+        ("digits", ["images.resolution=12", "field.coordinates=binary"], "powers of two, not 12: choose another"),
+        ("digits", ["field.axes=3"], "field.axes=3: the pipeline works on images, which have 2 axes; set field.axes=2"),
+        (
+            "digits",
+            ["meta_train.patches_per_image=2", "field.interpolation=bilinear"],
+            "patches_per_image=2 needs patches that depend on their own latent alone: leave it empty",
+        ),
+        ("digits", ["meta_train.patches_per_image=2", "field.kernel=3"], "set field.interpolation=nearest and"),
+        ("digits", ["meta_train.patches_per_image=5"], "=5 exceeds the 4 latent positions of an image: choose at most"),
+        ("digits", ["meta_train.micro_batch=65"], "meta_train.micro_batch=65 exceeds meta_train.batch=64: choose at"),
+        ("digits", ["provenance.paper=[field.widht]"], "provenance names 'field.widht', which is no key"),
+        ("digits", ["provenance.paper=[seed, seed]"], "provenance names 'seed' twice"),
     ],
 )
 def test_a_wrong_config_is_one_line_that_names_the_key(preset: str, overrides: list[str], told: str) -> None:
@@ -134,6 +163,54 @@ def test_an_override_is_read_as_the_type_of_its_field(override: str, value: Any)
 def test_a_section_may_be_overridden_whole() -> None:
     config = load_config("digits", ["inner={compile: on, steps: 2}"])
     assert (config.inner.compile, config.inner.steps) == ("on", 2)
+
+
+@pytest.mark.parametrize("text", ["null", "", "~", "None"])
+def test_a_null_section_has_no_stage(text: str) -> None:
+    config = load_config("digits", [f"classifier={text}"])
+    assert config.classifier is None
+    assert stages_of(config) == ("meta_train", "encode", "train_diffusion", "evaluate")
+    assert inputs_of(config, "evaluate") == ("meta_train", "encode", "train_diffusion")
+    with pytest.raises(ConfigError, match=r"digits: has no train-classifier stage.*--set classifier=\{\}"):
+        require_stage(config, "train_classifier")
+    assert stage_config(config, "encode") == stage_config(load_config("digits"), "encode")
+
+
+def test_a_key_of_a_null_section_asks_for_the_section_with_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "bare.yaml"
+    path.write_text("classifier: null\ndiffusion:\n")
+    assert (load_config(str(path)).classifier, load_config(str(path)).diffusion) == (None, None)
+    classifier = load_config(str(path), ["classifier.steps=5"]).classifier
+    assert classifier == TrainClassifierConfig(steps=5)
+    assert load_config(str(path), ["classifier={}"]).classifier == TrainClassifierConfig()
+    assert load_config(str(path), ["diffusion.process.clip=none"]).diffusion == TrainDiffusionConfig()
+
+
+def test_a_null_diffusion_section_survives_json_and_digests() -> None:
+    config = load_config("digits", ["diffusion=null", "classifier=null"])
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+    assert not [key for key in stage_config(config, "evaluate") if key.startswith("diffusion.")]
+
+
+def test_an_overridden_key_is_neither_the_papers_nor_assumed(tmp_path: Path) -> None:
+    path = tmp_path / "marked.yaml"
+    path.write_text(
+        "field: {width: 32, depth: 3}\nclassifier: null\n"
+        "provenance: {paper: [field.width, field.depth], assumed: [classifier]}\n"
+    )
+    assert load_config(str(path), ["field.width=64"]).provenance.paper == ("field.depth",)
+    assert load_config(str(path), ["field={width: 64}"]).provenance.paper == ()
+    assert load_config(str(path), ["classifier.steps=5"]).provenance.assumed == ()
+    assert load_config(str(path), ["field.w0=3"]).provenance == load_config(str(path)).provenance
+
+
+def test_a_latent_larger_than_its_image_is_a_warning_with_both_numbers() -> None:
+    field = FieldConfig(spatial=8, channels=49)
+    told = latent_surplus(field, 32, 3)
+    assert told is not None
+    assert "8x8x49 has 3136 numbers, more than the 3072 values of a 32x32x3 image" in told
+    assert latent_surplus(field.model_copy(update={"channels": 48}), 32, 3) is None
+    assert latent_surplus(field, None, 3) is None
 
 
 def test_a_file_needs_no_quotes_around_words_that_yaml_takes_for_something_else(tmp_path: Path) -> None:

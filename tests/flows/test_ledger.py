@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.config import PipelineConfig, load_config
+from flows.config import STAGES, PipelineConfig, load_config
+from flows.console import read_status
 from flows.ledger import Ledger, MissingInput
 from storage.checkpoints import save_checkpoint
 from storage.errors import StorageError
@@ -50,6 +51,21 @@ def finish_all(root: Path, *overrides: str) -> Ledger:
 def test_what_has_finished_stands(tmp_path: Path) -> None:
     assert finish_all(tmp_path).all_standing()
     assert not ledger(tmp_path / "other").all_standing()
+
+
+def test_a_stage_that_the_config_does_not_have_is_not_missed(tmp_path: Path) -> None:
+    book = ledger(tmp_path, "classifier=null", "diffusion=null")
+    for stage in ("meta_train", "encode", "evaluate"):
+        finish(book, stage)
+    assert book.all_standing()
+    assert book.standing("train_classifier") is None
+    assert book.inputs("evaluate") == {"meta_train": "feed", "encode": "feed"}
+    assert read_status(str(tmp_path))["stages"] == dict.fromkeys(("meta_train", "encode", "evaluate"), "finished")
+    added = ledger(tmp_path, "diffusion=null")  # a classifier asked for later
+    assert not added.all_standing()
+    finish(added, "train_classifier")
+    assert [stage for stage in STAGES if added.standing(stage)] == ["meta_train", "encode", "train_classifier"]
+    assert read_status(str(tmp_path))["stages"]["train_classifier"] == "finished"
 
 
 def test_an_unfinished_or_other_checkpoint_does_not_stand(tmp_path: Path) -> None:
