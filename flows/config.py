@@ -33,11 +33,19 @@ class ConfigError(Exception):
 class Provenance(Config):
     """Where a preset's settings come from. In the config, not in comments, so that it reaches `show` and every run.
 
-    An overridden key leaves its list: what a user chose is neither the paper's nor ours.
+    A key speaks for all below it that are not named themselves. An overridden key leaves its list: what a user chose
+    is neither the paper's nor the preset's.
     """
 
     paper: tuple[str, ...] = Field((), description="Keys whose values the paper gives for this very row.")
     assumed: tuple[str, ...] = Field((), description="Keys on which the paper is silent for this row: our choice.")
+
+    def of(self, key: str) -> str:
+        """The mark of a dotted key, by the longest name above it: "paper", "assumed", or "" where nothing is said."""
+        marks = {marked: kind for kind in ("paper", "assumed") for marked in getattr(self, kind)}
+        parts = key.split(".")
+        above = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+        return next((marks[name] for name in above if name in marks), "")
 
 
 class PipelineConfig(Config):
@@ -58,7 +66,9 @@ class PipelineConfig(Config):
     )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), title="Evaluation")
     dispatch: DispatchConfig = Field(DispatchConfig(), title="Dispatch")
-    paper: dict[str, float | str] = Field({}, description="The paper's figures for this row; shown, never used.")
+    paper: dict[str, float | str] = Field(
+        {}, description="The paper's figures for this row, dB and percent; never used."
+    )
     provenance: Provenance = Field(Provenance(), title="Provenance")
 
     @model_validator(mode="after")
@@ -214,6 +224,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
         step = here.setdefault(part, {})
         if step is None:  # a key of a null section asks for the section: the rest are its defaults
             step = here[part] = {}
+            _forget_provenance(data, ".".join(parts[: parts.index(part) + 1]))
         if not isinstance(step, dict):
             raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
         here = step
@@ -222,17 +233,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _forget_provenance(data: dict[str, Any], key: str) -> None:
-    """An overridden key, what lies below it and the null section above it are no longer as the preset had them."""
+    """An overridden key, and whatever lies below it, is no longer as the preset had it."""
     marks = data.get("provenance")
     if not isinstance(marks, dict) or key.startswith("provenance"):
         return
-
-    def touched(marked: Any) -> bool:
-        return f"{marked}.".startswith(f"{key}.") or f"{key}.".startswith(f"{marked}.")
-
     for kind, keys in marks.items():
         if isinstance(keys, list):
-            marks[kind] = [marked for marked in keys if not touched(marked)]
+            marks[kind] = [marked for marked in keys if not f"{marked}.".startswith(f"{key}.")]
 
 
 def _explain(error: ValidationError) -> str:

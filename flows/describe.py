@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.config import PipelineConfig, digest, stage_config, stages_of
+from flows.config import PipelineConfig, Provenance, digest, stage_config, stages_of
 from flows.fit import ImageShape, known_images, latent_surplus
 from models.cost import encode_passes, forward_flops, outer_flops, outer_memory, parameter_count
 from storage.errors import StorageError
@@ -127,7 +127,7 @@ def print_run(described: dict[str, Any]) -> None:
     """The config section by section with each key's provenance, then counts, estimate, warnings and digests."""
     console = Console()
     config = dict(described["config"])
-    marks = {key: mark for mark, keys in config.pop("provenance").items() for key in keys}
+    marks = Provenance.model_validate(config.pop("provenance"))
     for section, value in config.items():
         if isinstance(value, dict):
             table = Table(title=section, show_header=False, title_justify="left")
@@ -135,24 +135,24 @@ def print_run(described: dict[str, Any]) -> None:
                 _add_rows(table, f"{section}.", key, item, marks)
             console.print(table)
         elif value is None:
-            console.print(f"{section}: none {_bracketed(marks.get(section))}\n", highlight=False, markup=False)
+            console.print(f"{section}: none {_bracketed(marks.of(section))}\n", highlight=False, markup=False)
     _print_estimate(console, described)
     for warning in described["warnings"]:
         console.print(f"Warning: {warning}", soft_wrap=True, highlight=False, markup=False)
     console.print("Digests: " + ", ".join(f"{k} {v}" for k, v in described["digests"].items()), soft_wrap=True)
 
 
-def _add_rows(table: Table, prefix: str, key: str, value: Any, marks: dict[str, str]) -> None:
+def _add_rows(table: Table, prefix: str, key: str, value: Any, marks: Provenance) -> None:
     """One row per setting: dotted key, value, and whether it is the paper's or assumed, where the preset says so."""
     if isinstance(value, dict) and value:
         for inner, item in value.items():
             _add_rows(table, prefix, f"{key}.{inner}", item, marks)
     else:
-        table.add_row(key, str(value), *([marks.get(prefix + key, "")] if marks else []))
+        table.add_row(key, str(value), marks.of(prefix + key))
 
 
-def _bracketed(mark: str | None) -> str:
-    return "" if mark is None else f"({mark})"
+def _bracketed(mark: str) -> str:
+    return f"({mark})" if mark else ""
 
 
 def _print_estimate(console: Console, described: dict[str, Any]) -> None:

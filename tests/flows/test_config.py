@@ -201,7 +201,9 @@ def test_an_overridden_key_is_neither_the_papers_nor_assumed(tmp_path: Path) -> 
     assert load_config(str(path), ["field.width=64"]).provenance.paper == ("field.depth",)
     assert load_config(str(path), ["field={width: 64}"]).provenance.paper == ()
     assert load_config(str(path), ["classifier.steps=5"]).provenance.assumed == ()
-    assert load_config(str(path), ["field.w0=3"]).provenance == load_config(str(path)).provenance
+    marks = load_config(str(path), ["field.w0=3"]).provenance
+    assert marks == load_config(str(path)).provenance
+    assert [marks.of(key) for key in ("field.width", "field.w0", "classifier.steps")] == ["paper", "", "assumed"]
 
 
 def test_a_latent_larger_than_its_image_is_a_warning_with_both_numbers() -> None:

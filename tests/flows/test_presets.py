@@ -1,0 +1,232 @@
+"""Every preset loads, is whole and says where its settings come from; the paper's numbers, literally."""
+
+import re
+from importlib import resources
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.config import PipelineConfig, load_config, preset_names
+from flows.fit import known_images
+from models.cost import encode_passes, forward_flops, outer_flops
+from models.denoiser import check_denoiser
+
+PAPER = [name for name in preset_names() if name.startswith("paper_")]
+IMAGES = {"cifar10": 60_000, "imagenet": 1_331_167, "celeba_hq": 30_000, "fashion_mnist": 70_000}  # both splits
+DESCRIPTIONS = ("name", "paper", "provenance")  # keys that describe a preset and set nothing
+
+TABLE_1 = {256: (27.6, 66.7, 78.2), 512: (31.9, 68.3, 96.1), 1024: (38.1, 66.7, 134.8)}
+TABLE_2 = {  # PSNR, top-1, FID unconditional and conditional
+    "8x8x16": (37.2, 90.3, 16.5, 11.2),
+    "8x8x16_linear": (35.6, 83.0, 25.6, 11.6),
+    "4x4x64": (39.0, 88.2, 44.6, 10.4),
+    "4x4x64_linear": (35.3, 80.8, 71.2, 11.0),
+}
+TABLE_3 = {  # PSNR, top-1, FID conditional
+    "8x8x256": (28.3, 76.6, 17.9),
+    "8x8x512": (30.6, 76.5, 23.5),
+    "8x8x1024": (25.7, 76.5, None),
+    "16x16x64": (28.9, 80.4, 12.5),
+    "16x16x128": (37.8, 80.7, 10.5),
+    "16x16x256": (37.2, 80.6, 11.7),
+    "32x32x16": (28.6, None, 12.4),
+    "32x32x32": (31.7, None, 10.5),
+    "32x32x64": (37.7, None, 8.8),
+    "32x32x64_3x3": (38.4, None, 8.5),
+}
+TABLE_4 = {  # width, depth, outer learning rate; C.1: steps
+    "8x8x16": (256, 6, 3e-5, 200_000),
+    "8x8x16_linear": (256, 6, 1e-4, 200_000),
+    "4x4x64": (256, 10, 3e-5, 500_000),
+    "4x4x64_linear": (256, 10, 3e-5, 500_000),
+}
+TABLE_5 = {  # width, feed-forward width, blocks, learning rate, dropout, batch
+    "8x8x16": (128, 256, 12, 1e-2, 0.1, 256),
+    "8x8x16_linear": (128, 256, 12, 1e-2, 0.2, 256),
+    "4x4x64": (384, 768, 12, 2e-3, 0.1, 512),
+    "4x4x64_linear": (384, 768, 16, 2e-3, 0.2, 512),
+}
+TABLE_6 = {  # schedule, residual blocks, multipliers, attention, dropout
+    "8x8x16": ("linear", 1, (1, 1), (4,), 0.4),
+    "8x8x16_linear": ("cosine", 2, (2, 2), (), 0.4),  # it says (2,), which is no level: docs/paper.md
+    "4x4x64": ("cosine", 2, (2, 2), (), 0.4),
+    "4x4x64_linear": ("cosine", 2, (2, 2), (4,), 0.4),
+    "8x8x16_cond": ("cosine", 3, (2, 2, 2), (8,), 0.1),
+    "8x8x16_linear_cond": ("cosine", 3, (2, 2, 2), (8, 4), 0.0),
+    "4x4x64_cond": ("cosine", 3, (2, 2), (4,), 0.0),
+    "4x4x64_linear_cond": ("cosine", 3, (2, 2, 2), (4, 2), 0.0),
+}
+
+
+def text_of(name: str) -> str:
+    return (resources.files("flows.presets") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def leaves(value: Any, prefix: str = "") -> list[str]:
+    """Dotted keys of everything that a preset sets."""
+    if not isinstance(value, dict):
+        return [prefix]
+    return [leaf for key, below in value.items() for leaf in leaves(below, f"{prefix}.{key}".lstrip("."))]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_key_that_a_preset_sets_is_the_papers_or_assumed(name: str) -> None:
+    data = yaml.safe_load(text_of(name))
+    described = {key: data.pop(key) for key in DESCRIPTIONS if key in data}
+    marks = load_config(name).provenance
+    assert [key for key in leaves(data) if not marks.of(key)] == []
+    if name in PAPER:  # one by one, and nothing that is not set
+        assert sorted(leaves(data)) == sorted([*marks.paper, *marks.assumed])
+    else:
+        assert not marks.paper
+    assert described["name"] == name
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_fits_its_images_and_its_models_fit_the_latent(name: str) -> None:
+    config = load_config(name)
+    resolution, channels, _ = known_images(config.images)
+    assert resolution is not None
+    assert channels is not None
+    assert resolution % config.field.spatial == 0
+    assert config.field.numbers <= resolution**2 * channels
+    if config.diffusion is not None:
+        check_denoiser(config.diffusion.model, config.field.latent_shape)
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in ("digits", "cifar10_quick")])
+def test_a_presets_head_gives_its_command_and_its_cost(name: str) -> None:
+    head = re.match(r"(#.*\n)+", text_of(name))
+    assert head is not None
+    assert f"functa run {name} " in head[0]
+    told = re.search(r"meta-training (\S+) FLOPs, encoding (\S+) FLOPs; at 20 TFLOP/s", head[0])
+    assert told is not None
+    config = load_config(name)
+    resolution, channels, _ = known_images(config.images)
+    assert resolution is not None
+    assert channels is not None
+    sides, training = (resolution, resolution), config.meta_train
+    one = outer_flops(config.field, config.inner, sides, channels, training.patches_per_image)
+    assert float(told[1]) == pytest.approx(one * training.steps * training.batch, rel=0.01)
+    encoding = encode_passes(config.inner) * forward_flops(config.field, sides, channels)
+    assert float(told[2]) == pytest.approx(encoding * IMAGES[config.images.location], rel=0.01)
+
+
+def test_there_is_a_preset_for_every_row_of_tables_1_2_and_3() -> None:
+    rows = [f"paper_cifar10_vector_{numbers}" for numbers in TABLE_1]
+    rows += [f"paper_cifar10_{row}" for row in TABLE_6]
+    rows += [f"paper_imagenet_{row}" for row in TABLE_3]
+    rows += [f"paper_celeba_64x64_{numbers}" for numbers in (64, 128, 256, 512, 1024)]
+    assert sorted(rows) == sorted(PAPER)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_the_paper_does_everywhere(name: str) -> None:
+    config = load_config(name)
+    assert (config.inner.steps, config.inner.rates) == (3, "element")
+    training = config.meta_train
+    assert (training.decay, training.warmup, training.clip_norm, training.ema) == ("constant", 0, None, 0)
+    assert config.inner.loss == ("patch" if config.field.spatial > 1 else "image")
+    bilinear = name.endswith(("linear", "linear_cond"))
+    assert config.field.interpolation == ("bilinear" if bilinear else "nearest")
+    assert config.field.coordinates == ("binary" if bilinear else "patch")
+    assert config.field.kernel == (3 if name.endswith("3x3") else 1)
+    size = re.search(r"_(\d+)x\1x(\d+)", name)
+    if size is not None and "celeba" not in name:
+        assert (config.field.spatial, config.field.channels) == (int(size[1]), int(size[2]))
+
+
+@pytest.mark.parametrize("numbers", TABLE_1)
+def test_table_1_and_b1(numbers: int) -> None:
+    config = load_config(f"paper_cifar10_vector_{numbers}")
+    psnr, top1, fid = TABLE_1[numbers]
+    assert config.paper == {"psnr": psnr, "top1": top1, "fid_uncond": fid}
+    field, training = config.field, config.meta_train
+    assert (field.spatial, field.channels, field.width, field.depth, field.w0) == (1, numbers, 512, 15, 30)
+    assert (training.batch, training.learning_rate, training.steps) == (128, 3e-6, 500_000)
+    assert config.classifier is config.diffusion is None
+
+
+@pytest.mark.parametrize("numbers", [64, 128, 256, 512, 1024])
+def test_section_3_on_celeba(numbers: int) -> None:
+    field = load_config(f"paper_celeba_64x64_{numbers}").field
+    assert (field.spatial, field.channels, field.width, field.depth, field.w0) == (1, numbers, 512, 15, 30)
+
+
+@pytest.mark.parametrize("row", TABLE_6)
+def test_tables_2_4_5_and_6(row: str) -> None:
+    config, like = load_config(f"paper_cifar10_{row}"), row.removesuffix("_cond")
+    assert tuple(config.paper[key] for key in ("psnr", "top1", "fid_uncond", "fid_cond")) == TABLE_2[like]
+    field, training = config.field, config.meta_train
+    assert (field.width, field.depth, training.learning_rate, training.steps) == TABLE_4[like]
+    assert (field.w0, training.batch) == (10, 128)
+    check_classifier(config, TABLE_5[like])
+    assert config.diffusion is not None
+    process, model = config.diffusion.process, config.diffusion.model
+    drawn = (process.schedule, model.blocks, model.multipliers, model.attention, model.dropout)
+    assert drawn == TABLE_6[row]
+    assert (model.channels, config.diffusion.steps, config.diffusion.batch) == (320, 500_000, 256)
+    assert config.diffusion.learning_rate == 1e-4
+    assert (config.diffusion.normalization.kind, config.diffusion.normalization.gamma) == ("vector", 2)
+    conditional = row.endswith("_cond")
+    assert (process.conditional, process.guidance, process.label_drop) == (conditional, 5 if conditional else 1, 0.2)
+    assert process.timesteps == 1000
+
+
+def check_classifier(config: PipelineConfig, row: tuple[float, ...]) -> None:
+    assert config.classifier is not None
+    training, model = config.classifier, config.classifier.model
+    feed_forward = model.mlp_ratio * model.width
+    assert (model.width, feed_forward, model.depth, training.learning_rate, model.dropout, training.batch) == row
+    assert (model.heads, training.label_smoothing, training.weight_decay) == (16, 0.1, 0.1)
+    assert training.steps == 100_000
+
+
+@pytest.mark.parametrize("row", ["8x8x16", "8x8x16_linear", "4x4x64", "4x4x64_linear"])
+def test_the_conditional_row_differs_in_the_diffusion_alone(row: str) -> None:
+    """So that it takes over field, functaset and classifier by --from."""
+    first, second = (load_config(f"paper_cifar10_{name}").model_dump() for name in (row, f"{row}_cond"))
+    assert {key for key in first if first[key] != second[key]} == {"name", "diffusion", "provenance"}
+
+
+@pytest.mark.parametrize("row", TABLE_3)
+def test_table_3(row: str) -> None:
+    config = load_config(f"paper_imagenet_{row}")
+    assert config.images.resolution == 256
+    psnr, top1, fid = TABLE_3[row]
+    figures = {"psnr": psnr, "top1": top1, "fid_cond": fid}
+    assert config.paper == {key: value for key, value in figures.items() if value is not None}
+    assert (config.classifier is None) == (top1 is None)
+    assert (config.diffusion is None) == (fid is None)
+    assert (config.meta_train.batch, config.meta_train.steps) == (16, 500_000)
+    if config.diffusion is not None:
+        assert config.diffusion.process.guidance == 5
+
+
+def test_c3_literally() -> None:
+    wide, fine = load_config("paper_imagenet_16x16x128"), load_config("paper_imagenet_32x32x64_3x3")
+    assert (wide.field.width, wide.field.depth, wide.field.w0, wide.meta_train.learning_rate) == (256, 12, 20, 1e-5)
+    assert (fine.field.width, fine.field.depth, fine.field.w0, fine.meta_train.learning_rate) == (256, 8, 10, 3e-5)
+    classifier, diffusion = wide.classifier, fine.diffusion
+    assert classifier is not None
+    assert diffusion is not None
+    assert classifier.steps == round(200 * 1_281_167 / 1024)
+    assert (classifier.learning_rate, classifier.batch) == (1e-3, 1024)
+    assert (classifier.label_smoothing, classifier.weight_decay) == (0.1, 0.2)
+    model = classifier.model
+    assert (model.width, model.mlp_ratio * model.width, model.depth) == (768, 1536, 18)
+    assert (model.heads, model.dropout) == (16, 0.2)
+    assert (diffusion.steps, diffusion.batch, diffusion.learning_rate) == (1_500_000, 256, 1e-4)
+    assert (diffusion.normalization.kind, diffusion.normalization.gamma) == ("vector", 2.5)
+    assert (diffusion.process.label_drop, diffusion.process.schedule) == (0.2, "cosine")
+    unet = diffusion.model
+    assert (unet.blocks, unet.channels, unet.multipliers) == (2, 320, (1, 2, 2, 2))
+    assert (unet.attention, unet.dropout) == ((8, 16), 0)
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.endswith("_fast")])
+def test_a_tuned_preset_is_of_the_field_alone(name: str) -> None:
+    config = load_config(name)
+    assert config.classifier is config.diffusion is None
+    assert (config.images.source, config.images.location) == ("npz", "cifar10")
