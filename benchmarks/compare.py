@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from models.config import FieldConfig
-from models.field import forward_flops
+from models.cost import forward_flops
 
 SIDE = Path(__file__).with_name("side.py")
 PASSES = {"encode": 6, "meta": 21}  # of the method as written, which is what GFLOP/s counts on both sides

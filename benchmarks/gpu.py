@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from models.config import FieldConfig, InnerConfig
-from models.field import Field, forward_flops
+from models.cost import encode_passes, forward_flops, outer_passes
+from models.field import Field
 from models.inner import InnerLoop
 
 # name: field, resolution, images per encoding call, images per outer step
@@ -35,7 +36,7 @@ PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 CHUNKS = (1 << 17, 1 << 19, 1 << 21)  # pixels: the largest that memory takes is not always the fastest
 ROWS = {"cuda": 65536, "cpu": 2048}
 SECONDS = 3.0
-PASSES = {"encode": 4, "outer": 15}  # with the first step shared; sweeps of 3x3 maps take 19 for the outer step
+MODES = ("encode", "outer")
 
 
 def set_precision(precision: str) -> None:
@@ -93,7 +94,8 @@ def measure(name: str, mode: str, precision: str, compiled: bool, chunk: int, de
             optimizer.step()
 
         images_per_s = batch * rate(step, device)
-    flops = PASSES[mode] * forward_flops(config, (side, side), 3) * images_per_s
+    passes = outer_passes(config, inner) if mode == "outer" else encode_passes(inner, psnr=False)
+    flops = passes * forward_flops(config, (side, side), 3) * images_per_s
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
     return {"batch": batch, "images_per_s": images_per_s, "tflop_per_s": flops / 1e12, "memory_gib": memory}
 
@@ -102,7 +104,7 @@ def pieces(device: str) -> list[dict[str, Any]]:
     """Everything to measure, the aims of the project first."""
     rates: list[dict[str, Any]] = [{"piece": "matmul", "precision": precision} for precision in PRECISIONS]
     settings = itertools.product(
-        CHUNKS[:1] if device == "cpu" else CHUNKS, (True, False), ("bf16", "fp16", "tf32", "float32"), PRESETS, PASSES
+        CHUNKS[:1] if device == "cpu" else CHUNKS, (True, False), ("bf16", "fp16", "tf32", "float32"), PRESETS, MODES
     )
     names = ("chunk", "compiled", "precision", "preset", "mode")
     return rates + [{"piece": "loop"} | dict(zip(names, values)) for values in settings]

@@ -1,5 +1,6 @@
 """`functa presets` and `functa show`: what a config is made of, what it will cost."""
 
+import os
 from typing import Any
 
 from rich.console import Console
@@ -99,9 +100,14 @@ def _estimate(config: PipelineConfig, resolution: int | None, channels: int | No
     batch = training.micro_batch or -(-training.batch // config.dispatch.devices)  # images a process holds at once
     return {
         "flops": round(outer + encode_passes(inner) * forward_flops(field, sides, channels) * rows),
-        "memory_bytes": outer_memory(field, inner, sides, channels, batch),
+        "memory_bytes": outer_memory(field, inner, sides, channels, batch, _cores(config)),
         "store_bytes": rows * field.numbers * config.encode.quantization.bits // 8 if rows else None,
     }
+
+
+def _cores(config: PipelineConfig) -> int:
+    """Chunks computed at once: one on a GPU, one a core on a CPU, shared out among training processes."""
+    return 1 if config.dispatch.device == "cuda" else max(1, (os.cpu_count() or 1) // config.dispatch.devices)
 
 
 def _rows(config: PipelineConfig) -> int | None:

@@ -99,11 +99,12 @@ def outer_memory(
     resolution: Sequence[int],
     image_channels: int,
     micro_batch: int,
+    cores: int = 1,
 ) -> int:
-    """Bytes of an outer step beside the libraries, an estimate: one chunk's graph, the weights, a micro-batch."""
+    """Bytes of an outer step beside the libraries, an estimate: a chunk's graph a core, weights, a micro-batch."""
     pixels = math.prod(resolution)
     chunk = max(inner.chunk, pixels // field.positions)  # a chunk is whole patches, at least one
-    chunk = min(chunk, micro_batch * pixels)
+    chunk = min(cores * chunk, micro_batch * pixels)
     recorded = 3 * (inner.steps - 1) + 3  # 9 for three steps: sine, cosine and argument of every recorded pass
     tensors = CHECKPOINTED_TENSORS if checkpoints(field, inner) or inner.first_order else recorded
     activations = chunk * field.width * (field.depth - 1) * tensors

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.config import FieldConfig, InnerConfig
-from models.grid import coordinate_width, gather, interpolation_weights, neighbours, pixel_coordinates, unpatchify
+from models.cost import coordinate_inputs
+from models.grid import gather, interpolation_weights, neighbours, pixel_coordinates, unpatchify
 
 DECODE_PIXELS = 1 << 16
 
@@ -52,7 +53,7 @@ class Field(nn.Module):
     def _coordinate_width(self) -> int:
         if self.config.coordinates == "binary" and self.resolution is None:
             raise ValueError("binary coordinates have as many bits as the images' sides need: give Field a resolution")
-        return coordinate_width(self.config, self.resolution or ())
+        return coordinate_inputs(self.config, self.resolution or ())
 
     def modulate(self, z: Tensor) -> list[Tensor]:
         """Latents [..., k^2 c] -> one shift [..., W] per sine layer."""
@@ -93,18 +94,3 @@ class Field(nn.Module):
 
 def _uniform(shape: tuple[int, int], bound: float, generator: torch.Generator) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))
-
-
-def forward_flops(config: FieldConfig, resolution: tuple[int, int], image_channels: int) -> int:
-    """Of one image through the field; a multiply-add counts two."""
-    pixels = resolution[0] * resolution[1]
-    per_pixel = 2 * (2 * config.width + (config.depth - 2) * config.width**2 + image_channels * config.width)
-    return pixels * per_pixel + config.spatial**2 * 2 * config.channels * config.modulations
-
-
-def parameter_count(config: FieldConfig, inner: InnerConfig, image_channels: int) -> int:
-    """Weights, modulation map and rates, without building them."""
-    w, c = config.width, config.channels
-    siren = 2 * w + w + (config.depth - 2) * (w * w + w) + w * image_channels + image_channels
-    rates = {"scalar": 1, "channel": c, "element": config.spatial**2 * c}[inner.rates]
-    return siren + (c + 1) * config.modulations + rates

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.config import FieldConfig
+from models.cost import coordinate_bits
 
 
 def patch_shape(resolution: Sequence[int], spatial: int) -> tuple[int, ...]:
@@ -47,21 +48,6 @@ def unpatchify(patches: Tensor, spatial: int, resolution: Sequence[int]) -> Tens
     return split.permute(order).reshape(-1, *resolution, channels)
 
 
-def coordinate_width(config: FieldConfig, resolution: Sequence[int]) -> int:
-    """Numbers per coordinate: the axes, or the bits of a pixel's index (App. C)."""
-    return sum(bits(side) for side in resolution) if config.coordinates == "binary" else config.axes
-
-
-def bits(side: int) -> int:
-    """log2 of an image's side. Raises ValueError unless it is a power of two: binary coordinates need one."""
-    if side & (side - 1):
-        raise ValueError(
-            f"field.coordinates=binary needs sides that are powers of two, not {side}: "
-            f"choose another images.resolution, or field.coordinates=patch or global"
-        )
-    return side.bit_length() - 1
-
-
 def pixel_coordinates(config: FieldConfig, resolution: Sequence[int], like: Tensor) -> Tensor:
     """Coordinates of every patch's pixels: [1, P, 2] if all patches share them, else [s s, P, width].
 
@@ -83,7 +69,7 @@ def _centres(side: int, like: Tensor) -> Tensor:
 
 
 def _bits_of(side: int, like: Tensor) -> Tensor:
-    places = torch.arange(bits(side) - 1, -1, -1, device=like.device)
+    places = torch.arange(coordinate_bits(side) - 1, -1, -1, device=like.device)
     return ((torch.arange(side, device=like.device)[:, None] >> places) & 1).to(like.dtype)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.compilation import should_compile
-from models.field import forward_flops
+from models.cost import encode_passes, forward_flops
 from models.inner import InnerLoop
 from models.metrics import psnr_of_errors
 from storage.fragments import read_receipt, write_shard
@@ -22,8 +22,6 @@ from tasks.encoding.planned import PlannedImages
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float
-
-ENCODE_PASSES = 5  # forward-pass equivalents per image: four of the inner loop, one for the PSNR
 
 
 def encode_group(
@@ -56,7 +54,7 @@ def _loop(job: EncodeJob, images: Images, images_in_run: int) -> tuple[InnerLoop
     field, inner, metadata = load_field(job.field)
     check_fits(images, metadata, job.field)  # once more: the source may have changed since it was planned
     resolution = (metadata["resolution"], metadata["resolution"])
-    work = float(ENCODE_PASSES * forward_flops(field.config, resolution, field.image_channels)) * images_in_run
+    work = float(encode_passes(inner) * forward_flops(field.config, resolution, field.image_channels)) * images_in_run
     compiled, why = should_compile(inner.compile, work, device)
     return InnerLoop(field.to(device), inner, resolution, compiled).prepared(images_in_run), why
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from models.compilation import should_compile
 from models.config import Config, FieldConfig, InnerConfig
-from models.field import Field, forward_flops
+from models.cost import outer_flops
+from models.field import Field
 from models.inner import InnerLoop
 from models.metrics import psnr_of_errors
 from storage.checkpoints import newest_metadata
@@ -26,8 +27,6 @@ from tasks.training.ranks import Ranks, join_ranks
 from tasks.training.run import Emit, Run
 from tasks.training.saving import best_weights, finished_checkpoint
 from tasks.training.seeds import batch_rows, mix, stage_number
-
-OUTER_PASSES = 15  # forward-pass equivalents of one outer step with three inner steps and the first one shared
 
 
 class MetaTrainJob(Config):
@@ -80,8 +79,9 @@ def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
 def _loop(job: MetaTrainJob, training: Pictures, device: torch.device) -> tuple[InnerLoop, str]:
     seed = mix(job.seed, stage_number("field")) % 2**31
     field = Field(job.field, job.inner, training.channels, seed, training.resolution).to(device)
-    flops = OUTER_PASSES * forward_flops(job.field, training.resolution, training.channels)
-    work = float(flops) * job.meta_train.batch * job.meta_train.steps
+    some = job.meta_train.patches_per_image
+    flops = outer_flops(job.field, job.inner, training.resolution, training.channels, some)
+    work = flops * job.meta_train.batch * job.meta_train.steps
     compiled, why = should_compile(job.inner.compile, work, device)
     return InnerLoop(field, job.inner, training.resolution, compiled), why
 

@@ -13,7 +13,13 @@ from models.cost import encode_passes, forward_flops, outer_flops
 from models.denoiser import check_denoiser
 
 PAPER = [name for name in preset_names() if name.startswith("paper_")]
-IMAGES = {"cifar10": 60_000, "imagenet": 1_331_167, "celeba_hq": 30_000, "fashion_mnist": 70_000}  # both splits
+IMAGES = {
+    "cifar10": 60_000,
+    "imagenet": 1_331_167,
+    "celeba_hq": 30_000,
+    "fashion_mnist": 70_000,
+    "kodak": 408,
+}  # both splits
 DESCRIPTIONS = ("name", "paper", "provenance")  # keys that describe a preset and set nothing
 
 TABLE_1 = {256: (27.6, 66.7, 78.2), 512: (31.9, 68.3, 96.1), 1024: (38.1, 66.7, 134.8)}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import FieldConfig, InnerConfig
-from models.field import Field, parameter_count
+from models.field import Field
 from models.grid import patchify, pixel_coordinates, unpatchify
 from models.inner import InnerLoop, decode
 from models.patches import chunk_patches
@@ -221,17 +221,3 @@ def test_chunks_are_equal_and_within_the_limit(patches: int, pixels: int, patch:
 def test_an_indivisible_image_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="not divisible into 3x3 latent positions"):
         patchify(torch.zeros(1, 8, 8, 1), 3)
-
-
-def test_parameter_count_is_that_of_the_module() -> None:
-    for rates in ("scalar", "channel", "element"):
-        config, inner = FieldConfig(spatial=4, channels=8, width=32, depth=3), InnerConfig(rates=rates)
-        assert parameter_count(config, inner, 3) == sum(p.numel() for p in Field(config, inner, 3).parameters())
-
-
-def test_parameter_counts_of_the_reference() -> None:
-    """1 578 755 parameters for the vector field and 288 515 for the spatial one, their latent counted too."""
-    vector = FieldConfig(spatial=1, channels=1024, width=256, depth=6)
-    assert parameter_count(vector, InnerConfig(rates="channel"), 3) == 1_578_755 - 1024
-    spatial = FieldConfig(spatial=8, channels=16, width=256, depth=6)
-    assert parameter_count(spatial, InnerConfig(rates="element"), 3) == 288_515 - 1024
