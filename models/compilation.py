@@ -13,6 +13,7 @@ import torch
 
 COMPILE_WORTH_FLOPS = 1e13  # compiling takes about a minute of two cores; this much work takes several eagerly
 HEADERS = "Python.h"
+GRAPHS = 64  # of one function in one process
 
 
 def missing(device: torch.device) -> dict[str, str]:
@@ -61,6 +62,8 @@ def compiled(function: Callable[..., Any], device: str, one_core: bool = False) 
     On a CPU the graph is called from C++, which lets go of Python's lock: threads can run it side by side. On CUDA
     matmuls are tuned with what follows them as their epilogue: sines then read the float32 accumulator.
     """
+    # Every field shape and precision is a graph of its own; beyond torch's limit of 8 a full graph is refused.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     options: dict[str, Any] = {"cpp_wrapper": True} if device == "cpu" else {"max_autotune": True}
     if one_core:
         options["cpp.threads"] = 1

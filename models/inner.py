@@ -64,7 +64,7 @@ class Worker:
 
 
 def _view(field: Field) -> Field:
-    """A field on the same memory."""
+    """A field on the same memory, with gradients of its own."""
     memo = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in field.parameters()}
     return copy.deepcopy(field, memo)
 
@@ -77,7 +77,7 @@ def _added_up(tensors: Sequence[Tensor]) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class InnerLoop:
-    """The inner loop of one field at one resolution; `compile` wraps its hot functions in torch.compile.
+    """The inner loop of one field at one resolution; `compiled` wraps its hot functions in torch.compile.
 
     `first` is the first step of a field that no longer changes (prepared); None: computed at every call.
     """
@@ -184,7 +184,7 @@ class InnerLoop:
         Which chunks a worker takes, and in which order it adds their gradients up, is fixed: so are all results.
         """
         scale = self._scale(patches)
-        chunks = [chunk for _, chunk in patches.chunks(self.inner.chunk)]
+        chunks = [chunk for _, chunk in patches.chunks(self.inner.chunk, len(workers))]
         values: list[Tensor] = [patches.targets] * len(chunks)
 
         def work(number: int) -> None:

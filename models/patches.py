@@ -23,18 +23,24 @@ class Patches:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def chunks(self, pixels: int) -> Iterator[tuple[slice, "Patches"]]:
-        """Equal parts of at most so many pixels: equal, so that one compiled graph serves all."""
-        size = chunk_patches(len(self), pixels, self.targets.shape[1])
+    def chunks(self, pixels: int, parts: int = 1) -> Iterator[tuple[slice, "Patches"]]:
+        """Equal chunks of at most so many pixels, at least `parts` if there are so many patches.
+
+        Equal, so that one compiled graph serves all.
+        """
+        size = chunk_patches(len(self), pixels, self.targets.shape[1], parts)
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             x = self.x if len(self.x) == 1 else self.x[rows]
             yield rows, replace(self, targets=self.targets[rows], positions=self.positions[rows], x=x)
 
 
-def chunk_patches(patches: int, pixels: int, patch_pixels: int) -> int:
-    """Patches per chunk: the largest divisor of `patches` whose pixels number at most `pixels` (at least 1)."""
-    limit = max(1, pixels // patch_pixels)
+def chunk_patches(patches: int, pixels: int, patch_pixels: int, parts: int = 1) -> int:
+    """Patches per chunk: the largest divisor of `patches` whose pixels number at most `pixels` (at least 1).
+
+    No more than leaves a chunk for each of so many parts.
+    """
+    limit = max(1, min(pixels // patch_pixels, patches // parts))
     return next(n for n in range(min(limit, patches), 0, -1) if patches % n == 0)
 
 

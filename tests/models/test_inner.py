@@ -211,9 +211,12 @@ def test_unpatchify_inverts_patchify(batch: int, spatial: int, rows: int, column
     assert torch.equal(unpatchify(patches, spatial, (spatial * rows, spatial * columns)), images)
 
 
-@given(patches=st.integers(1, 5000), pixels=st.integers(1, 10000), patch=st.integers(1, 64))
-def test_chunks_are_equal_and_within_the_limit(patches: int, pixels: int, patch: int) -> None:
-    size = chunk_patches(patches, pixels, patch)
+@given(
+    patches=st.integers(1, 5000), pixels=st.integers(1, 10000), patch=st.integers(1, 64), parts=st.integers(1, 16)
+)  # fmt: skip
+def test_chunks_are_equal_and_within_the_limit(patches: int, pixels: int, patch: int, parts: int) -> None:
+    size = chunk_patches(patches, pixels, patch, parts)
+    assert patches // size >= min(parts, patches)
     assert patches % size == 0
     assert size * patch <= max(pixels, patch)
 
