@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ class Provenance(Config):
         return next((marks[name] for name in above if name in marks), "")
 
 
+def _titled(section: str) -> Callable[[dict[str, Any]], None]:
+    """Names the two choices of a section that may be null: a form would show the name of our class."""
+
+    def add(schema: dict[str, Any]) -> None:
+        for choice, title in zip(schema["anyOf"], (section, "None")):
+            choice["title"] = title
+
+    return add
+
+
 class PipelineConfig(Config):
     """Everything that a run is made of."""
 
@@ -59,10 +70,16 @@ class PipelineConfig(Config):
     meta_train: MetaTrainConfig = Field(MetaTrainConfig(), title="Meta-training")
     encode: EncodeConfig = Field(EncodeConfig(), title="Encoding")
     classifier: TrainClassifierConfig | None = Field(
-        TrainClassifierConfig(), title="Classifier", description="Empty: no classifier is trained."
+        TrainClassifierConfig(),
+        title="Classifier",
+        description="Null: no classifier is trained.",
+        json_schema_extra=_titled("Train a classifier"),
     )
     diffusion: TrainDiffusionConfig | None = Field(
-        TrainDiffusionConfig(), title="Diffusion", description="Empty: no diffusion model is trained."
+        TrainDiffusionConfig(),
+        title="Diffusion",
+        description="Null: no diffusion model is trained.",
+        json_schema_extra=_titled("Train a diffusion model"),
     )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), title="Evaluation")
     dispatch: DispatchConfig = Field(DispatchConfig(), title="Dispatch")

@@ -29,8 +29,8 @@ def test_parameters_are_those_of_the_reference_code_but_for_the_latent_that_it_c
 @pytest.mark.parametrize("rates", ["scalar", "channel", "element"])
 def test_parameters_are_those_of_the_built_field(rates) -> None:
     inner = InnerConfig(rates=rates)
-    for config in (NEAREST, FieldConfig(spatial=1, channels=24, width=32, depth=2)):
-        built = sum(parameter.numel() for parameter in Field(config, inner, 3).parameters())
+    for config in (NEAREST, BILINEAR, WIDE, FieldConfig(spatial=1, channels=24, width=32, depth=2)):
+        built = sum(parameter.numel() for parameter in Field(config, inner, 3, resolution=SIDES).parameters())
         assert parameter_count(config, inner, 3, SIDES) == built
 
 
@@ -51,6 +51,16 @@ def test_forward_flops_are_those_that_torch_counts(config) -> None:
     first = 2 * 2 * config.width  # of one pixel; patches with the same coordinates share it, images do not count on it
     shared = 1024 - 1024 // config.positions
     assert forward_flops(config, SIDES, 3) == counter.get_total_flops() + shared * first
+
+
+@pytest.mark.parametrize(
+    "config",
+    [BILINEAR, BILINEAR.model_copy(update={"kernel": 3}), WIDE.model_copy(update={"coordinates": "global"})],
+)
+def test_forward_flops_of_the_variants_are_those_that_torch_counts(config) -> None:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Field(config, ELEMENT, 3, resolution=SIDES)(torch.zeros(1, *config.latent_shape), SIDES)
+    assert forward_flops(config, SIDES, 3) == counter.get_total_flops()
 
 
 def test_forward_flops_of_the_variants() -> None:
