@@ -12,6 +12,8 @@ from models.cost import encode_passes, forward_flops, outer_flops, outer_memory,
 from storage.errors import StorageError
 from storage.images import open_images
 
+TABLE_WIDTH = 100
+
 
 def describe_preset(config: PipelineConfig) -> dict[str, Any]:
     """{name, latent, stages[], parameters{field, classifier, denoiser}, paper{}}."""
@@ -119,14 +121,25 @@ def _rows(config: PipelineConfig) -> int | None:
     return sum(len(images.split(split)) for split in ("train", "test"))
 
 
+# Keys of a preset's `paper` mapping, and how the table heads them.
+PAPER_FIGURES = {"psnr": "PSNR", "top1": "top-1", "fid_uncond": "FID", "fid_cond": "FID cond."}
+
+
 def print_presets(described: list[dict[str, Any]]) -> None:
-    """A table."""
-    table = Table("preset", "latent", "field", "classifier", "denoiser", "the paper's figures")
+    """A table whose names can be copied, whatever the terminal's width; the last four columns are the paper's figures.
+
+    PSNR in dB, top-1 in per cent, FID of unconditional and of conditional samples.
+    """
+    table = Table(box=None, pad_edge=False)
+    for heading in ("preset", "latent", "field", "classifier", "denoiser", *PAPER_FIGURES.values()):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "preset" else "right")
     for preset in described:
         counts = _counts(preset["parameters"], preset["stages"]).values()
-        paper = ", ".join(f"{k} {v}" for k, v in preset["paper"].items())
-        table.add_row(preset["name"], preset["latent"], *counts, paper)
-    Console().print(table)
+        figures = (str(preset["paper"].get(key, "")) for key in PAPER_FIGURES)
+        table.add_row(preset["name"], preset["latent"], *counts, *figures)
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(table)
 
 
 def print_run(described: dict[str, Any]) -> None:
