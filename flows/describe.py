@@ -12,7 +12,7 @@ from models.cost import encode_passes, forward_flops, outer_flops, outer_memory,
 from storage.errors import StorageError
 from storage.images import open_images
 
-TABLE_WIDTH = 100
+TABLE_WIDTH = 112
 
 
 def describe_preset(config: PipelineConfig) -> dict[str, Any]:
