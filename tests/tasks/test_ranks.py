@@ -24,7 +24,6 @@ from tasks.training.pixel_classifier import PixelClassifierJob
 from tasks.training.ranks import Ranks
 from tests.storage.filled import filled
 
-pytestmark = pytest.mark.timeout(240)
 COMMON = {"seed": 0, "device": "cpu", "digest": "d"}
 Job = dict[str, Any]
 
