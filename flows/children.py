@@ -116,7 +116,11 @@ def family(child: Child) -> "set[psutil.Process]":
 
 
 def end(members: "Callable[[], set[psutil.Process]]", caught: list[int]) -> None:
-    """TERM, after the grace or a second Ctrl-C KILL, until no member is left, late comers included."""
+    """TERM, after the grace or a second Ctrl-C KILL, until no member is left, late comers included.
+
+    TERM goes to those alone whose parent is no member: a flow run told first stops its training itself and is recorded
+    as crashed; where the training ended first, the run would find that it had failed.
+    """
     import psutil
 
     deadline = time.monotonic() + GRACE_SECONDS
@@ -124,12 +128,24 @@ def end(members: "Callable[[], set[psutil.Process]]", caught: list[int]) -> None
     told: dict[psutil.Process, int] = {}
     while known := {member for member in known | members() if alive(member)}:
         number = signal.SIGKILL if time.monotonic() > deadline or len(caught) > 1 else signal.SIGTERM
-        for member in known:
+        for member in known if number == signal.SIGKILL else _topmost(known):
             if told.get(member) != number:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.send_signal(number)
                 told[member] = number
         time.sleep(POLL_SECONDS)
+
+
+def _topmost(members: "set[psutil.Process]") -> "list[psutil.Process]":
+    """Those whose parent is not among them."""
+    import psutil
+
+    numbers, topmost = {member.pid for member in members}, []
+    for member in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if member.ppid() not in numbers:
+                topmost.append(member)
+    return topmost
 
 
 def alive(member: "psutil.Process") -> bool:

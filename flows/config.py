@@ -31,7 +31,7 @@ class ConfigError(Exception):
     """Something is wrong with arguments or config alone: exit status 2."""
 
 
-class Provenance(Config):
+class ProvenanceConfig(Config):
     """Where a preset's settings come from. In the config, not in comments, so that it reaches `show` and every run.
 
     A key speaks for all below it that are not named themselves. An overridden key leaves its list: what a user chose
@@ -86,7 +86,7 @@ class PipelineConfig(Config):
     paper: dict[str, float | str] = Field(
         {}, description="The paper's figures for this row, dB and percent; never used."
     )
-    provenance: Provenance = Field(Provenance(), title="Provenance")
+    provenance: ProvenanceConfig = Field(ProvenanceConfig(), title="Provenance")
 
     @model_validator(mode="after")
     def _fits(self) -> "PipelineConfig":

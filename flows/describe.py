@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.config import PipelineConfig, Provenance, digest, stage_config, stages_of
+from flows.config import PipelineConfig, ProvenanceConfig, digest, stage_config, stages_of
 from flows.fit import ImageShape, known_images, latent_surplus
 from models.cost import encode_passes, forward_flops, outer_flops, outer_memory, parameter_count
 from storage.errors import StorageError
@@ -146,7 +146,7 @@ def print_run(described: dict[str, Any]) -> None:
     """The config section by section with each key's provenance, then counts, estimate, warnings and digests."""
     console = Console()
     config = dict(described["config"])
-    marks = Provenance.model_validate(config.pop("provenance"))
+    marks = ProvenanceConfig.model_validate(config.pop("provenance"))
     for section, value in config.items():
         if isinstance(value, dict):
             table = Table(title=section, show_header=False, title_justify="left")
@@ -161,7 +161,7 @@ def print_run(described: dict[str, Any]) -> None:
     console.print("Digests: " + ", ".join(f"{k} {v}" for k, v in described["digests"].items()), soft_wrap=True)
 
 
-def _add_rows(table: Table, prefix: str, key: str, value: Any, marks: Provenance) -> None:
+def _add_rows(table: Table, prefix: str, key: str, value: Any, marks: ProvenanceConfig) -> None:
     """One row per setting: dotted key, value, and whether it is the paper's or assumed, where the preset says so."""
     if isinstance(value, dict) and value:
         for inner, item in value.items():
