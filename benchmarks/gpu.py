@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --out gpu.jsonl --cuda-graphs   # compiled pieces once more, launched as CUDA graphs
 
 Every finished measurement is a line of the file, which the next call takes up. Needs torch, numpy and pydantic alone.
-`--device cpu` runs the same on two small images: a test of this file, not a measurement.
+`--device cpu` runs the same on one small image: a test of this file, not a measurement.
 """
 
 import argparse
@@ -43,7 +43,7 @@ HOWS = {
 }
 ROWS = {"cuda": 65536, "cpu": 2048}
 SECONDS = {"cuda": 3.0, "cpu": 0.0}  # at least one call
-CPU_PATCH = 4  # pixels per side of a latent position in images for --device cpu
+CPU_PATCH = 2  # pixels per side of a latent position in images for --device cpu
 MODES = ("encode", "outer")
 
 
@@ -95,7 +95,7 @@ def measure(
     config, side, *batches = PRESETS[name]
     batch = batches[mode == "outer"]
     if device == "cpu":
-        batch, side = 2, CPU_PATCH * config.spatial
+        batch, side = 1, CPU_PATCH * config.spatial
     start_afresh(graphs, device)
     set_precision(precision)
     inner = InnerConfig(rates="element", precision=precision, chunk=chunk if device == "cuda" else 2048)
