@@ -16,6 +16,7 @@ from models.config import FieldConfig
 from models.cost import forward_flops
 
 SIDE = Path(__file__).with_name("side.py")
+PRECISIONS = ("float32", "bf16", "fp16")  # tf32 is float32 on a CPU
 PASSES = {"encode": 6, "meta": 21}  # of the method as written, which is what GFLOP/s counts on both sides
 
 
@@ -62,6 +63,12 @@ def arguments(mode: str, batch: int, description: str) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=6.0, help="of each turn")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     options = parser.parse_args()
+    if unknown := set(options.precision.split(",")) - {*PRECISIONS}:
+        parser.error(f"--precision takes {', '.join(PRECISIONS)}, not {', '.join(sorted(unknown))}")
+    if options.resolution % options.spatial:
+        parser.error(f"--spatial {options.spatial} does not divide --resolution {options.resolution}")
+    if options.alternations < 1 or options.batch < 1:
+        parser.error("--alternations and --batch are 1 at least")
     options.mode = mode
     return options
 

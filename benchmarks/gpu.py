@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py --out gpu.jsonl --minutes 8     # again, until it says that nothing is left
     python benchmarks/gpu.py --out gpu.jsonl --table         # Markdown for docs/results.md
+    python benchmarks/gpu.py --out gpu.jsonl --cuda-graphs   # compiled pieces once more, launched as CUDA graphs
 
 Every finished measurement is a line of the file, which the next call takes up. Needs torch, numpy and pydantic alone.
-`--device cpu` runs the same on small batches: a test of this file, not a measurement.
+`--device cpu` runs the same on one small image: a test of this file, not a measurement.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
+import torch._inductor.config
 
 from models.config import FieldConfig, InnerConfig
 from models.cost import encode_passes, forward_flops, outer_passes
@@ -34,8 +36,14 @@ PRESETS: dict[str, tuple[FieldConfig, int, int, int]] = {
 }
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 CHUNKS = (1 << 17, 1 << 19, 1 << 21)  # pixels: the largest that memory takes is not always the fastest
+HOWS = {
+    "compiled": {"compiled": True, "graphs": False},
+    "CUDA graphs": {"compiled": True, "graphs": True},
+    "eager": {"compiled": False, "graphs": False},
+}
 ROWS = {"cuda": 65536, "cpu": 2048}
-SECONDS = 3.0
+SECONDS = {"cuda": 3.0, "cpu": 0.0}  # at least one call
+CPU_PATCH = 2  # pixels per side of a latent position in images for --device cpu
 MODES = ("encode", "outer")
 
 
@@ -46,11 +54,11 @@ def set_precision(precision: str) -> None:
 
 def rate(call: Callable[[], Any], device: str) -> float:
     """Calls per second, after two for warming up."""
-    for _ in range(2):
+    for _ in range(2 if device == "cuda" else 1):
         call()
     _wait(device)
     calls, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < SECONDS or not calls:
+    while time.perf_counter() - begun < SECONDS[device] or not calls:
         call()
         calls += 1
         _wait(device)
@@ -71,17 +79,29 @@ def matmul(precision: str, device: str) -> dict[str, Any]:
     return {"tflop_per_s": rate(lambda: a @ b, device) * 2 * ROWS[device] * 256**2 / 1e12}
 
 
-def measure(name: str, mode: str, precision: str, compiled: bool, chunk: int, device: str) -> dict[str, Any]:
+def start_afresh(graphs: bool, device: str) -> None:
+    """Drops the graphs and memory of the piece before, so that pieces in any order and number measure the same."""
+    torch._dynamo.reset()
+    torch._inductor.config.triton.cudagraphs = graphs
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def measure(
+    name: str, mode: str, precision: str, compiled: bool, graphs: bool, chunk: int, device: str
+) -> dict[str, Any]:
     """Images per second, FLOP/s and peak memory of one setting; a reason where it cannot be had."""
     config, side, *batches = PRESETS[name]
-    batch = batches[mode == "outer"] if device == "cuda" else 2
+    batch = batches[mode == "outer"]
+    if device == "cpu":
+        batch, side = 1, CPU_PATCH * config.spatial
+    start_afresh(graphs, device)
     set_precision(precision)
     inner = InnerConfig(rates="element", precision=precision, chunk=chunk if device == "cuda" else 2048)
     field = Field(config, inner, 3, resolution=(side, side)).to(device)
     loop = InnerLoop(field, inner, (side, side), compiled)
     images = torch.rand(batch, side, side, 3, device=device)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     if mode == "encode":
         prepared = loop.prepared(1 << 20)
         images_per_s = batch * rate(lambda: prepared.encode(images), device)
@@ -100,14 +120,15 @@ def measure(name: str, mode: str, precision: str, compiled: bool, chunk: int, de
     return {"batch": batch, "images_per_s": images_per_s, "tflop_per_s": flops / 1e12, "memory_gib": memory}
 
 
-def pieces(device: str) -> list[dict[str, Any]]:
-    """Everything to measure, the aims of the project first."""
+def pieces(device: str, presets: list[str], hows: list[str]) -> list[dict[str, Any]]:
+    """Everything to measure, the aims of the project first; `hows` are keys of HOWS."""
     rates: list[dict[str, Any]] = [{"piece": "matmul", "precision": precision} for precision in PRECISIONS]
-    settings = itertools.product(
-        CHUNKS[:1] if device == "cpu" else CHUNKS, (True, False), ("bf16", "fp16", "tf32", "float32"), PRESETS, MODES
-    )
-    names = ("chunk", "compiled", "precision", "preset", "mode")
-    return rates + [{"piece": "loop"} | dict(zip(names, values)) for values in settings]
+    chunks = CHUNKS[:1] if device == "cpu" else CHUNKS
+    settings = itertools.product(chunks, hows, ("bf16", "fp16", "tf32", "float32"), presets, MODES)
+    return rates + [
+        {"piece": "loop", "chunk": chunk, "precision": precision, "preset": preset, "mode": mode} | HOWS[how]
+        for chunk, how, precision, preset, mode in settings
+    ]
 
 
 def run(piece: dict[str, Any], device: str) -> dict[str, Any]:
@@ -116,7 +137,7 @@ def run(piece: dict[str, Any], device: str) -> dict[str, Any]:
     try:
         if piece["piece"] == "matmul":
             return matmul(piece["precision"], device)
-        chosen = {k: piece[k] for k in ("mode", "precision", "compiled", "chunk")}
+        chosen = {k: piece[k] for k in ("mode", "precision", "compiled", "graphs", "chunk")}
         return measure(piece["preset"], device=device, **chosen)
     except (RuntimeError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
@@ -128,17 +149,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     matmuls = {r["precision"]: r["tflop_per_s"] for r in rows if r["piece"] == "matmul" and "tflop_per_s" in r}
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        key = tuple(row.get(k) for k in ("preset", "mode", "precision", "compiled"))
+        key = tuple(row.get(k) for k in ("preset", "mode", "precision", "compiled", "graphs"))
         if "images_per_s" in row and row["images_per_s"] > best.get(key, {"images_per_s": 0})["images_per_s"]:
             best[key] = row
-    lines = [f"{device}", "", "| preset | mode | precision | | images/s | TFLOP/s | of matmul | GiB |", "|-" * 8 + "|"]
-    for (preset, mode, precision, compiled), r in sorted(best.items(), key=lambda item: str(item[0])):
+    head = "| preset | mode | precision | | batch | chunk | images/s | TFLOP/s | of matmul | GiB |"
+    lines = [f"{device}", "", head, "|-" * 10 + "|"]
+    for (preset, mode, precision, compiled, graphs), r in sorted(best.items(), key=lambda item: str(item[0])):
         share = f"{r['tflop_per_s'] / matmuls[precision]:.0%}" if precision in matmuls else "?"
         memory = "?" if r["memory_gib"] is None else f"{r['memory_gib']:.1f}"
-        how = "compiled" if compiled else "eager"
+        how = next(name for name, how in HOWS.items() if how == {"compiled": compiled, "graphs": graphs})
         lines.append(
-            f"| {preset} | {mode} | {precision} | {how} | {r['images_per_s']:,.0f} | {r['tflop_per_s']:.1f} "
-            f"| {share} | {memory} |"
+            f"| {preset} | {mode} | {precision} | {how} | {r['batch']} | {r['chunk']} | {r['images_per_s']:,.0f} "
+            f"| {r['tflop_per_s']:.1f} | {share} | {memory} |"
         )
     return "\n".join(lines)
 
@@ -151,6 +173,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--presets", help="only these, with commas")
     parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
+    parser.add_argument("--cuda-graphs", action="store_true", help="compiled pieces a second time, as CUDA graphs")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     if options.table:
@@ -160,9 +183,15 @@ def main() -> None:
         raise SystemExit("torch sees no GPU here: nothing measured (--device cpu tests this file)")
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     chosen = options.presets.split(",") if options.presets else list(PRESETS)
-    wanted = [p for p in pieces(options.device) if p["piece"] == "matmul" or p["preset"] in chosen]
-    wanted = [p for p in wanted if not (options.eager and p.get("compiled"))]
-    left = [p for p in wanted if not any(p.items() <= row.items() and row["device"] == device for row in rows)]
+    if unknown := set(chosen) - {*PRESETS}:
+        parser.error(f"--presets takes {', '.join(PRESETS)}, not {', '.join(sorted(unknown))}")
+    hows = [how for how, setting in HOWS.items() if not (options.eager and setting["compiled"])]
+    hows = [how for how in hows if options.cuda_graphs or not HOWS[how]["graphs"]]
+    left = [
+        p
+        for p in pieces(options.device, chosen, hows)
+        if not any(p.items() <= row.items() and row["device"] == device for row in rows)
+    ]
     until = time.monotonic() + 60 * options.minutes
     for done, piece in enumerate(left):
         if time.monotonic() > until:

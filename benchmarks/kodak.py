@@ -1,5 +1,8 @@
 """Kodak photographs as 256x256 crops, so that a field trained on half of them can be measured on the other half.
 
+The photographs are lossless scans: no JPEG has smoothed them or left its 8x8 blocks in them, which a field would learn
+and a PSNR would reward.
+
     python benchmarks/kodak.py FOLDER OUT            # 16 PNG files -> OUT/train.npz, OUT/test.npz
     functa meta-train kodak_16x16x64 --set images.location=OUT --root ROOT
     python benchmarks/psnr.py ROOT OUT               # one JSON line

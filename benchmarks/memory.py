@@ -37,8 +37,9 @@ def work(mode: str, images: int, options: argparse.Namespace) -> dict[str, float
         torch.optim.Adam(field.parameters()).step()
     else:
         loop = loop.prepared(images)
-        for _ in range(0, images, options.encode_batch):
-            loop.encode(torch.rand(options.encode_batch, side, side, 3, generator=generator))
+        for begin in range(0, images, options.encode_batch):
+            batch = min(options.encode_batch, images - begin)
+            loop.encode(torch.rand(batch, side, side, 3, generator=generator))
     seconds = time.perf_counter() - begun
     return {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "seconds": round(seconds, 1)}
 

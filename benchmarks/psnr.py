@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.compilation import should_compile
+from models.cost import encode_passes, forward_flops
 from models.inner import InnerLoop
 from models.metrics import pca_psnr, pooled_psnr, psnr_of_errors
 from tasks.training.meta_train import load_field
@@ -27,7 +29,9 @@ def measure(root: Path, folder: Path) -> dict[str, Any]:
     field, inner, metadata = load_field(str(root / "checkpoints" / "field"))
     side = metadata["resolution"]
     train, test = _images(folder / "train.npz", PCA_IMAGES), _images(folder / "test.npz", None)
-    loop = InnerLoop(field, inner, (side, side), compiled=True).prepared(len(test))
+    work = encode_passes(inner) * forward_flops(field.config, (side, side), field.image_channels) * float(len(test))
+    compiled, _ = should_compile("auto", work, torch.device("cpu"))
+    loop = InnerLoop(field, inner, (side, side), compiled).prepared(len(test))
     size = max(1, PIXELS // side**2)
     filled = torch.cat([test, test[: -len(test) % size]])  # equal parts: one compiled graph
     errors = torch.cat([loop.errors(part) for part in filled.split(size)])[: len(test)]

@@ -1,0 +1,23 @@
+"""Benchmarks as a user calls them: a script, its options, what it prints."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[2]
+
+
+def run(name: str, *options: str | Path) -> str:
+    """What benchmarks/NAME.py prints; its own words where it fails."""
+    command = [sys.executable, f"benchmarks/{name}.py", *map(str, options)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def answer(name: str, *options: str | Path) -> Any:
+    """The one JSON line that it prints."""
+    (line,) = run(name, *options).splitlines()
+    return json.loads(line)

@@ -1,0 +1,85 @@
+"""The benchmarks that need no peer, on something small."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.config import load_config
+from storage.image_arrays import read_npz
+from tasks.training import meta_train
+from tests.benchmarks.script import PROJECT, answer, run
+
+
+def test_gpu_pieces_are_measured_once_and_tabled(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.jsonl"
+    options = ["--out", out, "--device", "cpu", "--eager", "--presets", "cifar10_8x8x16"]
+    matmul = {"piece": "matmul", "precision": "fp16", "tflop_per_s": 1.0, "device": "cpu"}
+    out.write_text(json.dumps(matmul) + "\n")  # of an earlier call
+    assert "11 pieces left" in run("gpu", *options, "--minutes", "0")
+    assert "nothing is left" in run("gpu", *options)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 12 and not any("error" in row for row in rows)  # 4 matmuls; 4 precisions of 2 modes
+    table = run("gpu", "--out", out, "--table").splitlines()
+    assert sum(line.startswith("| cifar10_8x8x16 |") for line in table) == 8
+
+
+def test_memory_is_told_of_every_child() -> None:
+    row = answer("memory", "--resolution", "32", "--batch", "1", "--images", "1,3", "--encode-batch", "2", "--eager")
+    assert row["name"] == "memory" and row["config"]["resolution"] == 32
+    assert row["peak"].keys() == {"outer:1", "encode:1", "encode:3"}
+    assert all(peak["mib"] > 0 and peak["seconds"] >= 0 for peak in row["peak"].values())
+
+
+def test_photographs_become_crops_that_a_run_can_train_on(tmp_path: Path) -> None:
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for number in range(4):  # the first and the third are trained on: one of either orientation
+        shape = (512, 768, 3) if number % 3 else (768, 512, 3)
+        Image.fromarray(np.full(shape, number, np.uint8)).save(photographs / f"{number}.png")
+    assert "90 training and 12 test crops" in run("kodak", photographs, tmp_path / "crops")
+    splits = read_npz(str(tmp_path / "crops"))
+    assert splits["train"].images.shape == (90, 256, 256, 3)
+    assert {split: set(np.unique(source.images)) for split, source in splits.items()} == {
+        "train": {0, 2}, "test": {1, 3},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> tuple[Path, Path]:
+    """A root with a field of a few steps, and the images that it saw and did not see."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 24), ("test", 8)):
+        images = generator.integers(0, 256, (count, 8, 8, 1), np.uint8)
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=np.zeros(count, np.int64))
+    overrides = ["source=npz", f"location={tmp_path}", "resolution=8", "channels=1"]
+    steps = ["steps=2", "warmup=0", "batch=4", "validation_images=4", "log_every=1"]
+    config = load_config(
+        "digits", ["field.width=16", *(f"images.{o}" for o in overrides), *(f"meta_train.{o}" for o in steps)]
+    )
+    sections = {name: getattr(config, name) for name in ("images", "field", "inner", "meta_train")}
+    output = str(tmp_path / "root" / "checkpoints" / "field")
+    job = meta_train.MetaTrainJob(seed=0, device="cpu", output=output, digest="d", **sections)
+    meta_train.run(job, emit=lambda _: None)
+    return tmp_path / "root", tmp_path
+
+
+def test_psnr_of_a_trained_field_stands_beside_patch_pca(trained: tuple[Path, Path]) -> None:
+    row = answer("psnr", *trained)
+    assert row["test_images"] == 8
+    assert row["psnr"] >= row["psnr_pooled"]
+    assert row["psnr_pca_patch"] >= row["psnr_pca_patch_pooled"]
+
+
+def test_the_bench_lock_adds_packages_and_changes_none() -> None:
+    """Else `make bench-install` would change what the benchmarks measure, and what the tests after it test."""
+    project, bench = (
+        {name.lower() for name in re.findall(r"^([A-Za-z0-9._-]+)==", (PROJECT / lock).read_text(), re.MULTILINE)}
+        for lock in ("requirements.lock", "requirements-bench.lock")
+    )
+    assert "jax" in bench
+    assert not bench & project
+    assert {"numpy", "scipy", "ml-dtypes"} <= project  # what jax needs besides, installed with --no-deps
