@@ -1,6 +1,7 @@
 """Benchmarks as a user calls them: a script, its options, what it prints."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ PROJECT = Path(__file__).parents[2]
 def run(name: str, *options: str | Path) -> str:
     """What benchmarks/NAME.py prints; its own words where it fails."""
     command = [sys.executable, f"benchmarks/{name}.py", *map(str, options)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    # One thread: nothing is timed here, and on a busy machine threads that meet after every operation take minutes.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
