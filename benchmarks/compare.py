@@ -12,8 +12,8 @@ from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from models.config import FieldConfig
-from models.cost import forward_flops
+from models.config import FieldConfig, InnerConfig
+from models.cost import encode_passes, forward_flops, outer_passes
 
 SIDE = Path(__file__).with_name("side.py")
 PRECISIONS = ("float32", "bf16", "fp16")  # tf32 is float32 on a CPU
@@ -98,11 +98,14 @@ def _row(
 
     field = FieldConfig(**{k: config[k] for k in ("spatial", "channels", "width", "depth", "w0")})
     gflop = PASSES[mode] * forward_flops(field, (config["resolution"],) * 2, 3) / 1e9
+    inner = InnerConfig(loss=config["loss"])
+    executed = encode_passes(inner, psnr=False) if mode == "encode" else outer_passes(field, inner)
     ours, peer = rate(name, "wall"), rate("peer", "wall")
     ratios = [a / b for a, b in zip(ours, peer)]
     return {
         "name": mode, "config": config, "precision": name, "images_per_s": round(median(ours), 2),
         "images_per_cpu_s": round(median(rate(name, "cpu")), 2), "gflop_per_s": round(gflop * median(ours), 1),
+        "passes": PASSES[mode], "passes_executed": executed,
         "matmul_gflop_per_s": round(median(turn[name]["matmul_gflop_per_s"] for turn in turns), 1),
         "peer": "jax", "peer_images_per_s": round(median(peer), 2),
         "peer_images_per_cpu_s": round(median(rate("peer", "cpu")), 2),

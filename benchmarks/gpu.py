@@ -25,6 +25,7 @@ from models.config import FieldConfig, InnerConfig
 from models.cost import encode_passes, forward_flops, outer_passes
 from models.field import Field
 from models.inner import InnerLoop
+from models.passes import tensor_cores
 
 # name: field, resolution, images per encoding call, images per outer step
 PRESETS: dict[str, tuple[FieldConfig, int, int, int]] = {
@@ -47,11 +48,6 @@ CPU_PATCH = 2  # pixels per side of a latent position in images for --device cpu
 MODES = ("encode", "outer")
 
 
-def set_precision(precision: str) -> None:
-    """tf32 is a switch of torch's, for the whole process."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-
-
 def rate(call: Callable[[], Any], device: str) -> float:
     """Calls per second, after two for warming up."""
     for _ in range(2 if device == "cuda" else 1):
@@ -72,11 +68,11 @@ def _wait(device: str) -> None:
 
 def matmul(precision: str, device: str) -> dict[str, Any]:
     """FLOP/s of one [65536, 256] x [256, 256] product."""
-    set_precision(precision)
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a = torch.randn(ROWS[device], 256, device=device, dtype=kind)
     b = torch.randn(256, 256, device=device, dtype=kind)
-    return {"tflop_per_s": rate(lambda: a @ b, device) * 2 * ROWS[device] * 256**2 / 1e12}
+    with tensor_cores(precision):
+        return {"tflop_per_s": rate(lambda: a @ b, device) * 2 * ROWS[device] * 256**2 / 1e12}
 
 
 def start_afresh(graphs: bool, device: str) -> None:
@@ -97,7 +93,6 @@ def measure(
     if device == "cpu":
         batch, side = 1, CPU_PATCH * config.spatial
     start_afresh(graphs, device)
-    set_precision(precision)
     inner = InnerConfig(rates="element", precision=precision, chunk=chunk if device == "cuda" else 2048)
     field = Field(config, inner, 3, resolution=(side, side)).to(device)
     loop = InnerLoop(field, inner, (side, side), compiled)

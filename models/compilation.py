@@ -60,7 +60,7 @@ def compiled(function: Callable[..., Any], device: str, one_core: bool = False) 
     """The function under torch.compile, one graph for every shape; one_core: for threads that have one core each.
 
     On a CPU the graph is called from C++, which lets go of Python's lock: threads can run it side by side. On CUDA
-    matmuls are tuned with what follows them as their epilogue: sines then read the float32 accumulator.
+    matmuls are tuned with what follows them as their epilogue, so that sines may read the float32 accumulator.
     """
     # Every field shape and precision is a graph of its own; beyond torch's limit of 8 a full graph is refused.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)

@@ -83,7 +83,8 @@ class InnerConfig(Config):
         False, description="Inner gradients count as constants in the outer step (the paper differentiates them)."
     )
     precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
-        "float32", description="Of the field's hidden matmuls; all else is float32. tf32 is float32 on a CPU."
+        "float32",
+        description="Of the field's hidden matmuls (tf32: of all); the rest is float32. On a CPU tf32 is float32.",
     )
     chunk: int = Field(2048, ge=1, le=1 << 30, description="Pixels per inner-loop chunk: activations stay in cache.")
     checkpoint: bool = Field(

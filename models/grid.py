@@ -128,10 +128,8 @@ def gather(z: Tensor, index: Tensor | None, config: FieldConfig) -> Tensor:
     return padded[:, index.to(z.device)].reshape(batch * positions, -1, taps * channels)
 
 
-def scatter(gathered: Tensor, index: Tensor | None, batch: int, channels: int) -> Tensor:
+def scatter(gathered: Tensor, index: Tensor, batch: int, channels: int) -> Tensor:
     """The adjoint of gather: [B s s, K, T c] -> [B, s s, c], what was gathered from one position added up."""
-    if index is None:
-        return gathered.reshape(batch, -1, channels)
     summed = gathered.new_zeros(batch, len(index) + 1, channels)
     flat = index.flatten().to(gathered.device)
     return summed.index_add_(1, flat, gathered.reshape(batch, -1, channels))[:, :-1]

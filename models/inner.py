@@ -24,7 +24,7 @@ from models.config import InnerConfig
 from models.field import Field
 from models.grid import pixel_coordinates
 from models.parallel import side_by_side
-from models.passes import FirstStep, first_gradient, first_step, inner_gradient, patch_errors
+from models.passes import FirstStep, first_gradient, first_step, inner_gradient, patch_errors, tensor_cores
 from models.patches import Patches, at, cut
 from models.sweep import Sweep
 
@@ -90,7 +90,7 @@ class InnerLoop:
 
     def prepared(self, images: int) -> "InnerLoop":
         """The same loop with its first step computed once, for encoding about so many images."""
-        with torch.no_grad():
+        with torch.no_grad(), tensor_cores(self.inner.precision):
             return replace(self, first=self._first(images, self.field.modulation_weight))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class InnerLoop:
         if not bool(torch.isfinite(images).all()):
             bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"images {bad[:8]} of the batch have NaN or infinite pixels: mend or drop them")
-        with torch.no_grad():
+        with torch.no_grad(), tensor_cores(self.inner.precision):
             first, rates = self._first(len(images), images), self._rates()
             patches = cut(self.field.config, images)
             if self._whole:
@@ -112,7 +112,7 @@ class InnerLoop:
 
     def errors(self, images: Tensor) -> Tensor:
         """Squared error of each image after the inner loop, [B], without gradients."""
-        with torch.no_grad():
+        with torch.no_grad(), tensor_cores(self.inner.precision):
             first, rates = self._first(len(images), images), self._rates()
             patches = cut(self.field.config, images)
             if self._whole:
@@ -133,8 +133,8 @@ class InnerLoop:
         parameters = list(self.field.parameters())
         before = [parameter.grad for parameter in parameters]
         self.field.zero_grad(set_to_none=True)
-        first, rates = self._first(len(images), images), self._rates()
-        errors = self._backward(patches, first, rates)
+        with tensor_cores(self.inner.precision):
+            errors = self._backward(patches, self._first(len(images), images), self._rates())
         # Differentiated as a sum over patches, a mean only now: half precision has no room for 1 / (B s^2).
         for parameter, kept in zip(parameters, before):
             if parameter.grad is not None:

@@ -53,7 +53,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _keep_memory() -> None:
-    """Asks glibc to keep what the threads free: else every chunk's activations cost page faults, up to half the time.
+    """Asks glibc to keep what the threads free, lest every chunk pay for page faults (a third of the time was seen).
 
     Only the main thread's heap learns this by itself. Other C libraries know no mallopt, and are left as they are.
     """

@@ -7,6 +7,7 @@ channels, W = width, C = W (depth - 1). A patch's modulations come from K latent
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,13 +36,24 @@ class FirstStep:
         return FirstStep(self.output[positions], self.jacobian[positions], self.mapped)
 
 
+@contextmanager
+def tensor_cores(precision: str) -> Iterator[None]:
+    """Within, float32 products on a GPU are rounded to tf32 if that is the precision; torch's switch is put back."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def matmul(h: Tensor, weight: Tensor, precision: str) -> Tensor:
     """h [..., m] @ weight [m, n] with the operands in `precision`; the result is float32 (float64 stays)."""
     if precision == "bf16":
         return (h.bfloat16() @ weight.bfloat16()).float()
     if precision == "fp16":
         return (h.half() @ weight.half()).float()
-    return h @ weight  # tf32 is a switch of torch's, not a type: precision.matmuls
+    return h @ weight  # tf32 is a switch of torch's, not a type: tensor_cores
 
 
 def forward(field: Field, z: Tensor, x: Tensor, weights: Tensor | None, precision: str) -> tuple[Tensor, list[Tensor]]:

@@ -5,7 +5,7 @@ which only the latents were kept: each chunk's activations are computed again wh
 checkpointing), so that memory holds one chunk's graph, whatever the size of image and batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -85,8 +85,8 @@ class Sweep:
             (self._gradient(number, gathered[rows], chunk, first) * pulled[rows]).sum().backward()
         return torch.zeros_like(z) if gathered.grad is None else self._scatter(gathered.grad)
 
-    def _chunks(self) -> "list[tuple[slice, Patches]]":
-        return list(self.patches.chunks(self.inner.chunk))
+    def _chunks(self) -> Iterator[tuple[slice, Patches]]:
+        return self.patches.chunks(self.inner.chunk)
 
     def _gradient(self, number: int, z: Tensor, chunk: Patches, first: FirstStep) -> Tensor:
         """Of a chunk's inner loss by its gathered latents [n, K, T c]; step 0 is the shared one."""
@@ -100,14 +100,13 @@ class Sweep:
         return run(self.field, z, chunk.targets, chunk.x, chunk.weights, self.inner.precision)
 
     def _gather(self, z: Tensor) -> Tensor:
-        config = self.field.config
-        if config.independent:
+        config, index = self.field.config, neighbours(self.field.config)
+        if index is None:  # some patches of an image may be all there are
             return z[:, None]
-        return gather(z.reshape(-1, config.positions, config.channels), neighbours(config), config)
+        return gather(z.reshape(-1, config.positions, config.channels), index, config)
 
     def _scatter(self, gathered: Tensor) -> Tensor:
-        config = self.field.config
-        if config.independent:
+        config, index = self.field.config, neighbours(self.field.config)
+        if index is None:
             return gathered[:, 0]
-        batch = len(gathered) // config.positions
-        return scatter(gathered, neighbours(config), batch, config.channels).reshape(-1, config.channels)
+        return scatter(gathered, index, len(gathered) // config.positions, config.channels).flatten(0, 1)

@@ -13,8 +13,8 @@ from tasks.config import MetaTrainConfig
 def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimizer:
     """Adam on everything, or Muon on hidden weights and modulation map and Adam on the rest.
 
-    The map decides how well the three inner steps are conditioned; orthogonal updates get it there in a fraction of
-    Adam's steps. First layer, output layer, biases and rates stay with Adam.
+    The map is among them since it decides how well the few inner steps are conditioned. First layer, output layer,
+    biases and rates stay with Adam.
     """
     if config.optimizer == "adam":
         return torch.optim.Adam(field.parameters(), lr=config.learning_rate)

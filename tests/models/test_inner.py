@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from models.config import FieldConfig, InnerConfig
 from models.field import Field
@@ -224,3 +225,24 @@ def test_chunks_are_equal_and_within_the_limit(patches: int, pixels: int, patch:
 def test_an_indivisible_image_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="not divisible into 3x3 latent positions"):
         patchify(torch.zeros(1, 8, 8, 1), 3)
+
+
+def test_tf32_is_switched_on_for_the_loop_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the switch changes nothing, but it must be on while the field's products are taken, and off after."""
+    seen: list[bool] = []
+    modulate = Field.modulate
+
+    def watched(field: Field, z: Tensor) -> list[Tensor]:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return modulate(field, z)
+
+    monkeypatch.setattr(Field, "modulate", watched)
+    for precision in ("tf32", "float32"):
+        loop, images = make(precision=precision)
+        seen.clear()
+        loop.prepared(3).encode(images)
+        loop.errors(images)
+        loop.outer_backward(images)
+        assert seen
+        assert set(seen) == {precision == "tf32"}
+        assert not torch.backends.cuda.matmul.allow_tf32

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.peer import our_field
 from models.compilation import has_compiler
 from models.config import FieldConfig, InnerConfig
 from models.field import Field
@@ -20,15 +21,8 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 def load(name: str, compiled: bool = False) -> tuple[Field, InnerLoop, Tensor, dict[str, np.ndarray]]:
     arrays = dict(np.load(FIXTURES / f"fixture_{name}.npz"))
     a = json.loads(str(arrays["config"]))
-    config = FieldConfig(**{k: a[k] for k in ("spatial", "channels", "width", "depth", "w0")})
     inner = InnerConfig(loss={"mean": "image", "patch": "patch"}[a["loss"]], rates="channel", chunk=500)
-    field = Field(config, inner, image_channels=3)
-    with torch.no_grad():
-        for i, (weight, bias) in enumerate(zip(field.weights, field.biases)):
-            weight.copy_(torch.from_numpy(arrays[f"param.w{i}"]))
-            bias.copy_(torch.from_numpy(arrays[f"param.b{i}"]))
-        for ours, theirs in SHARED.items():
-            getattr(field, ours).copy_(torch.from_numpy(arrays[f"param.{theirs}"]))
+    field = our_field(a, inner, {k.removeprefix("param."): v for k, v in arrays.items() if k.startswith("param.")})
     resolution = (a["resolution"], a["resolution"])
     return field, InnerLoop(field, inner, resolution, compiled), torch.from_numpy(arrays["images"]), arrays
 
