@@ -18,7 +18,7 @@ SIZES = {"spatial": 4, "channels": 4, "width": 16, "depth": 3, "w0": 10.0, "batc
 KEYS = {
     "name", "config", "precision", "images_per_s", "images_per_cpu_s", "gflop_per_s", "matmul_gflop_per_s", "peer",
     "peer_images_per_s", "peer_images_per_cpu_s", "ratio", "ratios", "peak_rss_mb", "peer_peak_rss_mb",
-    "latents_differ", "alternations", "cpus", "cpu", "versions",
+    "latents_differ", "alternations", "cpus", "cpu", "versions", "passes", "passes_executed",
 }  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def test_a_benchmark_prints_a_row_for_every_precision(name: str, precisions: lis
         assert row["name"] == name and row["config"] == SIZES | {"loss": "image", "compiled": False}
         assert len(row["ratios"]) == row["alternations"] == 1
         assert row["images_per_s"] > 0 and row["peer_images_per_s"] > 0
+        assert (row["passes"], row["passes_executed"]) == {"encode": (6, 4), "meta": (21, 15)}[name]
         assert {"torch", "jax"} <= row["versions"].keys()
 
 
