@@ -17,6 +17,8 @@ from models.compilation import should_compile
 from models.cost import encode_passes, forward_flops
 from models.inner import InnerLoop
 from models.metrics import pca_psnr, pooled_psnr, psnr_of_errors
+from storage.errors import StorageError
+from storage.image_arrays import read_npz
 from tasks.training.meta_train import load_field
 
 PCA_IMAGES = 20_000  # more changes the baseline by hundredths of a dB
@@ -28,7 +30,8 @@ def measure(root: Path, folder: Path) -> dict[str, Any]:
     """PSNR (mean of images, and pooled) of the field's float32 latents, and of PCA with as many numbers."""
     field, inner, metadata = load_field(str(root / "checkpoints" / "field"))
     side = metadata["resolution"]
-    train, test = _images(folder / "train.npz", PCA_IMAGES), _images(folder / "test.npz", None)
+    arrays = read_npz(str(folder))
+    train, test = _pixels(arrays["train"].images[:PCA_IMAGES]), _pixels(arrays["test"].images)
     work = encode_passes(inner) * forward_flops(field.config, (side, side), field.image_channels) * float(len(test))
     compiled, _ = should_compile("auto", work, torch.device("cpu"))
     loop = InnerLoop(field, inner, (side, side), compiled).prepared(len(test))
@@ -49,12 +52,14 @@ def measure(root: Path, folder: Path) -> dict[str, Any]:
     return {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def _images(path: Path, limit: int | None) -> Tensor:
-    with np.load(path, allow_pickle=False) as data:
-        return torch.from_numpy(data["images"][:limit]).float() / 255
+def _pixels(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).float() / 255
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
-    print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2]))))
+    try:
+        print(json.dumps(measure(Path(sys.argv[1]), Path(sys.argv[2]))))
+    except StorageError as error:
+        raise SystemExit(f"psnr.py: {error}") from None
