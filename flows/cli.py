@@ -268,8 +268,8 @@ def verify(
     as_json: Json = False,
 ) -> int:
     """Check the functaset against its receipts; status 1 names every bad object."""
-    from storage.commits import verify as verify_store
     from storage.locations import open_location
+    from storage.verification import verify as verify_store
 
     report = verify_store(open_location(_functaset(uri)), deep=deep)
     if as_json:

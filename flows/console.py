@@ -92,7 +92,7 @@ def read_status(root: str) -> dict[str, Any]:
     told: dict[str, Any] = {"stages": states, "shards": shards, "images_per_s": None}
     encoded = records["encode"]
     if encoded is not None and states["encode"] != "missing":
-        from storage.commits import status
+        from storage.progress import status
 
         counted = status(output_location(encoded, location))
         shards |= {k: counted[k] for k in shards}

@@ -10,7 +10,9 @@ that wakes up late finds its shard done.
 Damage is never overwritten in place.
 """
 
+import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,13 +39,15 @@ from storage.quantization import Quantizer
 from storage.records import FORMAT, ObjectRecord, Record, read_record, read_vouched, seal, vouch
 
 __all__ = [
-    "Plan", "PsnrSummary", "Receipt", "ShardRows", "create_functaset", "load_plan", "plan_fragment", "plan_rows",
-    "read_array", "read_moments", "read_receipt", "receipt_key", "row_id", "write_shard",
+    "Plan", "PsnrSummary", "Receipt", "ShardRows", "content_of", "create_functaset", "load_plan", "plan_fragment",
+    "plan_rows", "read_array", "read_moments", "read_receipt", "receipt_key", "row_id", "write_shard",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
 BINS_PER_DB = 10
+IDENTITY = ("id", "label", "augmentation", "source_sha256")  # arrays that say what a row is of
+CONTENT_MODULUS = 1 << 256
 MAX_PSNR = 100.0  # dB; a perfect reconstruction has an infinite one
 
 
@@ -64,6 +68,7 @@ class Receipt(Record):
     rows: int = Field(ge=1)
     bad: dict[int, str]  # row within the shard -> reason; these rows are stored, and never shown
     objects: dict[str, ObjectRecord]
+    content: str = Field(pattern=r"^[0-9a-f]{64}$")  # of the good rows' identities, content_of
     psnr: PsnrSummary
     clipped: int = Field(ge=0)  # latent numbers outside the quantiser's range
     seconds: float = Field(ge=0)
@@ -73,6 +78,16 @@ class Receipt(Record):
     def good(self) -> int:
         """Rows that readers see."""
         return self.rows - len(self.bad)
+
+
+def content_of(split: str, identities: Mapping[str, np.ndarray]) -> str:
+    """64 hex digits of a set of rows, whatever their order and shards: the sum of sha256 over the IDENTITY columns."""
+    columns = [np.ascontiguousarray(identities[name]) for name in IDENTITY]
+    total = 0
+    for row in zip(*columns, strict=True):
+        identity = split.encode() + b"".join(value.tobytes() for value in row)
+        total += int.from_bytes(hashlib.sha256(identity).digest(), "little")
+    return f"{total % CONTENT_MODULUS:064x}"
 
 
 def receipt_key(plan: Plan, shard: int) -> str:
@@ -239,6 +254,7 @@ def _put_objects(
     objects[moments_key(shard)] = vouch(moments)
     return Receipt(
         fragment=plan.id, shard=shard, rows=len(visible), bad=bad, objects=objects,
+        content=content_of(plan.split, {name: stored[name][visible] for name in IDENTITY}),
         psnr=_summary(stored["psnr"][visible]), clipped=block.clipped, seconds=round(seconds, 3), versions=versions,
     )  # fmt: skip
 

@@ -14,18 +14,20 @@ from storage.commits import (
     committed_plan,
     committed_receipt,
     latest,
+    live_shards,
     load_commit,
+    retired_rows,
+    visible_rows,
 )
 from storage.errors import DamagedObject, StorageError
-from storage.fragments import BINS_PER_DB, Receipt, read_array
+from storage.fragments import BINS_PER_DB, CONTENT_MODULUS, IDENTITY, Receipt, content_of, read_array
 from storage.locations import Location, open_location
 from storage.moments import Moments
 from storage.plans import Plan, load_quantizer, plan_rows
 from storage.quantization import Quantizer
-from storage.records import canonical, digest, read_vouched, unseal
+from storage.records import digest, read_vouched, unseal
 from storage.root import FieldRecord, read_root
 
-IDENTITY = ("id", "label", "augmentation", "source_sha256")  # arrays that say what a row is of
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -121,26 +123,25 @@ class Functaset:
         return [
             (entry, plan, committed_receipt(self.location, entry, plan, shard))
             for entry, plan in self.fragments
-            for shard in range(plan.shards)
+            for shard in live_shards(entry, plan)
         ]
 
     @cached_property
     def content(self) -> str:
-        """Digest of which images are encoded by which choices: the same wherever and whenever it was done.
+        """Digest of which images are encoded by which choices: the same wherever, whenever and in whatever shards.
 
-        Over the fingerprint, the rows' ids, labels and source bytes (by their objects' sha256), and which rows are bad
-        or retired. Not over fragment ids, which follow the sources' file times and the quantiser's last bits.
+        Over the fingerprint and the visible rows' ids, labels and source bytes. Not over fragments, whose ids follow
+        the sources' file times and the quantiser's last bits, and which a repair makes anew.
         """
-        shards = [
-            {
-                "split": entry.split,
-                "columns": {k: o.sha256 for k, o in receipt.objects.items() if k.split("/")[0] in IDENTITY},
-                "bad": sorted(receipt.bad),
-                "retired": _retired(entry, plan, receipt),
-            }
-            for entry, plan, receipt in self._receipts
-        ]
-        return digest({"fingerprint": self.commit.fingerprint, "shards": sorted(shards, key=canonical)})
+        total = 0
+        for entry, plan, receipt in self._receipts:
+            content = receipt.content
+            if retired_rows(entry, plan, receipt.shard).any():
+                visible = visible_rows(entry, plan, receipt)
+                columns = {name: read_array(self.location, plan, receipt, name)[visible] for name in IDENTITY}
+                content = content_of(entry.split, columns)
+            total += int(content, 16)
+        return digest({"fingerprint": self.commit.fingerprint, "rows": f"{total % CONTENT_MODULUS:064x}"})
 
     def rows(self, split: str) -> int:
         """Visible rows of a split."""
@@ -157,9 +158,9 @@ class Functaset:
         count = 0
         for entry, plan in chosen:
             start = count
-            for shard in range(plan.shards):
+            for shard in live_shards(entry, plan):
                 receipt = committed_receipt(self.location, entry, plan, shard)
-                visible = _visible(entry, plan, receipt)
+                visible = visible_rows(entry, plan, receipt)
                 for name, column in columns.items():
                     column.append(read_array(self.location, plan, receipt, name)[visible])
                 self._check_rows(plan, shard, columns)
@@ -243,6 +244,7 @@ class Functaset:
             "rows": sum(entry.rows for entry in self.commit.fragments),
             "rows_by_split": {split: self.rows(split) for split in splits},
             "bad": sum(entry.bad for entry in self.commit.fragments),
+            "retired": sum(stop - start for entry in self.commit.fragments for start, stop in entry.retired),
             "fragments": len(self.commit.fragments),
             "shape": list(self.latent_shape),
             "bits": bits[0] if len(bits) == 1 else bits,
@@ -265,20 +267,6 @@ class Functaset:
             total += entry.plan.bytes + sum(record.bytes for record in entry.receipts)
         total += sum(record.bytes for record in self.commit.objects.values())
         return total + (self.commit.moments.object.bytes if self.commit.moments else 0)
-
-
-def _visible(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.ndarray:
-    """bool [rows of the shard]: neither bad nor retired."""
-    visible = np.ones(receipt.rows, bool)
-    visible[list(receipt.bad)] = False
-    visible[_retired(entry, plan, receipt)] = False
-    return visible
-
-
-def _retired(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> list[int]:
-    """Rows within the shard."""
-    start = receipt.shard * plan.shard_rows
-    return sorted(row - start for row in entry.retired if start <= row < start + receipt.rows)
 
 
 def _psnr(receipts: list[Receipt]) -> dict[str, Any]:

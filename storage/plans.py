@@ -27,6 +27,7 @@ from storage.root import read_root
 
 SPLITS = ("train", "test")
 FLOATS = ("low", "step")
+COLLECT = b"collect"  # the claim on a fragment that is being removed
 
 
 class Quantization(Record):
@@ -91,6 +92,16 @@ class ShardRows:
     labels: np.ndarray
     tokens: list[str]
     rows: np.ndarray
+
+
+def rows_key(shard: int) -> str:
+    """Where a shard's table of rows stands, below the fragment."""
+    return f"rows/{shard:06d}.json"
+
+
+def claim_key(fragment_id: str) -> str:
+    """Where it stands whether a fragment is to be shown or removed; no version names it."""
+    return f"fragments/{fragment_id}/claim"
 
 
 def row_id(key: str) -> bytes:
@@ -168,9 +179,11 @@ def plan_fragment(
         "tables": [hashlib.sha256(table).hexdigest() for table in tables],
     }
     draft = Plan(id=digest(identity), objects={}, created_by=dict(versions or {}), **content)
+    if location.exists(claim_key(draft.id)) and location.read(claim_key(draft.id)) == COLLECT:
+        raise StorageError(f"{location.uri}/{draft.path}: is being removed by gc; run the same command again")
     if location.exists(f"{draft.path}/plan.json"):
         return load_plan(location, draft.id)
-    objects = {f"rows/{shard:06d}.json": table for shard, table in enumerate(tables)} | _documents(draft, quantizer)
+    objects = {rows_key(shard): table for shard, table in enumerate(tables)} | _documents(draft, quantizer)
     standing = {key: _put(location, f"{draft.path}/{key}", data) for key, data in objects.items()}
     plan = draft.model_copy(update={"objects": {key: vouch(data) for key, data in standing.items()}})
     location.create(f"{plan.path}/plan.json", seal(plan))
@@ -256,7 +269,7 @@ def load_plan(location: Location, fragment_id: str) -> Plan:
 def plan_rows(location: Location, plan: Plan, shard: int) -> ShardRows:
     """The rows of one shard. Raises ValueError outside the plan, DamagedObject where the table is not what it says."""
     size = plan.shard_size(shard)
-    key = f"rows/{shard:06d}.json"
+    key = rows_key(shard)
     table = json.loads(plan_object(location, plan, key))
     rows = ShardRows(
         table["keys"], np.array(table["labels"], np.int32), table["tokens"], np.array(table["rows"], np.int64)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from storage.commits import commit
+from storage.committing import commit
 from storage.fragments import read_receipt
 from storage.functaset import Functaset
 from storage.locations import open_location

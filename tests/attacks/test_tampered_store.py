@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from storage.commits import verify
 from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.locations import open_location
 from storage.records import vouch
+from storage.verification import verify
 from tests.storage.filled import filled, new_store, plan
 
 

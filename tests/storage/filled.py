@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from storage.commits import commit
+from storage.committing import commit
 from storage.config import QuantizationConfig
 from storage.fragments import Receipt, create_functaset, plan_fragment, plan_rows, write_shard
 from storage.locations import Location, open_location

@@ -19,7 +19,7 @@ import zarr.codecs
 import zarr.storage  # noqa: F401
 
 from storage.checkpoints import load_checkpoint, save_checkpoint
-from storage.commits import commit
+from storage.committing import commit
 from storage.functaset import Functaset
 from storage.locations import open_location
 from tests.storage import filled

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from storage.checkpoints import load_checkpoint
-from storage.commits import commit, verify
+from storage.committing import commit
 from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.locations import open_location
+from storage.verification import verify
 from tests.storage.filled import fill, new_store, plan, tree, write
 from tests.storage.test_checkpoints import assert_is, save
 
@@ -67,7 +68,7 @@ def test_a_checkpoint_that_did_not_fit_leaves_the_one_before(
 
 
 def test_nothing_heavy_is_loaded_to_look_at_a_root() -> None:
-    modules = "storage.checkpoints, storage.locations, storage.commits, storage.config"
+    modules = "storage.checkpoints, storage.locations, storage.committing, storage.config"
     heavy = "{'zarr', 'torch', 'PIL', 'sklearn', 'torchvision', 'fsspec', 's3fs', 'safetensors'}"
     command = f"import sys, {modules}; sys.exit(' '.join({heavy} & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60)

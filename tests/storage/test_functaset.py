@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage.commits import commit, latest, load_commit, status, verify
+from storage.commits import latest, load_commit
+from storage.committing import commit
 from storage.config import QuantizationConfig
 from storage.errors import StorageError
 from storage.fragments import create_functaset, load_plan, plan_fragment, plan_rows, read_receipt
 from storage.functaset import Functaset, epoch_order
 from storage.local import LocalLocation
 from storage.locations import open_location
+from storage.progress import status
 from storage.quantization import Quantizer, calibrate
+from storage.verification import verify
 from tests.storage.filled import FIELD, FINGERPRINT, SHAPE, fill, filled, latents_of, new_store, plan, tree, write
 
 
@@ -377,7 +380,7 @@ def test_content_does_not_depend_on_the_order_of_commits_but_on_what_is_retired(
         store = Functaset.open(place)
         contents.append(store.content)
         entries = list(store.commit.fragments)
-        entries[0] = entries[0].model_copy(update={"retired": (3,)})
+        entries[0] = entries[0].model_copy(update={"retired": ((3, 4),)})
         retired = store.commit.model_copy(update={"fragments": tuple(entries)})
         contents.append(Functaset(place, retired, store.fingerprint, store.field_digest).content)
     assert contents[0] == contents[2]

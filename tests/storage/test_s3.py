@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from storage.checkpoints import load_checkpoint, save_checkpoint
-from storage.commits import status, verify
 from storage.config import ImagesConfig
 from storage.errors import MissingObject, StorageError
 from storage.functaset import Functaset
 from storage.images import open_images
 from storage.locations import open_location
+from storage.progress import status
+from storage.verification import verify
 from tests.storage.filled import filled, latents_of, plan, write
 from tests.storage.pictures import encoded, noise
 

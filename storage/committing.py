@@ -1,0 +1,189 @@
+"""Making a commit: finished fragments become visible, rows are retired, both at once or not at all.
+
+moments/<digest>.f8       latent moments of the training split as of a commit
+fragments/<id>/claim      "commit" or "collect": whether a fragment is to be shown or removed is decided once
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from storage.commits import (
+    Commit,
+    CommittedFragment,
+    TrainingMoments,
+    as_ranges,
+    as_rows,
+    commit_key,
+    committed_plan,
+    committed_receipt,
+    latest,
+    live_shards,
+    mark_key,
+    retired_rows,
+    visible_ids,
+    visible_rows,
+)
+from storage.errors import DamagedObject, StorageError
+from storage.fragments import Receipt, read_array, read_moments, read_receipt, receipt_key
+from storage.locations import Location
+from storage.moments import Moments, merge, moments_of
+from storage.plans import COLLECT, Plan, claim_key, load_plan, load_quantizer
+from storage.records import ObjectRecord, seal, vouch
+from storage.root import read_root
+
+COMMIT = b"commit"
+
+
+def commit(
+    location: Location,
+    fragment_ids: Sequence[str],
+    retire: Mapping[str, Iterable[int]] | None = None,
+    *,
+    drop: Collection[str] = (),
+    forget: bool = False,
+) -> Commit:
+    """Make finished fragments visible on top of the newest commit; return the commit that shows them.
+
+    retire: fragment -> rows that this commit and later ones no longer show. drop: fragments that it no longer names,
+    whole or damaged. forget: give up all earlier versions. Fragments that are visible already, and rows that are
+    retired already, are no change: with nothing else, the standing commit comes back. Of two committers one wins and
+    the other commits on top. Raises StorageError: an unfinished shard, another fingerprint, an image that another
+    fragment shows already, a fragment that is being collected.
+    """
+    root = read_root(location)
+    gone = {name: set(rows) for name, rows in (retire or {}).items()}
+    while True:
+        parent = latest(location)
+        if parent is not None:
+            _mark(location, parent.version)  # its committer may have been killed before it
+        standing = parent.fragments if parent else ()
+        kept = [_retiring(location, entry, gone.get(entry.fragment)) for entry in standing]
+        entries = [entry for entry in kept if entry is not None and entry.fragment not in drop]
+        names = {entry.fragment for entry in standing}
+        new = [name for name in dict.fromkeys(fragment_ids) if name not in names]
+        entries += [_entry(location, name, root.fingerprint_digest) for name in new]
+        if parent is not None and tuple(entries) == standing and not (forget and parent.oldest < parent.version):
+            return parent
+        if parent is None and not new:
+            raise StorageError(f"{location.uri}: nothing to commit; encode first")
+        _refuse_overlap(location, entries, new)
+        version = parent.version + 1 if parent else 1
+        proposal = Commit(
+            version=version,
+            oldest=version if forget or parent is None else parent.oldest,
+            parent=_digest_of(location, parent.version) if parent else None,
+            fingerprint=root.fingerprint_digest,
+            fragments=tuple(entries),
+            moments=_training_moments(location, entries),
+            objects=_own_objects(location, root.field),
+        )
+        if location.create(commit_key(version), seal(proposal)):
+            _mark(location, version)
+            return proposal
+
+
+def _mark(location: Location, version: int) -> None:
+    if not location.exists(mark_key(version)):
+        location.create(mark_key(version), _digest_of(location, version).encode())
+
+
+def _digest_of(location: Location, version: int) -> str:
+    return hashlib.sha256(location.read(commit_key(version))).hexdigest()
+
+
+def _retiring(location: Location, entry: CommittedFragment, rows: set[int] | None) -> CommittedFragment | None:
+    """The entry without these rows; None if no row would be left."""
+    before = as_rows(entry.retired)
+    if not rows or rows <= set(before):
+        return entry
+    plan = committed_plan(location, entry)
+    if min(rows) < 0 or max(rows) >= plan.rows:
+        raise StorageError(f"fragment {plan.id}: has rows 0 to {plan.rows - 1}; {max(rows)} cannot be retired")
+    after = entry.model_copy(update={"retired": as_ranges([*before, *rows])})
+    live = live_shards(after, plan)
+    if not live:
+        return None
+    visible = bad = 0
+    for shard in live:  # of the others nothing need be readable
+        receipt = committed_receipt(location, entry, plan, shard)
+        visible += int(visible_rows(after, plan, receipt).sum())
+        bad += int((~retired_rows(after, plan, shard))[list(receipt.bad)].sum())
+    return after.model_copy(update={"rows": visible, "bad": bad})
+
+
+def _own_objects(location: Location, field: str) -> dict[str, ObjectRecord]:
+    keys = ("zarr.json", f"fields/{field}.safetensors", f"fields/{field}.json")
+    return {key: vouch(location.read(key)) for key in keys}
+
+
+def _entry(location: Location, fragment_id: str, fingerprint: str) -> CommittedFragment:
+    """The fragment's entry, once every shard has its receipt and every object its length."""
+    plan = load_plan(location, fragment_id)
+    if plan.fingerprint != fingerprint:
+        raise StorageError(f"{location.uri}/{plan.path}: was planned for another fingerprint; encode it again")
+    if not location.create(claim_key(plan.id), COMMIT) and location.read(claim_key(plan.id)) == COLLECT:
+        raise StorageError(f"{location.uri}/{plan.path}: is being removed by gc; run the same command again")
+    receipts = [_finished(location, plan, shard) for shard in range(plan.shards)]
+    bad = sum(len(receipt.bad) for receipt in receipts)
+    return CommittedFragment(
+        fragment=plan.id, split=plan.split, rows=plan.rows - bad, bad=bad, retired=(),
+        plan=vouch(location.read(f"{plan.path}/plan.json")),
+        receipts=tuple(vouch(location.read(receipt_key(plan, shard))) for shard in range(plan.shards)),
+    )  # fmt: skip
+
+
+def _finished(location: Location, plan: Plan, shard: int) -> Receipt:
+    receipt = read_receipt(location, plan, shard)
+    if receipt is None:
+        raise StorageError(f"fragment {plan.id}: shard {shard} of {plan.shards} is not finished; encode it first")
+    for key, record in receipt.objects.items():
+        if location.size(f"{plan.path}/{key}") != record.bytes:
+            raise DamagedObject(f"{location.uri}/{plan.path}/{key}: is missing or short; encode in a new root")
+    return receipt
+
+
+def _refuse_overlap(location: Location, entries: list[CommittedFragment], new: list[str]) -> None:
+    """No (split, id, augmentation) is ever visible twice."""
+    for split in {entry.split for entry in entries if entry.fragment in new}:
+        seen: dict[tuple[bytes, int], str] = {}
+        of_split = [entry for entry in entries if entry.split == split]
+        if len(of_split) < 2:
+            continue
+        for entry in of_split:
+            mine = visible_ids(location, entry, committed_plan(location, entry))
+            twice = seen.keys() & mine.keys()
+            if twice:
+                raise StorageError(
+                    f"fragment {entry.fragment}: {len(twice)} of its images, such as {mine[min(twice)]}, are visible "
+                    f"already in split '{split}'; encode them into a new root, or commit only new images"
+                )
+            seen |= mine
+
+
+def _training_moments(location: Location, entries: list[CommittedFragment]) -> TrainingMoments | None:
+    """Merged from the shards' own, in the order of fragments and shards; put under the digest of its bytes."""
+    parts: list[Moments] = []
+    shape = None
+    for entry in (entry for entry in entries if entry.split == "train"):
+        plan = committed_plan(location, entry)
+        if shape not in (None, plan.latent_shape):
+            raise StorageError(f"fragment {plan.id}: latents {plan.latent_shape} beside others of shape {shape}")
+        shape = plan.latent_shape
+        parts += [_shard_moments(location, entry, plan, shard) for shard in live_shards(entry, plan)]
+    if shape is None:
+        return None
+    merged = merge(parts, shape)
+    data = merged.to_bytes()
+    key = f"moments/{hashlib.sha256(data).hexdigest()[:24]}.f8"
+    location.create(key, data)
+    return TrainingMoments(key=key, count=merged.count, latent_shape=shape, object=vouch(data))
+
+
+def _shard_moments(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> Moments:
+    """The receipt's, or, of a shard that lost rows, those of what is left."""
+    receipt = committed_receipt(location, entry, plan, shard)
+    if not retired_rows(entry, plan, shard).any():
+        return read_moments(location, plan, receipt)
+    z = read_array(location, plan, receipt, "z")[visible_rows(entry, plan, receipt)]
+    quantizer = load_quantizer(location, plan)
+    return moments_of(quantizer.decode(z) if quantizer else z)
