@@ -21,6 +21,7 @@ from storage.commits import (
     mark_key,
     retired_rows,
     visible_ids,
+    visible_keys,
     visible_rows,
 )
 from storage.errors import DamagedObject, StorageError
@@ -40,15 +41,15 @@ def commit(
     retire: Mapping[str, Iterable[int]] | None = None,
     *,
     drop: Collection[str] = (),
-    forget: bool = False,
+    keep_versions: int | None = None,
 ) -> Commit:
     """Make finished fragments visible on top of the newest commit; return the commit that shows them.
 
     retire: fragment -> rows that this commit and later ones no longer show. drop: fragments that it no longer names,
-    whole or damaged. forget: give up all earlier versions. Fragments that are visible already, and rows that are
-    retired already, are no change: with nothing else, the standing commit comes back. Of two committers one wins and
-    the other commits on top. Raises StorageError: an unfinished shard, another fingerprint, an image that another
-    fragment shows already, a fragment that is being collected.
+    whole or damaged. keep_versions: give up all versions but the newest so many, this one counted. Fragments that are
+    visible already, and rows that are retired already, are no change: with nothing else, the standing commit comes
+    back. Of two committers one wins and the other commits on top. Raises StorageError: an unfinished shard, another
+    fingerprint, an image that another fragment shows already, a fragment that is being collected.
     """
     root = read_root(location)
     gone = {name: set(rows) for name, rows in (retire or {}).items()}
@@ -62,7 +63,8 @@ def commit(
         names = {entry.fragment for entry in standing}
         new = [name for name in dict.fromkeys(fragment_ids) if name not in names]
         entries += [_entry(location, name, root.fingerprint_digest) for name in new]
-        if parent is not None and tuple(entries) == standing and not (forget and parent.oldest < parent.version):
+        keep = keep_versions or (parent.version if parent else 1) + 1
+        if parent is not None and tuple(entries) == standing and parent.version - keep < parent.oldest:
             return parent
         if parent is None and not new:
             raise StorageError(f"{location.uri}: nothing to commit; encode first")
@@ -70,7 +72,7 @@ def commit(
         version = parent.version + 1 if parent else 1
         proposal = Commit(
             version=version,
-            oldest=version if forget or parent is None else parent.oldest,
+            oldest=max(parent.oldest if parent else 1, version - keep + 1),
             parent=_digest_of(location, parent.version) if parent else None,
             fingerprint=root.fingerprint_digest,
             fragments=tuple(entries),
@@ -80,6 +82,20 @@ def commit(
         if location.create(commit_key(version), seal(proposal)):
             _mark(location, version)
             return proposal
+
+
+def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
+    """Commit that these images are no longer shown. Raises StorageError naming one that is not visible."""
+    newest = latest(location)
+    rows: dict[str, dict[int, str]] = {}
+    for entry in newest.fragments if newest else ():
+        if entry.split == split:
+            shown = visible_keys(location, entry, committed_plan(location, entry))
+            rows[entry.fragment] = {row: key for row, key in shown if key in keys}
+    missing = set(keys) - {key for found in rows.values() for key in found.values()}
+    if missing:
+        raise StorageError(f"{location.uri}: shows no image '{min(missing)}' in split '{split}'; look for its key")
+    return commit(location, [], rows)
 
 
 def _mark(location: Location, version: int) -> None:

@@ -50,6 +50,11 @@ class LocalLocation(Location):
             ]
         return sorted(found, key=lambda entry: entry.key)
 
+    def leftovers(self) -> list[Entry]:
+        with self._told(""):
+            walked = _walk(Path(self.uri), "", set())
+            return [_entry(key, status) for key, status in walked if key.endswith(PARTIAL)]
+
     def delete(self, key: str) -> None:
         with self._told(key), suppress(FileNotFoundError):
             self._writable_path(key).unlink()
@@ -87,7 +92,7 @@ class LocalLocation(Location):
 
 
 def _entry(key: str, status: os.stat_result) -> Entry:
-    return Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    return Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", status.st_mtime)
 
 
 def _mend(error: OSError) -> str:

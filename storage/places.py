@@ -12,11 +12,15 @@ PARTIAL = ".partial"  # ending of temporary names; a killed writer leaves one be
 
 @dataclass(frozen=True)
 class Entry:
-    """A listed object: key, bytes, and a cheap token that changes when its content does (size and time, or etag)."""
+    """A listed object: key, bytes, and a cheap token that changes when its content does (size and time, or etag).
+
+    modified: when it was last written, in seconds since 1970; infinite where that is not known.
+    """
 
     key: str
     size: int
     token: str
+    modified: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class Location(ABC):
 
         Costs what lies below `prefix`, whether or not it ends in '/'.
         """
+
+    def leftovers(self) -> list[Entry]:
+        """Temporary objects that killed writers left behind, and those of writers at work."""
+        return []
 
     @abstractmethod
     def delete(self, key: str) -> None:

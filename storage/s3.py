@@ -150,7 +150,9 @@ class S3Location(Location):
 
 
 def _listed(key: str, info: dict[str, Any]) -> Entry:
-    return Entry(key, int(info["size"]), str(info.get("ETag", "")).strip('"'))
+    when = info.get("LastModified") or None
+    modified = when.timestamp() if when else float("inf")
+    return Entry(key, int(info["size"]), str(info.get("ETag", "")).strip('"'), modified)
 
 
 def _may_pass(error: BaseException) -> bool:
