@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,6 +38,7 @@ Root = Annotated[str | None, Parameter(help="Where everything goes; default ./fu
 FromRoot = Annotated[
     str | None, Parameter(name="--from", help="Take finished stages from this root where digests agree.")
 ]
+Split = Annotated[Literal["train", "test"], Parameter(help="Which of the two.")]
 Resolution = Annotated[
     int | None,
     Parameter(help="Pixels a side; default: that of the images.", validator=validators.Number(gte=1)),
@@ -129,7 +131,7 @@ def _run_deployed(config: PipelineConfig, root: str, from_root: str | None) -> i
     return 0 if state.is_completed() else 1
 
 
-def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | None) -> None:
+def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | None, **how: bool) -> None:
     from flows.preflight import preflight
 
     preflight(config, root, name)
@@ -149,7 +151,7 @@ def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | No
     else:
         from flows import stages
 
-        getattr(stages, name)(root, config=config, from_root=from_root)
+        getattr(stages, name)(root, config=config, from_root=from_root, **how)
 
 
 def _tell(ledger: Ledger, word: str) -> int:
@@ -159,15 +161,18 @@ def _tell(ledger: Ledger, word: str) -> int:
     return 0
 
 
-def _stage(stage: str, preset: str, overrides: list[str] | None, root: str | None, from_root: str | None) -> int:
+def _stage(
+    stage: str, preset: str, overrides: list[str] | None, root: str | None, from_root: str | None, **how: bool
+) -> int:
     config, place = _config(preset, overrides, root)
     require_stage(config, stage)
     ledger = Ledger(config, place, from_root)
-    if ledger.standing(stage) is not None:
+    how = {name: True for name, asked in how.items() if asked}
+    if not how and ledger.standing(stage) is not None:
         print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do")
         return 0
     ledger.require_inputs(stage)
-    _call_flow(stage, config, place, from_root)
+    _call_flow(stage, config, place, from_root, **how)
     print(f"{stage.replace('_', '-')}: done, in {place}")
     return 0
 
@@ -179,9 +184,16 @@ def meta_train(preset: Preset, *, overrides: Overrides = None, root: Root = None
 
 
 @app.command
-def encode(preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None) -> int:
+def encode(
+    preset: Preset,
+    *,
+    overrides: Overrides = None,
+    root: Root = None,
+    from_root: FromRoot = None,
+    repair: Annotated[bool, Parameter(help="Encode the images of damaged shards again.", negative="")] = False,
+) -> int:
     """Encode every image into the functaset."""
-    return _stage("encode", preset, overrides, root, from_root)
+    return _stage("encode", preset, overrides, root, from_root, repair=repair)
 
 
 @app.command
@@ -281,6 +293,48 @@ def verify(
     return 1 if report.bad else 0
 
 
+@store.command
+def retire(uri: Functaset, *keys: Annotated[str, Parameter(help="The images' keys.")], split: Split = "train") -> int:
+    """No longer show some images; their bytes stay until gc --erase-retired."""
+    from storage.committing import retire as retire_images
+    from storage.locations import open_location
+
+    made = retire_images(open_location(_functaset(uri)), split, keys)
+    print(f"version {made.version} shows {sum(entry.rows for entry in made.fragments)} rows")
+    return 0
+
+
+@store.command
+def gc(
+    uri: Functaset,
+    *,
+    delete: Annotated[bool, Parameter(help="Do it; without, only say what would go.", negative="")] = False,
+    older_than: Annotated[float, Parameter(help="Hours since the last change of what was never committed.")] = 24.0,
+    keep_versions: Annotated[int | None, Parameter(help="Give up all versions but the newest so many.")] = None,
+    erase_retired: Annotated[
+        bool, Parameter(help="Leave no byte of retired rows, and give up all earlier versions.", negative="")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Remove what no version names: abandoned fragments, leftovers of killed writers."""
+    from storage.collection import collect
+    from storage.locations import open_location
+
+    if older_than < 0 or (keep_versions is not None and keep_versions < 1):
+        raise ConfigError("--older-than is 0 or more hours, --keep-versions 1 or more")
+    done = collect(
+        open_location(_functaset(uri)),
+        delete=delete, older_than=3600 * older_than, keep_versions=keep_versions, erase_retired=erase_retired,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(asdict(done), indent=1))
+        return 0
+    from flows.console import print_collected
+
+    print_collected(done)
+    return 0
+
+
 def _functaset(uri: str) -> str:
     """A run's root stands for its functaset, wherever that lies: `--from` leaves it in the root that lent it."""
     from storage.locations import open_location
@@ -296,7 +350,7 @@ def decode(
     uri: Functaset,
     *,
     rows: Annotated[str, Parameter(help="START:STOP of the split's rows.")] = "0:16",
-    split: Annotated[Literal["train", "test"], Parameter(help="Which of the two.")] = "test",
+    split: Split = "test",
     resolution: Resolution = None,
     out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
 ) -> int:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,9 @@ from flows.ledger import Ledger
 from storage.errors import StorageError
 from storage.locations import open_location
 from storage.stages import StageRecord, output_location, output_stands, read_record
+
+if TYPE_CHECKING:
+    from storage.collection import Collected
 
 HEADLINE = (
     ("PSNR, test", "psnr_test", "{:.2f} dB"),
@@ -117,6 +120,22 @@ def print_status(root: str, told: dict[str, Any]) -> None:
     shards = told["shards"]
     speed = "" if told["images_per_s"] is None else f"; {told['images_per_s']:.0f} images/s while encoding"
     console.print(f"Shards: {shards['done']} done, {shards['left']} left; {shards['bad']} bad inputs{speed}")
+
+
+def print_collected(done: "Collected") -> None:
+    """What gc removed, or would remove, and what lies there that is not ours."""
+    would = "" if done.deleted else "would be "
+    console = Console(soft_wrap=True, highlight=False)
+    for fragment in done.rewritten:
+        console.print(f"fragment {fragment}: {would}written anew without retired rows")
+    for fragment in done.fragments:
+        console.print(f"fragment {fragment}: {would}removed")
+    if done.versions:
+        console.print(f"versions {', '.join(map(str, done.versions))}: {would}given up")
+    for key in done.unknown:
+        console.print(f"{key}: not ours, left alone")
+    ask = "" if done.deleted or not done.removed else "; --delete does it"
+    console.print(f"{len(done.removed)} objects, {done.bytes / 1e6:.1f} MB {would}removed{ask}")
 
 
 def print_pairs(title: str, values: dict[str, Any]) -> None:

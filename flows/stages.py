@@ -49,7 +49,7 @@ def meta_train(root: str, *, from_root: str | None = None, config: PipelineConfi
 
 
 @flow(name="encode", flow_run_name="encode {config.name}", persist_result=False)
-def encode(root: str, *, from_root: str | None = None, config: PipelineConfig) -> None:
+def encode(root: str, *, from_root: str | None = None, repair: bool = False, config: PipelineConfig) -> None:
     """Encodes every image into the functaset: plan, map over shard groups, finalise.
 
     Args:
@@ -57,19 +57,21 @@ def encode(root: str, *, from_root: str | None = None, config: PipelineConfig) -
             another root.
         config: Everything that the run is made of.
         from_root: Finished stages are taken over from this root where their digests agree.
+        repair: Every object of the functaset is read, and the images of damaged shards are encoded again.
     """
     ledger = Ledger(config, root, from_root)
-    if _stands(ledger, "encode"):
+    if not repair and _stands(ledger, "encode"):
         return
     ledger.require("meta_train")
     with ledger.working("encode") as record:
-        job = encode_job(ledger, record)
-        groups = units.retried(units.plan_encoding, config.dispatch)(job)
+        job = encode_job(ledger, record) | {"repair": repair}
+        planned = units.retried(units.plan_encoding, config.dispatch)(job)
+        groups = planned["groups"]
         shards = units.retried(units.encode_shards, config.dispatch)
         parameters = {"job": unmapped(job), "group": groups, "images": unmapped(sum(g["images"] for g in groups))}
         with task_runner(config.dispatch) as runner:
             stats = [future.result() for future in runner.map(shards, parameters)]
-        done = units.retried(units.finalise_encoding, config.dispatch)(job, groups)
+        done = units.retried(units.finalise_encoding, config.dispatch)(job, planned)
         figures = done | _encoding_speed(stats) | {"images_digest": images_digest(config.images)}
         ledger.finish(record, done["info"]["content"], figures)
     create_table_artifact(

@@ -7,7 +7,7 @@ Readers trust commits alone. Of a shard whose rows are all retired nothing is re
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -145,9 +145,11 @@ def visible_rows(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.n
     return visible
 
 
-def visible_keys(location: Location, entry: CommittedFragment, plan: Plan) -> Iterator[tuple[int, str]]:
-    """(row within the fragment, key) of every row that readers see."""
-    for shard in live_shards(entry, plan):
+def visible_keys(
+    location: Location, entry: CommittedFragment, plan: Plan, without: Container[int] = ()
+) -> Iterator[tuple[int, str]]:
+    """(row within the fragment, key) of every row that readers see, `without` some shards."""
+    for shard in (shard for shard in live_shards(entry, plan) if shard not in without):
         visible = visible_rows(entry, plan, committed_receipt(location, entry, plan, shard))
         for row, key in enumerate(plan_rows(location, plan, shard).keys):
             if visible[row]:

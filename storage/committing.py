@@ -154,7 +154,9 @@ def _finished(location: Location, plan: Plan, shard: int) -> Receipt:
         raise StorageError(f"fragment {plan.id}: shard {shard} of {plan.shards} is not finished; encode it first")
     for key, record in receipt.objects.items():
         if location.size(f"{plan.path}/{key}") != record.bytes:
-            raise DamagedObject(f"{location.uri}/{plan.path}/{key}: is missing or short; encode in a new root")
+            raise DamagedObject(
+                f"{location.uri}/{plan.path}/{key}: is missing or short; restore it, or encode in a new root"
+            )
     return receipt
 
 
@@ -193,6 +195,17 @@ def _training_moments(location: Location, entries: list[CommittedFragment]) -> T
     key = f"moments/{hashlib.sha256(data).hexdigest()[:24]}.f8"
     location.create(key, data)
     return TrainingMoments(key=key, count=merged.count, latent_shape=shape, object=vouch(data))
+
+
+def merge_again(location: Location, key: str) -> None:
+    """Put damaged moments of the newest version in place once more: under the digest of their bytes, or not at all."""
+    newest = latest(location)
+    if newest is None or newest.moments is None or newest.moments.key != key:
+        return
+    location.delete(key)
+    made = _training_moments(location, list(newest.fragments))
+    if made is None or made.key != key:
+        raise DamagedObject(f"{location.uri}/{key}: cannot be merged to the same bytes; restore it from a copy")
 
 
 def _shard_moments(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> Moments:

@@ -51,6 +51,7 @@ class Plan(Record):
     codec: Literal["zstd", "exact"]
     quantization: Quantization | None
     fingerprint: str
+    replaces: str  # the fragment whose rows it holds anew, or empty
     objects: dict[str, ObjectRecord]  # all that the plan itself put below fragments/<id>/, but plan.json
     created_by: dict[str, str]
 
@@ -146,6 +147,7 @@ def plan_fragment(
     chunk_rows: int,
     quantizer: Quantizer | None,
     codec: Literal["zstd", "exact"] = "zstd",
+    replaces: str = "",
     versions: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide a fragment of one split and write its plan; the same rows in the same functaset give the same plan.
@@ -170,6 +172,7 @@ def plan_fragment(
         "codec": codec,
         "quantization": _summary(quantizer, latent_shape),
         "fingerprint": root.fingerprint_digest,
+        "replaces": replaces,
     }
     tables = _tables(keys, labels, tokens, order, shard_rows)
     ranges = {name: getattr(quantizer, name).tobytes().hex() for name in FLOATS} if quantizer else {}

@@ -87,7 +87,7 @@ def read_record(location: Location, key: str, kind: type[RecordType]) -> RecordT
 def read_vouched(location: Location, key: str, record: ObjectRecord) -> bytes:
     """The object's bytes, equal to what its record says. Raises MissingObject or DamagedObject naming it."""
     name = f"{location.uri}/{key}"
-    mend = "restore it from a copy, or encode its shard again in a new root"
+    mend = "restore it from a copy, or encode its rows again: functa encode PRESET --repair"
     size = location.size(key)
     if size is None:
         raise MissingObject(f"{name}: is missing; {mend}")

@@ -27,7 +27,8 @@ def rewrite(location: Location, entry: CommittedFragment, plan: Plan) -> Plan:
         chunk_rows=plan.chunk_rows,
         quantizer=load_quantizer(location, plan),
         codec=plan.codec,
-        versions=plan.created_by | {"rewritten_from": plan.id},
+        replaces=plan.id,
+        versions=plan.created_by,
     )
     rows = _Rows(location, entry, plan, live)
     for shard in range(fresh.shards):

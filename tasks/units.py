@@ -55,11 +55,11 @@ def train(job: dict[str, Any], what: str, batch: int, threads: int | None) -> di
 
 
 @unit("plan-encoding", "plan encoding")
-def plan_encoding(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Plans fragments and calibrates the quantiser; the shard groups to map over."""
+def plan_encoding(job: dict[str, Any]) -> dict[str, Any]:
+    """Plans fragments and calibrates the quantiser; the shard groups to map over, and what the commit will do."""
     from tasks.encoding.plan import EncodeJob, plan
 
-    return [group.model_dump(mode="json") for group in plan(EncodeJob.model_validate(job))]
+    return plan(EncodeJob.model_validate(job)).model_dump(mode="json")
 
 
 @unit("encode-shards", "encode {group[split]} shards {group[shards]}")
@@ -76,12 +76,12 @@ def encode_shards(job: dict[str, Any], group: dict[str, Any], images: int) -> di
 
 
 @unit("finalise-encoding", "finalise encoding")
-def finalise_encoding(job: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+def finalise_encoding(job: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
     """Commits the fragments; the functaset's info and its bad inputs."""
     from tasks.encoding.finalise import finalise
-    from tasks.encoding.plan import EncodeJob, ShardGroup
+    from tasks.encoding.plan import EncodeJob, Planned
 
-    return finalise(EncodeJob.model_validate(job), [ShardGroup.model_validate(g) for g in groups])
+    return finalise(EncodeJob.model_validate(job), Planned.model_validate(planned))
 
 
 @unit("measure-reconstruction", "measure reconstruction")

@@ -2,23 +2,25 @@
 
 from typing import Any
 
+from storage.commits import as_rows
 from storage.committing import commit
 from storage.fragments import read_receipt
 from storage.functaset import Functaset
 from storage.locations import open_location
 from storage.plans import load_plan, plan_rows
-from tasks.encoding.plan import EncodeJob, ShardGroup
+from tasks.encoding.plan import EncodeJob, Planned
 from tasks.training.pictures import refuse_too_many_bad
 
 
-def finalise(job: EncodeJob, groups: list[ShardGroup]) -> dict[str, Any]:
-    """Commits the groups' fragments; {info: the functaset's, bad_inputs: [{key, reason}]}.
+def finalise(job: EncodeJob, planned: Planned) -> dict[str, Any]:
+    """Commits what was planned; {info: the functaset's, bad_inputs: [{key, reason}]}.
 
     Raises StorageError when more images are bad than images.max_bad_fraction allows, or a shard is missing.
     """
-    fragments = list(dict.fromkeys(group.fragment for group in groups))
+    fragments = list(dict.fromkeys(group.fragment for group in planned.groups))
     bad = [image for fragment in fragments for image in _bad_images(job, fragment)]
-    commit(open_location(job.functaset), fragments)
+    retire = {fragment: as_rows(ranges) for fragment, ranges in planned.retire.items()}
+    commit(open_location(job.functaset), fragments, retire, drop=planned.drop)
     return {"info": Functaset.open(job.functaset).info(), "bad_inputs": bad}
 
 

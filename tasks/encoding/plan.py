@@ -2,20 +2,23 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from models.config import Config
 from models.inner import InnerLoop
 from storage.checkpoints import load_checkpoint
+from storage.commits import Ranges, as_ranges
+from storage.committing import merge_again
 from storage.config import ImagesConfig
 from storage.errors import StorageError
-from storage.images import Images, ImageSplit, open_images
+from storage.images import Images, open_images
 from storage.locations import Location, open_location
 from storage.plans import Plan, create_functaset, plan_fragment
 from storage.quantization import Quantizer, calibrate
 from tasks.config import EncodeConfig
 from tasks.encoding.environment import environment
+from tasks.encoding.planned import PlannedImages, SourceRows, of_split
+from tasks.encoding.repair import find_damage, shown_keys, wanted_rows
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float, spread
@@ -34,6 +37,7 @@ class EncodeJob(Config):
     field_digest: str
     functaset: str  # URI
     device: str
+    repair: bool = False  # encode damaged shards again, rather than what is not there yet
 
 
 class ShardGroup(Config):
@@ -45,8 +49,16 @@ class ShardGroup(Config):
     images: int
 
 
-def plan(job: EncodeJob) -> list[ShardGroup]:
-    """Creates the functaset and one fragment per split (or adopts what stands); returns the work to map over."""
+class Planned(Config):
+    """The work to map over, and what the commit that ends it does to fragments that stand."""
+
+    groups: tuple[ShardGroup, ...]
+    retire: dict[str, Ranges] = {}  # fragment -> rows
+    drop: tuple[str, ...] = ()
+
+
+def plan(job: EncodeJob) -> Planned:
+    """Creates the functaset and one fragment per split (or adopts what stands), or one for what is damaged."""
     location = open_location(job.functaset)
     location.preflight_write()  # before the images are opened, which may take a while
     images = open_images(job.images)
@@ -62,15 +74,42 @@ def plan(job: EncodeJob) -> list[ShardGroup]:
         field_digest=job.field_digest,
     )
     loop = InnerLoop(field.to(choose_device(job.device)), inner, (images.resolution, images.resolution))
+    if job.repair:
+        return _planned_repair(job, images, loop)
     quantizer = _calibrated(job, images, loop)
-    versions = environment(loop)
     plans = [
-        _plan_split(job, images.split(split), split, quantizer, field.config.latent_shape, versions)
+        _plan_rows(job, of_split(images.split(split)), split, quantizer, loop)
         for split in SPLITS
         if len(images.split(split))
     ]
     location.preflight_write(bytes_left(location, plans))
-    return [group for each in plans for group in _groups(each, job.encode.group_shards)]
+    return Planned(groups=tuple(group for each in plans for group in _groups(each, job.encode.group_shards)))
+
+
+def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
+    """Each damaged fragment's rows in a fragment of their own, by the quantiser that it had."""
+    location = open_location(job.functaset)
+    damage = find_damage(location)
+    for key in damage.moments:
+        merge_again(location, key)
+    plans = []
+    wanted = wanted_rows(location, damage)
+    source = PlannedImages(job.images)
+    for each in wanted:
+        split = each.entry.split
+        if each.ids is None:
+            rows = of_split(images.split(split), shown_keys(location, split, damage))
+        else:
+            rows = source.now(each.ids)
+        if rows.keys:
+            quantizer = each.quantizer or _calibrated(job, images, loop)
+            plans.append(_plan_rows(job, rows, split, quantizer, loop, each.entry.fragment))
+    location.preflight_write(bytes_left(location, plans))
+    return Planned(
+        groups=tuple(group for each in plans for group in _groups(each, job.encode.group_shards)),
+        retire={each.entry.fragment: as_ranges(each.retire) for each in wanted if each.retire},
+        drop=tuple(sorted(damage.fragments)),
+    )
 
 
 def fingerprint(job: EncodeJob, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -114,26 +153,22 @@ def _calibrated(job: EncodeJob, images: Images, loop: InnerLoop) -> Quantizer | 
     return calibrate(job.encode.quantization, torch.cat(latents).numpy())
 
 
-def _plan_split(
-    job: EncodeJob,
-    rows: ImageSplit,
-    split: str,
-    quantizer: Quantizer | None,
-    latent_shape: tuple[int, int, int],
-    versions: dict[str, str],
+def _plan_rows(
+    job: EncodeJob, rows: SourceRows, split: str, quantizer: Quantizer | None, loop: InnerLoop, replaces: str = ""
 ) -> Plan:
     return plan_fragment(
         open_location(job.functaset),
         split=split,
         keys=rows.keys,
-        labels=np.asarray(rows.labels),
+        labels=rows.labels,
         tokens=rows.tokens,
-        latent_shape=latent_shape,
+        latent_shape=loop.field.config.latent_shape,
         shard_rows=job.encode.shard_rows,
         chunk_rows=job.encode.chunk_rows,
         quantizer=quantizer,
         codec=job.encode.quantization.codec,
-        versions=versions,
+        replaces=replaces,
+        versions=environment(loop),
     )
 
 

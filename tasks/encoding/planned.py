@@ -1,12 +1,23 @@
 """The images of a plan, found again by their keys: what came, went or changed since then shifts no other row."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from storage.config import ImagesConfig
-from storage.images import ImageBatch, Images, open_images
-from storage.plans import ShardRows
+from storage.errors import StorageError
+from storage.images import ImageBatch, Images, ImageSplit, open_images
+from storage.plans import ShardRows, row_id
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """What is to be planned: keys, labels int32 [n] and version tokens."""
+
+    keys: list[str]
+    labels: np.ndarray
+    tokens: list[str]
 
 
 class PlannedImages:
@@ -33,6 +44,25 @@ class PlannedImages:
             if here:
                 _put(whole, here, self.images.split(name).read([self._places[rows.keys[p]][1] for p in here]))
         return whole
+
+    def now(self, ids: set[bytes]) -> SourceRows:
+        """The images of these ids as they are now, in any split. Raises StorageError where one is gone."""
+        keys = [key for key in self._places if row_id(key) in ids]
+        if len(keys) < len(ids):
+            raise StorageError(
+                f"{len(ids) - len(keys)} of {len(ids)} images of damaged shards are no longer in the source; restore "
+                "them, or the damaged objects from a copy"
+            )
+        places = [self._places[key] for key in keys]
+        labels = np.array([self.images.split(name).labels[row] for name, row in places], np.int32)
+        return SourceRows(keys, labels, [self.images.split(name).tokens[row] for name, row in places])
+
+
+def of_split(split: ImageSplit, without: Container[str] = ()) -> SourceRows:
+    """All images of a split, `without` some keys."""
+    rows = [row for row, key in enumerate(split.keys) if key not in without]
+    labels = np.asarray(split.labels)[rows].astype(np.int32)
+    return SourceRows([split.keys[row] for row in rows], labels, [split.tokens[row] for row in rows])
 
 
 def _put(whole: ImageBatch, here: Sequence[int], part: ImageBatch) -> None:

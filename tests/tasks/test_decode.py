@@ -31,10 +31,10 @@ def functaset(folder: Path, *overrides: str) -> str:
         images=config.images, encode=config.encode, field=str(folder / "field"), field_digest="feed",
         functaset=str(folder / "s"), device="cpu",
     )  # fmt: skip
-    groups = plan(job)
-    for group in groups:
+    todo = plan(job)
+    for group in todo.groups:
         encode_group(job, group, 400)
-    finalise(job, groups)
+    finalise(job, todo)
     return job.functaset
 
 

@@ -50,10 +50,10 @@ def job(field: Path, store: Path, *overrides: str) -> tuple[EncodeJob, PipelineC
 
 
 def encode(work: EncodeJob) -> dict:  # type: ignore[type-arg]
-    groups = plan(work)
-    for group in groups:
+    todo = plan(work)
+    for group in todo.groups:
         encode_group(work, group, 400)
-    return finalise(work, groups)
+    return finalise(work, todo)
 
 
 def bytes_of(store: Path) -> dict[str, bytes]:
@@ -105,23 +105,23 @@ def test_groups_in_any_order_give_the_same_latents(field: Path, tmp_path: Path) 
     contents = []
     for name, turn in (("a", 1), ("b", -1)):
         work, _ = job(field, tmp_path / name)
-        groups = plan(work)
-        for group in groups[::turn]:
+        todo = plan(work)
+        for group in todo.groups[::turn]:
             encode_group(work, group, 400)
-        finalise(work, groups)
+        finalise(work, todo)
         contents.append({k: v for k, v in bytes_of(tmp_path / name).items() if "/c/" in k})
     assert contents[0] == contents[1]
 
 
 def test_nothing_is_visible_before_all_shards_are_done(field: Path, tmp_path: Path) -> None:
     work, _ = job(field, tmp_path / "s")
-    groups = plan(work)
-    for group in groups[:-1]:
+    todo = plan(work)
+    for group in todo.groups[:-1]:
         encode_group(work, group, 400)
     with pytest.raises(StorageError):
         Functaset.open(str(tmp_path / "s"))
     with pytest.raises(StorageError, match="shard"):
-        finalise(work, groups)
+        finalise(work, todo)
 
 
 def test_another_field_is_refused_by_the_functaset(field: Path, tmp_path: Path) -> None:
@@ -169,17 +169,17 @@ def test_a_disk_without_room_is_told_before_a_shard_is_computed(
     with pytest.raises(StorageError, match="MB are needed and"):
         plan(work)
     free = 2 * latents
-    groups = plan(work)
-    for group in groups:
+    todo = plan(work)
+    for group in todo.groups:
         encode_group(work, group, 400)
     free = latents // 4  # what stands is not needed again
-    assert plan(work) == groups
+    assert plan(work) == todo
 
 
 def test_progress_is_told_after_each_shard(field: Path, tmp_path: Path) -> None:
     work, _ = job(field, tmp_path / "s")
     told: list[tuple[int, int, str]] = []
-    group = plan(work)[0]
+    group = plan(work).groups[0]
     stats = encode_group(work, group, 400, lambda *row: told.append(row))
     assert [row[:2] for row in told] == [(1, 2), (2, 2)]
     assert "images/s (read " in told[0][2]
@@ -220,11 +220,11 @@ def changed_between(field: Path, folder: Path, store: Path, change: Callable[[],
         "encode.quantization.bits=32", "images.max_bad_fraction=0.5",
     )  # fmt: skip
     work, _ = job(field, store, *overrides)
-    groups = plan(work)
+    todo = plan(work)
     change()
-    for group in groups:
+    for group in todo.groups:
         encode_group(work, group, 400)
-    return {bad["key"]: bad["reason"] for bad in finalise(work, groups)["bad_inputs"]}
+    return {bad["key"]: bad["reason"] for bad in finalise(work, todo)["bad_inputs"]}
 
 
 def test_a_source_that_changes_while_it_is_encoded_shifts_nothing(field: Path, pictures: Path, tmp_path: Path) -> None:

@@ -1,0 +1,127 @@
+"""Repair: the rows of damaged shards are encoded again into new fragments; one commit shows those and retires these."""
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from storage.commits import (
+    CommittedFragment,
+    committed_plan,
+    committed_receipt,
+    latest,
+    retired_rows,
+    visible_keys,
+)
+from storage.errors import StorageError
+from storage.fragments import read_array
+from storage.locations import Location
+from storage.plans import Plan, load_quantizer, plan_rows, row_id
+from storage.quantization import Quantizer
+from storage.verification import verify
+
+OF_SHARD = re.compile(
+    r"fragments/([0-9a-f]{24})/(?:(?:rows|receipts|moments)/(\d{6})\.|(?!quantization)\w+/c/(\d+)(?:/|$))"
+)
+OF_FRAGMENT = re.compile(r"fragments/([0-9a-f]{24})/")
+MOMENTS = re.compile(r"moments/[0-9a-f]{24}\.f8")
+
+
+@dataclass
+class Damage:
+    """What verify found: shards by fragment, fragments of which nothing can be trusted, merged moments."""
+
+    shards: dict[str, set[int]] = field(default_factory=dict)
+    fragments: set[str] = field(default_factory=set)
+    moments: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Wanted:
+    """Rows of one damaged fragment to be encoded again, by the ids of their images' keys.
+
+    ids: None where the plan is lost: then it is all that the split does not show. quantizer: None where there is none,
+    or it is damaged. retire: rows of the fragment.
+    """
+
+    entry: CommittedFragment
+    ids: set[bytes] | None
+    quantizer: Quantizer | None
+    retire: list[int]
+
+
+def find_damage(location: Location) -> Damage:
+    """Re-reads every object. Raises StorageError naming damage that no encoding can mend."""
+    damage = Damage()
+    for bad in verify(location, deep=True).bad:
+        if match := OF_SHARD.match(bad["path"]):
+            damage.shards.setdefault(match[1], set()).add(int(match[2] or match[3]))
+        elif match := OF_FRAGMENT.match(bad["path"]):
+            damage.fragments.add(match[1])
+        elif MOMENTS.fullmatch(bad["path"]):
+            damage.moments.append(bad["path"])
+        else:
+            raise StorageError(f"{location.uri}/{bad['path']}: {bad['fault']}; encoding again does not bring it back")
+    return damage
+
+
+def wanted_rows(location: Location, damage: Damage) -> list[Wanted]:
+    """What must be encoded again, by damaged fragment. Retired rows stay retired."""
+    newest = latest(location)
+    assert newest is not None  # verify refuses a functaset without commits
+    return [
+        _of_fragment(location, entry)
+        if entry.fragment in damage.fragments
+        else _of_shards(location, entry, sorted(damage.shards[entry.fragment]))
+        for entry in newest.fragments
+        if entry.fragment in damage.fragments or entry.fragment in damage.shards
+    ]
+
+
+def _of_fragment(location: Location, entry: CommittedFragment) -> Wanted:
+    """It will be dropped whole. What can still be read of its plan says what to encode, and how."""
+    path = f"{location.uri}/fragments/{entry.fragment}"
+    try:
+        plan = committed_plan(location, entry)
+    except StorageError as error:
+        if entry.retired:  # encoding all that is not shown would bring them back
+            raise StorageError(
+                f"{path}: its plan is damaged, and which images were retired with it ({error})"
+            ) from None
+        return Wanted(entry, None, None, [])
+    quantizer = None
+    with suppress(StorageError):
+        quantizer = load_quantizer(location, plan)
+    return Wanted(entry, _unretired(location, entry, plan, range(plan.shards)), quantizer, [])
+
+
+def _of_shards(location: Location, entry: CommittedFragment, shards: list[int]) -> Wanted:
+    plan = committed_plan(location, entry)
+    rows = [shard * plan.shard_rows + row for shard in shards for row in range(plan.shard_size(shard))]
+    return Wanted(entry, _unretired(location, entry, plan, shards), load_quantizer(location, plan), rows)
+
+
+def _unretired(location: Location, entry: CommittedFragment, plan: Plan, shards: Iterable[int]) -> set[bytes]:
+    """Ids from the tables of keys, or, where one is damaged, from the column of ids."""
+    ids: set[bytes] = set()
+    for shard in shards:
+        try:
+            named = [row_id(key) for key in plan_rows(location, plan, shard).keys]
+        except StorageError:
+            column = read_array(location, plan, committed_receipt(location, entry, plan, shard), "id")
+            named = [bytes(row) for row in column]
+        retired = retired_rows(entry, plan, shard)
+        ids |= {name for name, gone in zip(named, retired, strict=True) if not gone}
+    return ids
+
+
+def shown_keys(location: Location, split: str, damage: Damage) -> set[str]:
+    """Keys that whole shards of the newest version show."""
+    newest = latest(location)
+    shown: set[str] = set()
+    for entry in newest.fragments if newest else ():
+        if entry.split == split and entry.fragment not in damage.fragments:
+            plan = committed_plan(location, entry)
+            broken = damage.shards.get(entry.fragment, set())
+            shown |= {key for _, key in visible_keys(location, entry, plan, broken)}
+    return shown
