@@ -62,7 +62,7 @@ def _titled(section: str) -> Callable[[dict[str, Any]], None]:
 class PipelineConfig(Config):
     """Everything that a run is made of."""
 
-    name: str = Field("unnamed", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="Name of the preset.")
+    name: str = Field("unnamed", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$", description="Name of the preset.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="All randomness derives from it.")
     images: ImagesConfig = Field(ImagesConfig(), title="Images")
     field: FieldConfig = Field(FieldConfig(), title="Field")

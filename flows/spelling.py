@@ -1,5 +1,6 @@
 """What the text of an override or of a YAML scalar means, read as the type of the field that it is for."""
 
+import re
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -58,6 +59,7 @@ def read_yaml(text: str, annotation: Any) -> Any:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
+        _refuse_surprises(node, set())
         _keep_texts(node, annotation)
         return None if node is None else loader.construct_document(node)
     finally:
@@ -74,6 +76,28 @@ def _keep_texts(node: yaml.Node | None, annotation: Any) -> None:
         if plain and texts and not (nullable and value.value.lower() in EMPTY):
             value.tag = "tag:yaml.org,2002:str"
         _keep_texts(value, known[key.value])
+
+
+def _refuse_surprises(node: yaml.Node | None, seen: set[int]) -> None:
+    """A key given twice is a fault; 0100 is not 64 and 1:30 is not 90, whatever YAML 1.1 says."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode):
+        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if number and (":" in node.value or re.match(r"[-+]?0[0-9_box]", node.value)):
+            node.tag = "tag:yaml.org,2002:str"
+    elif isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is given twice", node.start_mark)
+        for key, value in node.value:
+            _refuse_surprises(key, seen)
+            _refuse_surprises(value, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_surprises(item, seen)
 
 
 def _number(value: Any) -> Any:

@@ -85,7 +85,8 @@ def _by_bits(bench: Bench) -> dict[str, float]:
     z = torch.cat([bench.loop.encode(part.to(bench.device)).cpu() for part in pixels.split(64)])
     figures = {"32": _psnr(bench, z, pixels)}
     for bits in job.evaluation.bits:
-        quantizer = calibrate(job.quantization.model_copy(update={"bits": bits}), calibration.numpy())
+        config = type(job.quantization).model_validate(job.quantization.model_dump() | {"bits": bits})
+        quantizer = calibrate(config, calibration.numpy())
         assert quantizer is not None
         codes, _ = quantizer.encode(z.numpy())
         figures[str(bits)] = _psnr(bench, torch.from_numpy(quantizer.decode(codes)), pixels)
