@@ -157,6 +157,11 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {preset} | {mode} | {precision} | {how} | {r['batch']} | {r['chunk']} | {r['images_per_s']:,.0f} "
             f"| {r['tflop_per_s']:.1f} | {share} | {memory} |"
         )
+    failed = [row for row in rows if "error" in row]
+    lines += [""] * bool(failed)
+    for row in failed:
+        piece = ", ".join(f"{key} {row[key]}" for key in ("preset", "mode", "precision", "chunk") if key in row)
+        lines.append(f"- not measured: {piece or row['piece']}: {row['error']}")
     return "\n".join(lines)
 
 
@@ -168,6 +173,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--presets", help="only these, with commas")
     parser.add_argument("--eager", action="store_true", help="leave out what is compiled")
+    parser.add_argument("--retry-errors", action="store_true", help="measure again what ended with an error")
     parser.add_argument("--cuda-graphs", action="store_true", help="compiled pieces a second time, as CUDA graphs")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
@@ -185,7 +191,10 @@ def main() -> None:
     left = [
         p
         for p in pieces(options.device, chosen, hows)
-        if not any(p.items() <= row.items() and row["device"] == device for row in rows)
+        if not any(
+            p.items() <= row.items() and row["device"] == device and not (options.retry_errors and "error" in row)
+            for row in rows
+        )
     ]
     until = time.monotonic() + 60 * options.minutes
     for done, piece in enumerate(left):

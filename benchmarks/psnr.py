@@ -45,9 +45,12 @@ def measure(root: Path, folder: Path) -> dict[str, Any]:
         "training_seconds": metadata["seconds"], "training_images": metadata["images"],
     }  # fmt: skip
     patch = side // config.spatial
-    baselines = {"pca_patch": (config.channels, patch, patch**2), "pca_image": (config.numbers, None, side**2)}
-    for name, (numbers, shape, pixels) in baselines.items():
-        if numbers < min(pixels * field.image_channels, len(train)) and pixels * field.image_channels <= PCA_VALUES:
+    baselines = {
+        "pca_patch": (config.channels, patch, patch**2, len(train) * config.positions),
+        "pca_image": (config.numbers, None, side**2, len(train)),
+    }
+    for name, (numbers, shape, pixels, samples) in baselines.items():
+        if numbers < min(pixels * field.image_channels, samples) and pixels * field.image_channels <= PCA_VALUES:
             row[f"psnr_{name}"], row[f"psnr_{name}_pooled"] = pca_psnr(train, test, numbers, shape)
     return {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
 

@@ -14,6 +14,9 @@ FLOAT_BYTES = 4
 # Tensors of the shape of one layer's activations that an inner step under checkpointing holds: its sine, cosine and
 # argument, forward and for the gradient through it.
 CHECKPOINTED_TENSORS = 6
+# A larger Jacobian of the first step is not shared: of patches with the same coordinates, and with their own.
+ALIKE_BYTES, APART_BYTES = 1 << 29, 1 << 26
+FIRST_STEP_COPIES = {"patch": 3, "global": 6, "binary": 6}  # of it at once: made, mapped, and their cotangents
 
 
 def coordinate_bits(side: int) -> int:
@@ -93,6 +96,16 @@ def parameter_count(field: FieldConfig, inner: InnerConfig, image_channels: int,
     return siren + mapping + rates
 
 
+def first_step_bytes(field: FieldConfig, pixels: int, image_channels: int) -> int:
+    """Of the Jacobian that the first step shares, over so many different pixels; 0 where it is too large to share.
+
+    `pixels` are those of one patch where all patches have the same coordinates, else all of the image. There every
+    chunk differentiates a part of its own, which costs several times its size.
+    """
+    size = FLOAT_BYTES * pixels * image_channels * field.modulations
+    return size if size <= (ALIKE_BYTES if field.coordinates == "patch" else APART_BYTES) else 0
+
+
 def outer_memory(
     field: FieldConfig,
     inner: InnerConfig,
@@ -110,4 +123,6 @@ def outer_memory(
     activations = chunk * field.width * (field.depth - 1) * tensors
     weights = 4 * parameter_count(field, inner, image_channels, resolution)  # themselves, gradient, two moments
     batch = micro_batch * (pixels * image_channels + inner.steps * field.numbers)
-    return FLOAT_BYTES * (activations + weights + batch)
+    different = pixels // field.positions if field.coordinates == "patch" else pixels
+    first = FIRST_STEP_COPIES[field.coordinates] * first_step_bytes(field, different, image_channels)
+    return FLOAT_BYTES * (activations + weights + batch) + first

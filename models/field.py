@@ -78,10 +78,16 @@ class Field(nn.Module):
         positions = torch.arange(len(patches), device=z.device) % len(x)
         size = max(1, DECODE_PIXELS // x.shape[1])  # bounds memory: activations are [size, P, W]
         parts = [
-            self.patches(part, x if len(x) == 1 else x[rows], weights)
+            self._in_parts(part, x if len(x) == 1 else x[rows], weights)
             for part, rows in zip(patches.split(size), positions.split(size))
         ]
         return unpatchify(torch.cat(parts), self.config.spatial, resolution)
+
+    def _in_parts(self, z: Tensor, x: Tensor, weights: Tensor | None) -> Tensor:
+        """As patches, with the pixels of a large patch taken a part at a time."""
+        splits = x.split(DECODE_PIXELS, 1)
+        mixed = [None] * len(splits) if weights is None else weights.split(DECODE_PIXELS)
+        return torch.cat([self.patches(z, part, w) for part, w in zip(splits, mixed)], 1)
 
     def patches(self, z: Tensor, x: Tensor, weights: Tensor | None) -> Tensor:
         """Latents [N, K, k^2 c] at pixel coordinates x [N, P, in], interpolated by weights [P, K] -> [N, P, ch]."""

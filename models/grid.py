@@ -10,6 +10,7 @@ manner, and both together are one table of indices: `neighbours`.
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -96,6 +97,7 @@ def interpolation_weights(config: FieldConfig, resolution: Sequence[int], like: 
     return weights
 
 
+@cache
 def neighbours(config: FieldConfig) -> Tensor | None:
     """Latent positions that a patch's modulations are made of: int64 [s s, K T]; None if only its own.
 

@@ -6,8 +6,8 @@ Exact savings over the plain loop:
   remains of that step is a matmul per patch. With K = 3 steps 4 of 6 passes remain, of the outer step's 21 remain 15.
 - Patches are taken in chunks whose activations stay in cache. Where a patch depends on its own latent alone (nearest
   interpolation, 1x1 map) a chunk runs the whole loop as one graph; elsewhere, and with inner.checkpoint, the steps go
-  over all chunks one by one (sweep.Sweep; 19 passes). Either way nothing but pixels and latents grows with the image
-  or the batch.
+  over all chunks one by one (sweep.Sweep; 19 passes). Either way nothing but pixels and latents grows with the batch,
+  nor with the image where s > 1: a chunk is one patch at least, and of s = 1 that is the image.
 """
 
 import copy
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.compilation import compiled
 from models.config import InnerConfig
 from models.field import Field
-from models.grid import pixel_coordinates
+from models.grid import patch_shape, pixel_coordinates
 from models.parallel import side_by_side
 from models.passes import FirstStep, first_gradient, first_step, inner_gradient, patch_errors, tensor_cores
 from models.patches import Patches, at, cut
@@ -35,8 +35,10 @@ def encode_patches(
     field: Field, first: FirstStep, patches: Patches, rates: Tensor, inner: InnerConfig, scale: float
 ) -> Tensor:
     """The whole loop over independent patches: rates broadcastable to [N, c] -> latents [N, c]."""
-    z = -rates * _kept(first_gradient(field, first, patches.targets, None, scale)[:, 0], inner)
-    for _ in range(inner.steps - 1):
+    z = torch.zeros_like(patches.targets[:, 0, :1]).expand(-1, field.config.channels)
+    if first.shared:
+        z = -rates * _kept(first_gradient(field, first, patches.targets, None, scale)[:, 0], inner)
+    for _ in range(inner.steps - int(first.shared)):
         gradient = inner_gradient(field, z[:, None], patches.targets, patches.x, None, scale, inner.precision)
         z = z - rates * _kept(gradient[:, 0], inner)
     return z
@@ -96,8 +98,10 @@ class InnerLoop:
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, H, W, ch] in [0, 1] -> latents [B, s, s, c] (paper section 4).
 
-        Raises ValueError for pixels that are no numbers: their latents would look like any others.
+        Raises ValueError for images of another shape or type than the loop's, and for pixels that are no numbers:
+        their latents would look like any others.
         """
+        self._check(images)
         if not bool(torch.isfinite(images).all()):
             bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
             raise ValueError(f"images {bad[:8]} of the batch have NaN or infinite pixels: mend or drop them")
@@ -111,7 +115,8 @@ class InnerLoop:
         return z.reshape(len(images), *self.field.config.latent_shape)
 
     def errors(self, images: Tensor) -> Tensor:
-        """Squared error of each image after the inner loop, [B], without gradients."""
+        """Squared error of each image after the inner loop, [B], without gradients. Raises ValueError as encode."""
+        self._check(images)
         with torch.no_grad(), tensor_cores(self.inner.precision):
             first, rates = self._first(len(images), images), self._rates()
             patches = cut(self.field.config, images)
@@ -128,7 +133,11 @@ class InnerLoop:
         The loss is the mean squared error after the last inner step, differentiated through all of them (second
         order, unless inner.first_order). `positions` int64 [B, n] picks patches of every image, an unbiased estimate
         where patches are independent (ValueError elsewhere); `share` is the images' share of the step's batch.
+        Raises ValueError for images of another shape or type, and in a loop that is prepared for encoding.
         """
+        self._check(images)
+        if self.first is not None:
+            raise ValueError("a loop prepared for encoding has no gradient of its first step: train another")
         patches = cut(self.field.config, images, positions)
         parameters = list(self.field.parameters())
         before = [parameter.grad for parameter in parameters]
@@ -142,6 +151,18 @@ class InnerLoop:
             if kept is not None:
                 parameter.grad = kept if parameter.grad is None else parameter.grad.add_(kept)
         return errors.reshape(len(images), -1).mean(1)
+
+    def __post_init__(self) -> None:
+        self.field.check_resolution(self.resolution)
+        patch_shape(self.resolution, self.field.config.spatial)
+
+    def _check(self, images: Tensor) -> None:
+        expected = (*self.resolution, self.field.image_channels)
+        if tuple(images.shape[1:]) != expected or not images.is_floating_point() or len(images) == 0:
+            raise ValueError(
+                f"images {tuple(images.shape)} of {images.dtype} are not floats [B, {', '.join(map(str, expected))}] "
+                f"in [0, 1]: resize or convert them, or build the loop for their shape"
+            )
 
     @property
     def _whole(self) -> bool:
@@ -195,7 +216,8 @@ class InnerLoop:
                 value = run(worker.field, first, chunk, rates, self.inner, scale)
                 if torch.is_grad_enabled():
                     value.sum().backward()
-                values[place] = value.detach()
+                # A CUDA graph's next run writes where its last one's output lies.
+                values[place] = value.detach().clone() if value.is_cuda else value.detach()
 
         parts = [partial(work, number) for number in range(min(len(workers), len(chunks)))]
         run = self._run(function, one_core=len(parts) > 1)

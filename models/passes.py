@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.cost import first_step_bytes
 from models.field import Field
 from models.sine import sine_cosine
 
@@ -22,33 +23,45 @@ class FirstStep:
     """What the first inner step shares, since every latent starts from zero.
 
     output: f at zero [Q, P, ch]; jacobian: of f by the latent [Q, P, ch, T c] if `mapped`, else by the modulations
-    [Q, P, ch, C]. Q is 1 where all patches have the same coordinates, else the latent positions of an image.
+    [Q, P, ch, C]. Q is 1 where all patches have the same coordinates, else the latent positions of an image. Where
+    that would be too large to share, `shared` is false, both are empty, and the first step is one like the others.
     """
 
     output: Tensor
     jacobian: Tensor
     mapped: bool
+    shared: bool = True
 
     def at(self, positions: Tensor) -> "FirstStep":
         """For patches at these positions [N]."""
-        if len(self.output) == 1:
+        if len(self.output) == 1 or not self.shared:
             return self
         return FirstStep(self.output[positions], self.jacobian[positions], self.mapped)
 
 
 @contextmanager
 def tensor_cores(precision: str) -> Iterator[None]:
-    """Within, float32 products on a GPU are rounded to tf32 if that is the precision; torch's switch is put back."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    """Within, a GPU takes products in tf32 if that is the precision, and sums halves up in float32 always.
+
+    torch's switches are put back.
+    """
+    switches = torch.backends.cuda.matmul
+    names = ("allow_tf32", "allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    before = {name: getattr(switches, name) for name in names}
+    for name in names:
+        setattr(switches, name, name == "allow_tf32" and precision == "tf32")
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        for name, value in before.items():
+            setattr(switches, name, value)
 
 
 def matmul(h: Tensor, weight: Tensor, precision: str) -> Tensor:
-    """h [..., m] @ weight [m, n] with the operands in `precision`; the result is float32 (float64 stays)."""
+    """h [..., m] @ weight [m, n] with operands in `precision`, summed in float32 and rounded to `precision` once.
+
+    What comes back is float32 (float64 stays), and so is all that follows. A compiled graph may leave the rounding out.
+    """
     if precision == "bf16":
         return (h.bfloat16() @ weight.bfloat16()).float()
     if precision == "fp16":
@@ -103,8 +116,12 @@ def patch_errors(field: Field, z: Tensor, targets: Tensor, x: Tensor, weights: T
 def first_step(field: Field, x: Tensor, precision: str, patches: int) -> FirstStep:
     """f and its Jacobian at z = 0 for coordinates x [Q, P, in]: one forward pass and one backward pass per channel.
 
-    The map is applied to the Jacobian where the step is to be taken for so many patches that this pays.
+    The map is applied to the Jacobian where the step is to be taken for so many patches that this pays. Nothing is
+    shared where it would take too much memory (cost.first_step_bytes).
     """
+    if first_step_bytes(field.config, x.shape[:2].numel(), field.image_channels) == 0:
+        nothing = x.new_zeros(len(x), 0)
+        return FirstStep(nothing, nothing, mapped=False, shared=False)
     zero = x.new_zeros(len(x), 1, field.modulation_weight.shape[0])
     output, cosines = forward(field, zero, x, None, precision)  # [Q, P, ch]
     channels = output.shape[-1]

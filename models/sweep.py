@@ -89,8 +89,8 @@ class Sweep:
         return self.patches.chunks(self.inner.chunk)
 
     def _gradient(self, number: int, z: Tensor, chunk: Patches, first: FirstStep) -> Tensor:
-        """Of a chunk's inner loss by its gathered latents [n, K, T c]; step 0 is the shared one."""
-        if number == 0:
+        """Of a chunk's inner loss by its gathered latents [n, K, T c]; step 0 may be the shared one."""
+        if number == 0 and first.shared:
             return first_gradient(self.field, first.at(chunk.positions), chunk.targets, chunk.weights, self.scale)
         run = self.run(inner_gradient)
         return run(self.field, z, chunk.targets, chunk.x, chunk.weights, self.scale, self.inner.precision)

@@ -1,5 +1,8 @@
 """Costs in closed form: against the paper's predecessor, against torch's own counter and parameters, and by hand."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -92,10 +95,47 @@ def test_a_step_on_some_patches_costs_their_share() -> None:
 def test_memory_grows_with_pixels_only_through_the_images_themselves() -> None:
     field = FieldConfig(spatial=32, channels=64, width=256, depth=8)
     small, large = (outer_memory(field, InnerConfig(rates="channel"), (d, d), 3, 4) for d in (128, 256))
-    assert large - small == 4 * 4 * 3 * (256**2 - 128**2)
+    images, first_step = 4 * 4 * 3 * (256**2 - 128**2), 3 * 4 * 3 * (8**2 - 4**2) * field.modulations
+    assert large - small == images + first_step
     checkpointed = outer_memory(field, InnerConfig(rates="channel", checkpoint=True), (256, 256), 3, 4)
     assert large - checkpointed == 4 * 3 * InnerConfig().chunk * 256 * 7
     two_cores = outer_memory(field, InnerConfig(rates="channel"), (256, 256), 3, 4, cores=2)
     assert two_cores - large == 4 * 9 * InnerConfig().chunk * 256 * 7
     by_patch = FieldConfig(spatial=1, channels=64, width=256, depth=8)  # a patch larger than a chunk
     assert outer_memory(by_patch, InnerConfig(), (256, 256), 3, 1) > 4 * 9 * 256**2 * 256 * 7
+
+
+MEASURED = """
+import resource, sys, torch
+from models.config import FieldConfig, InnerConfig
+from models.cost import outer_memory
+from models.field import Field
+from models.inner import InnerLoop
+
+def step(side, coordinates, interpolation):
+    chosen = {"coordinates": coordinates, "interpolation": interpolation}
+    config = FieldConfig(spatial=8, channels=16, width=64, depth=6, **chosen)
+    inner = InnerConfig(rates="channel", compile="off")
+    field = Field(config, inner, 3, resolution=(side, side))
+    InnerLoop(field, inner, (side, side)).outer_backward(torch.rand(2, side, side, 3))
+    return outer_memory(config, inner, (side, side), 3, 2)
+
+torch.set_num_threads(1)
+variant = sys.argv[2:]
+step(16, *variant)  # libraries, and what they build at the first use
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+estimate = step(int(sys.argv[1]), *variant)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before * 1024, estimate)
+"""
+
+
+@pytest.mark.parametrize("variant", [("patch", "nearest"), ("global", "nearest"), ("binary", "bilinear")], ids="-".join)
+def test_measured_memory_stays_within_the_estimate_and_hardly_grows_with_the_image(variant: tuple[str, str]) -> None:
+    used = {}
+    for side in (64, 256):
+        command = [sys.executable, "-c", MEASURED, str(side), *variant]
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=250).stdout.split()
+        used[side], estimate = int(told[0]), int(told[1])
+        assert used[side] < 1.5 * estimate + 64e6
+    # Sixteen times the pixels: what a chunk needs is the same, and a first step too large to share is not shared.
+    assert used[256] - used[64] < 1.5 * 6 * (1 << 26)

@@ -78,6 +78,51 @@ def test_outer_gradients_equal_the_plain_loop(variant: dict[str, Any]) -> None:
         torch.testing.assert_close(parameter.grad, gradient, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[10], VARIANTS[11], VARIANTS[14], VARIANTS[17]], ids=str)
+def test_a_first_step_too_large_to_share_is_a_step_like_the_others(
+    monkeypatch: pytest.MonkeyPatch, variant: dict[str, Any]
+) -> None:
+    loop, images = make(**variant)
+    z, errors = loop.encode(images), loop.outer_backward(images)
+    gradients = [parameter.grad.clone() for parameter in loop.field.parameters()]
+    loop.field.zero_grad()
+    for limit in ("ALIKE_BYTES", "APART_BYTES"):
+        monkeypatch.setattr(f"models.cost.{limit}", 0)
+    assert not loop.prepared(3).first.shared
+    torch.testing.assert_close(loop.encode(images), z)
+    torch.testing.assert_close(loop.outer_backward(images), errors)
+    for parameter, gradient in zip(loop.field.parameters(), gradients):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize("call", ["encode", "errors", "outer_backward"])
+def test_images_of_another_shape_or_type_are_refused(call: str) -> None:
+    loop, images = make()
+    others = (images[:, :4], images[..., :1], images.reshape(3, 4, 16, 3), (images * 255).to(torch.uint8), images[:0])
+    for other in others:
+        with pytest.raises(ValueError, match=r"are not floats \[B, 8, 8, 3\] in \[0, 1\]: resize or convert"):
+            getattr(loop, call)(other)
+    with pytest.raises(ValueError, match="exists at the resolution it was fitted on alone"):
+        InnerLoop(make(coordinates="binary")[0].field, loop.inner, (16, 16))
+    with pytest.raises(ValueError, match="is not divisible"):
+        InnerLoop(loop.field, loop.inner, (9, 9))
+
+
+def test_a_loop_prepared_for_encoding_does_not_train() -> None:
+    loop, images = make()
+    with pytest.raises(ValueError, match="a loop prepared for encoding has no gradient of its first step"):
+        loop.prepared(3).outer_backward(images)
+
+
+@pytest.mark.parametrize("variant", [{"spatial": 1}, {"interpolation": "bilinear", "coordinates": "global"}], ids=str)
+def test_pixels_of_a_large_patch_are_decoded_in_parts(monkeypatch: pytest.MonkeyPatch, variant: dict[str, Any]) -> None:
+    loop, images = make(**variant)
+    z = loop.encode(images)
+    whole = loop.field(z, (16, 16))
+    monkeypatch.setattr("models.field.DECODE_PIXELS", 7)
+    torch.testing.assert_close(loop.field(z, (16, 16)), whole)
+
+
 @pytest.mark.parametrize(
     "variant",
     [{"interpolation": "bilinear"}, {"interpolation": "bilinear", "kernel": 3}, {"kernel": 3}, {"rates": "element"}],
