@@ -299,6 +299,8 @@ def retire(uri: Functaset, *keys: Annotated[str, Parameter(help="The images' key
     from storage.committing import retire as retire_images
     from storage.locations import open_location
 
+    if not keys:
+        raise ConfigError("KEYS: name one image at least, by the key that `functa store retire` is to find")
     made = retire_images(open_location(_functaset(uri)), split, keys)
     print(f"version {made.version} shows {sum(entry.rows for entry in made.fragments)} rows")
     return 0
@@ -320,7 +322,7 @@ def gc(
     from storage.collection import collect
     from storage.locations import open_location
 
-    if older_than < 0 or (keep_versions is not None and keep_versions < 1):
+    if not older_than >= 0 or (keep_versions is not None and keep_versions < 1):
         raise ConfigError("--older-than is 0 or more hours, --keep-versions 1 or more")
     done = collect(
         open_location(_functaset(uri)),

@@ -86,6 +86,7 @@ def commit(
 
 def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
     """Commit that these images are no longer shown. Raises StorageError naming one that is not visible."""
+    read_root(location)
     newest = latest(location)
     rows: dict[str, dict[int, str]] = {}
     for entry in newest.fragments if newest else ():

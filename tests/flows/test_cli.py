@@ -44,6 +44,11 @@ def told(done: subprocess.CompletedProcess[str], status: int) -> str:
         (["up", "--port", "99999"], 2, "99999"),
         (["status", "/no/such/root"], 1, "no run has been started there"),
         (["store", "info", "/no/such/store"], 1, "/no/such/store"),
+        (["store", "gc", "/no/such/store"], 1, "/no/such/store"),
+        (["store", "gc", "/no/such/store", "--keep-versions", "0"], 2, "--keep-versions 1 or more"),
+        (["store", "gc", "/no/such/store", "--older-than", "nan"], 2, "--older-than is 0 or more hours"),
+        (["store", "retire", "/no/such/store"], 2, "name one image at least"),
+        (["store", "retire", "/no/such/store", "some/image.png"], 1, "/no/such/store"),
         (["decode", "/no/such/store", "--rows", "3", "--out", "x"], 2, "START:STOP"),
         (["decode", "/no/such/store", "--split", "foo", "--out", "x"], 2, "--split"),
         (["decode", "/no/such/store", "--resolution", "0", "--out", "x"], 2, "--resolution"),
@@ -200,6 +205,34 @@ def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> Non
     spoilt = functa("store", "verify", str(root))
     assert spoilt.returncode == 1
     assert str(shard.relative_to(root / "functaset.zarr")) in spoilt.stdout
+    check_a_damaged_root_is_mended(root, command)
+
+
+def check_a_damaged_root_is_mended(root: Path, command: list[str]) -> None:
+    """By encoding again; then an image is retired, and erased."""
+    options = command[2:]
+    decoded = [
+        functa("decode", str(root), "--split", split, "--rows", rows, "--out", str(root / "out"))
+        for split, rows in (("train", "0:119"), ("test", "0:60"))
+    ]
+    broken = next(each for each in decoded if each.returncode)
+    assert "or encode its rows again: functa encode PRESET --repair" in told(broken, 1)
+    mended = functa("encode", command[1], *options, "--repair")
+    assert mended.returncode == 0, mended.stderr
+    assert functa("store", "verify", str(root), "--deep").returncode == 0
+    assert "shows no image 'none.png'" in told(functa("store", "retire", str(root), "none.png", "--split", "test"), 1)
+    from storage.functaset import Functaset
+
+    store = str(root / "functaset.zarr")
+    keys = Functaset.open(store).load("test").keys
+    assert "rows" in functa("store", "retire", str(root), keys[0], "--split", "test").stdout
+    would = functa("store", "gc", str(root), "--erase-retired")
+    assert "--delete does it" in would.stdout
+    done = json.loads(functa("store", "gc", str(root), "--erase-retired", "--delete", "--json").stdout)
+    assert done["deleted"]
+    assert len(done["rewritten"]) >= 1
+    assert sorted(Functaset.open(store).load("test").keys) == sorted(keys[1:])
+    assert functa("store", "verify", str(root), "--deep").returncode == 0
 
 
 @pytest.mark.server
