@@ -35,6 +35,7 @@ class Quantization(Record):
     bits: int = Field(ge=1, le=8)
     policy: str
     shape: tuple[int, int, int]
+    candidates: dict[str, dict[str, float]] = {}  # of range=auto: what each would have made of the calibration images
 
 
 class Plan(Record):
@@ -193,7 +194,8 @@ def _summary(quantizer: Quantizer | None, latent_shape: tuple[int, int, int]) ->
     fits = len(shape) == 3 and all(n in (1, full) for n, full in zip(shape, latent_shape))
     if not fits or np.shape(quantizer.step) != shape:
         raise StorageError(f"quantiser: ranges of shape {shape} do not fit latents {latent_shape}")
-    return Quantization(bits=quantizer.bits, policy=quantizer.policy, shape=shape)
+    tried = {name: dict(figures) for name, figures in quantizer.candidates.items()}
+    return Quantization(bits=quantizer.bits, policy=quantizer.policy, shape=shape, candidates=tried)
 
 
 def _tables(
@@ -293,4 +295,5 @@ def load_quantizer(location: Location, plan: Plan) -> Quantizer | None:
         document = array_document(location, plan, f"quantization/{name}", spec)
         data = plan_object(location, plan, f"quantization/{name}/c/0/0/0")
         arrays[name] = decode(document, spec, data)
-    return Quantizer(plan.quantization.bits, arrays["low"], arrays["step"], plan.quantization.policy)
+    chosen = plan.quantization
+    return Quantizer(chosen.bits, arrays["low"], arrays["step"], chosen.policy, chosen.candidates)

@@ -1,6 +1,6 @@
 """Configuration of the tasks: training runs, encoding, evaluation, dispatch. Free of torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,8 @@ from models.config import (
     NormalizationConfig,
 )
 from storage.config import QuantizationConfig
+
+Bits = Annotated[int, Field(ge=1, le=8)]
 
 
 class TrainingConfig(Config):
@@ -118,7 +120,7 @@ class EvaluationConfig(Config):
         1024, ge=1, le=1_000_000, description="Samples per dispatched task.", json_schema_extra=ENVIRONMENT
     )
     shown: int = Field(16, ge=1, le=256, description="Images and samples shown in the report.")
-    bits: tuple[int, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
+    bits: tuple[Bits, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
     pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")
 
 
