@@ -27,6 +27,7 @@ from storage.root import read_root
 
 SPLITS = ("train", "test")
 FLOATS = ("low", "step")
+CODED_CHUNK = 1 << 15  # numbers; of smaller chunks the headers and checksums would cost 0.05 bits a number and more
 
 
 class Quantization(Record):
@@ -111,7 +112,7 @@ def array_specs(plan: Plan) -> dict[str, ArraySpec]:
         "uint8" if plan.quantization else "float32",
         plan.shard_rows,
         plan.chunk_rows,
-        plan.codec if plan.quantization else "raw",  # float32 shrinks by 7 % at most: raw is faster
+        _codec(plan),
         ("row", "y", "x", "channel"),
     )
     return {
@@ -122,6 +123,13 @@ def array_specs(plan: Plan) -> dict[str, ArraySpec]:
         "source_sha256": column("uint8", 32),
         "z": z,
     }
+
+
+def _codec(plan: Plan) -> Literal["raw", "zstd", "exact"]:
+    if plan.quantization is None:
+        return "raw"  # float32 shrinks by 7 % at most: raw is faster
+    # Of 1 or 2 bits zstd makes 1.6 or 2.5: its codes are whole bits, and one for the commonest symbol is too long.
+    return plan.codec if plan.quantization.bits > 2 else "exact"
 
 
 def plan_fragment(
@@ -142,7 +150,8 @@ def plan_fragment(
 
     Rows are stored in the order of their ids, which is as good as random: a reader's shuffle buffer then mixes
     classes. ShardRows.rows says which of the given rows each is. `shard_rows` and `chunk_rows` are upper bounds:
-    shards are made equally long, so that no padding is stored. Raises StorageError.
+    shards are made equally long, so that no padding is stored; but a chunk of codes holds CODED_CHUNK numbers if its
+    shard does. Raises StorageError.
     """
     if len(keys) == 0 or not len(keys) == len(labels) == len(tokens) or len(set(keys)) != len(keys):
         raise StorageError(f"plan of split '{split}': needs unique keys, each with label and token, and one at least")
@@ -150,6 +159,8 @@ def plan_fragment(
     ids = [row_id(key) for key in keys]
     order = np.array(sorted(range(len(keys)), key=lambda row: ids[row]))
     shard_rows, chunk_rows = _balanced(len(keys), shard_rows, chunk_rows)
+    if quantizer is not None:
+        chunk_rows = _coarser(shard_rows, chunk_rows, int(np.prod(latent_shape)))
     content: dict[str, Any] = {
         "format": FORMAT,
         "split": split,
@@ -185,6 +196,13 @@ def _balanced(rows: int, shard_rows: int, chunk_rows: int) -> tuple[int, int]:
     chunks = -(-longest // min(chunk_rows, shard_rows))
     chunk = -(-longest // chunks)
     return chunk * chunks, chunk
+
+
+def _coarser(shard_rows: int, chunk_rows: int, dims: int) -> int:
+    """So many whole chunks in one that it holds CODED_CHUNK numbers, if the shard does."""
+    chunks = shard_rows // chunk_rows
+    joined = (n for n in range(1, chunks + 1) if chunks % n == 0 and n * chunk_rows * dims >= CODED_CHUNK)
+    return chunk_rows * next(joined, chunks)
 
 
 def _summary(quantizer: Quantizer | None, latent_shape: tuple[int, int, int]) -> Quantization | None:

@@ -311,3 +311,20 @@ def test_an_image_has_the_same_latent_in_any_batch(field: Path) -> None:
     alone, _ = encode_images(loop, images[11:12], 8)
     torch.testing.assert_close(z[11:12], alone)
     assert len(z) == len(errors) == 13
+
+
+def test_a_range_that_chose_itself_stands_with_its_candidates_in_the_plan(field: Path, tmp_path: Path) -> None:
+    auto = ("encode.quantization.range=auto", "encode.quantization.bits=6", "encode.calibration_images=64")
+    work, _ = job(field, tmp_path / "s", *auto)
+    info = encode(work)["info"]
+    (ranges,) = info["ranges"]
+    assert ranges["policy"].startswith("auto: ")
+    assert ranges["candidates"].keys() >= {"minmax", "sigma 6"}
+    assert info["fingerprint"]["quantization.range"] == "auto"
+    assert info["clip_fraction"] <= 0.01
+    before = bytes_of(tmp_path / "s")
+    assert encode(work)["info"] == info
+    assert bytes_of(tmp_path / "s") == before
+    strict = job(field, tmp_path / "s", *auto, "encode.quantization.max_clip_fraction=0.001")[0]
+    with pytest.raises(StorageError, match="max_clip_fraction"):  # it had a say in the choice
+        plan(strict)
