@@ -19,9 +19,10 @@ CANDIDATES: Mapping[str, Mapping[str, str | float]] = {
     "minmax": {"range": "minmax"},
     "sigma 6": {"range": "sigma", "sigma": 6.0},
     "sigma 5": {"range": "sigma", "sigma": 5.0},
+    "quantile 0.0001": {"range": "quantile", "quantile": 0.0001},
     "sigma 4": {"range": "sigma", "sigma": 4.0},
-    "sigma 3": {"range": "sigma", "sigma": 3.0},
     "quantile 0.001": {"range": "quantile", "quantile": 0.001},
+    "sigma 3": {"range": "sigma", "sigma": 3.0},
 }
 JUDGED = 128  # images decoded for each candidate: all see the same ones, so few tell them apart
 DECODED = 64  # at a time

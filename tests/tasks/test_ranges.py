@@ -36,8 +36,9 @@ def images_of(loop: InnerLoop, z: torch.Tensor) -> torch.Tensor:
 def chosen_of(quantizer: Quantizer) -> str:
     """The candidate whose policy the quantiser has."""
     words = quantizer.policy.removeprefix("auto: ").split(",")[0]
-    named = {"minmax": "minmax", "quantiles 0.001 and 0.999": "quantile 0.001"}
-    return named.get(words) or f"sigma {words.split()[2]}"
+    if words.startswith("minmax"):
+        return "minmax"
+    return f"quantile {float(words.split()[1])}" if words.startswith("quantiles") else f"sigma {words.split()[2]}"
 
 
 def test_the_best_on_images_not_seen_is_chosen_and_all_are_recorded(loop: InnerLoop) -> None:
