@@ -133,7 +133,7 @@ def _plan(
     quantizer: Quantizer | None,
     split: str,
 ) -> Plan:
-    like = source.fragments[0][1]
+    like = max((plan for _, plan in source.fragments), key=lambda plan: plan.shard_rows)  # additions are often small
     return plan_fragment(
         destination, split=split, keys=rows.keys, labels=rows.labels, tokens=rows.tokens,
         latent_shape=source.latent_shape, shard_rows=like.shard_rows, chunk_rows=like.chunk_rows, quantizer=quantizer,
