@@ -26,6 +26,7 @@ CANDIDATES: Mapping[str, Mapping[str, str | float]] = {
 }
 JUDGED = 128  # images decoded for each candidate: all see the same ones, so few tell them apart
 DECODED = 64  # at a time
+FOLDS = 4
 
 
 def choose_quantizer(
@@ -34,7 +35,7 @@ def choose_quantizer(
     """The quantiser for latents like these, [n, s, s, c] on the CPU; None for 32 bits.
 
     With range=auto it is the candidate of best PSNR, mean over images that took no part in setting its range: each
-    half of the latents is coded by ranges of the other half, and the winner is then calibrated on all. Ranges set by
+    quarter of the latents is coded by ranges of the others, and the winner is then calibrated on all. Ranges set by
     few images clip many numbers of others, which the images that set them could not tell. Candidates that clip more
     than half of max_clip_fraction are passed over, since shards differ; if all do, the one that clips least is taken,
     and writing a shard will say what is wrong. `pixels` gives the images [k, H, W, ch] in [0, 1] of rows of `latents`.
@@ -66,11 +67,12 @@ def _try(
 ) -> dict[str, float]:
     """{psnr, clip_fraction} of latents coded by ranges that others of them set."""
     coded, clipped = np.empty(latents.shape, np.float32), 0
-    for fold in (0, 1):
-        quantizer = calibrate(config, latents[1 - fold :: 2].numpy())
+    folds = np.arange(len(latents)) % min(FOLDS, len(latents))
+    for fold in np.unique(folds):
+        quantizer = calibrate(config, latents[folds != fold].numpy())
         assert quantizer is not None
-        codes, outside = quantizer.encode(latents[fold::2].numpy())
-        coded[fold::2] = quantizer.decode(codes)
+        codes, outside = quantizer.encode(latents[folds == fold].numpy())
+        coded[folds == fold] = quantizer.decode(codes)
         clipped += outside
     judged = spread(len(latents), JUDGED)
     errors = [
