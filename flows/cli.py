@@ -266,9 +266,9 @@ def info(uri: Functaset, *, as_json: Json = False) -> int:
     if as_json:
         print(json.dumps(told, indent=1))
     else:
-        from flows.console import print_pairs
+        from flows.console import print_functaset
 
-        print_pairs(uri, told)
+        print_functaset(uri, told)
     return 0
 
 
@@ -334,6 +334,42 @@ def gc(
     from flows.console import print_collected
 
     print_collected(done)
+    return 0
+
+
+@store.command
+def quantize(
+    source: Functaset,
+    destination: Annotated[str, Parameter(help="Where the new functaset goes: an empty folder or s3://.")],
+    *,
+    bits: Annotated[int, Parameter(help="1 to 8 bits a latent number.", validator=validators.Number(gte=1, lte=8))],
+    ranges: Annotated[
+        Literal["minmax", "sigma", "quantile"],
+        Parameter(name="--range", help="Range of the bins, of training latents."),
+    ] = "minmax",
+    sigma: Annotated[float, Parameter(help="For --range sigma: mean +- this many standard deviations.")] = 6.0,
+    quantile: Annotated[float, Parameter(help="For --range quantile: from this one to one minus it.")] = 0.001,
+    granularity: Annotated[
+        Literal["scalar", "channel", "element"], Parameter(help="One range in all, per channel or latent element.")
+    ] = "element",
+    codec: Annotated[Literal["zstd", "exact"], Parameter(help="Entropy coded, or exactly BITS bits.")] = "zstd",
+    max_clip_fraction: Annotated[float, Parameter(help="More numbers outside the range fail a shard.")] = 0.01,
+    as_json: Json = False,
+) -> int:
+    """Quantise a functaset into a new one, without the images. Rerun to continue."""
+    from flows.quantize import quantize as write
+
+    config = {
+        "bits": bits, "range": ranges, "sigma": sigma, "quantile": quantile, "granularity": granularity,
+        "codec": codec, "max_clip_fraction": max_clip_fraction,
+    }  # fmt: skip
+    told = write(_functaset(source), destination, config)
+    if as_json:
+        print(json.dumps(told, indent=1))
+    else:
+        from flows.console import print_functaset
+
+        print_functaset(destination, told)
     return 0
 
 

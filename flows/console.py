@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -138,9 +139,41 @@ def print_collected(done: "Collected") -> None:
     console.print(f"{len(done.removed)} objects, {done.bytes / 1e6:.1f} MB {would}removed{ask}")
 
 
-def print_pairs(title: str, values: dict[str, Any]) -> None:
-    """A two-column table."""
-    table = Table(title=title, show_header=False, title_justify="left")
-    for key, value in values.items():
-        table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
+def print_functaset(uri: str, info: dict[str, Any]) -> None:
+    """A functaset's info as a table that a person can read."""
+    table = Table(title=uri, show_header=False, title_justify="left")
+    for name, told in _functaset_rows(info):
+        table.add_row(name, told)
     Console().print(table)
+
+
+def _functaset_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = ", ".join(f"{count:,} {split}" for split, count in info["rows_by_split"].items())
+    asked = info["bits"] if isinstance(info["bits"], list) else [info["bits"]]
+    told = [
+        ("Version", f"{info['version']}, of {info['fragments']} fragment{'s'[: info['fragments'] != 1]}"),
+        ("Rows", f"{rows}; {info['bad']} bad, {info['retired']} retired"),
+        ("Latent", f"{'x'.join(map(str, info['shape']))}, {math.prod(info['shape']):,} numbers"),
+        ("Bits per number", f"{' and '.join(map(str, asked))} asked for, {info['bits_per_dim']:.3f} measured"),
+    ]
+    for number, each in enumerate(info["ranges"]):
+        told.append(("Range of the bins" if number == 0 else "", each["policy"]))
+        tried = each["candidates"].items()
+        told += [
+            (f"  PSNR with {name}", f"{figures['psnr']:.2f} dB, {figures['clip_fraction']:.3%} clipped")
+            for name, figures in tried
+        ]
+    if info["ranges"]:
+        told.append(("Clipped numbers", f"{info['clip_fraction']:.4%}"))
+    told += [("PSNR before quantisation" if info["ranges"] else "PSNR", _psnr(info["psnr"]))]
+    told += [(f"  {split}", _psnr(found)) for split, found in info["psnr"]["by_split"].items()]
+    told += [("Bytes", f"{info['bytes']:,}"), ("Field", info["field"]), ("Content", info["content"])]
+    told += [("Fingerprint", info["fingerprint_digest"])]
+    return told + [(f"  {key}", json.dumps(value)) for key, value in info["fingerprint"].items()]
+
+
+def _psnr(found: dict[str, Any]) -> str:
+    if "mean" not in found:
+        return "no good rows"
+    quantiles = ", ".join(f"{float(q):.0%} {value:.1f}" for q, value in found["quantiles"].items())
+    return f"{found['mean']:.2f} dB ({quantiles})"

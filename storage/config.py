@@ -50,8 +50,8 @@ class QuantizationConfig(Config):
     """Uniform quantisation of latents, 2^bits bins per latent dimension (App. C.4.4)."""
 
     bits: int = Field(32, ge=1, le=32, description="1 to 8 bits per latent number; 32 stores float32.")
-    range: Literal["minmax", "sigma", "quantile"] = Field(
-        "minmax", description="Range of the bins, from the calibration images."
+    range: Literal["minmax", "sigma", "quantile", "auto"] = Field(
+        "minmax", description="Range of the bins, from the calibration images; auto: the one of best PSNR on them."
     )
     sigma: float = Field(6.0, gt=0, le=100, description="range=sigma: mean +- this many standard deviations.")
     quantile: float = Field(0.001, gt=0, lt=0.5, description="range=quantile: from this quantile to one minus it.")

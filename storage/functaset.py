@@ -231,7 +231,11 @@ class Functaset:
             raise DamagedObject(f"{self.location.uri}/{stem}.safetensors: not a safetensors file ({error})") from None
 
     def info(self) -> dict[str, Any]:
-        """The answer of `functa store info --json`: from receipts alone, no latent is read."""
+        """The answer of `functa store info --json`: from receipts alone, no latent is read.
+
+        bits_per_dim is measured: all bytes of z's objects, shard indexes and checksums included, over all numbers
+        stored. psnr is of the latents before quantisation, as they were encoded: codes alone cannot tell theirs.
+        """
         receipts = self._receipts
         numbers = sum(receipt.rows * plan.dims for _, plan, receipt in receipts)
         good = sum(receipt.good * plan.dims for _, plan, receipt in receipts)
@@ -239,6 +243,7 @@ class Functaset:
         z_bytes = sum(record.bytes for _, record in z_objects)
         splits = sorted({entry.split for entry in self.commit.fragments}, reverse=True)
         bits = sorted({plan.quantization.bits if plan.quantization else 32 for _, plan in self.fragments})
+        coded = {plan.quantization.policy: plan.quantization for _, plan in self.fragments if plan.quantization}
         return {
             "version": self.version,
             "rows": sum(entry.rows for entry in self.commit.fragments),
@@ -249,6 +254,7 @@ class Functaset:
             "shape": list(self.latent_shape),
             "bits": bits[0] if len(bits) == 1 else bits,
             "bits_per_dim": z_bytes * 8 / numbers,
+            "ranges": [{"policy": policy, "candidates": found.candidates} for policy, found in coded.items()],
             "clip_fraction": sum(receipt.clipped for _, _, receipt in receipts) / max(1, good),
             "psnr": _psnr([receipt for _, _, receipt in receipts])
             | {"by_split": {s: _psnr([r for e, _, r in receipts if e.split == s]) for s in splits}},

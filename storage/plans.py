@@ -28,6 +28,7 @@ from storage.root import read_root
 SPLITS = ("train", "test")
 FLOATS = ("low", "step")
 COLLECT = b"collect"  # the claim on a fragment that is being removed
+CODED_CHUNK = 1 << 15  # numbers; of smaller chunks the headers and checksums would cost 0.05 bits a number and more
 
 
 class Quantization(Record):
@@ -36,6 +37,7 @@ class Quantization(Record):
     bits: int = Field(ge=1, le=8)
     policy: str
     shape: tuple[int, int, int]
+    candidates: dict[str, dict[str, float]] = {}  # of range=auto: what each would have made of the calibration images
 
 
 class Plan(Record):
@@ -122,7 +124,7 @@ def array_specs(plan: Plan) -> dict[str, ArraySpec]:
         "uint8" if plan.quantization else "float32",
         plan.shard_rows,
         plan.chunk_rows,
-        plan.codec if plan.quantization else "raw",  # float32 shrinks by 7 % at most: raw is faster
+        _codec(plan),
         ("row", "y", "x", "channel"),
     )
     return {
@@ -133,6 +135,13 @@ def array_specs(plan: Plan) -> dict[str, ArraySpec]:
         "source_sha256": column("uint8", 32),
         "z": z,
     }
+
+
+def _codec(plan: Plan) -> Literal["raw", "zstd", "exact"]:
+    if plan.quantization is None:
+        return "raw"  # float32 shrinks by 7 % at most: raw is faster
+    # Of 1 or 2 bits zstd makes 1.6 or 2.5: its codes are whole bits, and one for the commonest symbol is too long.
+    return plan.codec if plan.quantization.bits > 2 else "exact"
 
 
 def plan_fragment(
@@ -154,7 +163,8 @@ def plan_fragment(
 
     Rows are stored in the order of their ids, which is as good as random: a reader's shuffle buffer then mixes
     classes. ShardRows.rows says which of the given rows each is. `shard_rows` and `chunk_rows` are upper bounds:
-    shards are made equally long, so that no padding is stored. Raises StorageError.
+    shards are made equally long, so that no padding is stored; but a chunk of codes holds CODED_CHUNK numbers if its
+    shard does. Raises StorageError.
     """
     if len(keys) == 0 or not len(keys) == len(labels) == len(tokens) or len(set(keys)) != len(keys):
         raise StorageError(f"plan of split '{split}': needs unique keys, each with label and token, and one at least")
@@ -162,6 +172,8 @@ def plan_fragment(
     ids = [row_id(key) for key in keys]
     order = np.array(sorted(range(len(keys)), key=lambda row: ids[row]))
     shard_rows, chunk_rows = _balanced(len(keys), shard_rows, chunk_rows)
+    if quantizer is not None:
+        chunk_rows = _coarser(shard_rows, chunk_rows, int(np.prod(latent_shape)))
     content: dict[str, Any] = {
         "format": FORMAT,
         "split": split,
@@ -202,6 +214,13 @@ def _balanced(rows: int, shard_rows: int, chunk_rows: int) -> tuple[int, int]:
     return chunk * chunks, chunk
 
 
+def _coarser(shard_rows: int, chunk_rows: int, dims: int) -> int:
+    """So many whole chunks in one that it holds CODED_CHUNK numbers, if the shard does."""
+    chunks = shard_rows // chunk_rows
+    joined = (n for n in range(1, chunks + 1) if chunks % n == 0 and n * chunk_rows * dims >= CODED_CHUNK)
+    return chunk_rows * next(joined, chunks)
+
+
 def _summary(quantizer: Quantizer | None, latent_shape: tuple[int, int, int]) -> Quantization | None:
     if quantizer is None:
         return None
@@ -209,7 +228,8 @@ def _summary(quantizer: Quantizer | None, latent_shape: tuple[int, int, int]) ->
     fits = len(shape) == 3 and all(n in (1, full) for n, full in zip(shape, latent_shape))
     if not fits or np.shape(quantizer.step) != shape:
         raise StorageError(f"quantiser: ranges of shape {shape} do not fit latents {latent_shape}")
-    return Quantization(bits=quantizer.bits, policy=quantizer.policy, shape=shape)
+    tried = {name: dict(figures) for name, figures in quantizer.candidates.items()}
+    return Quantization(bits=quantizer.bits, policy=quantizer.policy, shape=shape, candidates=tried)
 
 
 def _tables(
@@ -309,4 +329,5 @@ def load_quantizer(location: Location, plan: Plan) -> Quantizer | None:
         document = array_document(location, plan, f"quantization/{name}", spec)
         data = plan_object(location, plan, f"quantization/{name}/c/0/0/0")
         arrays[name] = decode(document, spec, data)
-    return Quantizer(plan.quantization.bits, arrays["low"], arrays["step"], plan.quantization.policy)
+    chosen = plan.quantization
+    return Quantizer(chosen.bits, arrays["low"], arrays["step"], chosen.policy, chosen.candidates)

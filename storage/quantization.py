@@ -1,6 +1,7 @@
 """Uniform quantisation: 2^bits bins per latent dimension (paper App. C.4.4), stored as one byte a number."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,6 +17,7 @@ class Quantizer:
     low: np.ndarray
     step: np.ndarray
     policy: str = ""  # how the range was chosen, for the record
+    candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # what range=auto chose among
 
     def encode(self, z: np.ndarray) -> tuple[np.ndarray, int]:
         """[n, s, s, c] finite -> (codes uint8 [n, s, s, c], how many numbers lay outside the range).
@@ -40,10 +42,13 @@ class Quantizer:
 def calibrate(config: QuantizationConfig, latents: np.ndarray) -> Quantizer | None:
     """The quantiser for latents like these, float [n, s, s, c]; None for 32 bits.
 
-    Raises StorageError where there are none, or where one is not finite.
+    Raises StorageError where there are none, or where one is not finite; ValueError for range=auto, which is chosen
+    by reconstructions and so by whoever can make them.
     """
     if config.bits == 32:
         return None
+    if config.range == "auto":
+        raise ValueError("range=auto is no range: choose one by reconstruction first")
     if len(latents) == 0 or not np.isfinite(latents).all():
         raise StorageError("quantiser: calibration latents are none or not finite; look at the field's training")
     z = latents.astype(np.float64)

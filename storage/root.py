@@ -94,7 +94,7 @@ def _same_fingerprint(location: Location, root: Root, fingerprint: dict[str, Any
     old, new = _flat(root.fingerprint), _flat(fingerprint)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key, "absent") != new.get(key, "absent"))
     changes = ", ".join(f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in keys)
-    raise StorageError(f"{location.uri}: holds latents of another fingerprint ({changes}); choose another --root")
+    raise StorageError(f"{location.uri}: holds latents of another fingerprint ({changes}); choose another place")
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,8 @@ from models.config import (
 )
 from storage.config import QuantizationConfig
 
+Bits = Annotated[int, Field(ge=1, le=8)]
+
 
 class TrainingConfig(Config):
     """What every training run has: the loop's length, its optimiser, how often it speaks and saves."""
@@ -118,9 +120,7 @@ class EvaluationConfig(Config):
         1024, ge=1, le=1_000_000, description="Samples per dispatched task.", json_schema_extra=ENVIRONMENT
     )
     shown: int = Field(16, ge=1, le=256, description="Images and samples shown in the report.")
-    bits: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
-        (8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11)."
-    )
+    bits: tuple[Bits, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
     pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")
 
 

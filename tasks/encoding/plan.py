@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from models.config import Config
@@ -12,12 +13,14 @@ from storage.committing import merge_again
 from storage.config import ImagesConfig
 from storage.errors import StorageError
 from storage.images import Images, open_images
-from storage.locations import Location, open_location
+from storage.locations import open_location
 from storage.plans import Plan, create_functaset, plan_fragment
-from storage.quantization import Quantizer, calibrate
+from storage.quantization import Quantizer
+from storage.room import bytes_left
 from tasks.config import EncodeConfig
 from tasks.encoding.environment import environment
 from tasks.encoding.planned import PlannedImages, SourceRows, of_split
+from tasks.encoding.ranges import choose_quantizer
 from tasks.encoding.repair import find_damage, shown_keys, wanted_rows
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
@@ -25,7 +28,6 @@ from tasks.training.pictures import as_float, spread
 from tasks.training.saving import best_weights
 
 SPLITS = ("train", "test")
-ROW_BYTES = 60  # of a row's label, id, PSNR, augmentation and sha256, beside its latent
 
 
 class EncodeJob(Config):
@@ -118,6 +120,8 @@ def fingerprint(job: EncodeJob, metadata: dict[str, Any]) -> dict[str, Any]:
     quantization = job.encode.quantization.model_dump(mode="json", exclude={"max_clip_fraction"})
     if job.encode.quantization.bits < 32:
         quantization["calibration_images"] = job.encode.calibration_images
+        if job.encode.quantization.range == "auto":  # then it does not only refuse shards, it has a say in the range
+            quantization["max_clip_fraction"] = job.encode.quantization.max_clip_fraction
     return {
         "field": job.field_digest,
         **{f"inner.{k}": v for k, v in metadata["inner"].items() if k != "compile"},
@@ -142,15 +146,19 @@ def _calibrated(job: EncodeJob, images: Images, loop: InnerLoop) -> Quantizer | 
         return None
     split = images.split("train")
     device = next(loop.field.parameters()).device
-    latents = []
+    latents, pixels = [], []
     rows = spread(len(split), job.encode.calibration_images)
     for start in range(0, len(rows), job.encode.batch):
         batch = split.read(rows[start : start + job.encode.batch])
         if batch.good.any():
-            latents.append(loop.encode(as_float(batch.images[batch.good]).to(device)).cpu())
+            pixels.append(batch.images[batch.good])
+            latents.append(loop.encode(as_float(pixels[-1]).to(device)).cpu())
     if not latents:
         raise StorageError(f"none of the {len(rows)} calibration images could be read")
-    return calibrate(job.encode.quantization, torch.cat(latents).numpy())
+    images_of = np.concatenate(pixels)
+    return choose_quantizer(
+        job.encode.quantization, loop, torch.cat(latents), lambda chosen: as_float(images_of[chosen])
+    )
 
 
 def _plan_rows(
@@ -170,19 +178,6 @@ def _plan_rows(
         replaces=replaces,
         versions=environment(loop),
     )
-
-
-def bytes_left(location: Location, plans: list[Plan]) -> int:
-    """Bytes that the plans' shards will take, with a tenth to spare, less what already stands of them."""
-    if location.free_bytes() is None:
-        return 0  # nobody to compare it with: spare the listing
-    needed = 0.0
-    for each in plans:
-        bits = each.quantization.bits if each.quantization else 32
-        planned = {f"{each.path}/{key}" for key in (*each.objects, "plan.json")}
-        standing = sum(entry.size for entry in location.entries(f"{each.path}/") if entry.key not in planned)
-        needed += max(0.0, 1.1 * each.rows * (each.dims * bits / 8 + ROW_BYTES) - standing)
-    return round(needed)
 
 
 def _groups(plan: Plan, size: int) -> list[ShardGroup]:

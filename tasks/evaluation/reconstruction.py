@@ -9,7 +9,7 @@ from torch import Tensor
 from models.metrics import pca_psnr, pooled_psnr, psnr_of_errors
 from storage.errors import StorageError
 from storage.plans import row_id
-from storage.quantization import calibrate
+from tasks.encoding.ranges import choose_quantizer
 from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
 from tasks.training.pictures import spread
 
@@ -78,19 +78,22 @@ def _baselines(bench: Bench) -> dict[str, float]:
 def _by_bits(bench: Bench) -> dict[str, float]:
     """Test PSNR from float32 latents and from their codes, ranges calibrated as for the functaset."""
     job = bench.job
-    calibration = bench.loop.encode(
-        bench.training.batch(spread(len(bench.training), job.calibration_images)).to(bench.device)
-    ).cpu()
+    training = bench.training.batch(spread(len(bench.training), job.calibration_images))
+    calibration = _encoded(bench, training)
     pixels = bench.test.batch(spread(len(bench.test), BITS_IMAGES))
-    z = torch.cat([bench.loop.encode(part.to(bench.device)).cpu() for part in pixels.split(64)])
+    z = _encoded(bench, pixels)
     figures = {"32": _psnr(bench, z, pixels)}
     for bits in job.evaluation.bits:
-        config = type(job.quantization).model_validate(job.quantization.model_dump() | {"bits": bits})
-        quantizer = calibrate(config, calibration.numpy())
+        config = job.quantization.model_copy(update={"bits": bits})
+        quantizer = choose_quantizer(config, bench.loop, calibration, lambda rows: training[rows])
         assert quantizer is not None
         codes, _ = quantizer.encode(z.numpy())
         figures[str(bits)] = _psnr(bench, torch.from_numpy(quantizer.decode(codes)), pixels)
     return figures
+
+
+def _encoded(bench: Bench, pixels: Tensor) -> Tensor:
+    return torch.cat([bench.loop.encode(part.to(bench.device)).cpu() for part in pixels.split(64)])
 
 
 def _psnr(bench: Bench, z: Tensor, pixels: Tensor) -> float:

@@ -14,6 +14,10 @@ from flows.config import load_config
 from models.grid import patchify
 from models.inner import InnerLoop
 from storage.image_arrays import read_npz
+from tasks.config import EncodeConfig
+from tasks.encoding.finalise import finalise
+from tasks.encoding.group import encode_group
+from tasks.encoding.plan import EncodeJob, plan
 from tasks.training import meta_train
 from tests.benchmarks.script import PROJECT, answer, run
 
@@ -89,6 +93,30 @@ def test_psnr_of_a_trained_field_stands_beside_patch_pca(trained: tuple[Path, Pa
     assert row["psnr_pca_patch_pooled"] == pytest.approx(-10 * np.log10(residual.mean()), abs=0.006)
     by_image = residual.reshape(len(test), -1).mean(1)
     assert row["psnr_pca_patch"] == pytest.approx(-10 * np.log10(by_image).mean(), abs=0.006)
+
+
+def test_bits_and_psnr_of_codes_are_measured(trained: tuple[Path, Path]) -> None:
+    root, folder = trained
+    images = {"source": "npz", "location": str(folder), "resolution": 8, "channels": 1}
+    sections = {"images": images, "encode": EncodeConfig(), "device": "cpu"}
+    job = EncodeJob(
+        field=str(root / "checkpoints/field"), field_digest="d", functaset=f"{root}/functaset.zarr", **sections
+    )
+    groups = plan(job)
+    for group in groups:
+        encode_group(job, group, 32)
+    finalise(job, groups)
+    options = ["--bits", "8,2", "--ranges", "sigma 6", "--granularities", "channel"]
+    row = answer("bits", root, folder, *options)
+    assert (row["name"], row["rows"], row["test_images"]) == ("bits", 32, 8)
+    assert [(code["range"], code["bits"]) for code in row["codes"]] == [("sigma 6", 8), ("sigma 6", 2)]
+    eight, two = row["codes"]
+    assert abs(eight["psnr"] - row["psnr"]) < 0.5
+    assert two["psnr"] < eight["psnr"]
+    for code in row["codes"]:
+        assert code["bits_per_dim"].keys() == {"zstd", "exact"}
+        assert all(value > 0 for value in code["bits_per_dim"].values())
+        assert 0 <= code["clip_fraction"] <= 1
 
 
 def test_the_bench_lock_adds_packages_and_changes_none() -> None:

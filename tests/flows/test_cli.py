@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.flows.tiny import TINY
+from tests.storage.filled import filled
 
 PROJECT = Path(__file__).parents[2]
 
@@ -49,6 +50,11 @@ def told(done: subprocess.CompletedProcess[str], status: int) -> str:
         (["store", "gc", "/no/such/store", "--older-than", "nan"], 2, "--older-than is 0 or more hours"),
         (["store", "retire", "/no/such/store"], 2, "name one image at least"),
         (["store", "retire", "/no/such/store", "some/image.png"], 1, "/no/such/store"),
+        (["store", "quantize", "/no/such/store", "/no/such/other", "--bits", "6"], 1, "/no/such/store: no functaset"),
+        (["store", "quantize", "/no/such/store", "/no/such/other"], 2, "--bits"),
+        (["store", "quantize", "/no/such/store", "/no/such/other", "--bits", "9"], 2, "--bits"),
+        (["store", "quantize", "/no/such/store", "/no/such/other", "--bits", "6", "--range", "auto"], 2, "--range"),
+        (["store", "quantize", "/no/such/store", "/no/such/other", "--bits", "6", "--quantile", "2"], 2, "--quantile"),
         (["decode", "/no/such/store", "--rows", "3", "--out", "x"], 2, "START:STOP"),
         (["decode", "/no/such/store", "--split", "foo", "--out", "x"], 2, "--split"),
         (["decode", "/no/such/store", "--resolution", "0", "--out", "x"], 2, "--resolution"),
@@ -147,6 +153,27 @@ def test_show_answers_in_json() -> None:
     assert set(shown["digests"]) == {"meta_train", "encode", "train_classifier", "train_diffusion", "evaluate"}
     assert shown["parameters"]["field"] > 0
     assert shown["estimate"]["store_bytes"] == 1797 * 32
+
+
+def test_a_functaset_is_quantised_from_the_shell(tmp_path: Path) -> None:
+    filled(tmp_path / "a", bits=32)
+    command = ["store", "quantize", str(tmp_path / "a"), str(tmp_path / "b"), "--bits", "6", "--max-clip-fraction", "1"]
+    made = json.loads(functa(*command, "--json").stdout)
+    assert (made["bits"], made["rows_by_split"]) == (6, {"train": 20, "test": 6})
+    assert json.loads(functa("store", "info", str(tmp_path / "b"), "--json").stdout) == made
+    again = functa(*command)
+    assert again.returncode == 0, again.stderr
+    for told_to_people in (
+        "6 asked for",
+        "minmax, margin 0.1, per element",
+        "PSNR before quantisation",
+        "requantised_f",
+    ):
+        assert told_to_people in again.stdout
+    assert "quantization.bits: 6 -> 5" in told(functa(*command[:-3], "5"), 1)
+    assert "6 bits a number, which 7 cannot better" in told(
+        functa(*command[:2], str(tmp_path / "b"), "x", "--bits", "7"), 1
+    )
 
 
 def test_presets_answer_in_json() -> None:

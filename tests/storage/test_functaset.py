@@ -62,24 +62,37 @@ def test_codes_come_back_within_half_a_bin(tmp_path: Path) -> None:
     np.testing.assert_array_equal(train.dequantized(rows), train.dequantized()[rows])
 
 
-def test_other_zarr_readers_read_codes_and_ranges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["zstd", "exact"])
+@pytest.mark.parametrize("granularity", ["scalar", "channel", "element"])
+def test_other_zarr_readers_read_codes_and_ranges(tmp_path: Path, granularity: str, codec: str) -> None:
+    """tensorstore and plain zarr, at every number of bits: what they dequantise is what we do."""
     import tensorstore
     import zarr
 
-    store = Functaset.open(filled(tmp_path / "s"))
-    ours = store.load("train")
-    path = tmp_path / "s" / "fragments" / store.fragments[0][0].fragment
+    for bits in range(1, 9):
+        place = new_store(tmp_path / str(bits))
+        wide = np.concatenate([latents_of(["a", "b", "c"]), np.full((1, *SHAPE), 0.5), np.full((1, *SHAPE), -0.5)])
+        quantizer = calibrate(QuantizationConfig(bits=bits, granularity=granularity), wide)
+        each = plan(place, n=10, shard_rows=6, quantizer=quantizer, codec=codec)
+        for shard in range(each.shards):
+            write(place, each, shard, max_clip_fraction=1.0)
+        commit(place, [each.id])
+        ours = Functaset.open(place).load("train")
+        path = tmp_path / str(bits) / each.path
 
-    def read(name: str) -> np.ndarray:
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path / name}/"}}
-        return np.asarray(tensorstore.open(spec, open=True).result().read().result())
+        def read(name: str, path: Path = path) -> np.ndarray:
+            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path / name}/"}}
+            return np.asarray(tensorstore.open(spec, open=True).result().read().result())
 
-    np.testing.assert_array_equal(read("z"), ours.codes)
-    z = read("quantization/low") + (read("z") + np.float32(0.5)) * read("quantization/step")
-    np.testing.assert_allclose(z, ours.dequantized(), rtol=1e-6, atol=1e-7)
-    group = zarr.open_group(str(tmp_path / "s"), mode="r", zarr_format=3)
-    np.testing.assert_array_equal(group[f"fragments/{path.name}/label"][:], ours.labels)
-    assert group.attrs["functaset"] == 1
+        group = zarr.open_group(str(path), mode="r", zarr_format=3)
+        for reader in (read, lambda name, group=group: group[name][:]):
+            codes, low, step = (reader(name) for name in ("z", "quantization/low", "quantization/step"))
+            np.testing.assert_array_equal(codes, ours.codes)
+            assert codes.max() < 2**bits
+            np.testing.assert_allclose(low + (codes + np.float32(0.5)) * step, ours.dequantized(), rtol=1e-6, atol=1e-7)
+            np.testing.assert_array_equal(reader("label"), ours.labels)
+        assert group["quantization"].attrs["bits"] == bits
+        assert zarr.open_group(place.uri, mode="r", zarr_format=3).attrs["functaset"] == 1
 
 
 @pytest.mark.parametrize("codec", ["zstd", "exact"])

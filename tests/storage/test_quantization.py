@@ -4,12 +4,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from storage.arrays import ArraySpec, encode, new_document
 from storage.config import QuantizationConfig
 from storage.errors import StorageError
 from storage.quantization import Quantizer, calibrate
 
-FLOATS = st.floats(-1e3, 1e3, width=32)
-LATENTS = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), *[st.integers(1, 3)] * 3), elements=FLOATS)
+SHAPES = st.tuples(st.integers(1, 6), *[st.integers(1, 3)] * 3)
+
+
+@st.composite
+def latents(draw: st.DrawFn) -> np.ndarray:
+    """[n, s, s, c] of any scale from 1e-36 to 1e36, about any middle, some of one value."""
+    spread = draw(hnp.arrays(np.float64, draw(SHAPES), elements=st.floats(-1, 1)))
+    if draw(st.booleans()):
+        spread = np.broadcast_to(spread[:1], spread.shape)
+    middle = draw(st.sampled_from([0.0, 1.0, -30.0]))
+    return ((middle + spread) * 10.0 ** draw(st.integers(-36, 36))).astype(np.float32)
+
+
+LATENTS = latents()
 
 
 def tolerance(quantizer: Quantizer) -> np.ndarray:
@@ -89,6 +102,26 @@ def test_ranges_follow_their_policy() -> None:
     assert ends["minmax"] == pytest.approx([z.min() - span / 4, z.max() + span / 4], rel=1e-5)
     assert ends["sigma"] == pytest.approx([2 - 12, 2 + 12], abs=0.2)
     assert ends["quantile"] == pytest.approx([2 - 3 * 2.326, 2 + 3 * 2.326], abs=0.1)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("kind", ["uniform", "laplace", "constant"])
+def test_exact_codes_take_their_bits_and_little_more_whatever_they_are(bits: int, kind: str) -> None:
+    """Headers, index and checksums included; a shard of 2^15 numbers, the fewest that a full chunk has."""
+    generator, shape = np.random.default_rng(bits), (64, 4, 4, 32)
+    drawn = {
+        "uniform": generator.integers(0, 2**bits, shape),
+        "laplace": np.clip(generator.laplace(2**bits / 2, 2**bits / 10, shape), 0, 2**bits - 1),
+        "constant": np.full(shape, 2**bits - 1),
+    }
+    spec = ArraySpec(shape, "uint8", 64, 64, "exact")
+    _, data = encode(new_document(spec), spec, drawn[kind].astype(np.uint8))
+    assert len(data) * 8 <= (bits + 0.05) * np.prod(shape)
+
+
+def test_auto_is_for_those_who_can_reconstruct() -> None:
+    with pytest.raises(ValueError, match="range=auto is no range"):
+        calibrate(QuantizationConfig(bits=8, range="auto"), np.zeros((2, 1, 1, 1)))
 
 
 def test_32_bits_need_no_quantiser_and_bad_latents_make_none() -> None:

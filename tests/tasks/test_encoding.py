@@ -21,6 +21,8 @@ from tasks.encoding import planned
 from tasks.encoding.finalise import finalise
 from tasks.encoding.group import encode_group, encode_images
 from tasks.encoding.plan import EncodeJob, fingerprint, plan
+from tasks.evaluation import reconstruction
+from tasks.evaluation.job import EvaluationJob
 from tasks.training.meta_train import MetaTrainJob, load_field
 from tasks.training.meta_train import run as train_field
 from tests.flows.tiny import TINY
@@ -311,3 +313,38 @@ def test_an_image_has_the_same_latent_in_any_batch(field: Path) -> None:
     alone, _ = encode_images(loop, images[11:12], 8)
     torch.testing.assert_close(z[11:12], alone)
     assert len(z) == len(errors) == 13
+
+
+def test_a_range_that_chose_itself_stands_with_its_candidates_in_the_plan(field: Path, tmp_path: Path) -> None:
+    auto = ("encode.quantization.range=auto", "encode.quantization.bits=6", "encode.calibration_images=64")
+    work, _ = job(field, tmp_path / "s", *auto)
+    info = encode(work)["info"]
+    (ranges,) = info["ranges"]
+    assert ranges["policy"].startswith("auto: ")
+    assert ranges["candidates"].keys() >= {"minmax", "sigma 6"}
+    assert info["fingerprint"]["quantization.range"] == "auto"
+    assert info["clip_fraction"] <= 0.01
+    before = bytes_of(tmp_path / "s")
+    assert encode(work)["info"] == info
+    assert bytes_of(tmp_path / "s") == before
+    strict = job(field, tmp_path / "s", *auto, "encode.quantization.max_clip_fraction=0.001")[0]
+    with pytest.raises(StorageError, match="max_clip_fraction"):  # it had a say in the choice
+        plan(strict)
+
+
+@pytest.mark.parametrize("ranges", ["auto", "minmax"])
+def test_psnr_by_bits_falls_from_that_of_float32(field: Path, tmp_path: Path, ranges: str) -> None:
+    work, config = job(field, tmp_path / "s", "encode.quantization.bits=32", f"encode.quantization.range={ranges}")
+    encode(work)
+    measured = reconstruction.measure(
+        EvaluationJob(
+            seed=0, images=config.images, quantization=config.encode.quantization, evaluation=config.evaluation,
+            calibration_images=100, functaset=str(tmp_path / "s"), field=str(field), output=str(tmp_path / "run"),
+            device="cpu",
+        )
+    )  # fmt: skip
+    by_bits = measured["psnr_by_bits"]
+    assert by_bits.keys() == {"32", "8", "7", "6", "5", "4"}
+    assert by_bits["32"] == pytest.approx(measured["psnr_test"], abs=0.01)  # from the same images
+    assert by_bits["8"] == pytest.approx(by_bits["32"], abs=0.1)
+    assert by_bits["32"] > by_bits["6"] > by_bits["5"] > by_bits["4"]

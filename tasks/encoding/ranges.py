@@ -1,0 +1,90 @@
+"""The quantiser's range, chosen by what it leaves of the calibration images (`range: auto`)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.inner import InnerLoop
+from models.metrics import psnr_of_errors
+from storage.config import QuantizationConfig
+from storage.errors import StorageError
+from storage.quantization import Quantizer, calibrate
+from tasks.training.pictures import spread
+
+# From wide to narrow: of equals the first is taken, which clips least.
+CANDIDATES: Mapping[str, Mapping[str, str | float]] = {
+    "minmax": {"range": "minmax"},
+    "sigma 6": {"range": "sigma", "sigma": 6.0},
+    "sigma 5": {"range": "sigma", "sigma": 5.0},
+    "quantile 0.0001": {"range": "quantile", "quantile": 0.0001},
+    "sigma 4": {"range": "sigma", "sigma": 4.0},
+    "quantile 0.001": {"range": "quantile", "quantile": 0.001},
+    "sigma 3": {"range": "sigma", "sigma": 3.0},
+}
+JUDGED = 128  # images decoded for each candidate: all see the same ones, so few tell them apart
+DECODED = 64  # at a time
+FOLDS = 4
+
+
+def choose_quantizer(
+    config: QuantizationConfig, loop: InnerLoop, latents: Tensor, pixels: Callable[[np.ndarray], Tensor]
+) -> Quantizer | None:
+    """The quantiser for latents like these, [n, s, s, c] on the CPU; None for 32 bits.
+
+    With range=auto it is the candidate of best PSNR, mean over images that took no part in setting its range: each
+    quarter of the latents is coded by ranges of the others, and the winner is then calibrated on all. Ranges set by
+    few images clip many numbers of others, which the images that set them could not tell. Candidates that clip more
+    than half of max_clip_fraction are passed over, since shards differ; if all do, the one that clips least is taken,
+    and writing a shard will say what is wrong. `pixels` gives the images [k, H, W, ch] in [0, 1] of rows of `latents`.
+    Raises StorageError: latents that are not finite, fewer than two for range=auto.
+    """
+    if config.bits == 32 or config.range != "auto":
+        return calibrate(config, latents.numpy())
+    if len(latents) < 2:
+        raise StorageError("range=auto needs two calibration images at least; set encode.calibration_images higher")
+    tried = {name: _try(_with(config, name), loop, latents, pixels) for name in CANDIDATES}
+    within = {name: told for name, told in tried.items() if told["clip_fraction"] <= config.max_clip_fraction / 2}
+    # To a hundredth of a dB: less is rounding, and another machine's rounding must not choose another range.
+    best = max(within, key=lambda name: round(within[name]["psnr"], 2)) if within else _least_clipping(tried)
+    chosen = calibrate(_with(config, best), latents.numpy())
+    assert chosen is not None
+    return replace(chosen, policy=f"auto: {chosen.policy}", candidates=tried)
+
+
+def _with(config: QuantizationConfig, name: str) -> QuantizationConfig:
+    return config.model_copy(update=dict(CANDIDATES[name]))
+
+
+def _least_clipping(tried: Mapping[str, Mapping[str, float]]) -> str:
+    return min(tried, key=lambda name: tried[name]["clip_fraction"])
+
+
+def _try(
+    config: QuantizationConfig, loop: InnerLoop, latents: Tensor, pixels: Callable[[np.ndarray], Tensor]
+) -> dict[str, float]:
+    """{psnr, clip_fraction} of latents coded by ranges that others of them set."""
+    coded, clipped = np.empty(latents.shape, np.float32), 0
+    folds = np.arange(len(latents)) % min(FOLDS, len(latents))
+    for fold in np.unique(folds):
+        quantizer = calibrate(config, latents[folds != fold].numpy())
+        assert quantizer is not None
+        codes, outside = quantizer.encode(latents[folds == fold].numpy())
+        coded[folds == fold] = quantizer.decode(codes)
+        clipped += outside
+    judged = spread(len(latents), JUDGED)
+    errors = [
+        _errors(loop, torch.from_numpy(coded[rows]), pixels(rows))
+        for rows in np.split(judged, range(DECODED, len(judged), DECODED))
+    ]
+    psnr = psnr_of_errors(torch.cat(errors)).mean().item()
+    return {"psnr": round(psnr, 4), "clip_fraction": round(clipped / latents.numel(), 6)}
+
+
+def _errors(loop: InnerLoop, z: Tensor, pixels: Tensor) -> Tensor:
+    """Mean squared error of each image [k], on the CPU."""
+    device = next(loop.field.parameters()).device
+    with torch.no_grad():
+        return (loop.field(z.to(device), loop.resolution) - pixels.to(device)).square().mean((1, 2, 3)).cpu()
