@@ -81,7 +81,7 @@ def test_bad_and_retired_rows_stay_behind_and_fragments_become_one(tmp_path: Pat
     commit(place, [second.id, first.id])
     store = Functaset.open(place)
     small, entry = store.commit.fragments
-    entries = (small, entry.model_copy(update={"retired": (4,), "rows": entry.rows - 1}))
+    entries = (small, entry.model_copy(update={"retired": ((4, 4 + 1),), "rows": entry.rows - 1}))
     changed = store.commit.model_copy(update={"fragments": entries})
     source = Functaset(place, changed, store.fingerprint, store.field_digest)
     requantize(source, open_location(str(tmp_path / "b")), SIX)
