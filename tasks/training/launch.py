@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.training.ranks import STORE
+from tasks.training.ranks import STOPPED, STORE
 
 JOB = "FUNCTA_RANKS_JOB"  # environment variable: the job, as every rank receives it
 GRACE_SECONDS = 25  # ranks save within it; less than the parent gives this process, which must outlive them
@@ -63,7 +63,7 @@ def _told(failures: Mapping[int, Any], world: int) -> str:
 
     def blame(item: tuple[int, Any]) -> tuple[bool, bool]:
         code = item[1].exitcode
-        return code == -signal.SIGTERM, code > 0
+        return code in (-signal.SIGTERM, STOPPED), code > 0
 
     rank, failure = min(failures.items(), key=blame)
     code = failure.exitcode

@@ -6,6 +6,7 @@ end) at the same step without another message, and equal updates keep their weig
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from storage.errors import StorageError
 from tasks.training.device import choose_device
 
 CPU = torch.device("cpu")
+STOPPED = 128 + signal.SIGTERM  # exit status of a rank that was asked to stop
 STORE = "FUNCTA_RANKS_STORE"  # environment variable: the file through which ranks find each other
 # Others wait while the first rank validates. A rank that dies is noticed by the launcher, not by this.
 TIMEOUT = timedelta(hours=2)

@@ -164,6 +164,23 @@ def test_a_killed_rank_fails_the_run_at_once_and_leaves_no_process(rank: int, tm
 
 
 @pytest.mark.slow
+def test_a_killed_rank_is_told_at_once_where_a_step_outlasts_the_launchers_patience(tmp_path: Path) -> None:
+    """The launcher's SIGTERM then finds the other rank computing, and only asks it to stop."""
+    killed: list[float] = []
+
+    def kill(row: Job) -> None:
+        if "step" in row and not killed:
+            ranks_of_the_run()[1].kill()
+            killed.append(time.monotonic())
+
+    long_steps = ("field.width=256", "field.depth=8", "meta_train.batch=32", "meta_train.steps=1000000")
+    with pytest.raises(TrainingFailed, match="^training process 2 of 2 was killed by SIGKILL$") as caught:
+        train_in_child(field_job(tmp_path, 2, *long_steps, "meta_train.validation_images=0"), kill)
+    assert caught.value.may_pass
+    assert time.monotonic() - killed[0] < 15  # a step and some process ends; waiting for the launcher took over 30
+
+
+@pytest.mark.slow
 def test_one_asked_to_stop_stops_all_after_saving_at_the_same_step(tmp_path: Path) -> None:
     def ask(row: Job) -> None:
         if "step" in row and not asked:
