@@ -15,6 +15,7 @@ import pytest
 from flows.config import load_config
 from tasks import dispatch
 from tasks.dispatch import TrainingFailed, train_in_child
+from tasks.training.__main__ import line
 from tasks.training.meta_train import MetaTrainJob
 
 PROJECT = Path(__file__).parents[2]
@@ -48,6 +49,17 @@ def test_a_failing_run_says_why_in_one_line_and_would_fail_again(tmp_path: Path)
     assert "none: no such folder" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not caught.value.may_pass
+
+
+@pytest.mark.parametrize("text", ["x" * 9000, "\N{GRINNING FACE}" * 9000, "\n" * 9000, "\udcff" * 9000, "caf\xe9"])
+def test_a_word_of_a_rank_is_one_write_that_cannot_mix_with_anothers(text: str) -> None:
+    for row in ({"error": text, "may_pass": False}, {"note": text}):
+        written = line(row)
+        assert len(written.encode()) < 4096
+        (key, told), *rest = json.loads(written).items()
+        assert text.startswith(told)
+        assert len(told) >= min(len(text), 200)
+        assert [(key, text), *rest] == list(row.items())
 
 
 def test_a_relative_location_means_the_callers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
