@@ -22,12 +22,13 @@ STOP_SECONDS = 30.0
 class TrainingFailed(Exception):
     """A training process failed; the message is its own last word, or how it ended."""
 
-    def __init__(self, message: str, may_pass: bool) -> None:
+    def __init__(self, message: str, may_pass: bool, by_config: bool = False) -> None:
         super().__init__(message)
         self.may_pass = may_pass  # the process was killed; what it said itself (bad input, NaN) would come again
+        self.by_config = by_config  # nothing but another config would help: the loss diverged
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (str(self), self.may_pass))
+        return (type(self), (str(self), self.may_pass, self.by_config))
 
 
 def train_in_child(
@@ -76,7 +77,7 @@ def _converse(
             if os.environ.get("FUNCTA_DEBUG"):
                 child.wait(STOP_SECONDS)
                 print(_tail(errors, 20_000), file=sys.stderr)  # noqa: T201  the traceback that --debug asks for
-            raise TrainingFailed(answer["error"], may_pass=answer["may_pass"])
+            raise TrainingFailed(answer["error"], answer["may_pass"], answer.get("by_config", False))
         if "done" in answer:
             return dict(answer["done"])
         on_row(answer)

@@ -19,6 +19,7 @@ from typing import Any
 from storage.errors import TransientError
 from tasks.training.launch import JOB, launch
 from tasks.training.ranks import RankLost, leave_ranks
+from tasks.training.run import NonFiniteLoss
 
 STOP_SECONDS = 30.0
 LAUNCHER_SECONDS = 30.0  # to notice a dead rank: at once, but on a busy machine it took more than 5
@@ -78,7 +79,8 @@ def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: 
         if isinstance(error, RankLost):
             time.sleep(LAUNCHER_SECONDS)  # if a rank died, the launcher now ends this one and tells how that one ended
         text = " ".join(str(error).split()) or type(error).__name__
-        emit({"error": text, "may_pass": isinstance(error, TransientError | RankLost)})
+        may_pass = isinstance(error, TransientError | RankLost)
+        emit({"error": text, "may_pass": may_pass, "by_config": isinstance(error, NonFiniteLoss)})
         if os.environ.get("FUNCTA_DEBUG"):
             raise
         return 1
