@@ -39,7 +39,7 @@ def train(run: Run) -> Mapping[str, Any]:
     """Trains to config.steps from wherever the newest checkpoint of the same digest stands; returns its metadata."""
     average = _average(run)
     start = resume(run, average)
-    run.ranks.check_equal(start)
+    run.ranks.check_equal(start, *run.examples)
     pace = _Pace(start, run.metadata.get("seconds", 0.0))
     with _Stop() as stop:
         for step in range(start, run.config.steps):
