@@ -14,6 +14,8 @@ from models.config import (
 )
 from storage.config import QuantizationConfig
 
+MEMORY_BYTES = 4 << 30  # so many bytes of a split's pixels training keeps; more are read on demand
+
 
 class TrainingConfig(Config):
     """What every training run has: the loop's length, its optimiser, how often it speaks and saves."""

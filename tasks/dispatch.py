@@ -109,6 +109,17 @@ def _stop(child: subprocess.Popen[str]) -> None:
             stream.close()
 
 
+def threads_of_a_run() -> int:
+    """Threads that torch takes where nothing else is said: OMP_NUM_THREADS, else every core that this process may use.
+
+    Told without torch, which would have to be loaded.
+    """
+    wished = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wished.isdecimal() and int(wished):
+        return int(wished)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def stop_children() -> None:
     """Ends every training process of this one: for a flow that is interrupted while others wait in threads."""
     _stopping.set()  # a retry must not start what was just stopped

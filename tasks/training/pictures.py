@@ -9,8 +9,8 @@ from torch import Tensor
 from storage.config import ImagesConfig
 from storage.errors import StorageError
 from storage.images import ImageBatch, Images, ImageSplit
+from tasks.config import MEMORY_BYTES
 
-MEMORY_BYTES = 4 << 30
 READ_ROWS = 1024
 WHOLE = slice(None)
 
@@ -39,16 +39,23 @@ class Pictures:
             self._load()
 
     def _load(self) -> None:
-        pixels, good, reason = [np.empty((0, *self.split.shape), np.uint8)], [np.empty(0, bool)], ""
-        for start in range(0, len(self._rows), READ_ROWS):
+        """Into one array, filled in place: a copy more would be gigabytes. What the source holds is not copied."""
+        held, rows = self.split.pixels, len(self._rows)
+        if held is not None:
+            self._pixels = held if rows == len(held) else held[self._rows]
+            return
+        pixels, good, reason = np.empty((rows, *self.split.shape), np.uint8), np.zeros(rows, bool), ""
+        filled = 0
+        for start in range(0, rows, READ_ROWS):
             batch = self.split.read(self._rows[start : start + READ_ROWS])
-            pixels.append(batch.images)
-            good.append(batch.good)
+            kept = batch.images if batch.good.all() else batch.images[batch.good]
+            pixels[filled : filled + len(kept)] = kept
+            filled += len(kept)
+            good[start : start + READ_ROWS] = batch.good
             reason = reason or next(iter(batch.reasons.values()), "")
-        keep = np.concatenate(good)
-        refuse_too_many_bad(int((~keep).sum()), len(keep), self._max_bad_fraction, self._name, reason)
-        self._pixels = np.concatenate(pixels)[keep]
-        self._rows, self.labels = self._rows[keep], self.labels[keep]
+        refuse_too_many_bad(rows - filled, rows, self._max_bad_fraction, self._name, reason)
+        self._pixels = pixels[:filled]
+        self._rows, self.labels = self._rows[good], self.labels[good]
 
     def __len__(self) -> int:
         return len(self._rows)
