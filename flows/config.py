@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from flows.fit import check_sections
+from flows.fit import check_devices, check_sections
 from flows.spelling import annotation_of, fields, read_value, read_yaml
 from models.config import Config, FieldConfig, InnerConfig
 from storage.config import ImagesConfig
@@ -91,6 +91,7 @@ class PipelineConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> "PipelineConfig":
         check_sections(self.images, self.field, self.meta_train)
+        check_devices(_trained_batches(self), self.dispatch.devices)
         return self
 
     @model_validator(mode="after")
@@ -102,6 +103,14 @@ class PipelineConfig(Config):
             if annotation_of(PipelineConfig, key.split(".")) is Any:
                 raise ValueError(f"provenance names '{key}', which is no key")
         return self
+
+
+def _trained_batches(config: PipelineConfig) -> dict[str, int]:
+    """The batch of every training that the config has, by its key; the pixel classifier is there to judge samples."""
+    sections = {"meta_train": config.meta_train, "classifier": config.classifier, "diffusion": config.diffusion}
+    if config.diffusion is not None:
+        sections["evaluation.pixel_classifier"] = config.evaluation.pixel_classifier
+    return {f"{name}.batch": section.batch for name, section in sections.items() if section is not None}
 
 
 # The sections whose keys decide a stage's result, and the stages whose outputs it reads.

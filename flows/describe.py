@@ -1,6 +1,6 @@
 """`functa presets` and `functa show`: what a config is made of, what it will cost."""
 
-import os
+import math
 from typing import Any
 
 from rich.console import Console
@@ -8,9 +8,11 @@ from rich.table import Table
 
 from flows.config import PipelineConfig, ProvenanceConfig, digest, stage_config, stages_of
 from flows.fit import ImageShape, known_images, latent_surplus
-from models.cost import encode_passes, forward_flops, outer_flops, outer_memory, parameter_count
+from models.cost import checkpoints, encode_passes, forward_flops, outer_flops, outer_memory, parameter_count
 from storage.errors import StorageError
-from storage.images import open_images
+from storage.images import Images, open_images
+from tasks.config import MEMORY_BYTES
+from tasks.dispatch import threads_of_a_run
 
 TABLE_WIDTH = 112
 
@@ -82,43 +84,65 @@ def _image_shape(config: PipelineConfig) -> ImageShape:
     known = known_images(config.images)
     if None not in known:
         return known
-    try:
-        images = open_images(config.images)
-    except StorageError:
-        return known
-    return images.resolution, images.channels, len(images.classes)
+    images = _opened(config)
+    return known if images is None else (images.resolution, images.channels, len(images.classes))
 
 
 def _estimate(config: PipelineConfig, resolution: int | None, channels: int | None) -> dict[str, Any]:
-    """Of meta-training's and encoding's work, of an outer step's memory, of the functaset's size.
+    """Of meta-training's and encoding's work, of a meta-training process's memory, of the functaset's size.
 
-    None where images must be there to know; without them the work is that of meta-training alone.
+    None where images must be there to know; without them the work is that of meta-training alone, and the memory
+    leaves out the images that it keeps.
     """
     if resolution is None or channels is None:
         return {"flops": None, "memory_bytes": None, "store_bytes": None}
     field, inner, training, sides = config.field, config.inner, config.meta_train, (resolution, resolution)
     outer = outer_flops(field, inner, sides, channels, training.patches_per_image) * training.steps * training.batch
-    rows = _rows(config) or 0
-    batch = training.micro_batch or -(-training.batch // config.dispatch.devices)  # images a process holds at once
+    images = _opened(config)
+    rows = 0 if images is None else sum(len(images.split(split)) for split in ("train", "test"))
+    part = -(-training.batch // config.dispatch.devices)  # images of a step that are one process's
+    batch = min(training.micro_batch or part, part)
+    cores, average = _cores(config, outer), training.ema > 0
+    step = outer_memory(field, inner, sides, channels, batch, cores, average)
     return {
         "flops": round(outer + encode_passes(inner) * forward_flops(field, sides, channels) * rows),
-        "memory_bytes": outer_memory(field, inner, sides, channels, batch, _cores(config)),
+        "memory_bytes": step + (0 if images is None else _kept_bytes(images)),
         "store_bytes": rows * field.numbers * config.encode.quantization.bits // 8 if rows else None,
     }
 
 
-def _cores(config: PipelineConfig) -> int:
-    """Chunks computed at once: one on a GPU, one a core on a CPU, shared out among training processes."""
-    return 1 if config.dispatch.device == "cuda" else max(1, (os.cpu_count() or 1) // config.dispatch.devices)
+def _cores(config: PipelineConfig, work: float) -> int:
+    """Chunks computed at once: a thread each where compiled for a CPU, shared out among training processes; else one.
 
+    `work` is meta-training's, in FLOPs: a little is not compiled.
+    """
+    if config.dispatch.device == "cuda" or config.inner.compile == "off" or checkpoints(config.field, config.inner):
+        return 1
+    from models.compilation import should_compile
+    from tasks.training.device import choose_device
 
-def _rows(config: PipelineConfig) -> int | None:
-    """How many images there are to encode."""
+    device = choose_device(config.dispatch.device)
     try:
-        images = open_images(config.images)
+        compiled, _ = should_compile(config.inner.compile, work, device)
+    except ValueError:  # it cannot be had, which `functa doctor` and the run tell
+        compiled = False
+    return max(1, threads_of_a_run() // config.dispatch.devices) if compiled and device.type == "cpu" else 1
+
+
+def _kept_bytes(images: Images) -> int:
+    """Pixels that a meta-training process keeps: a source that is an array, and the training split where it fits."""
+    training = images.split("train")
+    read = 0 if training.pixels is not None else len(training) * math.prod(training.shape)
+    arrays = sum(split.source.nbytes for split in images.splits.values() if split.source is not None)
+    return arrays + (read if read <= MEMORY_BYTES else 0)
+
+
+def _opened(config: PipelineConfig) -> Images | None:
+    """The images, where they are there."""
+    try:
+        return open_images(config.images)
     except StorageError:
         return None
-    return sum(len(images.split(split)) for split in ("train", "test"))
 
 
 # Keys of a preset's `paper` mapping, and how the table heads them.
@@ -180,13 +204,13 @@ def _print_estimate(console: Console, described: dict[str, Any]) -> None:
     console.print("Parameters: " + ", ".join(f"{name} {count}" for name, count in shown.items()))
     if estimate["flops"] is None:
         return
-    size = estimate["store_bytes"]
+    size, processes = estimate["store_bytes"], described["config"]["dispatch"]["devices"]
     work = "Meta-training (no images to count and encode)" if size is None else "Meta-training and encoding"
+    beside = f"the libraries and the images, of which up to {MEMORY_BYTES / 1e6:.0f} MB are kept"
+    memory = f"about {estimate['memory_bytes'] / 1e6:.0f} MB beside {beside if size is None else 'the libraries'}"
+    each = f" in each of {processes} processes" if processes > 1 else ""
     store = "" if size is None else f"; the latents take at most {size / 1e6:.1f} MB"
-    console.print(
-        f"{work}: {estimate['flops']:.2e} FLOPs, about {estimate['memory_bytes'] / 1e6:.0f} MB beside the libraries"
-        f"{store}"
-    )
+    console.print(f"{work}: {estimate['flops']:.2e} FLOPs, {memory}{each}{store}", soft_wrap=True)
 
 
 def _counts(parameters: dict[str, int | None], stages: list[str]) -> dict[str, str]:

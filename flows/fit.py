@@ -1,5 +1,7 @@
 """Whether field, images and outer loop fit each other, told from config or from the images. Free of torch."""
 
+from collections.abc import Mapping
+
 from models.config import FieldConfig
 from models.cost import coordinate_bits
 from storage.config import ImagesConfig
@@ -56,6 +58,16 @@ def check_sections(images: ImagesConfig, field: FieldConfig, meta_train: MetaTra
             f"meta_train.micro_batch={micro} exceeds meta_train.batch={meta_train.batch}: choose at most that, "
             f"or leave it empty"
         )
+
+
+def check_devices(batches: Mapping[str, int], devices: int) -> None:
+    """Raises ValueError, one line, where a batch, by its dotted key, has fewer examples than there are processes."""
+    for key, batch in batches.items():
+        if batch < devices:
+            raise ValueError(
+                f"{key}={batch} cannot be split over dispatch.devices={devices}: choose at least {devices}, "
+                f"or lower dispatch.devices"
+            )
 
 
 def latent_surplus(field: FieldConfig, resolution: int | None, channels: int | None) -> str | None:

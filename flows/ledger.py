@@ -21,6 +21,7 @@ from storage.stages import (
     this_process,
     write_record,
 )
+from tasks.dispatch import TrainingFailed
 
 PACKAGES = ("torch", "prefect", "zarr", "diffusers", "timm", "numpy")
 
@@ -119,7 +120,9 @@ class Ledger:
         except BaseException as error:
             state = "failed" if isinstance(error, Exception) else "interrupted"
             told = " ".join(str(error).split())[:500]
-            write_record(self.location, record.model_copy(update={"state": state, "error": told}))
+            by_config = isinstance(error, TrainingFailed) and error.by_config
+            ended = {"state": state, "error": told, "by_config": by_config}
+            write_record(self.location, record.model_copy(update=ended))
             raise
 
     def _begin(self, stage: str) -> StageRecord:

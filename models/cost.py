@@ -113,15 +113,20 @@ def outer_memory(
     image_channels: int,
     micro_batch: int,
     cores: int = 1,
+    average: bool = False,
 ) -> int:
-    """Bytes of an outer step beside the libraries, an estimate: a chunk's graph a core, weights, a micro-batch."""
+    """Bytes of an outer step beside the libraries, an estimate: a chunk's graph a core, weights, a micro-batch.
+
+    `average`: averaged weights are kept too. The images that training keeps in memory are not counted.
+    """
     pixels = math.prod(resolution)
     chunk = max(inner.chunk, pixels // field.positions)  # a chunk is whole patches, at least one
     chunk = min(cores * chunk, micro_batch * pixels)
     recorded = 3 * (inner.steps - 1) + 3  # 9 for three steps: sine, cosine and argument of every recorded pass
     tensors = CHECKPOINTED_TENSORS if checkpoints(field, inner) or inner.first_order else recorded
     activations = chunk * field.width * (field.depth - 1) * tensors
-    weights = 4 * parameter_count(field, inner, image_channels, resolution)  # themselves, gradient, two moments
+    copies = 4 + average  # themselves, gradient, two moments, average
+    weights = copies * parameter_count(field, inner, image_channels, resolution)
     batch = micro_batch * (pixels * image_channels + inner.steps * field.numbers)
     different = pixels // field.positions if field.coordinates == "patch" else pixels
     first = FIRST_STEP_COPIES[field.coordinates] * first_step_bytes(field, different, image_channels)

@@ -55,9 +55,15 @@ class ImageSplit:
     shape: tuple[int, int, int]
     read_row: Callable[[int], Picture]
     threads: int = 1
+    source: np.ndarray | None = None  # uint8 [n, h, w, C], where the source is an array that is in memory anyway
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """All rows as uint8 [n, H, W, C] where the source holds them as they are; None where they must be read."""
+        return self.source if self.source is not None and self.source.shape[1:] == self.shape else None
 
     def read(self, rows: np.ndarray | Sequence[int]) -> ImageBatch:
         """The rows, in the order asked for. An unreadable one is bad with its reason; nothing shifts."""
@@ -186,7 +192,8 @@ def _from_arrays(config: ImagesConfig, sources: dict[str, ArraySource]) -> Image
         labelled = zip(source.images, source.labels.astype("<i4"))
         tokens = [hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()[:16] for image, label in labelled]
         rows = _limited(_Rows(source.keys, source.labels, tokens, indices), config.limit)
-        images = source.images[[int(i) for i in rows.origins]]
+        whole = len(rows.origins) == len(source.images)
+        images = source.images if whole else source.images[[int(i) for i in rows.origins]]
         splits[name] = _array_split(rows, images, resolution, channels)
     return Images(channels, resolution, train.classes, splits)
 
@@ -205,7 +212,8 @@ def _array_split(rows: _Rows, images: np.ndarray, resolution: int, channels: int
         pixels = fit(picture.convert("L" if channels == 1 else "RGB"), resolution)
         return Picture(pixels, "", sha256, rows.tokens[row])
 
-    return ImageSplit(rows.keys, rows.labels, rows.tokens, (resolution, resolution, channels), read_row)
+    shape = (resolution, resolution, channels)
+    return ImageSplit(rows.keys, rows.labels, rows.tokens, shape, read_row, source=images)
 
 
 # --- folders ----------------------------------------------------------------------------------------------------

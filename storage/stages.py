@@ -38,6 +38,7 @@ class StageRecord(BaseModel):
     started: str
     finished: str = ""
     error: str = ""
+    by_config: bool = False  # failed through its config alone (a diverged loss): another one replaces it
     owner: str = ""  # host/pid/start of the process at work
     versions: dict[str, str] = {}
 
@@ -68,10 +69,12 @@ def write_record(root: Location, record: StageRecord) -> None:
 def check_same_config(root: Location, record: StageRecord, config: dict[str, Any]) -> None:
     """Raises StageConflict, naming the changed keys as `key: old -> new`, if existing output is of another config.
 
-    A stage that failed does not stand in the way: its own advice may be to change a key.
+    Training that failed through its config does not stand in the way: its own advice is to change a key. What a full
+    disk or a lost process ended does: its checkpoints are good. A failed encoding does not: another goes beside it.
     """
     keys = sorted(k for k in record.config.keys() | config.keys() if record.config.get(k) != config.get(k))
-    if not keys or record.state == "failed" or not _output_exists(record, root):
+    makes_way = record.state == "failed" and (record.by_config or record.stage == "encode")
+    if not keys or makes_way or not _output_exists(record, root):
         return
     changes = ", ".join(f"{k}: {record.config.get(k)!r} -> {config.get(k)!r}" for k in keys[:6])
     more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""

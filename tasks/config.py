@@ -15,6 +15,7 @@ from models.config import (
 from storage.config import QuantizationConfig
 
 Bits = Annotated[int, Field(ge=1, le=8)]
+MEMORY_BYTES = 4 << 30  # so many bytes of a split's pixels training keeps; more are read on demand
 
 
 class TrainingConfig(Config):

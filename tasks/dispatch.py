@@ -22,12 +22,13 @@ STOP_SECONDS = 30.0
 class TrainingFailed(Exception):
     """A training process failed; the message is its own last word, or how it ended."""
 
-    def __init__(self, message: str, may_pass: bool) -> None:
+    def __init__(self, message: str, may_pass: bool, by_config: bool = False) -> None:
         super().__init__(message)
         self.may_pass = may_pass  # the process was killed; what it said itself (bad input, NaN) would come again
+        self.by_config = by_config  # nothing but another config would help: the loss diverged
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (str(self), self.may_pass))
+        return (type(self), (str(self), self.may_pass, self.by_config))
 
 
 def train_in_child(
@@ -76,7 +77,7 @@ def _converse(
             if os.environ.get("FUNCTA_DEBUG"):
                 child.wait(STOP_SECONDS)
                 print(_tail(errors, 20_000), file=sys.stderr)  # noqa: T201  the traceback that --debug asks for
-            raise TrainingFailed(answer["error"], may_pass=answer["may_pass"])
+            raise TrainingFailed(answer["error"], answer["may_pass"], answer.get("by_config", False))
         if "done" in answer:
             return dict(answer["done"])
         on_row(answer)
@@ -106,6 +107,17 @@ def _stop(child: subprocess.Popen[str]) -> None:
     for stream in (child.stdin, child.stdout):
         if stream:
             stream.close()
+
+
+def threads_of_a_run() -> int:
+    """Threads that torch takes where nothing else is said: OMP_NUM_THREADS, else every core that this process may use.
+
+    Told without torch, which would have to be loaded.
+    """
+    wished = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wished.isdecimal() and int(wished):
+        return int(wished)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stop_children() -> None:

@@ -13,15 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 from storage.errors import TransientError
 from tasks.training.launch import JOB, launch
 from tasks.training.ranks import RankLost, leave_ranks
+from tasks.training.run import NonFiniteLoss
 
 STOP_SECONDS = 30.0
 LAUNCHER_SECONDS = 30.0  # to notice a dead rank: at once, but on a busy machine it took more than 5
-MESSAGE_LENGTH = 2000  # a row is one write of less than a pipe's 4096 bytes, which cannot mix with another rank's
+TEXT_BYTES = 3000  # of a row, which is one write of less than a pipe's 4096 bytes and so cannot mix with another rank's
 
 
 class Notes(logging.Handler):
@@ -41,7 +43,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w")
 
     def emit(row: dict[str, Any]) -> None:
-        answers.write(json.dumps(row) + "\n")  # one write a row: ranks share the pipe
+        answers.write(line(row))  # one write a row: ranks share the pipe
         answers.flush()
 
     as_rank = JOB in os.environ
@@ -52,6 +54,17 @@ def main() -> int:
         return launch(job, emit)
     os.dup2(2, 1)  # libraries that print to stdout must not garble the answers
     return _train(job, emit, speaks=os.environ.get("RANK", "0") == "0")
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON, its texts cut to what one write may hold."""
+    return json.dumps({key: cut(value) if isinstance(value, str) else value for key, value in row.items()}) + "\n"
+
+
+def cut(text: str) -> str:
+    """As much of a text as takes TEXT_BYTES in JSON, where one character may take 12."""
+    ends = accumulate(len(json.dumps(character)) - 2 for character in text[:TEXT_BYTES])
+    return text[: sum(end <= TEXT_BYTES for end in ends)]
 
 
 def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: bool) -> int:
@@ -66,7 +79,8 @@ def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: 
         if isinstance(error, RankLost):
             time.sleep(LAUNCHER_SECONDS)  # if a rank died, the launcher now ends this one and tells how that one ended
         text = " ".join(str(error).split()) or type(error).__name__
-        emit({"error": text[:MESSAGE_LENGTH], "may_pass": isinstance(error, TransientError | RankLost)})
+        may_pass = isinstance(error, TransientError | RankLost)
+        emit({"error": text, "may_pass": may_pass, "by_config": isinstance(error, NonFiniteLoss)})
         if os.environ.get("FUNCTA_DEBUG"):
             raise
         return 1

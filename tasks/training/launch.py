@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.training.ranks import STORE
+from tasks.dispatch import threads_of_a_run
+from tasks.training.ranks import STOPPED, STORE
 
 JOB = "FUNCTA_RANKS_JOB"  # environment variable: the job, as every rank receives it
 GRACE_SECONDS = 25  # ranks save within it; less than the parent gives this process, which must outlive them
@@ -30,8 +31,7 @@ def launch(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> int:
     world = job["devices"]
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a dead rank is told of in one line
     _hold_ranks()
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)  # of the run; its ranks share them
-    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // world))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads_of_a_run() // world))  # its ranks share them
     with tempfile.TemporaryDirectory(prefix="functa-ranks-") as folder:
         # Files instead of ports: torchrun's own stores would listen on every address of the machine.
         os.environ |= {JOB: json.dumps(job), STORE: str(Path(folder, "ranks"))}
@@ -63,7 +63,7 @@ def _told(failures: Mapping[int, Any], world: int) -> str:
 
     def blame(item: tuple[int, Any]) -> tuple[bool, bool]:
         code = item[1].exitcode
-        return code == -signal.SIGTERM, code > 0
+        return code in (-signal.SIGTERM, STOPPED), code > 0
 
     rank, failure = min(failures.items(), key=blame)
     code = failure.exitcode

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.config import TrainingConfig
+from tasks.training.ranks import STOPPED, RankLost
 from tasks.training.run import NonFiniteLoss, Row, Run
 from tasks.training.saving import resume, save
 from tasks.training.seeds import mix, stage_number
@@ -38,7 +39,7 @@ def train(run: Run) -> Mapping[str, Any]:
     """Trains to config.steps from wherever the newest checkpoint of the same digest stands; returns its metadata."""
     average = _average(run)
     start = resume(run, average)
-    run.ranks.check_equal(start)
+    run.ranks.check_equal(start, *run.examples)
     pace = _Pace(start, run.metadata.get("seconds", 0.0))
     with _Stop() as stop:
         for step in range(start, run.config.steps):
@@ -51,7 +52,7 @@ def train(run: Run) -> Mapping[str, Any]:
                     save(run, average, done)
                     pace.saved = time.monotonic()
             if stopping and not last:
-                raise SystemExit(128 + signal.SIGTERM)
+                raise SystemExit(STOPPED)
     return run.metadata
 
 
@@ -139,7 +140,7 @@ def _row(run: Run, step: int, figures: dict[str, Tensor], pace: _Pace) -> Row:
 
 
 class _Stop:
-    """Within, SIGTERM asks the loop to save and stop at the end of the step."""
+    """Within, SIGTERM asks the loop to save and stop at the end of the step, or where the other ranks are lost."""
 
     asked = False
 
@@ -147,8 +148,10 @@ class _Stop:
         self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
+        if self.asked and isinstance(error, RankLost):  # the launcher asked because a rank died: nothing to wait for
+            raise SystemExit(STOPPED) from error
 
     def _ask(self, *_: object) -> None:
         self.asked = True

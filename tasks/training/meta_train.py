@@ -71,6 +71,7 @@ def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
             evaluate=_validation(job, images, loop, ranks) if ranks.first else None,
             evaluate_every=job.meta_train.validate_every,
             ranks=ranks,
+            examples=(len(training), training.digest),
         )
     )
     return {k: metadata[k] for k in ("weights_digest", "seconds")} if ranks.first else {}
@@ -99,7 +100,7 @@ def _outer_step(
     stream = mix(job.seed, stage_number("meta_train"))
 
     def inputs(step: int) -> list[Tensor]:
-        made = [training.batch(batch_rows(len(training), config.batch, stream, step)[part])]
+        made = [training.batch(batch_rows(len(training), config.batch, stream, step), part)]
         if config.patches_per_image:
             seed = mix(stream, stage_number("patches"), step)
             made.append(random_positions(config.batch, job.field.positions, config.patches_per_image, seed)[part])

@@ -1,15 +1,18 @@
 """Images for training, in memory while they fit, read on demand beyond that; unreadable ones never reach a batch."""
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from storage.config import ImagesConfig
 from storage.errors import StorageError
-from storage.images import Images, ImageSplit
+from storage.images import ImageBatch, Images, ImageSplit
+from tasks.config import MEMORY_BYTES
 
-MEMORY_BYTES = 4 << 30
 READ_ROWS = 1024
+WHOLE = slice(None)
 
 
 class Pictures:
@@ -30,22 +33,29 @@ class Pictures:
         self._rows = rows
         self._name = split
         self._max_bad_fraction = config.max_bad_fraction if limit is None else 1.0
-        self._bad: dict[int, str] = {}  # rows found unreadable on demand, and why
+        self._bad: dict[int, str] = {}  # rows that this process found unreadable on demand, and why
         self._pixels: np.ndarray | None = None
         if len(rows) * images.resolution**2 * images.channels <= MEMORY_BYTES:
             self._load()
 
     def _load(self) -> None:
-        pixels, good, reason = [np.empty((0, *self.split.shape), np.uint8)], [np.empty(0, bool)], ""
-        for start in range(0, len(self._rows), READ_ROWS):
+        """Into one array, filled in place: a copy more would be gigabytes. What the source holds is not copied."""
+        held, rows = self.split.pixels, len(self._rows)
+        if held is not None:
+            self._pixels = held if rows == len(held) else held[self._rows]
+            return
+        pixels, good, reason = np.empty((rows, *self.split.shape), np.uint8), np.zeros(rows, bool), ""
+        filled = 0
+        for start in range(0, rows, READ_ROWS):
             batch = self.split.read(self._rows[start : start + READ_ROWS])
-            pixels.append(batch.images)
-            good.append(batch.good)
+            kept = batch.images if batch.good.all() else batch.images[batch.good]
+            pixels[filled : filled + len(kept)] = kept
+            filled += len(kept)
+            good[start : start + READ_ROWS] = batch.good
             reason = reason or next(iter(batch.reasons.values()), "")
-        keep = np.concatenate(good)
-        refuse_too_many_bad(int((~keep).sum()), len(keep), self._max_bad_fraction, self._name, reason)
-        self._pixels = np.concatenate(pixels)[keep]
-        self._rows, self.labels = self._rows[keep], self.labels[keep]
+        refuse_too_many_bad(rows - filled, rows, self._max_bad_fraction, self._name, reason)
+        self._pixels = pixels[:filled]
+        self._rows, self.labels = self._rows[good], self.labels[good]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,28 +71,48 @@ class Pictures:
         keys = self.split.keys
         return [keys[i] for i in self._rows]
 
-    def batch(self, rows: np.ndarray) -> Tensor:
-        """Rows of this split -> float32 [B, H, W, ch]. An unreadable one repeats another: see batch_with_rows."""
-        return self.batch_with_rows(rows)[0]
+    @property
+    def digest(self) -> str:
+        """64 hex digits of which rows these are, in order."""
+        return hashlib.sha256("\0".join(self.keys).encode()).hexdigest()
 
-    def batch_with_rows(self, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    def batch(self, rows: np.ndarray, part: slice = WHOLE) -> Tensor:
+        """Rows of this split -> float32 [B, H, W, ch]. An unreadable one repeats another: see batch_with_rows."""
+        return self.batch_with_rows(rows, part)[0]
+
+    def batch_with_rows(self, rows: np.ndarray, part: slice = WHOLE) -> tuple[Tensor, np.ndarray]:
         """Pixels float32 [B, H, W, ch], and the rows [B] that they really are: labels and keys go by those.
 
-        Read on demand, a row may turn out unreadable; a good one of the batch then stands in its place.
+        Of the global batch `rows` only `part` is read. Read on demand, a row may turn out unreadable; the batch's
+        first good one then stands in its place, whichever process asks.
         Raises StorageError when none is readable, or too many of the split were not so far.
         """
         rows = np.asarray(rows)
+        own = rows[part]
         if self._pixels is not None:
-            return as_float(self._pixels[rows]), rows
+            return as_float(self._pixels[own]), own
+        batch = self._read(own)
+        if batch.good.all():
+            return as_float(batch.images), own
+        instead, picture = self._stand_in(rows)
+        batch.images[~batch.good] = picture
+        return as_float(batch.images), np.where(batch.good, own, instead)
+
+    def _stand_in(self, rows: np.ndarray) -> tuple[int, np.ndarray]:
+        """The first row that can be read, and its pixels."""
+        for row in rows:
+            read = self._read(np.array([row]))
+            if read.good[0]:
+                return int(row), read.images[0]
+        first = next(iter(self._bad.values()), "")
+        raise StorageError(f"none of {len(rows)} {self._name} images could be read; the first: {first}")
+
+    def _read(self, rows: np.ndarray) -> ImageBatch:
         batch = self.split.read(self._rows[rows])
         self._bad |= {int(rows[position]): reason for position, reason in batch.reasons.items()}
         first = next(iter(self._bad.values()), "")
         refuse_too_many_bad(len(self._bad), len(self), self._max_bad_fraction, self._name, first)
-        good = np.flatnonzero(batch.good)
-        if not len(good):
-            raise StorageError(f"none of {len(rows)} {self._name} images could be read; the first: {first}")
-        chosen = np.where(batch.good, np.arange(len(rows)), good[0])
-        return as_float(batch.images[chosen]), rows[chosen]
+        return batch
 
 
 def as_float(images: np.ndarray) -> Tensor:

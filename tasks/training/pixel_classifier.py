@@ -51,7 +51,7 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
     part, share = ranks.part(config.batch), ranks.share(config.batch)
 
     def gradients(step: int, _: torch.Generator) -> dict[str, Tensor]:
-        pixels, rows = training.batch_with_rows(batch_rows(len(training), config.batch, stream, step)[part])
+        pixels, rows = training.batch_with_rows(batch_rows(len(training), config.batch, stream, step), part)
         labels = torch.from_numpy(training.labels[rows].astype(np.int64)).to(device)
         loss = share * classification_loss(model.train()(pixels.to(device)), labels, 0.0)
         loss.backward()
@@ -73,6 +73,7 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
         emit=emit,
         evaluate=accuracy,
         ranks=ranks,
+        examples=(len(training), training.digest),
     )
     metadata = train(run)
     if not ranks.first:

@@ -6,6 +6,7 @@ end) at the same step without another message, and equal updates keep their weig
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from storage.errors import StorageError
+from storage.errors import StorageError, TransientError
 from tasks.training.device import choose_device
 
 CPU = torch.device("cpu")
+DIGEST_DIGITS = 15  # hex digits that an int64 holds whatever they are
+STOPPED = 128 + signal.SIGTERM  # exit status of a rank that was asked to stop
 STORE = "FUNCTA_RANKS_STORE"  # environment variable: the file through which ranks find each other
 # Others wait while the first rank validates. A rank that dies is noticed by the launcher, not by this.
 TIMEOUT = timedelta(hours=2)
@@ -70,16 +73,26 @@ class Ranks:
             parameter.grad = piece.view_as(parameter)
         return dict(zip(figures, own[:-1])), bool(own[-1] > 0)
 
-    def check_equal(self, step: int) -> None:
-        """Raises StorageError unless all ranks go on from the same step."""
+    def check_equal(self, step: int, count: int, digest: str) -> None:
+        """Raises StorageError unless all ranks go on from the same step with the same training images.
+
+        TransientError where the images differ: a read failed in one rank that succeeded in another.
+        """
         if self.world == 1:
             return
-        ends = torch.tensor([step, -step], device=self.device)
+        own = torch.tensor([step, count, int(digest[:DIGEST_DIGITS], 16)], device=self.device)
+        ends = torch.stack([own, -own])
         _all_reduce(ends, dist.ReduceOp.MAX)
-        if ends[0] != -ends[1]:
+        most, least = ends[0].tolist(), (-ends[1]).tolist()
+        if most[0] != least[0]:
             raise StorageError(
-                f"training processes found different checkpoints (steps {-ends[1].item()} and {ends[0].item()}): "
+                f"training processes found different checkpoints (steps {least[0]} and {most[0]}): "
                 f"does every one of them see the same files?"
+            )
+        if most != least:
+            raise TransientError(
+                f"training processes see different training images (from {least[1]} to {most[1]} of them): one could "
+                f"not read what another could, or they changed meanwhile; run the same command again"
             )
 
 

@@ -39,6 +39,8 @@ class Run:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     evaluate_every: int = 0
     ranks: Ranks = field(default_factory=Ranks)
+    # How many images it trains on, and hex digits of which: ranks that read them each for themselves must agree.
+    examples: tuple[int, str] = (0, "0")
     rows: list[Row] = field(default_factory=list)
 
     @property

@@ -57,6 +57,14 @@ from tasks.config import TrainClassifierConfig, TrainDiffusionConfig
         ("digits", ["meta_train.patches_per_image=2", "field.kernel=3"], "set field.interpolation=nearest and"),
         ("digits", ["meta_train.patches_per_image=5"], "=5 exceeds the 4 latent positions of an image: choose at most"),
         ("digits", ["meta_train.micro_batch=65"], "meta_train.micro_batch=65 exceeds meta_train.batch=64: choose at"),
+        *(
+            (
+                "digits",
+                ["dispatch.devices=8", f"{section}.batch=7"],
+                f"{section}.batch=7 cannot be split over dispatch.devices=8: choose at least 8, or lower dispatch",
+            )
+            for section in ("meta_train", "classifier", "diffusion", "evaluation.pixel_classifier")
+        ),
         ("digits", ["provenance.paper=[field.widht]"], "provenance names 'field.widht', which is no key"),
         ("digits", ["provenance.paper=[seed, seed]"], "provenance names 'seed' twice"),
     ],
@@ -226,6 +234,11 @@ def test_a_file_needs_no_quotes_around_words_that_yaml_takes_for_something_else(
     assert config.images.classes is None
     assert config.diffusion.process.conditional
     assert config.diffusion.process.clip is None
+
+
+def test_only_batches_that_are_trained_on_are_split_over_devices() -> None:
+    load_config("digits", ["dispatch.devices=8", "meta_train.batch=8"])
+    load_config("digits", ["dispatch.devices=8", "diffusion=null", "evaluation.pixel_classifier.batch=7"])
 
 
 @given(st.text())

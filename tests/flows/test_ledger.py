@@ -13,6 +13,7 @@ from flows.ledger import Ledger, MissingInput
 from storage.checkpoints import save_checkpoint
 from storage.errors import StorageError
 from storage.stages import StageConflict, read_record
+from tasks.dispatch import TrainingFailed
 
 WEIGHTS = {"model.w": np.arange(3.0)}
 
@@ -108,11 +109,44 @@ def test_half_trained_work_of_another_config_is_refused_too(tmp_path: Path) -> N
         ledger(tmp_path, "field.width=32").standing("meta_train")
 
 
-def test_what_was_deleted_or_failed_may_be_made_with_another_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        StorageError("the disk is full"),
+        OSError(28, "No space left on device"),
+        TrainingFailed("lost the connection", may_pass=True),
+        TrainingFailed("the disk is full", may_pass=False),
+    ],
+)
+def test_half_trained_work_that_the_world_ended_is_refused_to_another_config(error: Exception, tmp_path: Path) -> None:
+    """Its checkpoints are good, and the training of another config would begin with deleting them."""
     book = ledger(tmp_path)
-    with pytest.raises(ValueError, match="diverged"), book.working("meta_train"):
+    with pytest.raises(type(error)), book.working("meta_train"):
         save_checkpoint(book.location.child("checkpoints", "field"), 5, WEIGHTS, {"finished": False})
-        raise ValueError("it diverged:\n lower learning_rate")
+        raise error
+    assert read_record(book.location, "meta_train").state == "failed"  # type: ignore[union-attr]
+    with pytest.raises(StageConflict, match=r"field.width: 64 -> 32.*another --root"):
+        ledger(tmp_path, "field.width=32").standing("meta_train")
+    assert ledger(tmp_path).standing("meta_train") is None  # the same one goes on
+
+
+def test_a_failed_encoding_is_not_in_the_way_of_another_which_goes_beside_it(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    finish(book, "meta_train")
+    with pytest.raises(StorageError), book.working("encode") as record:
+        book.location.child(record.output).write("zarr.json", b"{}")
+        raise StorageError("too much is clipped: change encode.quantization.range")
+    other = ledger(tmp_path, "encode.quantization.range=minmax", "encode.quantization.margin=0.5")
+    assert other.standing("encode") is None
+    with other.working("encode") as record:
+        assert record.output.startswith("functaset-")
+
+
+def test_what_was_deleted_or_diverged_may_be_made_with_another_config(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    with pytest.raises(TrainingFailed, match="diverged"), book.working("meta_train"):
+        save_checkpoint(book.location.child("checkpoints", "field"), 5, WEIGHTS, {"finished": False})
+        raise TrainingFailed("it diverged:\n lower learning_rate", may_pass=False, by_config=True)
     record = read_record(book.location, "meta_train")
     assert record is not None
     assert (record.state, record.error) == ("failed", "it diverged: lower learning_rate")

@@ -101,6 +101,8 @@ def test_memory_grows_with_pixels_only_through_the_images_themselves() -> None:
     assert large - checkpointed == 4 * 3 * InnerConfig().chunk * 256 * 7
     two_cores = outer_memory(field, InnerConfig(rates="channel"), (256, 256), 3, 4, cores=2)
     assert two_cores - large == 4 * 9 * InnerConfig().chunk * 256 * 7
+    averaged = outer_memory(field, InnerConfig(rates="channel"), (256, 256), 3, 4, average=True)
+    assert averaged - large == 4 * parameter_count(field, InnerConfig(rates="channel"), 3, (256, 256))
     by_patch = FieldConfig(spatial=1, channels=64, width=256, depth=8)  # a patch larger than a chunk
     assert outer_memory(by_patch, InnerConfig(), (256, 256), 3, 1) > 4 * 9 * 256**2 * 256 * 7
 

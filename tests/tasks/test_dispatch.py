@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from flows.config import load_config
 from tasks import dispatch
 from tasks.dispatch import TrainingFailed, train_in_child
+from tasks.training.__main__ import line
 from tasks.training.meta_train import MetaTrainJob
 
 PROJECT = Path(__file__).parents[2]
@@ -48,6 +50,27 @@ def test_a_failing_run_says_why_in_one_line_and_would_fail_again(tmp_path: Path)
     assert "none: no such folder" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not caught.value.may_pass
+    assert not caught.value.by_config
+
+
+def test_a_diverged_run_is_its_configs_own_fault(tmp_path: Path) -> None:
+    rate = ["meta_train.learning_rate=10", "field.w0=1000", "meta_train.clip_norm=null", "meta_train.steps=1000"]
+    with pytest.raises(TrainingFailed, match="so training stopped before the update") as caught:
+        train_in_child(job(tmp_path, *rate, "meta_train.optimizer=adam"), lambda _: None)
+    assert (caught.value.may_pass, caught.value.by_config) == (False, True)
+    again = pickle.loads(pickle.dumps(caught.value))  # as between the processes of a task runner
+    assert (str(again), again.may_pass, again.by_config) == (str(caught.value), False, True)
+
+
+@pytest.mark.parametrize("text", ["x" * 9000, "\N{GRINNING FACE}" * 9000, "\n" * 9000, "\udcff" * 9000, "caf\xe9"])
+def test_a_word_of_a_rank_is_one_write_that_cannot_mix_with_anothers(text: str) -> None:
+    for row in ({"error": text, "may_pass": False}, {"note": text}):
+        written = line(row)
+        assert len(written.encode()) < 4096
+        (key, told), *rest = json.loads(written).items()
+        assert text.startswith(told)
+        assert len(told) >= min(len(text), 200)
+        assert [(key, text), *rest] == list(row.items())
 
 
 def test_a_relative_location_means_the_callers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from storage.errors import StorageError
 from storage.images import open_images
 from tasks.training import pictures
 from tasks.training.pictures import Pictures
+from tasks.training.ranks import Ranks
 from tests.storage.pictures import class_folders
 
 
@@ -89,3 +90,33 @@ def test_a_batch_of_which_nothing_is_readable_is_refused(tmp_path: Path, on_dema
     training = opened(tmp_path, spoilt=(3, 30), max_bad_fraction=1.0)
     with pytest.raises(StorageError, match="none of 2 train images could be read; the first: does not decode"):
         training.batch(np.array([3, 30]))
+
+
+def test_processes_that_share_a_batch_hold_what_one_would_hold(tmp_path: Path, on_demand: None) -> None:
+    """Also where all of a process's part is unreadable, or the batch begins with a bad row."""
+    first = opened(tmp_path, spoilt=(3, 30), max_bad_fraction=0.5)
+    config = ImagesConfig(source="folder", location=str(tmp_path), resolution=8, max_bad_fraction=0.5)
+    for rows in ([3, 7, 8, 5, 30, 9], [5, 7, 8, 9, 3, 30], [30, 3, 3, 8, 30, 9]):
+        pixels, used = first.batch_with_rows(np.array(rows))
+        for world in (2, 3):
+            parts = []
+            for rank in range(world):
+                other = Pictures(open_images(config), "train", config)
+                parts.append(other.batch_with_rows(np.array(rows), Ranks(rank, world).part(len(rows))))
+            torch.testing.assert_close(torch.cat([part for part, _ in parts]), pixels)
+            np.testing.assert_array_equal(np.concatenate([rows for _, rows in parts]), used)
+
+
+def test_the_digest_tells_which_rows_are_kept(tmp_path: Path) -> None:
+    whole = opened(tmp_path)
+    config = ImagesConfig(source="folder", location=str(tmp_path), max_bad_fraction=0.5)
+    assert Pictures(open_images(config), "train", config).digest == whole.digest
+    digests = {whole.digest}
+    for row in (3, 30):
+        images = open_images(config)
+        path = tmp_path / images.split("train").keys[row]
+        kept = path.read_bytes()
+        path.write_bytes(b"spoilt")
+        digests.add(Pictures(images, "train", config).digest)  # of one length, with another row left out
+        path.write_bytes(kept)
+    assert len(digests) == 3

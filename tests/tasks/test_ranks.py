@@ -1,7 +1,10 @@
 """Training over several processes of this machine: the same result as one, and none is left when one is lost."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,15 +17,19 @@ import torch
 
 from flows.config import load_config
 from storage.checkpoints import load_checkpoint
+from storage.config import ImagesConfig
+from storage.images import open_images
 from storage.locations import open_location
 from tasks import dispatch
 from tasks.dispatch import TrainingFailed, train_in_child
 from tasks.training.classifier import ClassifierJob
 from tasks.training.diffusion import DiffusionJob
+from tasks.training.launch import JOB
 from tasks.training.meta_train import MetaTrainJob
 from tasks.training.pixel_classifier import PixelClassifierJob
-from tasks.training.ranks import Ranks
+from tasks.training.ranks import STORE, Ranks
 from tests.storage.filled import filled
+from tests.storage.pictures import class_folders
 
 COMMON = {"seed": 0, "device": "cpu", "digest": "d"}
 Job = dict[str, Any]
@@ -128,6 +135,34 @@ def test_parts_of_a_batch_are_disjoint_and_whole_and_weigh_one() -> None:
         Ranks(0, 4).part(3)
 
 
+def test_ranks_that_could_not_read_the_same_images_refuse_to_train(tmp_path: Path) -> None:
+    """Each decides for itself which images are readable; the same rows would then be of other images."""
+    ranks = []
+    everything = ImagesConfig(source="folder", location=str(class_folders(tmp_path / "all", per_class=24)))
+    unreadable = open_images(everything).split("train").keys[5]
+    for rank in range(2):
+        seen = class_folders(tmp_path / f"seen-by-{rank}", per_class=24)
+        if rank:
+            (seen / unreadable).write_bytes(b"spoilt")
+        sets = ["images.source=folder", f"images.location={seen}", "images.max_bad_fraction=0.5"]
+        job = field_job(tmp_path / "out", 2, *sets, "meta_train.validation_images=0")
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", STORE: str(tmp_path / "store"), JOB: json.dumps(job)}
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "tasks.training"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                env=os.environ | place | {"PYTHONPATH": str(dispatch.PROJECT)}, text=True,
+            )
+        )  # fmt: skip
+    for process in ranks:
+        assert process.stdin
+        assert process.stdout
+        *_, last = map(json.loads, process.stdout)
+        assert last["error"].startswith("training processes see different training images (from 39 to 40 of")
+        assert last["may_pass"]
+        assert process.wait() == 1
+        process.stdin.close()
+
+
 def test_alone_nothing_is_exchanged() -> None:
     figures = {"loss": torch.tensor(2.0)}
     assert Ranks().sum_up([], figures, asked=True) == (figures, True)
@@ -161,6 +196,23 @@ def test_a_killed_rank_fails_the_run_at_once_and_leaves_no_process(rank: int, tm
     assert caught.value.may_pass
     assert time.monotonic() - killed[0] < 30  # a second or two; it hung for hours if the others were left waiting
     assert not psutil.wait_procs(processes, timeout=5)[1]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_told_at_once_where_a_step_outlasts_the_launchers_patience(tmp_path: Path) -> None:
+    """The launcher's SIGTERM then finds the other rank computing, and only asks it to stop."""
+    killed: list[float] = []
+
+    def kill(row: Job) -> None:
+        if "step" in row and not killed:
+            ranks_of_the_run()[1].kill()
+            killed.append(time.monotonic())
+
+    long_steps = ("field.width=256", "field.depth=8", "meta_train.batch=32", "meta_train.steps=1000000")
+    with pytest.raises(TrainingFailed, match=r"^training process 2 of 2 was killed by SIGKILL$") as caught:
+        train_in_child(field_job(tmp_path, 2, *long_steps, "meta_train.validation_images=0"), kill)
+    assert caught.value.may_pass
+    assert time.monotonic() - killed[0] < 15  # a step and some process ends; waiting for the launcher took over 30
 
 
 @pytest.mark.slow
