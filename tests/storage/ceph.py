@@ -120,7 +120,7 @@ class Ceph:
 
     def start_gateway(self) -> None:
         """Returns once it answers. To be called by a thread that outlives it: its end would be the gateway's, too."""
-        self._start("radosgw", "-n", "client.admin", "--rgw-frontends", f"beast endpoint=127.0.0.1:{self.port}")
+        self._start("radosgw", "-n", "client.admin", "--rgw-frontends", f"beast endpoint=127.0.0.1:{self.port} tcp_nodelay=1")
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             self._check_alive()
