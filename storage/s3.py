@@ -143,6 +143,11 @@ class S3Location(Location):
                 f"{self.uri}: was opened in another process (fork); "
                 "use multiprocessing_context='spawn', or open it in the process that uses it"
             )
+        if s3_faults.endpoint_with_password():
+            raise StorageError(
+                f"{self.uri}: AWS_ENDPOINT_URL has a user or password in it, which clients log; "
+                "use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         # Looked up at every use: fsspec keeps one per thread.
         system = fsspec.filesystem("s3", **_s3_options(retries={"total_max_attempts": 1}))
         system.retries = 1

@@ -62,6 +62,11 @@ def account(bucket: str, endpoint: str | None = None, key: str | None = None) ->
     return Account(bucket, _without_user(endpoint) or "the AWS default", masked(key or _configured_key()))
 
 
+def endpoint_with_password() -> bool:
+    """Whether the environment's endpoint is of the form http://user:password@host."""
+    return any("@" in os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
+
+
 def masked(key: str | None) -> str:
     """A key id as it may be shown: AKIA…XY12."""
     if not key:

@@ -94,9 +94,12 @@ class Ceph:
         libraries = self.root / "usr" / "lib" / triplet()
         (self.folder / "ceph.conf").write_text(
             CONFIG.format(
-                fsid=fsid, monitor_port=self.monitor_port, folder=self.folder, libraries=libraries,
+                fsid=fsid,
+                monitor_port=self.monitor_port,
+                folder=self.folder,
+                libraries=libraries,
                 store_bytes=STORE_BYTES,
-            )  # fmt: skip
+            )
         )
         for below in ("mon", "osd"):
             (self.folder / below).mkdir()
@@ -120,7 +123,9 @@ class Ceph:
 
     def start_gateway(self) -> None:
         """Returns once it answers. To be called by a thread that outlives it: its end would be the gateway's, too."""
-        self._start("radosgw", "-n", "client.admin", "--rgw-frontends", f"beast endpoint=127.0.0.1:{self.port} tcp_nodelay=1")
+        self._start(
+            "radosgw", "-n", "client.admin", "--rgw-frontends", f"beast endpoint=127.0.0.1:{self.port} tcp_nodelay=1"
+        )
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             self._check_alive()

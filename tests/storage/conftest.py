@@ -50,7 +50,7 @@ def ceph() -> Iterator[Ceph]:
 @pytest.fixture(params=SERVERS)
 def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
     """s3:// and the name of an empty bucket, on either server."""
-    with new_bucket(_environment(request)) as name:
+    with new_bucket(server_environment(request)) as name:
         yield f"s3://{name}"
 
 
@@ -60,11 +60,12 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
     if request.param == "folder":
         yield tmp_path
         return
-    with new_bucket(_environment(request)) as name:
+    with new_bucket(server_environment(request)) as name:
         yield Prefix(f"s3://{name}")
 
 
-def _environment(request: pytest.FixtureRequest) -> dict[str, str]:
+def server_environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """AWS_ variables of the server that the fixture is parametrised with; it is started where it does not run yet."""
     if request.param == "moto":
         return dict(request.getfixturevalue("moto"))
     return dict(request.getfixturevalue("ceph").environment())

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_json_is_read_back_and_what_is_too_large_is_refused(place: Location) -> 
 
 def test_many_objects_are_listed_whole(place: Location) -> None:
     """S3 lists a thousand at a time."""
-    keys = [f"x/{i:04d}" for i in range(1005)]
+    keys = [f"x/{i:04d}" for i in range(1003)]
     threads = [threading.Thread(target=lambda k=k: [place.write(key, b"") for key in keys[k::4]]) for k in range(4)]
     for thread in threads:
         thread.start()
@@ -106,7 +107,7 @@ def test_of_two_processes_that_create_the_same_objects_each_is_made_by_one(place
         assert place.read(f"k{i}") == (b"one" if made[0][i] else b"two")
 
 
-RACES = 60
+RACES = 40
 
 
 def _create_all(place: Location, data: bytes) -> list[bool]:
@@ -115,8 +116,9 @@ def _create_all(place: Location, data: bytes) -> list[bool]:
     other = {b"one": b"two", b"two": b"one"}[data].decode()
     for i in range(RACES):
         place.create(f"ready-{i}-{data.decode()}", b"")
+        deadline = time.monotonic() + 30
         while not place.exists(f"ready-{i}-{other}"):
-            pass
+            assert time.monotonic() < deadline, "the other one ended"
         made.append(place.create(f"k{i}", data))
     return made
 
@@ -155,7 +157,8 @@ def _commit(place: Location, fragment: str) -> None:
     try:
         commit(place, [fragment])
     except StorageError as error:
-        assert "visible already" in str(error)
+        if "visible already" not in str(error):
+            raise
 
 
 def test_an_altered_object_is_named(home: Home) -> None:
