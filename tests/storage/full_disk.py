@@ -12,7 +12,7 @@ from pathlib import Path
 from storage.commits import commit, verify
 from storage.errors import StorageError
 from storage.functaset import Functaset
-from storage.locations import Location, open_location
+from storage.locations import Location
 from storage.plans import Plan
 from tests.storage.filled import fill, new_store, plan, tree, write
 
