@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 # By class names up the inheritance: botocore and aiohttp have no common root, and need not be loaded to be told apart.
-LOST = {"HTTPClientError", "ClientPayloadError", "ClientConnectionError", "IncompleteReadError", "ResponseParserError"}
+LOST = {
+    "HTTPClientError", "ClientPayloadError", "ClientConnectionError", "IncompleteReadError", "ResponseParserError",
+    "ConnectionError",  # botocore's own, too: the endpoint refuses, as while its server is started again
+}  # fmt: skip
 # 503 and 500, as s3fs translates them, and what a broken socket says.
 LOST_ERRNO = {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO), errno.EPIPE, errno.ETIMEDOUT}
 LOST_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
