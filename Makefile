@@ -6,10 +6,10 @@ READY  := $(VENV)/.ready
 # Two cores serve two test processes; more would only wait for each other.
 WORKERS ?= 2
 
-.PHONY: help install demo test test-browser test-slow bench-install bench lint format clean
+.PHONY: help install demo test test-s3 test-browser test-slow bench-install bench lint format clean
 
 help:            ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 install: $(READY)  ## virtual environment and pinned packages
 
@@ -28,14 +28,18 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)   ## the whole pipeline on scikit-learn's digits, about 3 minutes
 	$(BIN)/functa run digits
 
-test: $(READY)   ## all tests but those in a browser and the slow ones
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not browser and not slow"
+test: $(READY)   ## all tests but the slow ones, those in a browser and those on a real S3 server
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not browser and not slow and not s3"
+
+test-s3: $(READY)  ## the storage tests on a real S3 server: Ceph from Debian's packages, unpacked, not installed
+	@$(BIN)/python -m tests.storage.ceph_packages
+	$(BIN)/python -m pytest -m s3 tests/storage
 
 test-browser: $(READY)  ## the Prefect UI in a real browser (installs Debian's chromium where it may)
 	$(BIN)/python -m pytest -m browser
 
 test-slow: $(READY)  ## real images, minutes each
-	$(BIN)/python -m pytest -m "slow and not browser"
+	$(BIN)/python -m pytest -m "slow and not browser and not s3"
 
 $(VENV)/.bench: $(READY) requirements-bench.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements-bench.lock
@@ -57,4 +61,4 @@ format: $(READY) ## ruff's formatter
 	$(BIN)/ruff format .
 
 clean:           ## everything that can be made again, runs excepted
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

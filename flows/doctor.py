@@ -83,7 +83,16 @@ def check_compiler() -> Check:
 
 
 def check_disk(root: str) -> Check:
-    """Room where runs go."""
+    """Room where runs go; of a place that is not on this machine, whether it can be written to."""
+    if root.startswith("s3://"):
+        from storage.errors import StorageError
+        from storage.locations import open_location
+
+        try:
+            open_location(root).preflight_write()
+        except StorageError as error:
+            return Check("disk", False, str(error))
+        return Check("disk", True, f"{root} can be written to")
     if "://" in root:
         return Check("disk", None, f"{root} is not on this machine")
     folder = Path(absolute(root))

@@ -43,10 +43,7 @@ def open_location(uri: str) -> Location:
 
 def read_json(location: Location, key: str, limit: int = MAX_JSON_BYTES) -> Any:
     """A JSON object's value. Raises MissingObject, DamagedObject (not JSON, or larger than `limit` bytes)."""
-    size = location.size(key)
-    if size is not None and size > limit:
-        raise DamagedObject(f"{location.uri}/{key}: {size} bytes are more than a record may have ({limit})")
-    return parse_json(location.read(key), f"{location.uri}/{key}")
+    return parse_json(location.read(key, limit), f"{location.uri}/{key}")
 
 
 def parse_json(data: bytes, name: str) -> Any:

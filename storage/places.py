@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
-from storage.errors import StorageError
+from storage.errors import DamagedObject, StorageError
 
 PARTIAL = ".partial"  # ending of temporary names; a killed writer leaves one behind, and nobody reads it
 
@@ -38,8 +38,8 @@ class Location(ABC):
         return replace(self, uri=f"{self.uri.rstrip('/')}/{checked_key('/'.join(parts))}")
 
     @abstractmethod
-    def read(self, key: str) -> bytes:
-        """The object's bytes."""
+    def read(self, key: str, limit: int | None = None) -> bytes:
+        """The object's bytes. Raises DamagedObject where they are more than `limit`, whose memory is not taken."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -111,12 +111,28 @@ class Location(ABC):
     def copy_tree(self, destination: "Location") -> None:
         """Copy every object, create-only: JSON records after the data that they vouch for, commits last of all.
 
-        Raises StorageError where the destination holds other bytes under a name.
+        A copy that was interrupted goes on: what stands already is read and compared. Of commits made meanwhile none
+        is copied. Raises StorageError where the destination holds other bytes under a name, or did not keep ours.
         """
-        for key in sorted(self.list(), key=lambda k: ("commits/" in k, k.endswith(".json"), k)):
-            data = self.read(key)
-            if not destination.create(key, data) and destination.read(key) != data:
-                raise StorageError(f"{destination.uri}/{key}: holds something else; copy to an empty place")
+        begun = {key for key in self.list() if "commits/" in key}  # first: what these name, the next listing has
+        sources = [entry for entry in self.entries() if "commits/" not in entry.key or entry.key in begun]
+        sources.sort(key=lambda entry: ("commits/" in entry.key, entry.key.endswith(".json"), entry.key))
+        standing = {entry.key: entry.size for entry in destination.entries()}
+        for source in sources:
+            self._copy(source.key, destination, standing.get(source.key))
+        copied = {entry.key: entry.size for entry in destination.entries()}
+        for source in sources:
+            if copied.get(source.key) != source.size:
+                name = f"{destination.uri}/{source.key}"
+                raise StorageError(f"{name}: is not as long as the original; delete it, then copy again")
+
+    def _copy(self, key: str, destination: "Location", standing: int | None) -> None:
+        """One object; `standing` is the size of what the destination has under that name."""
+        data = self.read(key)
+        if standing is None and destination.create(key, data):
+            return
+        if standing not in (None, len(data)) or destination.read(key) != data:
+            raise StorageError(f"{destination.uri}/{key}: holds something else; copy to an empty place")
 
 
 def checked_key(key: str) -> str:
@@ -124,3 +140,9 @@ def checked_key(key: str) -> str:
     if not key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
         raise StorageError(f"'{key}': not a relative key of plain names")
     return key
+
+
+def check_length(size: int, limit: int | None, name: str) -> None:
+    """Raises DamagedObject for more bytes than `limit`."""
+    if limit is not None and size > limit:
+        raise DamagedObject(f"{name}: has more than {limit} bytes; restore it from a copy")

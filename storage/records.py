@@ -75,25 +75,21 @@ def unseal(data: bytes, name: str, kind: type[RecordType]) -> RecordType:
 
 def read_record(location: Location, key: str, kind: type[RecordType]) -> RecordType:
     """A standing record. Raises MissingObject or DamagedObject."""
-    name = f"{location.uri}/{key}"
-    size = location.size(key)
-    if size is None:
-        raise MissingObject(f"{name}: is missing")
-    if size > MAX_JSON_BYTES:
-        raise DamagedObject(f"{name}: {size} bytes are more than a record may have")
-    return unseal(location.read(key), name, kind)
+    return unseal(location.read(key, MAX_JSON_BYTES), f"{location.uri}/{key}", kind)
 
 
 def read_vouched(location: Location, key: str, record: ObjectRecord) -> bytes:
     """The object's bytes, equal to what its record says. Raises MissingObject or DamagedObject naming it."""
     name = f"{location.uri}/{key}"
     mend = "restore it from a copy, or encode its rows again: functa encode PRESET --repair"
-    size = location.size(key)
-    if size is None:
-        raise MissingObject(f"{name}: is missing; {mend}")
-    if size != record.bytes:  # before reading: a huge file put in its place must not take memory
-        raise DamagedObject(f"{name}: has {size} bytes and should have {record.bytes}; {mend}")
-    data = location.read(key)
+    try:
+        data = location.read(key, limit=record.bytes)  # one request; a huge file put in its place takes no memory
+    except MissingObject:
+        raise MissingObject(f"{name}: is missing; {mend}") from None
+    except DamagedObject:
+        raise DamagedObject(f"{name}: has {location.size(key)} bytes and should have {record.bytes}; {mend}") from None
+    if len(data) != record.bytes:
+        raise DamagedObject(f"{name}: has {len(data)} bytes and should have {record.bytes}; {mend}")
     if vouch(data) != record:
         raise DamagedObject(f"{name}: was altered (sha256 does not match); {mend}")
     return data

@@ -12,6 +12,7 @@ from storage.fragments import Receipt, create_functaset, plan_fragment, plan_row
 from storage.locations import Location, open_location
 from storage.plans import Plan
 from storage.quantization import calibrate
+from tests.storage.homes import Home
 
 SHAPE = (2, 2, 8)
 FINGERPRINT = {"field": "f0", "inner": {"steps": 3, "loss": "patch"}, "bits": 8}
@@ -24,7 +25,7 @@ def latents_of(keys: list[str], shape: tuple[int, int, int] = SHAPE) -> np.ndarr
     return np.stack([np.random.default_rng(seed).laplace(0, 0.05, shape) for seed in seeds]).astype(np.float32)
 
 
-def new_store(path: Path | str, fingerprint: dict[str, Any] | None = None) -> Location:
+def new_store(path: Home | str, fingerprint: dict[str, Any] | None = None) -> Location:
     location = open_location(str(path))
     create_functaset(location, fingerprint or FINGERPRINT, FIELD, {"width": 3}, "f0")
     return location
@@ -68,14 +69,17 @@ def fill(location: Location, plans: list[Plan]) -> None:
     commit(location, [each.id for each in plans])
 
 
-def filled(path: Path | str, bits: int = 8) -> Location:
+def filled(path: Home | str, bits: int = 8) -> Location:
     """Train 20 rows in 3 shards, test 6 rows in 1, committed."""
     location = new_store(path)
     fill(location, [plan(location, bits=bits), plan(location, "test", n=6, bits=bits)])
     return location
 
 
-def tree(path: Path | str) -> dict[str, str]:
-    """sha256 of every file, temporary ones left out."""
+def tree(path: Home | str) -> dict[str, str]:
+    """sha256 of every object, temporary ones left out."""
+    if str(path).startswith("s3://"):
+        location = open_location(str(path))
+        return {key: hashlib.sha256(location.read(key)).hexdigest() for key in location.list()}
     files = sorted(p for p in Path(path).rglob("*") if p.is_file() and not p.name.endswith(".partial"))
     return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

@@ -18,6 +18,7 @@ class Relay:
     def __init__(self, server: tuple[str, int]) -> None:
         self.faults: list[tuple[bytes, str]] = []
         self.requests: list[bytes] = []
+        self.bucket = ""  # that the test made through it
         self._server = server
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]

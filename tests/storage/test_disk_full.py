@@ -73,3 +73,54 @@ def test_nothing_heavy_is_loaded_to_look_at_a_root() -> None:
     command = f"import sys, {modules}; sys.exit(' '.join({heavy} & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_real_disk_that_fills_up_or_turns_read_only_leaves_nothing_half_visible(tmp_path: Path) -> None:
+    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "tests.storage.full_disk", str(tmp_path)]
+    probe = subprocess.run([*command[:3], "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True)
+    if probe.returncode != 0:
+        pytest.skip(f"no mount namespace here: {probe.stderr.strip()}")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    full, probed, read_only, small = done.stdout.splitlines()
+    for line in (full, probed):
+        assert "No space left on device; free some space" in line
+    assert "Read-only file system; give this user the right to it, or choose another place" in read_only
+    assert "10 MB are needed and 2 MB are free" in small
+    assert all(str(tmp_path / "disk" / "s") in line for line in done.stdout.splitlines())
+
+
+def test_a_folder_of_somebody_else_and_a_file_in_its_place_are_named(tmp_path: Path) -> None:
+    place = new_store(tmp_path / "s")
+    each = plan(place)
+    write(place, each, 0)
+    receipts = tmp_path / "s" / each.path / "receipts"
+    receipts.rename(tmp_path / "aside")
+    receipts.write_text("in the way")
+    with pytest.raises(StorageError, match=r"receipts/.*a file stands where a folder is needed") as error:
+        write(place, each, 1)
+    assert "\n" not in str(error.value)
+    receipts.unlink()
+    (tmp_path / "aside").rename(receipts)
+    receipts.chmod(0o500)
+    command = [sys.executable, "-c", NOBODY, str(receipts), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    receipts.chmod(0o700)
+    assert "receipts/x: Permission denied; give this user the right to it" in done.stdout
+    for shard in (1, 2):
+        write(place, each, shard)
+    commit(place, [each.id])
+    assert verify(place, deep=True).bad == []
+
+
+NOBODY = """
+import os, sys
+from storage.locations import open_location
+os.chdir(sys.argv[2])  # as root: pytest's folders are its user's alone
+if os.getuid() == 0:
+    os.setuid(65534)  # root may write anywhere
+try:
+    open_location(sys.argv[1]).create("x", b"")
+except Exception as error:
+    print(error)
+"""

@@ -22,10 +22,11 @@ from storage.progress import status
 from storage.quantization import Quantizer, calibrate
 from storage.verification import verify
 from tests.storage.filled import FIELD, FINGERPRINT, SHAPE, fill, filled, latents_of, new_store, plan, tree, write
+from tests.storage.homes import Home
 
 
-def test_what_was_written_is_read_whatever_the_order_of_the_shards(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s", {"bits": 32})
+def test_what_was_written_is_read_whatever_the_order_of_the_shards(home: Home) -> None:
+    place = new_store(home / "s", {"bits": 32})
     plans = [plan(place, bits=32), plan(place, "test", n=6, bits=32)]
     for each in plans:
         for shard in reversed(range(each.shards)):
@@ -49,8 +50,8 @@ def test_what_was_written_is_read_whatever_the_order_of_the_shards(tmp_path: Pat
     assert (config, digest) == ({"width": 3}, "f0")
 
 
-def test_codes_come_back_within_half_a_bin(tmp_path: Path) -> None:
-    store = Functaset.open(filled(tmp_path / "s"))
+def test_codes_come_back_within_half_a_bin(home: Home) -> None:
+    store = Functaset.open(filled(home / "s"))
     train = store.load("train")
     assert train.codes is not None
     assert train.codes.dtype == np.uint8
@@ -113,8 +114,8 @@ def test_measured_bits_per_dimension_are_at_most_what_was_asked_for(tmp_path: Pa
     assert 0 < info["bits_per_dim"] <= bits + (0.05 if codec == "exact" else 0)
 
 
-def test_bad_and_diverged_rows_are_masked_and_named_and_shift_nothing(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_bad_and_diverged_rows_are_masked_and_named_and_shift_nothing(home: Home) -> None:
+    place = new_store(home / "s")
     each = plan(place, n=8)
     rows = plan_rows(place, each, 0)
     z = latents_of(rows.keys)
@@ -132,8 +133,8 @@ def test_bad_and_diverged_rows_are_masked_and_named_and_shift_nothing(tmp_path: 
     assert Functaset.open(place).info()["bad"] == 3
 
 
-def test_a_shard_of_bad_rows_alone_is_no_obstacle(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_a_shard_of_bad_rows_alone_is_no_obstacle(home: Home) -> None:
+    place = new_store(home / "s")
     each = plan(place, n=2)
     write(place, each, 0, bad={0: "a", 1: "b"})
     commit(place, [each.id])
@@ -142,14 +143,14 @@ def test_a_shard_of_bad_rows_alone_is_no_obstacle(tmp_path: Path) -> None:
     assert store.info()["psnr"]["by_split"] == {"train": {}}
 
 
-def test_a_shard_written_again_changes_no_byte(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_a_shard_written_again_changes_no_byte(home: Home) -> None:
+    place = new_store(home / "s")
     each = plan(place)
     receipt = write(place, each, 1)
-    before = tree(tmp_path / "s")
+    before = tree(home / "s")
     other = write(place, each, 1, latents=np.zeros((each.shard_size(1), *SHAPE), np.float32), seconds=9.0)
     assert other == receipt
-    assert tree(tmp_path / "s") == before
+    assert tree(home / "s") == before
 
 
 def test_objects_of_a_writer_killed_before_its_receipt_are_adopted_if_they_differ_too(tmp_path: Path) -> None:
@@ -172,28 +173,28 @@ def test_objects_of_a_writer_killed_before_its_receipt_are_adopted_if_they_diffe
     assert verify(place, deep=True).bad == []
 
 
-def test_two_planners_share_one_fragment_and_other_rows_make_another(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_two_planners_share_one_fragment_and_other_rows_make_another(home: Home) -> None:
+    place = new_store(home / "s")
     first = plan(place)
-    before = tree(tmp_path / "s")
+    before = tree(home / "s")
     assert plan(place) == first
-    assert tree(tmp_path / "s") == before
+    assert tree(home / "s") == before
     ids = {first.id, plan(place, n=19).id, plan(place, bits=7).id, plan(place, "test").id, plan(place, shard_rows=4).id}
     assert len(ids) == 5
 
 
-def test_shards_are_equally_long_and_rows_are_mixed(tmp_path: Path) -> None:
-    each = plan(new_store(tmp_path / "s"), n=20)  # at most 8 rows in a shard
+def test_shards_are_equally_long_and_rows_are_mixed(home: Home) -> None:
+    each = plan(new_store(home / "s"), n=20)  # at most 8 rows in a shard
     assert [each.shard_size(shard) for shard in range(each.shards)] == [8, 8, 4]
-    each = plan(open_location(str(tmp_path / "s")), n=21, shard_rows=16)
+    each = plan(open_location(str(home / "s")), n=21, shard_rows=16)
     assert [each.shard_size(shard) for shard in range(each.shards)] == [12, 9]
-    rows = np.concatenate([plan_rows(open_location(str(tmp_path / "s")), each, s).rows for s in range(2)])
+    rows = np.concatenate([plan_rows(open_location(str(home / "s")), each, s).rows for s in range(2)])
     assert sorted(rows) == list(range(21))
     assert list(rows) != list(range(21))
 
 
-def test_a_misaligned_block_is_a_hard_error(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_a_misaligned_block_is_a_hard_error(home: Home) -> None:
+    place = new_store(home / "s")
     each = plan(place)
     with pytest.raises(ValueError, match="not the whole of shard 0"):
         write(place, each, 0, latents=np.zeros((7, *SHAPE), np.float32))
@@ -202,21 +203,21 @@ def test_a_misaligned_block_is_a_hard_error(tmp_path: Path) -> None:
     assert read_receipt(place, each, 0) is None
 
 
-def test_labels_that_are_not_the_plans_are_refused(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_labels_that_are_not_the_plans_are_refused(home: Home) -> None:
+    place = new_store(home / "s")
     with pytest.raises(StorageError, match="labels are not the plan's"):
         write(place, plan(place), 0, labels=np.zeros(8, np.int32))
 
 
-def test_clipping_is_counted_and_too_much_of_it_fails_the_shard_before_it_is_written(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_clipping_is_counted_and_too_much_of_it_fails_the_shard_before_it_is_written(home: Home) -> None:
+    place = new_store(home / "s")
     each = plan(place)
     z = latents_of(plan_rows(place, each, 0).keys)
     z[0, 0, 0, :3] = 50
-    before = tree(tmp_path / "s")
+    before = tree(home / "s")
     with pytest.raises(StorageError, match=r"1\.17% of the latent numbers lie outside"):
         write(place, each, 0, latents=z)
-    assert tree(tmp_path / "s") == before
+    assert tree(home / "s") == before
     assert write(place, each, 0, latents=z, max_clip_fraction=0.02).clipped == 3
     for shard in (1, 2):
         write(place, each, shard)
@@ -224,20 +225,20 @@ def test_clipping_is_counted_and_too_much_of_it_fails_the_shard_before_it_is_wri
     assert Functaset.open(place).info()["clip_fraction"] == 3 / (20 * 32)
 
 
-def test_a_second_fingerprint_is_refused_with_the_changed_keys(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
-    new_store(tmp_path / "s")
-    before = tree(tmp_path / "s")
+def test_a_second_fingerprint_is_refused_with_the_changed_keys(home: Home) -> None:
+    place = new_store(home / "s")
+    new_store(home / "s")
+    before = tree(home / "s")
     changed = FINGERPRINT | {"inner": {"steps": 4, "loss": "patch"}, "precision": "bf16"}
     with pytest.raises(StorageError) as error:
         create_functaset(place, changed, FIELD, {}, "f0")
     assert "(inner.steps: 3 -> 4, precision: absent -> bf16)" in str(error.value)
     assert "\n" not in str(error.value)
-    assert tree(tmp_path / "s") == before
+    assert tree(home / "s") == before
 
 
-def test_only_what_was_committed_is_visible_and_older_versions_stay(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_only_what_was_committed_is_visible_and_older_versions_stay(home: Home) -> None:
+    place = new_store(home / "s")
     first, second = plan(place), plan(place, n=5, first=20)
     with pytest.raises(StorageError, match="nothing is committed yet"):
         Functaset.open(place)
@@ -257,11 +258,11 @@ def test_only_what_was_committed_is_visible_and_older_versions_stay(tmp_path: Pa
     with pytest.raises(StorageError, match="no version 3; versions: 1, 2"):
         Functaset.open(place, version=3)
     with pytest.raises(StorageError, match="no functaset there"):
-        Functaset.open(str(tmp_path / "none"))
+        Functaset.open(str(home / "none"))
 
 
-def test_no_image_is_ever_visible_twice(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_no_image_is_ever_visible_twice(home: Home) -> None:
+    place = new_store(home / "s")
     fill(place, [plan(place)])
     overlapping = plan(place, n=4, first=18)
     with pytest.raises(StorageError, match="2 of its images, such as train/000"):
@@ -270,8 +271,8 @@ def test_no_image_is_ever_visible_twice(tmp_path: Path) -> None:
     fill(place, [plan(place, "test", n=4, first=18)])
 
 
-def test_rows_that_were_bad_may_be_committed_by_a_later_fragment(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_rows_that_were_bad_may_be_committed_by_a_later_fragment(home: Home) -> None:
+    place = new_store(home / "s")
     first = plan(place, n=4)
     bad = plan_rows(place, first, 0).keys.index("train/00003")
     write(place, first, 0, bad={bad: "was on a sick disk"})
@@ -313,8 +314,8 @@ def test_committers_of_the_same_images_never_both_win(tmp_path: Path) -> None:
     assert sorted(Functaset.open(place).load("train").keys)[0] == "train/00003"
 
 
-def test_many_committers_at_once_all_end_visible(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_many_committers_at_once_all_end_visible(home: Home) -> None:
+    place = new_store(home / "s")
     plans = [plan(place, n=2, first=2 * i) for i in range(5)]
     for each in plans:
         write(place, each, 0)
@@ -364,9 +365,9 @@ def test_info_answers_what_store_info_shows(tmp_path: Path) -> None:
     assert 0.8 * on_disk < info["bytes"] <= on_disk
 
 
-def test_content_is_that_of_the_images_and_choices_and_of_nothing_else(tmp_path: Path) -> None:
+def test_content_is_that_of_the_images_and_choices_and_of_nothing_else(home: Home) -> None:
     def content(name: str, fingerprint: dict[str, int] | None = None, n: int = 12, **changes: Any) -> str:
-        place = new_store(tmp_path / name, fingerprint)
+        place = new_store(home / name, fingerprint)
         each = plan(place, n=n, versions={"torch": name})
         for shard in range(each.shards):
             write(place, each, shard, seconds=len(name), versions={"torch": name}, **changes)
@@ -374,7 +375,7 @@ def test_content_is_that_of_the_images_and_choices_and_of_nothing_else(tmp_path:
         return Functaset.open(place).content
 
     first = content("a")
-    assert content("another one, later and elsewhere") == first == Functaset.open(str(tmp_path / "a")).info()["content"]
+    assert content("another one, later and elsewhere") == first == Functaset.open(str(home / "a")).info()["content"]
     others = {
         content("more", n=13),
         content("choices", {"bits": 7}),
@@ -384,10 +385,10 @@ def test_content_is_that_of_the_images_and_choices_and_of_nothing_else(tmp_path:
     assert len(others | {first}) == 5
 
 
-def test_content_does_not_depend_on_the_order_of_commits_but_on_what_is_retired(tmp_path: Path) -> None:
+def test_content_does_not_depend_on_the_order_of_commits_but_on_what_is_retired(home: Home) -> None:
     contents = []
     for name, turn in (("a", 1), ("b", -1)):
-        place = new_store(tmp_path / name)
+        place = new_store(home / name)
         plans = [plan(place, n=5), plan(place, n=5, first=5)]
         for each in plans[::turn]:
             fill(place, [each])
@@ -401,8 +402,8 @@ def test_content_does_not_depend_on_the_order_of_commits_but_on_what_is_retired(
     assert len(set(contents)) == 3
 
 
-def test_a_quantiser_that_does_not_fit_and_keys_that_repeat_are_refused(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
+def test_a_quantiser_that_does_not_fit_and_keys_that_repeat_are_refused(home: Home) -> None:
+    place = new_store(home / "s")
     flat = np.ones(8, np.float32)
     with pytest.raises(StorageError, match="do not fit latents"):
         plan(place, quantizer=Quantizer(8, flat, flat))
@@ -416,10 +417,10 @@ def test_a_quantiser_that_does_not_fit_and_keys_that_repeat_are_refused(tmp_path
         load_plan(place, "0" * 24)
 
 
-def test_a_copy_is_a_functaset_that_decodes_alone(tmp_path: Path) -> None:
-    place, copy = filled(tmp_path / "a"), open_location(str(tmp_path / "b"))
+def test_a_copy_is_a_functaset_that_decodes_alone(home: Home) -> None:
+    place, copy = filled(home / "a"), open_location(str(home / "b"))
     place.copy_tree(copy)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert tree(home / "a") == tree(home / "b")
     store = Functaset.open(copy)
     assert len(store.load("train")) == 20
     assert store.field()[2] == "f0"
