@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -125,3 +126,23 @@ def print_pairs(title: str, values: dict[str, Any]) -> None:
     for key, value in values.items():
         table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
     Console().print(table)
+
+
+def shard_progress(word: str) -> Callable[[int, int, int], None]:
+    """Tells on standard error, at most every second, of shards done, MB/s and time left: call(done, total, bytes)."""
+    console = Console(stderr=True, highlight=False)
+    begun = told = time.monotonic()
+    already: int | None = None
+
+    def tell(done: int, total: int, written: int) -> None:
+        nonlocal told, already
+        already = done if already is None else already
+        now = time.monotonic()
+        if done == total or now - told < 1 or not written:
+            return
+        told = now
+        left = (now - begun) / (done - already) * (total - done)
+        rate = written / 1e6 / (now - begun)
+        console.print(f"{word}: {done} of {total} shards, {rate:.0f} MB/s, about {left:.0f} s left", soft_wrap=True)
+
+    return tell

@@ -37,8 +37,8 @@ from storage.quantization import Quantizer
 from storage.records import FORMAT, ObjectRecord, Record, read_record, read_vouched, seal, vouch
 
 __all__ = [
-    "Plan", "PsnrSummary", "Receipt", "ShardRows", "create_functaset", "load_plan", "plan_fragment", "plan_rows",
-    "read_array", "read_moments", "read_receipt", "receipt_key", "row_id", "write_shard",
+    "Plan", "PsnrSummary", "Receipt", "ShardRows", "array_object", "create_functaset", "load_plan", "plan_fragment",
+    "plan_rows", "read_array", "read_moments", "read_receipt", "receipt_key", "row_id", "write_shard",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -98,15 +98,27 @@ def read_receipt(location: Location, plan: Plan, shard: int) -> Receipt | None:
     return receipt
 
 
-def read_array(location: Location, plan: Plan, receipt: Receipt, name: str) -> np.ndarray:
-    """One array's rows of a finished shard, bytes checked against the receipt. Raises MissingObject, DamagedObject."""
+def read_array(
+    location: Location, plan: Plan, receipt: Receipt, name: str, document: bytes | None = None
+) -> np.ndarray:
+    """One array's rows of a finished shard, bytes checked against the receipt. Raises MissingObject, DamagedObject.
+
+    `document` is the array's zarr.json where the caller has read it already (array_document).
+    """
     spec = array_specs(plan)[name]
-    key = f"{name}/{chunk_key(spec, receipt.shard)}"
+    key, record = array_object(location, plan, receipt, name)
+    if document is None:
+        document = array_document(location, plan, name, spec)
+    data = read_vouched(location, f"{plan.path}/{key}", record)
+    return _decoded(location, plan, document, spec, key, data, receipt.shard)
+
+
+def array_object(location: Location, plan: Plan, receipt: Receipt, name: str) -> tuple[str, ObjectRecord]:
+    """(key below the fragment, record) of the object that holds a shard's rows of one array. Raises DamagedObject."""
+    key = f"{name}/{chunk_key(array_specs(plan)[name], receipt.shard)}"
     if key not in receipt.objects:
         raise DamagedObject(f"{location.uri}/{receipt_key(plan, receipt.shard)}: does not name {key}")
-    document = array_document(location, plan, name, spec)
-    data = read_vouched(location, f"{plan.path}/{key}", receipt.objects[key])
-    return _decoded(location, plan, document, spec, key, data, receipt.shard)
+    return key, receipt.objects[key]
 
 
 def read_moments(location: Location, plan: Plan, receipt: Receipt) -> Moments:

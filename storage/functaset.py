@@ -1,5 +1,6 @@
 """Reading a functaset: only what was committed, every byte checked, never a fill value."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from storage.commits import (
     load_commit,
 )
 from storage.errors import DamagedObject, StorageError
+from storage.forks import refuse_fork
 from storage.fragments import BINS_PER_DB, Receipt, read_array
 from storage.locations import Location, open_location
 from storage.moments import Moments
@@ -82,6 +84,7 @@ class Functaset:
 
     def __init__(self, location: Location, commit: Commit, fingerprint: dict[str, Any], field: str) -> None:
         self.location, self.commit, self.fingerprint, self.field_digest = location, commit, fingerprint, field
+        self._process = os.getpid()
 
     @classmethod
     def open(cls, place: str | Location, version: int | None = None) -> "Functaset":
@@ -96,6 +99,10 @@ class Functaset:
         read_vouched(location, "zarr.json", commit.objects["zarr.json"])
         return cls(location, commit, root.fingerprint, root.field)
 
+    def own(self) -> None:
+        """Raises StorageError in a process that was forked after the functaset was opened."""
+        refuse_fork(self._process, self.location.uri)
+
     @property
     def version(self) -> int:
         """Number of the commit."""
@@ -104,6 +111,7 @@ class Functaset:
     @cached_property
     def fragments(self) -> list[tuple[CommittedFragment, Plan]]:
         """Visible fragments with their plans, in the order of their commits."""
+        self.own()
         return [(entry, committed_plan(self.location, entry)) for entry in self.commit.fragments]
 
     @property
@@ -148,6 +156,7 @@ class Functaset:
 
     def load(self, split: str) -> Latents:
         """All visible rows of a split in memory; every object's length and sha256 is checked on the way."""
+        self.own()
         chosen = [(entry, plan) for entry, plan in self.fragments if entry.split == split]
         if not chosen:
             raise StorageError(f"{self.location.uri}: version {self.version} has no rows of split '{split}'")
@@ -159,7 +168,7 @@ class Functaset:
             start = count
             for shard in range(plan.shards):
                 receipt = committed_receipt(self.location, entry, plan, shard)
-                visible = _visible(entry, plan, receipt)
+                visible = visible_rows(entry, plan, receipt)
                 for name, column in columns.items():
                     column.append(read_array(self.location, plan, receipt, name)[visible])
                 self._check_rows(plan, shard, columns)
@@ -267,7 +276,7 @@ class Functaset:
         return total + (self.commit.moments.object.bytes if self.commit.moments else 0)
 
 
-def _visible(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.ndarray:
+def visible_rows(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.ndarray:
     """bool [rows of the shard]: neither bad nor retired."""
     visible = np.ones(receipt.rows, bool)
     visible[list(receipt.bad)] = False
@@ -294,8 +303,3 @@ def _psnr(receipts: list[Receipt]) -> dict[str, Any]:
     reached = np.cumsum([counts[number] for number in bins])
     quantiles = {f"{q:g}": (bins[int(np.searchsorted(reached, q * total))] + 0.5) / BINS_PER_DB for q in QUANTILES}
     return {"mean": sum(receipt.psnr.sum for receipt in receipts) / total, "quantiles": quantiles}
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of n rows, a function of (seed, epoch) alone, int64 [n]."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
