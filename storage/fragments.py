@@ -11,6 +11,7 @@ Damage is never overwritten in place.
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -197,11 +198,13 @@ def _prepare(
     good: np.ndarray,
     reasons: dict[int, str],
 ) -> _Block:
-    finite = np.isfinite(latents).all((1, 2, 3)) & ~np.isnan(psnr) & (psnr > -np.inf)
+    finite = np.isfinite(latents).reshape(len(latents), -1).all(1) & ~np.isnan(psnr) & (psnr > -np.inf)
     bad = {int(row): reasons.get(int(row), "unreadable") for row in np.flatnonzero(~good)}
     bad |= {int(row): "diverged" for row in np.flatnonzero(good & ~finite)}
     visible = good & finite
-    z: np.ndarray = np.where(visible[:, None, None, None], latents, np.nan).astype(np.float32)
+    z: np.ndarray = np.asarray(latents, np.float32)
+    if not visible.all():
+        z = np.where(visible[:, None, None, None], z, np.float32(np.nan))
     clipped = 0
     if quantizer is not None:
         codes = np.zeros(z.shape, np.uint8)
@@ -228,24 +231,24 @@ def _put_objects(
     versions: dict[str, str],
 ) -> Receipt:
     """Every object, create-only; the receipt then describes what stands, whoever wrote it."""
-    objects: dict[str, ObjectRecord] = {}
-    stored: dict[str, np.ndarray] = {}
-    for name, spec in array_specs(plan).items():
-        document = array_document(location, plan, name, spec)
-        below, data = encode(document, spec, block.arrays[name], shard)
-        key = f"{name}/{below}"
-        stored[name] = block.arrays[name]
-        if not location.create(f"{plan.path}/{key}", data):
-            standing = location.read(f"{plan.path}/{key}")
-            if standing != data:
-                # Of a writer killed before its receipt, with another environment's rounding: valid, so it stays.
-                stored[name] = _decoded(location, plan, document, spec, key, standing, shard)
-                data = standing
-        objects[key] = vouch(data)
+
+    def shown(z: np.ndarray, bad: dict[int, str]) -> bytes:
+        z = np.delete(z, list(bad), 0) if bad else z
+        return moments_of(quantizer.decode(z) if quantizer else z).to_bytes()
+
+    *columns, last = array_specs(plan)
+    # Threads: every object waits for the disk (or the network) on its own, and z's moments are worked out meanwhile.
+    # z itself begins when the others stand: where it is adopted, so is the PSNR that marks its bad rows.
+    with ThreadPoolExecutor(len(columns)) as threads:
+        placed = list(threads.map(lambda name: _put_array(location, plan, shard, name, block.arrays[name]), columns))
+        ahead = threads.submit(shown, block.arrays[last], block.bad)
+        placed.append(_put_array(location, plan, shard, last, block.arrays[last]))
+    stored = {name: array for name, array, _, _ in placed}
+    objects = {key: record for _, _, key, record in placed}
     bad = _bad_rows(block, stored)
     visible = np.array([row not in bad for row in range(plan.shard_size(shard))])
-    z = stored["z"][visible]
-    moments = moments_of(quantizer.decode(z) if quantizer else z).to_bytes()
+    same = stored[last] is block.arrays[last] and bad.keys() == block.bad.keys()
+    moments = ahead.result() if same else shown(stored[last], bad)
     if not location.create(f"{plan.path}/{moments_key(shard)}", moments):
         moments = _adopt_moments(location, plan, shard, moments)
     objects[moments_key(shard)] = vouch(moments)
@@ -255,10 +258,26 @@ def _put_objects(
     )  # fmt: skip
 
 
+def _put_array(
+    location: Location, plan: Plan, shard: int, name: str, array: np.ndarray
+) -> tuple[str, np.ndarray, str, ObjectRecord]:
+    """Create one array's object, or adopt the one that stands: (name, rows as they stand, key, record)."""
+    spec = array_specs(plan)[name]
+    document = array_document(location, plan, name, spec)
+    below, data = encode(document, spec, array, shard)
+    key = f"{name}/{below}"
+    if not location.create(f"{plan.path}/{key}", data):
+        standing = location.read(f"{plan.path}/{key}")
+        if standing != data:
+            # Of a writer killed before its receipt, with another environment's rounding: valid, so it stays.
+            return name, _decoded(location, plan, document, spec, key, standing, shard), key, vouch(standing)
+    return name, array, key, vouch(data)
+
+
 def _bad_rows(block: _Block, stored: dict[str, np.ndarray]) -> dict[int, str]:
     """The rows that the stored objects mark as bad; with the latents of this call, this call's bad rows too."""
     marked = np.isnan(stored["psnr"])
-    if stored["z"].dtype.kind == "f":
+    if stored["z"] is not block.arrays["z"] and stored["z"].dtype.kind == "f":
         marked |= ~np.isfinite(stored["z"]).all((1, 2, 3))
     if stored["z"] is block.arrays["z"]:
         marked[list(block.bad)] = True  # their codes are 0, whatever an adopted PSNR says of them
