@@ -113,8 +113,9 @@ class LatentStream(_Latents, IterableDataset):
     """Iterable: whole batches (x float32 [b, s, s, c], labels int64 [b]) of an Order; DataLoader(..., batch_size=None).
 
     With codes=True (x as stored, labels, quantisers' numbers [b]). Each iteration is one epoch, from (epoch, step) as
-    `resume` set it, and the next iteration the next epoch. Several DataLoader workers deal the same batches in the same
-    order; a streamed reader has a thread of its own and takes one worker at most (ValueError).
+    `resume` set it, and the next iteration the next epoch; workers of a DataLoader get a copy, so that with them
+    `resume` is called before every epoch. Several workers deal the same batches in the same order; a streamed reader
+    has a thread of its own and takes one worker at most (ValueError).
     """
 
     def __init__(self, uri: str, split: str, order: Order, **options: Any) -> None:
