@@ -1,5 +1,8 @@
 """Readers: every visible row exactly once, in an order of (seed, epoch), and nothing that was not checked."""
 
+import contextlib
+import io
+import json
 import os
 import sys
 import tracemalloc
@@ -11,15 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from zarr.buffer import cpu
+from zarr.storage import MemoryStore
 
 from models.config import NormalizationConfig
 from models.normalize import Normalizer, normalizer
 from storage import hydrate as hydrating
 from storage import readers
-from storage.arrays import ArraySpec, chunk_offsets, decode, encode, new_document
+from storage.arrays import ArraySpec, chunk_key, chunk_offsets, decode, encode, new_document, shard_slice
 from storage.batches import Batch, Order, Reader
 from storage.commits import commit
 from storage.errors import StorageError
@@ -271,6 +277,31 @@ def test_hydrating_without_room_writes_nothing_and_says_so(
         hydrate(functaset, str(tmp_path / "file"))
 
 
+def test_the_command_hydrates_and_says_what_it_did(tmp_path: Path) -> None:
+    from flows.cli import app
+
+    uri, folder = filled(tmp_path / "s").uri, tmp_path / "raw"
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        arguments = ["store", "hydrate", uri, "--to", str(folder), "--json"]
+        assert app(arguments, exit_on_error=False, result_action="return_value") == 0
+    assert json.loads(told.getvalue()) == {
+        "folder": str(folder),
+        "shards": 4,
+        "written": 4,
+        "bytes": 26 * (32 + 4 + 16),
+    }
+    assert len(open_reader(Functaset.open(uri), "test", "mapped", hydrated=str(folder))) == 6
+
+
+def zarrs_own(document: bytes, spec: ArraySpec, block: np.ndarray, shard: int) -> bytes:
+    """The shard's object as zarr writes it."""
+    store = MemoryStore({"zarr.json": cpu.Buffer.from_bytes(document)})
+    array = zarr.open_array(store, mode="r+").with_config({"write_empty_chunks": True})
+    array[shard_slice(spec, shard)] = block
+    return store._store_dict[chunk_key(spec, shard)].to_bytes()
+
+
 @settings(deadline=None, max_examples=20)
 @given(rows=st.integers(1, 30), chunk=st.integers(1, 6), chunks=st.integers(1, 4), seed=st.integers(0, 9))
 def test_chunks_of_a_raw_shard_are_found_by_its_own_index(rows: int, chunk: int, chunks: int, seed: int) -> None:
@@ -280,6 +311,7 @@ def test_chunks_of_a_raw_shard_are_found_by_its_own_index(rows: int, chunk: int,
     size = min(spec.shard_rows, rows - shard * spec.shard_rows)
     block = np.random.default_rng(seed).normal(size=(size, 2, 3)).astype(np.float32)
     data = encode(document, spec, block, shard)[1]
+    assert data == zarrs_own(document, spec, block, shard)
     offsets = chunk_offsets(document, spec, np.frombuffer(data, np.uint8), shard)
     assert offsets is not None
     found = [np.frombuffer(data, np.float32, 6, offsets[r // chunk] + r % chunk * 24) for r in range(size)]
