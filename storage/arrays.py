@@ -119,6 +119,20 @@ def chunk_offsets(document: bytes, spec: ArraySpec, data: np.ndarray, shard: int
     return entries[:, 0].astype(np.int64)
 
 
+def decode_vouched(document: bytes, spec: ArraySpec, data: bytes, shard: int = 0) -> np.ndarray:
+    """decode, of bytes that a receipt vouches for: chunks that are plain rows are copied without a second checksum."""
+    flat = np.frombuffer(data, np.uint8)
+    offsets = chunk_offsets(document, spec, flat, shard)
+    if offsets is None:
+        return decode(document, spec, data, shard)
+    rows = shard_slice(spec, shard)
+    block: np.ndarray = np.empty((rows.stop - rows.start, *spec.shape[1:]), spec.dtype)
+    for number, offset in enumerate(offsets.tolist()):
+        part = block[number * spec.chunk_rows : (number + 1) * spec.chunk_rows].reshape(-1).view(np.uint8)
+        part[:] = flat[offset : offset + part.size]
+    return block
+
+
 def check_document(document: bytes, spec: ArraySpec) -> None:
     """Refuse a zarr.json that is not this array's, before any memory is taken. Raises DamagedObject (unnamed)."""
     try:

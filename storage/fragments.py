@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from storage.arrays import ArraySpec, chunk_key, decode, encode
+from storage.arrays import ArraySpec, chunk_key, decode, decode_vouched, encode
 from storage.errors import DamagedObject, MissingObject, StorageError
 from storage.locations import Location
 from storage.moments import Moments, moments_of
@@ -111,7 +111,7 @@ def read_array(
     if document is None:
         document = array_document(location, plan, name, spec)
     data = read_vouched(location, f"{plan.path}/{key}", record)
-    return _decoded(location, plan, document, spec, key, data, receipt.shard)
+    return _decoded(location, plan, document, spec, key, data, receipt.shard, vouched=True)
 
 
 def array_object(location: Location, plan: Plan, receipt: Receipt, name: str) -> tuple[str, ObjectRecord]:
@@ -295,10 +295,17 @@ def _adopt_moments(location: Location, plan: Plan, shard: int, moments: bytes) -
 
 
 def _decoded(
-    location: Location, plan: Plan, document: bytes, spec: ArraySpec, key: str, data: bytes, shard: int
+    location: Location,
+    plan: Plan,
+    document: bytes,
+    spec: ArraySpec,
+    key: str,
+    data: bytes,
+    shard: int,
+    vouched: bool = False,
 ) -> np.ndarray:
     try:
-        return decode(document, spec, data, shard)
+        return (decode_vouched if vouched else decode)(document, spec, data, shard)
     except DamagedObject as error:
         name = f"{location.uri}/{plan.path}/{key}"
         raise DamagedObject(f"{name}: {error}; delete it if no receipt names it, else restore it from a copy") from None

@@ -25,7 +25,16 @@ from models.config import NormalizationConfig
 from models.normalize import Normalizer, normalizer
 from storage import hydrate as hydrating
 from storage import readers
-from storage.arrays import ArraySpec, chunk_key, chunk_offsets, decode, encode, new_document, shard_slice
+from storage.arrays import (
+    ArraySpec,
+    chunk_key,
+    chunk_offsets,
+    decode,
+    decode_vouched,
+    encode,
+    new_document,
+    shard_slice,
+)
 from storage.batches import Batch, Order, Reader
 from storage.commits import commit
 from storage.errors import StorageError
@@ -312,6 +321,7 @@ def test_chunks_of_a_raw_shard_are_found_by_its_own_index(rows: int, chunk: int,
     block = np.random.default_rng(seed).normal(size=(size, 2, 3)).astype(np.float32)
     data = encode(document, spec, block, shard)[1]
     assert data == zarrs_own(document, spec, block, shard)
+    np.testing.assert_array_equal(decode_vouched(document, spec, data, shard), block)
     offsets = chunk_offsets(document, spec, np.frombuffer(data, np.uint8), shard)
     assert offsets is not None
     found = [np.frombuffer(data, np.float32, 6, offsets[r // chunk] + r % chunk * 24) for r in range(size)]
