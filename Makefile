@@ -47,9 +47,10 @@ $(VENV)/.bench: $(READY) requirements-bench.lock
 
 bench-install: $(VENV)/.bench  ## the peers that the benchmarks run beside us
 
-bench: $(VENV)/.bench  ## encoding and outer step beside the JAX peer, about 6 minutes
+bench: $(VENV)/.bench  ## encoding, outer step and store beside their peers, about 10 minutes
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/meta.py
+	$(BIN)/python benchmarks/store.py
 
 lint: $(READY)   ## ruff and mypy
 	$(BIN)/ruff check .

@@ -373,6 +373,27 @@ def quantize(
     return 0
 
 
+@store.command
+def hydrate(
+    uri: Functaset,
+    *,
+    to: Annotated[str | None, Parameter(help="Folder; default: ~/.cache/functa/hydrated, where readers look.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Copy a remote or compressed functaset's rows into raw files on this machine, to be memory-mapped; resumable."""
+    from flows.console import shard_progress
+    from storage.functaset import Functaset as Store
+    from storage.hydrate import hydrate as hydrate_store
+
+    done = hydrate_store(Store.open(_functaset(uri)), to, shard_progress("hydrating"))
+    if as_json:
+        print(json.dumps(asdict(done), indent=1))
+    else:
+        stood = done.shards - done.written
+        print(f"{done.folder}: {done.written} shards written ({done.bytes / 1e6:.0f} MB), {stood} stood already")
+    return 0
+
+
 def _functaset(uri: str) -> str:
     """A run's root stands for its functaset, wherever that lies: `--from` leaves it in the root that lent it."""
     from storage.locations import open_location

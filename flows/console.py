@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -177,3 +178,23 @@ def _psnr(found: dict[str, Any]) -> str:
         return "no good rows"
     quantiles = ", ".join(f"{float(q):.0%} {value:.1f}" for q, value in found["quantiles"].items())
     return f"{found['mean']:.2f} dB ({quantiles})"
+
+
+def shard_progress(word: str) -> Callable[[int, int, int], None]:
+    """Tells on standard error, at most every second, of shards done, MB/s and time left: call(done, total, bytes)."""
+    console = Console(stderr=True, highlight=False)
+    begun = told = time.monotonic()
+    already: int | None = None
+
+    def tell(done: int, total: int, written: int) -> None:
+        nonlocal told, already
+        already = done if already is None else already
+        now = time.monotonic()
+        if done == total or now - told < 1 or not written:
+            return
+        told = now
+        left = (now - begun) / (done - already) * (total - done)
+        rate = written / 1e6 / (now - begun)
+        console.print(f"{word}: {done} of {total} shards, {rate:.0f} MB/s, about {left:.0f} s left", soft_wrap=True)
+
+    return tell

@@ -13,13 +13,14 @@ Damage is never overwritten in place.
 import hashlib
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from storage.arrays import ArraySpec, chunk_key, decode, encode
+from storage.arrays import ArraySpec, chunk_key, decode, decode_vouched, encode
 from storage.errors import DamagedObject, MissingObject, StorageError
 from storage.locations import Location
 from storage.moments import Moments, moments_of
@@ -39,8 +40,8 @@ from storage.quantization import Quantizer
 from storage.records import FORMAT, ObjectRecord, Record, read_record, read_vouched, seal, vouch
 
 __all__ = [
-    "Plan", "PsnrSummary", "Receipt", "ShardRows", "content_of", "create_functaset", "load_plan", "plan_fragment",
-    "plan_rows", "read_array", "read_moments", "read_receipt", "receipt_key", "row_id", "write_shard",
+    "Plan", "PsnrSummary", "Receipt", "ShardRows", "array_object", "content_of", "create_functaset", "load_plan",
+    "plan_fragment", "plan_rows", "read_array", "read_moments", "read_receipt", "receipt_key", "row_id", "write_shard",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -113,15 +114,27 @@ def read_receipt(location: Location, plan: Plan, shard: int) -> Receipt | None:
     return receipt
 
 
-def read_array(location: Location, plan: Plan, receipt: Receipt, name: str) -> np.ndarray:
-    """One array's rows of a finished shard, bytes checked against the receipt. Raises MissingObject, DamagedObject."""
+def read_array(
+    location: Location, plan: Plan, receipt: Receipt, name: str, document: bytes | None = None
+) -> np.ndarray:
+    """One array's rows of a finished shard, bytes checked against the receipt. Raises MissingObject, DamagedObject.
+
+    `document` is the array's zarr.json where the caller has read it already (array_document).
+    """
     spec = array_specs(plan)[name]
-    key = f"{name}/{chunk_key(spec, receipt.shard)}"
+    key, record = array_object(location, plan, receipt, name)
+    if document is None:
+        document = array_document(location, plan, name, spec)
+    data = read_vouched(location, f"{plan.path}/{key}", record)
+    return _decoded(location, plan, document, spec, key, data, receipt.shard, vouched=True)
+
+
+def array_object(location: Location, plan: Plan, receipt: Receipt, name: str) -> tuple[str, ObjectRecord]:
+    """(key below the fragment, record) of the object that holds a shard's rows of one array. Raises DamagedObject."""
+    key = f"{name}/{chunk_key(array_specs(plan)[name], receipt.shard)}"
     if key not in receipt.objects:
         raise DamagedObject(f"{location.uri}/{receipt_key(plan, receipt.shard)}: does not name {key}")
-    document = array_document(location, plan, name, spec)
-    data = read_vouched(location, f"{plan.path}/{key}", receipt.objects[key])
-    return _decoded(location, plan, document, spec, key, data, receipt.shard)
+    return key, receipt.objects[key]
 
 
 def read_moments(location: Location, plan: Plan, receipt: Receipt) -> Moments:
@@ -200,11 +213,13 @@ def _prepare(
     good: np.ndarray,
     reasons: dict[int, str],
 ) -> _Block:
-    finite = np.isfinite(latents).all((1, 2, 3)) & ~np.isnan(psnr) & (psnr > -np.inf)
+    finite = np.isfinite(latents).reshape(len(latents), -1).all(1) & ~np.isnan(psnr) & (psnr > -np.inf)
     bad = {int(row): reasons.get(int(row), "unreadable") for row in np.flatnonzero(~good)}
     bad |= {int(row): "diverged" for row in np.flatnonzero(good & ~finite)}
     visible = good & finite
-    z: np.ndarray = np.where(visible[:, None, None, None], latents, np.nan).astype(np.float32)
+    z: np.ndarray = np.asarray(latents, np.float32)
+    if not visible.all():
+        z = np.where(visible[:, None, None, None], z, np.float32(np.nan))
     clipped = 0
     if quantizer is not None:
         codes = np.zeros(z.shape, np.uint8)
@@ -231,24 +246,24 @@ def _put_objects(
     versions: dict[str, str],
 ) -> Receipt:
     """Every object, create-only; the receipt then describes what stands, whoever wrote it."""
-    objects: dict[str, ObjectRecord] = {}
-    stored: dict[str, np.ndarray] = {}
-    for name, spec in array_specs(plan).items():
-        document = array_document(location, plan, name, spec)
-        below, data = encode(document, spec, block.arrays[name], shard)
-        key = f"{name}/{below}"
-        stored[name] = block.arrays[name]
-        if not location.create(f"{plan.path}/{key}", data):
-            standing = location.read(f"{plan.path}/{key}")
-            if standing != data:
-                # Of a writer killed before its receipt, with another environment's rounding: valid, so it stays.
-                stored[name] = _decoded(location, plan, document, spec, key, standing, shard)
-                data = standing
-        objects[key] = vouch(data)
+
+    def shown(z: np.ndarray, bad: dict[int, str]) -> bytes:
+        z = np.delete(z, list(bad), 0) if bad else z
+        return moments_of(quantizer.decode(z) if quantizer else z).to_bytes()
+
+    *columns, last = array_specs(plan)
+    # Threads: every object waits for the disk (or the network) on its own, and z's moments are worked out meanwhile.
+    # z itself begins when the others stand: where it is adopted, so is the PSNR that marks its bad rows.
+    with ThreadPoolExecutor(len(columns)) as threads:
+        placed = list(threads.map(lambda name: _put_array(location, plan, shard, name, block.arrays[name]), columns))
+        ahead = threads.submit(shown, block.arrays[last], block.bad)
+        placed.append(_put_array(location, plan, shard, last, block.arrays[last]))
+    stored = {name: array for name, array, _, _ in placed}
+    objects = {key: record for _, _, key, record in placed}
     bad = _bad_rows(block, stored)
     visible = np.array([row not in bad for row in range(plan.shard_size(shard))])
-    z = stored["z"][visible]
-    moments = moments_of(quantizer.decode(z) if quantizer else z).to_bytes()
+    same = stored[last] is block.arrays[last] and bad.keys() == block.bad.keys()
+    moments = ahead.result() if same else shown(stored[last], bad)
     if not location.create(f"{plan.path}/{moments_key(shard)}", moments):
         moments = _adopt_moments(location, plan, shard, moments)
     objects[moments_key(shard)] = vouch(moments)
@@ -259,10 +274,26 @@ def _put_objects(
     )  # fmt: skip
 
 
+def _put_array(
+    location: Location, plan: Plan, shard: int, name: str, array: np.ndarray
+) -> tuple[str, np.ndarray, str, ObjectRecord]:
+    """Create one array's object, or adopt the one that stands: (name, rows as they stand, key, record)."""
+    spec = array_specs(plan)[name]
+    document = array_document(location, plan, name, spec)
+    below, data = encode(document, spec, array, shard)
+    key = f"{name}/{below}"
+    if not location.create(f"{plan.path}/{key}", data):
+        standing = location.read(f"{plan.path}/{key}")
+        if standing != data:
+            # Of a writer killed before its receipt, with another environment's rounding: valid, so it stays.
+            return name, _decoded(location, plan, document, spec, key, standing, shard), key, vouch(standing)
+    return name, array, key, vouch(data)
+
+
 def _bad_rows(block: _Block, stored: dict[str, np.ndarray]) -> dict[int, str]:
     """The rows that the stored objects mark as bad; with the latents of this call, this call's bad rows too."""
     marked = np.isnan(stored["psnr"])
-    if stored["z"].dtype.kind == "f":
+    if stored["z"] is not block.arrays["z"] and stored["z"].dtype.kind == "f":
         marked |= ~np.isfinite(stored["z"]).all((1, 2, 3))
     if stored["z"] is block.arrays["z"]:
         marked[list(block.bad)] = True  # their codes are 0, whatever an adopted PSNR says of them
@@ -280,10 +311,17 @@ def _adopt_moments(location: Location, plan: Plan, shard: int, moments: bytes) -
 
 
 def _decoded(
-    location: Location, plan: Plan, document: bytes, spec: ArraySpec, key: str, data: bytes, shard: int
+    location: Location,
+    plan: Plan,
+    document: bytes,
+    spec: ArraySpec,
+    key: str,
+    data: bytes,
+    shard: int,
+    vouched: bool = False,
 ) -> np.ndarray:
     try:
-        return decode(document, spec, data, shard)
+        return (decode_vouched if vouched else decode)(document, spec, data, shard)
     except DamagedObject as error:
         name = f"{location.uri}/{plan.path}/{key}"
         raise DamagedObject(f"{name}: {error}; delete it if no receipt names it, else restore it from a copy") from None

@@ -1,5 +1,6 @@
 """Reading a functaset: only what was committed, every byte checked, never a fill value."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from storage.commits import (
     visible_rows,
 )
 from storage.errors import DamagedObject, StorageError
+from storage.forks import refuse_fork
 from storage.fragments import BINS_PER_DB, CONTENT_MODULUS, IDENTITY, Receipt, content_of, read_array
 from storage.locations import Location, open_location
 from storage.moments import Moments
@@ -84,6 +86,7 @@ class Functaset:
 
     def __init__(self, location: Location, commit: Commit, fingerprint: dict[str, Any], field: str) -> None:
         self.location, self.commit, self.fingerprint, self.field_digest = location, commit, fingerprint, field
+        self._process = os.getpid()
 
     @classmethod
     def open(cls, place: str | Location, version: int | None = None) -> "Functaset":
@@ -98,6 +101,10 @@ class Functaset:
         read_vouched(location, "zarr.json", commit.objects["zarr.json"])
         return cls(location, commit, root.fingerprint, root.field)
 
+    def own(self) -> None:
+        """Raises StorageError in a process that was forked after the functaset was opened."""
+        refuse_fork(self._process, self.location.uri)
+
     @property
     def version(self) -> int:
         """Number of the commit."""
@@ -106,6 +113,7 @@ class Functaset:
     @cached_property
     def fragments(self) -> list[tuple[CommittedFragment, Plan]]:
         """Visible fragments with their plans, in the order of their commits."""
+        self.own()
         return [(entry, committed_plan(self.location, entry)) for entry in self.commit.fragments]
 
     @property
@@ -149,6 +157,7 @@ class Functaset:
 
     def load(self, split: str) -> Latents:
         """All visible rows of a split in memory; every object's length and sha256 is checked on the way."""
+        self.own()
         chosen = [(entry, plan) for entry, plan in self.fragments if entry.split == split]
         if not chosen:
             raise StorageError(f"{self.location.uri}: version {self.version} has no rows of split '{split}'")
@@ -288,8 +297,3 @@ def _psnr(receipts: list[Receipt]) -> dict[str, Any]:
     reached = np.cumsum([counts[number] for number in bins])
     quantiles = {f"{q:g}": (bins[int(np.searchsorted(reached, q * total))] + 0.5) / BINS_PER_DB for q in QUANTILES}
     return {"mean": sum(receipt.psnr.sum for receipt in receipts) / total, "quantiles": quantiles}
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of n rows, a function of (seed, epoch) alone, int64 [n]."""
-    return np.random.default_rng([seed, epoch]).permutation(n)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+BLOCK_ROWS = 256
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -30,8 +32,14 @@ def moments_of(latents: np.ndarray) -> Moments:
     if len(latents) == 0:
         zeros = np.zeros(latents.shape[1:])
         return Moments(0, zeros, zeros)
-    wide = latents.astype(np.float64)
-    return Moments(len(latents), wide.mean(0), wide.var(0))
+    # A few rows at a time: float64 copies of a whole shard would take longer to make than all the sums.
+    blocks = [latents[start : start + BLOCK_ROWS] for start in range(0, len(latents), BLOCK_ROWS)]
+    mean = sum((block.sum(0, dtype=np.float64) for block in blocks), np.zeros(latents.shape[1:])) / len(latents)
+    squares = np.zeros(latents.shape[1:])
+    for block in blocks:
+        difference = block - mean
+        squares += np.einsum("n...,n...->...", difference, difference)
+    return Moments(len(latents), mean, squares / len(latents))
 
 
 def merge(parts: Iterable[Moments], latent_shape: tuple[int, int, int]) -> Moments:

@@ -11,7 +11,7 @@ from models.normalize import Normalizer
 from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainClassifierConfig
-from tasks.training.latents import Split, load_split, training_normalizer
+from tasks.training.latents import Split, load_split, load_training, training_normalizer
 from tasks.training.loop import train
 from tasks.training.ranks import join_ranks
 from tasks.training.run import Emit, Run
@@ -42,8 +42,7 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
     device = ranks.device
     functaset = Functaset.open(job.functaset)
     normalizer = training_normalizer(functaset, job.classifier.normalization)
-    training, test = load_split(functaset, "train"), load_split(functaset, "test")
-    z, labels = normalizer.normalize(training.z).to(device), training.labels.to(device)
+    training, test = load_training(functaset, normalizer, device), load_split(functaset, "test")
     torch.manual_seed(mix(job.seed, stage_number("classifier")))
     model = build_classifier(job.classifier.model, functaset.latent_shape, job.classes).to(device)
     stream = mix(job.seed, stage_number("classifier"))
@@ -52,12 +51,12 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
     part, share = ranks.part(batch), ranks.share(batch)
 
     def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.from_numpy(batch_rows(len(z), batch, stream, step)[part]).to(device)
-        x = z[rows]
+        rows = torch.from_numpy(batch_rows(len(training), batch, stream, step)[part]).to(device)
+        x = training(rows)
         if job.classifier.noise:
             noise = torch.randn(batch, *x.shape[1:], generator=generator)[part]  # an example's, whoever computes it
             x = x + job.classifier.noise * noise.to(device)
-        loss = share * classification_loss(model.train()(x), labels[rows], job.classifier.label_smoothing)
+        loss = share * classification_loss(model.train()(x), training.labels[rows], job.classifier.label_smoothing)
         loss.backward()
         return {"loss": loss}
 

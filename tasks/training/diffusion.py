@@ -12,7 +12,7 @@ from models.normalize import Normalizer
 from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainDiffusionConfig
-from tasks.training.latents import load_split, training_normalizer
+from tasks.training.latents import load_training, training_normalizer
 from tasks.training.loop import train
 from tasks.training.ranks import join_ranks
 from tasks.training.run import Emit, Run
@@ -44,8 +44,7 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
     device = ranks.device
     functaset = Functaset.open(job.functaset)
     normalizer = training_normalizer(functaset, job.diffusion.normalization)
-    training = load_split(functaset, "train")
-    x0, labels = normalizer.normalize(training.z).to(device), training.labels.to(device)
+    training = load_training(functaset, normalizer, device)
     torch.manual_seed(mix(job.seed, stage_number("diffusion")))
     classes = job.classes if job.diffusion.process.conditional else None
     model = build_denoiser(job.diffusion.model, functaset.latent_shape, classes).to(device)
@@ -55,11 +54,12 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
     part, share = ranks.part(batch), ranks.share(batch)
 
     def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.from_numpy(batch_rows(len(x0), batch, stream, step)[part]).to(device)
-        given = labels[rows] if classes else None
+        rows = torch.from_numpy(batch_rows(len(training), batch, stream, step)[part]).to(device)
+        given = training.labels[rows] if classes else None
         if not ranks.first:
             generator = torch.Generator().manual_seed(mix(generator.initial_seed(), ranks.rank))
-        loss = share * diffusion_loss(model.train(), job.diffusion.process, x0[rows], given, generator, classes)
+        x0 = training(rows)
+        loss = share * diffusion_loss(model.train(), job.diffusion.process, x0, given, generator, classes)
         loss.backward()
         return {"loss": loss}
 

@@ -1,5 +1,6 @@
 """The benchmarks that need no peer, on something small."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -40,6 +41,22 @@ def test_memory_is_told_of_every_child() -> None:
     assert row["name"] == "memory" and row["config"]["resolution"] == 32
     assert row["peak"].keys() == {"outer:1", "encode:1", "encode:3"}
     assert all(peak["mib"] > 0 and peak["seconds"] >= 0 for peak in row["peak"].values())
+
+
+def test_the_store_is_measured_beside_its_peers() -> None:
+    options = ["--rows", "600", "--shard-rows", "128", "--memory-rows", "300,600", "--batch", "64"]
+    rows = answer("store", *options, "--alternations", "1", "--seconds", "0.01")
+    pieces = {row["piece"]: row for row in rows}
+    assert len(pieces) == len(rows) == 9
+    for piece, peer in {
+        "write float32": "write and fsync", "memory, codes": "numpy", "memory, float32": "numpy",
+        "mapped, codes, hydrated": "np.memmap", "mapped, float32, in place": "np.memmap",
+        "memory, codes dequantised": "numpy, float32", "mapped, codes dequantised": "numpy, float32",
+    }.items():  # fmt: skip
+        assert pieces[piece]["peer"] == peer and pieces[piece]["ratio"] > 0 and pieces[piece]["mb_per_s"] > 0
+    assert pieces["streamed, float32"]["rows_per_s"] > 0
+    assert ("peer" in pieces["streamed, float32"]) == (importlib.util.find_spec("webdataset") is not None)
+    assert pieces["memory of streaming"]["peak_mb"].keys() == {"300", "600"}
 
 
 def test_photographs_become_crops_that_a_run_can_train_on(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from storage.batches import epoch_order
 from storage.commits import latest, load_commit
 from storage.committing import commit
 from storage.config import QuantizationConfig
 from storage.errors import StorageError
 from storage.fragments import create_functaset, load_plan, plan_fragment, plan_rows, read_receipt
-from storage.functaset import Functaset, epoch_order
+from storage.functaset import Functaset
 from storage.local import LocalLocation
 from storage.locations import open_location
 from storage.progress import status

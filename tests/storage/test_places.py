@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from storage.checkpoints import load_checkpoint, save_checkpoint
-from storage.commits import commit, status, verify
+from storage.committing import commit
 from storage.config import ImagesConfig
 from storage.errors import DamagedObject, MissingObject, StorageError
 from storage.functaset import Functaset
 from storage.images import open_images
 from storage.locations import Location, open_location, read_json, write_json
+from storage.progress import status
 from storage.records import read_vouched, vouch
+from storage.verification import verify
 from tests.storage.filled import fill, filled, new_store, plan, tree, write
 from tests.storage.homes import Home
 from tests.storage.pictures import encoded, noise

@@ -1,0 +1,138 @@
+"""A split's shards as readers see them: which of their rows show, how these are coded, and their bytes, checked."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from storage.batches import distinct
+from storage.commits import AUGMENTATION, CommittedFragment, committed_receipt, live_shards, visible_rows
+from storage.errors import DamagedObject, StorageError
+from storage.fragments import Receipt, array_object, read_array
+from storage.functaset import Functaset
+from storage.locations import Location
+from storage.plans import Plan, array_document, array_specs, load_quantizer
+from storage.quantization import Quantizer
+from storage.records import ObjectRecord
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard with rows to show. `places` int64 [n] are the visible rows within it."""
+
+    location: Location
+    entry: CommittedFragment
+    plan: Plan
+    receipt: Receipt
+    rows: int  # visible ones
+    which: int  # number of the quantiser among the split's
+    quantizer: Quantizer | None
+
+    @property
+    def name(self) -> str:
+        """Of the shard, in errors."""
+        return f"{self.location.uri}/{self.plan.path}, shard {self.receipt.shard}"
+
+    @property
+    def places(self) -> np.ndarray:
+        """int64 [n]: the visible rows within the shard; worked out at each call, so that no list of rows is kept."""
+        return np.flatnonzero(visible_rows(self.entry, self.plan, self.receipt))
+
+    def object(self, array: str) -> tuple[str, ObjectRecord]:
+        """(key within the store, record) of one array's object."""
+        key, record = array_object(self.location, self.plan, self.receipt, array)
+        return f"{self.plan.path}/{key}", record
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Visible rows of a shard, or of several: z, labels, ids and quantiser numbers as in Batch."""
+
+    z: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray | None
+    which: np.ndarray
+
+
+class SplitShards:
+    """The shards of a split that have rows to show, in the order of the store. Raises StorageError if it has none."""
+
+    def __init__(self, functaset: Functaset, split: str) -> None:
+        functaset.own()
+        self.name = f"{functaset.location.uri}, version {functaset.version}, split '{split}'"
+        self.location = functaset.location
+        self.latent_shape = functaset.latent_shape
+        chosen = [(entry, plan) for entry, plan in functaset.fragments if entry.split == split]
+        if not chosen:
+            raise StorageError(f"{functaset.location.uri}: version {functaset.version} has no rows of split '{split}'")
+        for _, plan in chosen:
+            if plan.latent_shape != self.latent_shape:
+                raise DamagedObject(f"fragment {plan.id}: latents {plan.latent_shape} beside {self.latent_shape}")
+        quantizers = [load_quantizer(self.location, plan) for _, plan in chosen]
+        kinds, numbers = distinct(quantizers)
+        # Fragments of codes beside fragments of float32: all rows are shown as float32.
+        self.quantizers = kinds if all(quantizers) else []
+        self.shards = [
+            shard
+            for (entry, plan), quantizer, which in zip(chosen, quantizers, numbers, strict=True)
+            for number in live_shards(entry, plan)
+            if (shard := self._shard(entry, plan, number, quantizer, which)).rows
+        ]
+        self.counts = np.array([shard.rows for shard in self.shards], np.int64)
+
+    def _shard(
+        self, entry: CommittedFragment, plan: Plan, number: int, quantizer: Quantizer | None, which: int
+    ) -> Shard:
+        receipt = committed_receipt(self.location, entry, plan, number)
+        rows = int(visible_rows(entry, plan, receipt).sum())
+        return Shard(self.location, entry, plan, receipt, rows, which, quantizer)
+
+    @property
+    def rows(self) -> int:
+        """Visible rows."""
+        return int(self.counts.sum())
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of Rows.z."""
+        return np.dtype(np.uint8 if self.quantizers else np.float32)
+
+    def read(self, shard: Shard, ids: bool) -> Rows:
+        """A shard's visible rows; every object's length and sha256 is checked. Raises MissingObject, DamagedObject."""
+        places = shard.places
+
+        def array(name: str) -> np.ndarray:
+            found = self._array(shard, name)
+            return found if len(places) == len(found) else found[places]
+
+        labels, augmentation, z = array("label"), array("augmentation"), array("z")
+        check_rows(shard.name, z, augmentation)
+        if shard.quantizer is not None and not self.quantizers:
+            z = shard.quantizer.decode(z)
+        return Rows(z, labels, array("id") if ids else None, np.full(len(places), shard.which, np.int64))
+
+    def columns(self, shard: Shard) -> dict[str, np.ndarray]:
+        """label int32 [n] and id uint8 [n, 16] of a shard's visible rows, checked like read."""
+        places = shard.places
+        check_rows(shard.name, np.zeros(0), self._array(shard, "augmentation")[places])
+        return {name: self._array(shard, name)[places] for name in ("label", "id")}
+
+    def _array(self, shard: Shard, name: str) -> np.ndarray:
+        document = self._document(shard.plan, name)
+        return read_array(self.location, shard.plan, shard.receipt, name, document)
+
+    @cached_property
+    def _documents(self) -> dict[tuple[str, str], bytes]:
+        return {}
+
+    def _document(self, plan: Plan, name: str) -> bytes:
+        """Read once a fragment: over a network every shard would ask for it again."""
+        if (plan.id, name) not in self._documents:
+            self._documents[plan.id, name] = array_document(self.location, plan, name, array_specs(plan)[name])
+        return self._documents[plan.id, name]
+
+
+def check_rows(name: str, z: np.ndarray, augmentation: np.ndarray) -> None:
+    """What a receipt forged together with its objects could still get wrong. Raises DamagedObject."""
+    if (z.dtype.kind == "f" and not np.isfinite(z).all()) or (augmentation != AUGMENTATION).any():
+        raise DamagedObject(f"{name}: visible rows are not finite; restore from a copy")
