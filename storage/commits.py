@@ -15,11 +15,12 @@ from pydantic import Field, model_validator
 
 from storage.errors import DamagedObject, MissingObject
 from storage.fragments import Receipt, read_receipt, receipt_key
-from storage.locations import Location
+from storage.locations import MAX_JSON_BYTES, Location
 from storage.plans import Plan, plan_rows, row_id
-from storage.records import FORMAT, ObjectRecord, Record, read_record, read_vouched, unseal
+from storage.records import FORMAT, ObjectRecord, Record, read_vouched, unseal
 
 AUGMENTATION = 0  # the only one so far; every row carries its number
+MARK_BYTES = 100
 Ranges = tuple[tuple[int, int], ...]  # (start, stop), sorted and apart
 
 
@@ -73,20 +74,28 @@ def latest(location: Location) -> Commit | None:
 def load_commit(location: Location, version: int) -> Commit:
     """Raises MissingObject (naming the versions that there are) or DamagedObject."""
     name = f"{location.uri}/{commit_key(version)}"
+    mark = _mark_of(location, version)
     try:
-        commit = read_record(location, commit_key(version), Commit)
+        data = location.read(commit_key(version), limit=MAX_JSON_BYTES)
     except MissingObject:
-        if location.exists(mark_key(version)):
+        if mark is not None:
             raise DamagedObject(f"{name}: is missing; restore it from a copy") from None
         known = ", ".join(map(str, versions(location))) or "none"
         raise MissingObject(f"{location.uri}: has no version {version}; versions: {known}") from None
+    commit = unseal(data, name, Commit)
     if commit.version != version:
         raise DamagedObject(f"{name}: is version {commit.version}; it was renamed")
-    if location.exists(mark_key(version)):  # its writer may have been killed before it
-        mark = location.read(mark_key(version)).decode(errors="replace").strip()
-        if mark != hashlib.sha256(location.read(commit_key(version))).hexdigest():
-            raise DamagedObject(f"{name}: is not the one that was committed; restore it and its .sha256 from a copy")
+    if mark not in (None, hashlib.sha256(data).hexdigest()):
+        raise DamagedObject(f"{name}: is not the one that was committed; restore it and its .sha256 from a copy")
     return commit
+
+
+def _mark_of(location: Location, version: int) -> str | None:
+    """None where there is none: the commit's writer may have been killed before it."""
+    try:
+        return location.read(mark_key(version), limit=MARK_BYTES).decode(errors="replace").strip()
+    except MissingObject:
+        return None
 
 
 def commit_key(version: int) -> str:
