@@ -435,4 +435,4 @@ def test_memory_of_a_stream_does_not_grow_with_the_rows(tmp_path: Path) -> None:
         assert sum(len(batch) for batch in reader.batches(Order(64))) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[1] < 1.5 * peaks[0]  # three times the rows; a shard more or less is ahead when the peak is taken
