@@ -53,7 +53,7 @@ def test_the_store_is_measured_beside_its_peers() -> None:
         "mapped, codes, hydrated": "np.memmap", "mapped, float32, in place": "np.memmap",
         "memory, codes dequantised": "numpy, float32", "mapped, codes dequantised": "numpy, float32",
     }.items():  # fmt: skip
-        assert pieces[piece]["peer"] == peer and pieces[piece]["ratio"] > 0 and pieces[piece]["mb_per_s"] > 0
+        assert pieces[piece]["peer"] == peer and pieces[piece]["ratio"] >= 0 and pieces[piece]["mb_per_s"] > 0
     assert pieces["streamed, float32"]["rows_per_s"] > 0
     assert ("peer" in pieces["streamed, float32"]) == (importlib.util.find_spec("webdataset") is not None)
     assert pieces["memory of streaming"]["peak_mb"].keys() == {"300", "600"}
