@@ -119,10 +119,10 @@ def test_bits_and_psnr_of_codes_are_measured(trained: tuple[Path, Path]) -> None
     job = EncodeJob(
         field=str(root / "checkpoints/field"), field_digest="d", functaset=f"{root}/functaset.zarr", **sections
     )
-    groups = plan(job)
-    for group in groups:
+    todo = plan(job)
+    for group in todo.groups:
         encode_group(job, group, 32)
-    finalise(job, groups)
+    finalise(job, todo)
     options = ["--bits", "8,2", "--ranges", "sigma 6", "--granularities", "channel"]
     row = answer("bits", root, folder, *options)
     assert (row["name"], row["rows"], row["test_images"]) == ("bits", 32, 8)

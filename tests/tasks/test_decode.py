@@ -49,8 +49,8 @@ BILINEAR = "field.interpolation=bilinear"
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["field.kernel=3"],
-        [BILINEAR, "field.coordinates=patch"],
+        pytest.param(["field.kernel=3"], marks=pytest.mark.slow),
+        pytest.param([BILINEAR, "field.coordinates=patch"], marks=pytest.mark.slow),
         [BILINEAR, "field.coordinates=global", "field.kernel=3", "inner.rates=element"],
     ],
     ids=str,

@@ -101,6 +101,7 @@ def test_two_processes_train_the_field_that_one_trains(overrides: tuple[str, ...
     equal_on_one_and_two(lambda output, devices: field_job(output, devices, *overrides), tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_classifier_that_one_trains(tmp_path: Path) -> None:
     filled(tmp_path / "z")
     # Attention does not see the bias of its keys: Adam makes steps of the rounding in a gradient that is zero.
@@ -180,7 +181,8 @@ def ranks_of_the_run() -> list[psutil.Process]:
     return sorted(psutil.Process(launcher.pid).children(), key=lambda p: p.environ()["RANK"])
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_fails_the_run_at_once_and_leaves_no_process(rank: int, tmp_path: Path) -> None:
     killed: list[float] = []
     processes: list[psutil.Process] = []
@@ -230,6 +232,7 @@ def test_one_asked_to_stop_stops_all_after_saving_at_the_same_step(tmp_path: Pat
     assert stopped.step >= asked[0]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_saves_and_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     class Interrupted(Exception):
         pass

@@ -60,7 +60,10 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("what", DAMAGE)
+OFTEN = ("a flipped bit of latents", "a table of rows", "the plan")
+
+
+@pytest.mark.parametrize("what", [pytest.param(w, marks=() if w in OFTEN else pytest.mark.slow) for w in DAMAGE])
 def test_what_is_damaged_is_encoded_again_and_only_that(field: Path, tmp_path: Path, what: str) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
