@@ -136,6 +136,8 @@ def print_collected(done: "Collected") -> None:
         console.print(f"versions {', '.join(map(str, done.versions))}: {would}given up")
     for key in done.unknown:
         console.print(f"{key}: not ours, left alone")
+    for key in done.young:
+        console.print(f"{key}: in no version, but young: somebody may be at work; run gc again later")
     ask = "" if done.deleted or not done.removed else "; --delete does it"
     console.print(f"{len(done.removed)} objects, {done.bytes / 1e6:.1f} MB {would}removed{ask}")
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from storage.commits import Commit, committed_plan, latest, load_commit, versions
+from storage.commits import Commit, commit_key, committed_plan, latest, load_commit, versions
 from storage.committing import COMMIT, commit
 from storage.locations import Entry, Location
 from storage.plans import COLLECT, claim_key
@@ -38,6 +38,7 @@ class Collected:
     versions: list[int] = field(default_factory=list)
     rewritten: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    young: list[str] = field(default_factory=list)  # fragments and leftovers that may be in the making
 
 
 def collect(
@@ -70,7 +71,7 @@ def _give_up(
 ) -> Commit:
     """The commit after which older ones are not needed; without delete, what it would be."""
     entries = [entry for entry in newest.fragments if entry.retired] if erase_retired else []
-    result.rewritten = [entry.fragment for entry in entries]
+    result.rewritten += [entry.fragment for entry in entries]
     if erase_retired:
         kept = {entry.fragment for entry in newest.fragments}
         shown = (load_commit(location, version) for version in versions(location) if version >= newest.oldest)
@@ -80,7 +81,10 @@ def _give_up(
         return newest
     if result.deleted:
         fresh = [rewrite(location, entry, committed_plan(location, entry)).id for entry in entries]
-        return commit(location, fresh, drop=result.rewritten, keep_versions=keep_versions)
+        made = commit(location, fresh, drop=result.rewritten, keep_versions=keep_versions)
+        if erase_retired and any(entry.retired for entry in made.fragments):  # retired while we wrote
+            return _give_up(location, made, keep_versions, erase_retired, result)
+        return made
     if not entries and newest.version - keep_versions < newest.oldest:
         return newest
     fragments = tuple(entry for entry in newest.fragments if entry not in entries)
@@ -97,7 +101,8 @@ class _Collection:
         if newest is not None and newest not in kept:  # a dry run's
             kept = [each for each in kept if each.version != newest.version] + [newest]
         self.given_up = [version for version in found if version < oldest]
-        forgotten = [load_commit(location, version) for version in self.given_up]
+        # Of one that was being removed only the mark, or nothing, may be left.
+        forgotten = [load_commit(location, v) for v in self.given_up if location.exists(commit_key(v))]
         self.fragments = {entry.fragment for each in kept for entry in each.fragments}
         self.forgotten = {entry.fragment for each in forgotten for entry in each.fragments} - self.fragments
         self.forgotten |= set(result.rewritten) - self.fragments
@@ -120,11 +125,14 @@ class _Collection:
             elif entry.key not in ("zarr.json", "fragments/zarr.json"):
                 self.result.unknown.append(entry.key)
         for entry in self.location.leftovers():
-            self._unless(not LEFTOVER.fullmatch(entry.key), entry)
+            if LEFTOVER.fullmatch(entry.key):
+                self.result.young += [entry.key] if entry.modified >= self.horizon else []
+                self._unless(False, entry)
         for fragment, objects in parts.items():
             self._fragment(fragment, objects)
         # Last: while they stand, a collection that was interrupted still knows what they named.
-        for entry in sorted(commits, key=lambda entry: entry.key):
+        # A commit goes after its mark, which alone would speak of a commit that was lost.
+        for entry in sorted(commits, key=lambda entry: (entry.key[:16], entry.key.endswith(".json"))):
             self._remove(entry)
         self.result.versions = self.given_up
 
@@ -134,12 +142,15 @@ class _Collection:
 
     def _fragment(self, fragment: str, objects: list[Entry]) -> None:
         forgotten = fragment in self.forgotten
-        young = max(entry.modified for entry in objects) >= self.horizon
-        if fragment in self.fragments or (young and not forgotten):
+        if fragment in self.fragments:
+            return
+        claim = claim_key(fragment)
+        begun = any(entry.key == claim for entry in objects) and self.location.read(claim) == COLLECT
+        if max(entry.modified for entry in objects) >= self.horizon and not (forgotten or begun):
+            self.result.young.append(f"fragments/{fragment}")
             return
         if self.result.deleted and not self._claim(fragment):
             return
-        claim = claim_key(fragment)
         # The plan first, so that nobody trusts what is going; the claim last, so that nobody begins it anew meanwhile.
         for entry in sorted(objects, key=lambda entry: (entry.key == claim, not entry.key.endswith("plan.json"))):
             if entry.key != claim:

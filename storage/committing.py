@@ -28,7 +28,7 @@ from storage.errors import DamagedObject, StorageError
 from storage.fragments import Receipt, read_array, read_moments, read_receipt, receipt_key
 from storage.locations import Location
 from storage.moments import Moments, merge, moments_of
-from storage.plans import COLLECT, Plan, claim_key, load_plan, load_quantizer
+from storage.plans import COLLECT, Plan, claim_key, load_plan, load_quantizer, plan_rows, row_id
 from storage.records import ObjectRecord, seal, vouch
 from storage.root import read_root
 
@@ -62,7 +62,7 @@ def commit(
         entries = [entry for entry in kept if entry is not None and entry.fragment not in drop]
         names = {entry.fragment for entry in standing}
         new = [name for name in dict.fromkeys(fragment_ids) if name not in names]
-        entries += [_entry(location, name, root.fingerprint_digest) for name in new]
+        entries += [_carried(location, _entry(location, name, root.fingerprint_digest), standing) for name in new]
         keep = keep_versions or (parent.version if parent else 1) + 1
         if parent is not None and tuple(entries) == standing and parent.version - keep < parent.oldest:
             return parent
@@ -87,16 +87,27 @@ def commit(
 def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
     """Commit that these images are no longer shown. Raises StorageError naming one that is not visible."""
     read_root(location)
+    rows = _rows_shown(location, split, keys)
+    missing = set(keys) - {key for found in rows.values() for key in found.values()}
+    if missing:
+        raise StorageError(f"{location.uri}: shows no image '{min(missing)}' in split '{split}'; look for its key")
+    while True:
+        made = commit(location, [], rows)
+        # Another's commit may have moved the rows into other fragments in between.
+        rows = _rows_shown(location, split, keys)
+        if not any(rows.values()):
+            return made
+
+
+def _rows_shown(location: Location, split: str, keys: Collection[str]) -> dict[str, dict[int, str]]:
+    """fragment -> {row: key} of those of the images that the newest version shows."""
     newest = latest(location)
     rows: dict[str, dict[int, str]] = {}
     for entry in newest.fragments if newest else ():
         if entry.split == split:
             shown = visible_keys(location, entry, committed_plan(location, entry))
             rows[entry.fragment] = {row: key for row, key in shown if key in keys}
-    missing = set(keys) - {key for found in rows.values() for key in found.values()}
-    if missing:
-        raise StorageError(f"{location.uri}: shows no image '{min(missing)}' in split '{split}'; look for its key")
-    return commit(location, [], rows)
+    return rows
 
 
 def _mark(location: Location, version: int) -> None:
@@ -110,10 +121,12 @@ def _digest_of(location: Location, version: int) -> str:
 
 def _retiring(location: Location, entry: CommittedFragment, rows: set[int] | None) -> CommittedFragment | None:
     """The entry without these rows; None if no row would be left."""
-    before = as_rows(entry.retired)
-    if not rows or rows <= set(before):
+    if not rows:
         return entry
-    plan = committed_plan(location, entry)
+    plan = committed_plan(location, entry)  # which bounds the ranges
+    before = as_rows(entry.retired)
+    if rows <= set(before):
+        return entry
     if min(rows) < 0 or max(rows) >= plan.rows:
         raise StorageError(f"fragment {plan.id}: has rows 0 to {plan.rows - 1}; {max(rows)} cannot be retired")
     after = entry.model_copy(update={"retired": as_ranges([*before, *rows])})
@@ -126,6 +139,46 @@ def _retiring(location: Location, entry: CommittedFragment, rows: set[int] | Non
         visible += int(visible_rows(after, plan, receipt).sum())
         bad += int((~retired_rows(after, plan, shard))[list(receipt.bad)].sum())
     return after.model_copy(update={"rows": visible, "bad": bad})
+
+
+def _carried(location: Location, entry: CommittedFragment, standing: Sequence[CommittedFragment]) -> CommittedFragment:
+    """The entry of a fragment that replaces another, without the rows that were retired there since it was planned.
+
+    Raises StorageError where the other is no longer shown at all, so that none of its rows comes back.
+    """
+    plan = load_plan(location, entry.fragment)
+    if not plan.replaces:
+        return entry
+    replaced = next((each for each in standing if each.fragment == plan.replaces), None)
+    if replaced is None:
+        raise StorageError(
+            f"{location.uri}/{plan.path}: the fragment that it replaces is no longer shown; run the same command again"
+        )
+    if not replaced.retired:
+        return entry
+    gone = _retired_ids(location, replaced)
+    keys = [key for shard in range(plan.shards) for key in plan_rows(location, plan, shard).keys]
+    rows = {row for row, key in enumerate(keys) if row_id(key) in gone}
+    return _retiring(location, entry, rows) or entry.model_copy(
+        update={"retired": ((0, plan.rows),), "rows": 0, "bad": 0}
+    )
+
+
+def _retired_ids(location: Location, entry: CommittedFragment) -> set[bytes]:
+    """From the tables of keys, or, where one is damaged, from the column of ids."""
+    plan = committed_plan(location, entry)
+    ids: set[bytes] = set()
+    for shard in range(plan.shards):
+        retired = retired_rows(entry, plan, shard)
+        if not retired.any():
+            continue
+        try:
+            named = [row_id(key) for key in plan_rows(location, plan, shard).keys]
+        except StorageError:
+            receipt = committed_receipt(location, entry, plan, shard)
+            named = [bytes(row) for row in read_array(location, plan, receipt, "id")]
+        ids |= {name for name, is_gone in zip(named, retired, strict=True) if is_gone}
+    return ids
 
 
 def _own_objects(location: Location, field: str) -> dict[str, ObjectRecord]:
@@ -194,7 +247,9 @@ def _training_moments(location: Location, entries: list[CommittedFragment]) -> T
     merged = merge(parts, shape)
     data = merged.to_bytes()
     key = f"moments/{hashlib.sha256(data).hexdigest()[:24]}.f8"
-    location.create(key, data)
+    if not location.create(key, data) and location.read(key) != data:
+        location.delete(key)  # damaged: its name is the digest of what belongs there
+        location.create(key, data)
     return TrainingMoments(key=key, count=merged.count, latent_shape=shape, object=vouch(data))
 
 

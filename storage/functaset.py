@@ -118,7 +118,9 @@ class Functaset:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(s, s, c)."""
+        """(s, s, c). Raises StorageError where nothing is shown."""
+        if not self.fragments:
+            raise StorageError(f"{self.location.uri}: version {self.version} shows no rows: all were retired")
         return self.fragments[0][1].latent_shape
 
     def quantizer(self, fragment: str) -> Quantizer | None:
@@ -260,9 +262,9 @@ class Functaset:
             "bad": sum(entry.bad for entry in self.commit.fragments),
             "retired": sum(stop - start for entry in self.commit.fragments for start, stop in entry.retired),
             "fragments": len(self.commit.fragments),
-            "shape": list(self.latent_shape),
+            "shape": list(self.latent_shape) if self.fragments else [],
             "bits": bits[0] if len(bits) == 1 else bits,
-            "bits_per_dim": z_bytes * 8 / numbers,
+            "bits_per_dim": z_bytes * 8 / max(1, numbers),
             "ranges": [{"policy": policy, "candidates": found.candidates} for policy, found in coded.items()],
             "clip_fraction": sum(receipt.clipped for _, _, receipt in receipts) / max(1, good),
             "psnr": _psnr([receipt for _, _, receipt in receipts])

@@ -87,7 +87,7 @@ def requantize(
 
 def _refuse_nonsense(source: Functaset, destination: Location, config: QuantizationConfig) -> None:
     name = source.location.uri
-    bits = max(plan.quantization.bits if plan.quantization else 32 for _, plan in source.fragments)
+    bits = max((plan.quantization.bits if plan.quantization else 32 for _, plan in source.fragments), default=32)
     if config.bits > bits:
         raise StorageError(f"{name}: has {bits} bits a number, which {config.bits} cannot better; ask for fewer")
     if not any(source.rows(split) for split in SPLITS):
@@ -147,7 +147,7 @@ def _write(destination: Location, plan: Plan, shard: int, reader: "_Reader", max
         return
     begun = time.monotonic()
     planned = plan_rows(destination, plan, shard)
-    latents, psnr, sha256 = reader.gather(plan.split, planned.rows)
+    latents, psnr, sha256 = reader.gather(plan.split, planned.keys)
     write_shard(
         destination, plan, shard, latents=latents, labels=planned.labels, psnr=psnr, sha256=sha256,
         good=np.ones(len(latents), bool), reasons={}, max_clip_fraction=max_clip_fraction,
@@ -171,6 +171,7 @@ class _Reader:
         ]
         self.visible = [np.flatnonzero(visible_rows(entry, plan, receipt)) for entry, plan, receipt in self.shards]
         self.sample = self._sample("train" if source.rows("train") else "test")
+        self._numbers: dict[str, dict[str, int]] = {}
         self._places: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._kept: dict[str, tuple[int, _Block]] = {}
 
@@ -203,8 +204,18 @@ class _Reader:
             labels.append(table.labels[self.visible[i]])
         return _Rows(keys, np.concatenate(labels), tokens)
 
-    def gather(self, split: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of `rows(split)` by number -> latents float32 [n, s, s, c], PSNR [n], sha256 uint8 [n, 32]."""
+    def gather(self, split: str, keys: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images of `rows(split)` by key -> latents float32 [n, s, s, c], PSNR [n], sha256 uint8 [n, 32].
+
+        By key: the source may have been repaired or erased from since it was planned, which moves its rows.
+        """
+        if split not in self._numbers:
+            self._numbers[split] = {key: number for number, key in enumerate(self.rows(split).keys)}
+        known = self._numbers[split]
+        gone = [key for key in keys if key not in known]
+        if gone:
+            raise StorageError(f"{self.location.uri}: shows '{gone[0]}' no longer; quantise into an empty place")
+        rows = np.array([known[key] for key in keys])
         if split not in self._places:
             mine = self._of(split)
             numbers = np.concatenate([np.full(len(self.visible[i]), i) for i in mine])

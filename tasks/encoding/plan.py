@@ -92,8 +92,9 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     """Each damaged fragment's rows in a fragment of their own, by the quantiser that it had."""
     location = open_location(job.functaset)
     damage = find_damage(location)
-    for key in damage.moments:
-        merge_again(location, key)
+    if not (damage.shards or damage.fragments):  # else the commit of the repair merges anew
+        for key in damage.moments:
+            merge_again(location, key)
     plans = []
     wanted = wanted_rows(location, damage)
     source = PlannedImages(job.images)

@@ -13,8 +13,8 @@ from storage.config import QuantizationConfig
 from storage.errors import StorageError
 from storage.functaset import Functaset, Latents
 from storage.local import LocalLocation
-from storage.locations import open_location
-from storage.plans import load_plan, plan_rows
+from storage.locations import Location, open_location
+from storage.plans import load_plan, plan_fragment, plan_rows
 from storage.requantization import requantize
 from storage.verification import verify
 from tests.storage.filled import SHAPE, fill, filled, new_store, plan, tree, write
@@ -239,3 +239,37 @@ def test_psnr_is_that_before_quantisation(tmp_path: Path) -> None:
     old, new = source.info(), Functaset.open(str(tmp_path / "b")).info()
     assert new["psnr"]["quantiles"] == old["psnr"]["quantiles"]
     assert json.loads(json.dumps(new))["bits"] == 1
+
+
+def test_a_source_repaired_meanwhile_puts_no_latent_under_another_id(tmp_path: Path) -> None:
+    """The same images in other shards: what was planned of them before is found again by key."""
+    place, target = filled(tmp_path / "a", 8), open_location(str(tmp_path / "b"))
+    whole = Functaset.open(requantized(place, tmp_path / "whole")).load("train")
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        requantize(Functaset.open(place), target, SIX, stop)
+    store = Functaset.open(place)
+    _, each = store.fragments[0]
+    rows = plan_rows(place, each, 0)
+    again = plan_fragment(
+        place, split="train", keys=rows.keys, labels=rows.labels, tokens=rows.tokens, latent_shape=SHAPE, shard_rows=3,
+        chunk_rows=3, quantizer=store.quantizer(each.id), replaces=each.id,
+    )  # fmt: skip
+    for shard in range(again.shards):
+        write(place, again, shard)
+    commit(place, [again.id], {each.id: range(8)})
+    requantize(Functaset.open(place), target, SIX)
+    resumed = Functaset.open(target).load("train")
+    assert whole.codes is not None
+    assert resumed.codes is not None
+    assert dict(zip(resumed.keys, map(bytes, resumed.codes), strict=True)) == dict(
+        zip(whole.keys, map(bytes, whole.codes), strict=True)
+    )
+
+
+def requantized(place: Location, path: Path) -> str:
+    requantize(Functaset.open(place), open_location(str(path)), SIX)
+    return str(path)
