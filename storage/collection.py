@@ -54,7 +54,8 @@ def collect(
 
     older_than: seconds since the last change of what was never committed. keep_versions: give up all versions but the
     newest so many. erase_retired: write fragments that hold retired rows anew without them and give up all earlier
-    versions, so that no byte of those rows is left here. Interrupted, it goes on when it is run again.
+    versions, so that no byte of those rows is left in what was committed; what is young and uncommitted is named, and
+    hydrated copies lie elsewhere. Interrupted, it goes on when it is run again.
     Raises StorageError: no functaset, a damaged commit (nothing could be proved unreferenced then).
     """
     root = read_root(location)
@@ -94,7 +95,7 @@ def _give_up(
 
 class _Collection:
     def __init__(self, location: Location, root: Root, newest: Commit | None, horizon: float, result: Collected):
-        self.location, self.newest, self.horizon, self.result = location, newest, horizon, result
+        self.location, self.horizon, self.result = location, horizon, result
         found = versions(location)
         oldest = newest.oldest if newest else 1
         kept = [load_commit(location, version) for version in found if oldest <= version]

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from storage.errors import DamagedObject, MissingObject
-from storage.fragments import Receipt, read_receipt, receipt_key
+from storage.errors import DamagedObject, MissingObject, StorageError
+from storage.fragments import Receipt, read_array, read_receipt, receipt_key
 from storage.locations import MAX_JSON_BYTES, Location
 from storage.plans import Plan, plan_rows, row_id
 from storage.records import FORMAT, ObjectRecord, Record, read_vouched, unseal
@@ -145,6 +145,15 @@ def retired_rows(entry: CommittedFragment, plan: Plan, shard: int) -> np.ndarray
     for start, stop in entry.retired:
         retired[max(0, start - begin) : max(0, stop - begin)] = True
     return retired
+
+
+def row_ids(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> list[bytes]:
+    """Ids of a shard's rows, from its table of keys or, where that is damaged, from the column of ids."""
+    try:
+        return [row_id(key) for key in plan_rows(location, plan, shard).keys]
+    except StorageError:
+        column = read_array(location, plan, committed_receipt(location, entry, plan, shard), "id")
+        return [bytes(row) for row in column]
 
 
 def visible_rows(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Making a commit: finished fragments become visible, rows are retired, both at once or not at all.
 
-moments/<digest>.f8       latent moments of the training split as of a commit
-fragments/<id>/claim      "commit" or "collect": whether a fragment is to be shown or removed is decided once
+    moments/<digest>.f8       latent moments of the training split as of a commit
+    fragments/<id>/claim      "commit" or "collect"
+
+The claim: whether a fragment is to be shown or removed is decided once.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ from storage.commits import (
     live_shards,
     mark_key,
     retired_rows,
+    row_ids,
     visible_ids,
     visible_keys,
     visible_rows,
@@ -165,19 +168,14 @@ def _carried(location: Location, entry: CommittedFragment, standing: Sequence[Co
 
 
 def _retired_ids(location: Location, entry: CommittedFragment) -> set[bytes]:
-    """From the tables of keys, or, where one is damaged, from the column of ids."""
+    """Of the images that the fragment no longer shows."""
     plan = committed_plan(location, entry)
     ids: set[bytes] = set()
     for shard in range(plan.shards):
         retired = retired_rows(entry, plan, shard)
-        if not retired.any():
-            continue
-        try:
-            named = [row_id(key) for key in plan_rows(location, plan, shard).keys]
-        except StorageError:
-            receipt = committed_receipt(location, entry, plan, shard)
-            named = [bytes(row) for row in read_array(location, plan, receipt, "id")]
-        ids |= {name for name, is_gone in zip(named, retired, strict=True) if is_gone}
+        if retired.any():
+            named = row_ids(location, entry, plan, shard)
+            ids |= {name for name, is_gone in zip(named, retired, strict=True) if is_gone}
     return ids
 
 

@@ -5,14 +5,14 @@ that wakes up late finds its shard done.
 
     fragments/<id>/<array>/c/<shard>/0...    one object per array and shard
     fragments/<id>/moments/<shard>.f8        latent moments of the shard's good rows
-    fragments/<id>/receipts/<shard>.0.json   Receipt, sealed; written last (a repair will number its own)
+    fragments/<id>/receipts/<shard>.0.json   Receipt, sealed; written last
 
-Damage is never overwritten in place.
+Damage is never overwritten in place: a repair is a fragment of its own.
 """
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -41,7 +41,8 @@ from storage.records import FORMAT, ObjectRecord, Record, read_record, read_vouc
 
 __all__ = [
     "Plan", "PsnrSummary", "Receipt", "ShardRows", "array_object", "content_of", "create_functaset", "load_plan",
-    "plan_fragment", "plan_rows", "read_array", "read_moments", "read_receipt", "receipt_key", "row_id", "write_shard",
+    "plan_fragment", "plan_rows", "read_array", "read_moments", "read_receipt", "receipt_key", "receipt_name", "row_id",
+    "sum_of_contents", "write_shard",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,19 @@ def content_of(split: str, identities: Mapping[str, np.ndarray]) -> str:
     return f"{total % CONTENT_MODULUS:064x}"
 
 
+def sum_of_contents(contents: Iterable[str]) -> str:
+    """The content of all these rows together."""
+    return f"{sum(int(content, 16) for content in contents) % CONTENT_MODULUS:064x}"
+
+
+def receipt_name(shard: int) -> str:
+    """Where a shard's receipt stands, below the fragment."""
+    return f"receipts/{shard:06d}.0.json"
+
+
 def receipt_key(plan: Plan, shard: int) -> str:
     """Where a shard's receipt stands."""
-    return f"{plan.path}/receipts/{shard:06d}.0.json"
+    return f"{plan.path}/{receipt_name(shard)}"
 
 
 def moments_key(shard: int) -> str:

@@ -22,7 +22,7 @@ from storage.commits import (
 )
 from storage.errors import DamagedObject, StorageError
 from storage.forks import refuse_fork
-from storage.fragments import BINS_PER_DB, CONTENT_MODULUS, IDENTITY, Receipt, content_of, read_array
+from storage.fragments import BINS_PER_DB, IDENTITY, Receipt, content_of, read_array, sum_of_contents
 from storage.locations import Location, open_location
 from storage.moments import Moments
 from storage.plans import Plan, load_quantizer, plan_rows
@@ -143,15 +143,15 @@ class Functaset:
         Over the fingerprint and the visible rows' ids, labels and source bytes. Not over fragments, whose ids follow
         the sources' file times and the quantiser's last bits, and which a repair makes anew.
         """
-        total = 0
+        contents = []
         for entry, plan, receipt in self._receipts:
             content = receipt.content
             if retired_rows(entry, plan, receipt.shard).any():
                 visible = visible_rows(entry, plan, receipt)
                 columns = {name: read_array(self.location, plan, receipt, name)[visible] for name in IDENTITY}
                 content = content_of(entry.split, columns)
-            total += int(content, 16)
-        return digest({"fingerprint": self.commit.fingerprint, "rows": f"{total % CONTENT_MODULUS:064x}"})
+            contents.append(content)
+        return digest({"fingerprint": self.commit.fingerprint, "rows": sum_of_contents(contents)})
 
     def rows(self, split: str) -> int:
         """Visible rows of a split."""

@@ -1,7 +1,6 @@
 """Hydrating: a remote or compressed functaset's shards as raw local files, which Mapped maps (storage/hydrated.py)."""
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from storage.errors import StorageError
 from storage.fragments import read_array
 from storage.functaset import Functaset
 from storage.hydrated import ARRAYS, HydratedFragment, HydratedShard, default_folder, sha256_of
+from storage.locations import open_location
 from storage.records import ObjectRecord, seal
 from storage.shards import Shard, SplitShards
 
@@ -43,7 +43,7 @@ def hydrate(
     total = sum(len(shards) for _, shards in fragments)
     with _told(place):
         os.makedirs(place, exist_ok=True)
-        _check_room(place, sum(_bytes(fragment, shard) for fragment, shard in left))
+        open_location(place).preflight_write(sum(_bytes(fragment, shard) for fragment, shard in left))
         written = 0
         for number, (fragment, shard) in enumerate(left):
             if progress:
@@ -113,15 +113,6 @@ def _put(path: Path, rows: np.ndarray, offset: int, fragment: HydratedFragment) 
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _check_room(place: str, needed: int) -> None:
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        raise StorageError(
-            f"{place}: hydrating needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; "
-            "free some space or choose another folder with --to"
-        )
 
 
 class _told:

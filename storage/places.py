@@ -105,7 +105,7 @@ class Location(ABC):
         if free is not None and free < needed_bytes:
             raise StorageError(
                 f"{self.uri}: {needed_bytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free; "
-                "free some space or choose another --root"
+                "free some space or choose another place"
             )
 
     def copy_tree(self, destination: "Location") -> None:

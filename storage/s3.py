@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from storage import s3_faults
 from storage.errors import MissingObject, StorageError, TransientError
+from storage.forks import refuse_fork
 from storage.places import PARTIAL, Entry, Location, check_length, checked_key
 
 log = logging.getLogger(__name__)
@@ -138,11 +139,7 @@ class S3Location(Location):
     def _fs(self) -> Any:
         import fsspec
 
-        if self.process != os.getpid():
-            raise StorageError(
-                f"{self.uri}: was opened in another process (fork); "
-                "use multiprocessing_context='spawn', or open it in the process that uses it"
-            )
+        refuse_fork(self.process, self.uri)
         if s3_faults.endpoint_with_password():
             raise StorageError(
                 f"{self.uri}: AWS_ENDPOINT_URL has a user or password in it, which clients log; "

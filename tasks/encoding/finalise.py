@@ -4,24 +4,36 @@ from typing import Any
 
 from storage.commits import as_rows
 from storage.committing import commit
-from storage.fragments import read_receipt
+from storage.fragments import read_receipt, sum_of_contents
 from storage.functaset import Functaset
 from storage.locations import open_location
 from storage.plans import load_plan, plan_rows
 from tasks.encoding.plan import EncodeJob, Planned
+from tasks.encoding.repair import other_images
 from tasks.training.pictures import refuse_too_many_bad
 
 
 def finalise(job: EncodeJob, planned: Planned) -> dict[str, Any]:
     """Commits what was planned; {info: the functaset's, bad_inputs: [{key, reason}]}.
 
-    Raises StorageError when more images are bad than images.max_bad_fraction allows, or a shard is missing.
+    Raises StorageError when more images are bad than images.max_bad_fraction allows, a shard is missing, or a repair
+    came out with other images than it was to.
     """
+    for fragment, content in planned.contents.items():
+        _check_content(job, fragment, content)
     fragments = list(dict.fromkeys(group.fragment for group in planned.groups))
     bad = [image for fragment in fragments for image in _bad_images(job, fragment)]
     retire = {fragment: as_rows(ranges) for fragment, ranges in planned.retire.items()}
     commit(open_location(job.functaset), fragments, retire, drop=planned.drop)
     return {"info": Functaset.open(job.functaset).info(), "bad_inputs": bad}
+
+
+def _check_content(job: EncodeJob, fragment: str, content: str) -> None:
+    location = open_location(job.functaset)
+    plan = load_plan(location, fragment)
+    receipts = [read_receipt(location, plan, shard) for shard in range(plan.shards)]
+    if sum_of_contents(receipt.content for receipt in receipts if receipt is not None) != content:
+        raise other_images(plan.replaces)
 
 
 def _bad_images(job: EncodeJob, fragment: str) -> list[dict[str, str]]:

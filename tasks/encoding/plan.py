@@ -21,7 +21,7 @@ from tasks.config import EncodeConfig
 from tasks.encoding.environment import environment
 from tasks.encoding.planned import PlannedImages, SourceRows, of_split
 from tasks.encoding.ranges import choose_quantizer
-from tasks.encoding.repair import find_damage, shown_keys, wanted_rows
+from tasks.encoding.repair import find_damage, other_images, shown_keys, wanted_rows
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float, spread
@@ -57,6 +57,7 @@ class Planned(Config):
     groups: tuple[ShardGroup, ...]
     retire: dict[str, Ranges] = {}  # fragment -> rows
     drop: tuple[str, ...] = ()
+    contents: dict[str, str] = {}  # fragment -> the content that it must come out with
 
 
 def plan(job: EncodeJob) -> Planned:
@@ -95,23 +96,27 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     if not (damage.shards or damage.fragments):  # else the commit of the repair merges anew
         for key in damage.moments:
             merge_again(location, key)
-    plans = []
+    plans, contents = [], {}
     wanted = wanted_rows(location, damage)
     source = PlannedImages(job.images)
     for each in wanted:
         split = each.entry.split
         if each.ids is None:
             rows = of_split(images.split(split), shown_keys(location, split, damage))
+            if len(rows.keys) != each.entry.rows + each.entry.bad:
+                raise other_images(each.entry.fragment)
         else:
             rows = source.now(each.ids)
         if rows.keys:
             quantizer = each.quantizer or _calibrated(job, images, loop)
             plans.append(_plan_rows(job, rows, split, quantizer, loop, each.entry.fragment))
+            contents |= {plans[-1].id: each.content} if each.content else {}
     location.preflight_write(bytes_left(location, plans))
     return Planned(
         groups=tuple(group for each in plans for group in _groups(each, job.encode.group_shards)),
         retire={each.entry.fragment: as_ranges(each.retire) for each in wanted if each.retire},
         drop=tuple(sorted(damage.fragments)),
+        contents=contents,
     )
 
 

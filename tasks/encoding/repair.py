@@ -5,19 +5,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from storage.commits import (
-    CommittedFragment,
-    committed_plan,
-    committed_receipt,
-    latest,
-    retired_rows,
-    visible_keys,
-)
+from storage.commits import CommittedFragment, committed_plan, latest, retired_rows, row_ids, visible_keys
 from storage.errors import StorageError
-from storage.fragments import read_array
+from storage.fragments import Receipt, receipt_name, sum_of_contents
 from storage.locations import Location
-from storage.plans import Plan, load_quantizer, plan_rows, row_id
+from storage.plans import Plan, load_quantizer
 from storage.quantization import Quantizer
+from storage.records import read_vouched, unseal
 from storage.verification import verify
 
 OF_SHARD = re.compile(
@@ -40,14 +34,15 @@ class Damage:
 class Wanted:
     """Rows of one damaged fragment to be encoded again, by the ids of their images' keys.
 
-    ids: None where the plan is lost: then it is all that the split does not show. quantizer: None where there is none,
-    or it is damaged. retire: rows of the fragment.
+    ids: None where the plan is lost: then it is all that the split does not show, and what comes out must have this
+    content. quantizer: None where there is none, or it is damaged. retire: rows of the fragment.
     """
 
     entry: CommittedFragment
     ids: set[bytes] | None
     quantizer: Quantizer | None
     retire: list[int]
+    content: str = ""
 
 
 def find_damage(location: Location) -> Damage:
@@ -80,19 +75,28 @@ def wanted_rows(location: Location, damage: Damage) -> list[Wanted]:
 
 def _of_fragment(location: Location, entry: CommittedFragment) -> Wanted:
     """It will be dropped whole. What can still be read of its plan says what to encode, and how."""
-    path = f"{location.uri}/fragments/{entry.fragment}"
     try:
         plan = committed_plan(location, entry)
     except StorageError as error:
         if entry.retired:  # encoding all that is not shown would bring them back
+            path = f"{location.uri}/fragments/{entry.fragment}"
             raise StorageError(
                 f"{path}: its plan is damaged, and which images were retired with it ({error})"
             ) from None
-        return Wanted(entry, None, None, [])
+        return Wanted(entry, None, None, [], _content(location, entry))
     quantizer = None
     with suppress(StorageError):
         quantizer = load_quantizer(location, plan)
     return Wanted(entry, _unretired(location, entry, plan, range(plan.shards)), quantizer, [])
+
+
+def _content(location: Location, entry: CommittedFragment) -> str:
+    """Of a fragment without its plan, from the receipts, which the commit vouches for."""
+    keys = [f"fragments/{entry.fragment}/{receipt_name(shard)}" for shard in range(len(entry.receipts))]
+    return sum_of_contents(
+        unseal(read_vouched(location, key, record), f"{location.uri}/{key}", Receipt).content
+        for key, record in zip(keys, entry.receipts, strict=True)
+    )
 
 
 def _of_shards(location: Location, entry: CommittedFragment, shards: list[int]) -> Wanted:
@@ -102,15 +106,9 @@ def _of_shards(location: Location, entry: CommittedFragment, shards: list[int]) 
 
 
 def _unretired(location: Location, entry: CommittedFragment, plan: Plan, shards: Iterable[int]) -> set[bytes]:
-    """Ids from the tables of keys, or, where one is damaged, from the column of ids."""
     ids: set[bytes] = set()
     for shard in shards:
-        try:
-            named = [row_id(key) for key in plan_rows(location, plan, shard).keys]
-        except StorageError:
-            column = read_array(location, plan, committed_receipt(location, entry, plan, shard), "id")
-            named = [bytes(row) for row in column]
-        retired = retired_rows(entry, plan, shard)
+        named, retired = row_ids(location, entry, plan, shard), retired_rows(entry, plan, shard)
         ids |= {name for name, gone in zip(named, retired, strict=True) if not gone}
     return ids
 
@@ -125,3 +123,11 @@ def shown_keys(location: Location, split: str, damage: Damage) -> set[str]:
             broken = damage.shards.get(entry.fragment, set())
             shown |= {key for _, key in visible_keys(location, entry, plan, broken)}
     return shown
+
+
+def other_images(fragment: str) -> StorageError:
+    """What is wrong where the plan of a fragment is lost and what could be encoded again is not what it held."""
+    return StorageError(
+        f"fragment {fragment}: its plan is lost, and the images that the store does not show are not those that it "
+        f"held (some are new, gone, changed or erased); restore its plan.json from a copy"
+    )

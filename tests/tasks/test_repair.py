@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage.collection import collect
+from storage.commits import latest
 from storage.committing import retire
 from storage.config import ImagesConfig
 from storage.errors import StorageError
@@ -105,6 +107,35 @@ def test_damage_that_encoding_cannot_mend_is_named_and_nothing_changes(field: Pa
     flip(store / "commits" / "00000001.json")
     with pytest.raises(StorageError, match=r"commits/00000001\.json: .* encoding again does not bring it back"):
         repair(work)
+
+
+def test_a_lost_plan_brings_no_erased_image_back(field: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys[:3])
+    collect(open_location(str(store)), delete=True, erase_retired=True)
+    entry = next(e for e, _ in Functaset.open(str(store)).fragments if e.split == "train")
+    flip(store / "fragments" / entry.fragment / "plan.json")
+    before = bytes_of(store)
+    with pytest.raises(StorageError, match=r"its plan is lost, .* restore its plan\.json from a copy"):
+        repair(work)
+    assert bytes_of(store) == before
+
+
+def test_a_lost_plan_is_replaced_by_the_same_images_only(field: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    entry = Functaset.open(str(store)).fragments[0][0]
+    flip(store / "fragments" / entry.fragment / "plan.json")
+    todo = plan(work.model_copy(update={"repair": True}))
+    for group in todo.groups:
+        encode_group(work, group, 400)
+    (fragment,) = todo.contents
+    with pytest.raises(StorageError, match=f"fragment {entry.fragment}: its plan is lost, and the images"):
+        finalise(work, todo.model_copy(update={"contents": {fragment: "0" * 64}}))
+    assert latest(open_location(str(store))).version == 1  # type: ignore[union-attr]
+    finalise(work, todo)
+    assert verify(open_location(str(store)), deep=True).bad == []
 
 
 def test_a_repair_whose_images_are_gone_says_so(tmp_path: Path) -> None:
