@@ -72,7 +72,7 @@ def gc(
     older_than: Annotated[float, Parameter(help="Hours since the last change of what was never committed.")] = 24.0,
     keep_versions: Annotated[int | None, Parameter(help="Give up all versions but the newest so many.")] = None,
     erase_retired: Annotated[
-        bool, Parameter(help="Leave no byte of retired rows, and give up all earlier versions.", negative="")
+        bool, Parameter(help="Leave no committed byte of retired rows; give up earlier versions.", negative="")
     ] = False,
     as_json: Json = False,
 ) -> int:

@@ -277,8 +277,8 @@ def test_hydrating_without_room_writes_nothing_and_says_so(
     tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     functaset = Functaset.open(filled(tmp_path / "s"))
-    monkeypatch.setattr(hydrating.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with pytest.raises(StorageError, match="0 MB are free; free some space or choose another folder with --to"):
+    monkeypatch.setattr("storage.local.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(StorageError, match="0 MB are free; free some space or choose another place"):
         hydrate(functaset)
     assert not list(cache_folder.iterdir())
     (tmp_path / "file").write_text("")
