@@ -187,9 +187,14 @@ def encode(
     root: Root = None,
     from_root: FromRoot = None,
     repair: Annotated[bool, Parameter(help="Encode the images of damaged shards again.", negative="")] = False,
+    retire_lost: Annotated[
+        bool, Parameter(help="With --repair: give up the rows of images that are gone or changed.", negative="")
+    ] = False,
 ) -> int:
     """Encode every image into the functaset."""
-    return _stage("encode", preset, overrides, root, from_root, repair=repair)
+    if retire_lost and not repair:
+        raise ConfigError("--retire-lost: only with --repair")
+    return _stage("encode", preset, overrides, root, from_root, repair=repair, retire_lost=retire_lost)
 
 
 @app.command

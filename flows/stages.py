@@ -49,7 +49,9 @@ def meta_train(root: str, *, from_root: str | None = None, config: PipelineConfi
 
 
 @flow(name="encode", flow_run_name="encode {config.name}", persist_result=False)
-def encode(root: str, *, from_root: str | None = None, repair: bool = False, config: PipelineConfig) -> None:
+def encode(
+    root: str, *, from_root: str | None = None, repair: bool = False, retire_lost: bool = False, config: PipelineConfig
+) -> None:
     """Encodes every image into the functaset: plan, map over shard groups, finalise.
 
     Args:
@@ -58,13 +60,14 @@ def encode(root: str, *, from_root: str | None = None, repair: bool = False, con
         config: Everything that the run is made of.
         from_root: Finished stages are taken over from this root where their digests agree.
         repair: Every object of the functaset is read, and the images of damaged shards are encoded again.
+        retire_lost: In a repair the rows of images that are gone or changed are given up; else they end it.
     """
     ledger = Ledger(config, root, from_root)
     if not repair and _stands(ledger, "encode"):
         return
     ledger.require("meta_train")
     with ledger.working("encode") as record:
-        job = encode_job(ledger, record) | {"repair": repair}
+        job = encode_job(ledger, record) | {"repair": repair, "retire_lost": retire_lost}
         planned = units.retried(units.plan_encoding, config.dispatch)(job)
         groups = planned["groups"]
         shards = units.retried(units.encode_shards, config.dispatch)

@@ -114,13 +114,14 @@ class _Collection:
     def run(self) -> None:
         parts: dict[str, list[Entry]] = {}
         commits: list[Entry] = []
+        moments: list[Entry] = []
         for entry in self.location.entries():
             if match := FRAGMENT.fullmatch(entry.key):
                 parts.setdefault(match[1], []).append(entry)
             elif match := COMMITS.fullmatch(entry.key):
                 commits += [entry] if int(match[1]) in self.given_up else []
             elif MOMENTS.fullmatch(entry.key):
-                self._unless(entry.key in self.moments, entry, entry.key in self.old_moments)
+                moments += [entry] if entry.key not in self.moments else []
             elif match := FIELD.fullmatch(entry.key):
                 self._unless(match[1] == self.field, entry)
             elif entry.key not in ("zarr.json", "fragments/zarr.json"):
@@ -129,50 +130,78 @@ class _Collection:
             if LEFTOVER.fullmatch(entry.key):
                 self.result.young += [entry.key] if entry.modified >= self.horizon else []
                 self._unless(False, entry)
-        for fragment, objects in parts.items():
-            self._fragment(fragment, objects)
+        self._fragments(parts)
+        for entry in moments:
+            if entry.key in self.old_moments or entry.modified < self.horizon:
+                self._moments(entry)
         # Last: while they stand, a collection that was interrupted still knows what they named.
         # A commit goes after its mark, which alone would speak of a commit that was lost.
         for entry in sorted(commits, key=lambda entry: (entry.key[:16], entry.key.endswith(".json"))):
             self._remove(entry)
         self.result.versions = self.given_up
 
-    def _unless(self, needed: bool, entry: Entry, at_once: bool = False) -> None:
-        if not needed and (at_once or entry.modified < self.horizon):
+    def _unless(self, needed: bool, entry: Entry) -> None:
+        if not needed and entry.modified < self.horizon:
             self._remove(entry)
 
-    def _fragment(self, fragment: str, objects: list[Entry]) -> None:
-        forgotten = fragment in self.forgotten
-        if fragment in self.fragments:
-            return
+    def _moments(self, entry: Entry) -> None:
+        """A commit may come to the same moments and find them standing: it looks again after us, or we see it."""
+        data = self.location.read(entry.key)
+        self._remove(entry)
+        newest = latest(self.location) if self.result.deleted else None
+        if newest is not None and newest.moments is not None and newest.moments.key == entry.key:
+            self.location.create(entry.key, data)
+
+    def _fragments(self, parts: dict[str, list[Entry]]) -> None:
+        due = {fragment: objects for fragment, objects in parts.items() if self._is_due(fragment, objects)}
+        claimed = self._claimed(list(due)) if self.result.deleted else list(due)
+        for fragment in claimed:
+            claim = claim_key(fragment)
+            # The plan first, so that nobody trusts what is going; the claim last, so that nobody begins it anew
+            # meanwhile.
+            for entry in sorted(due[fragment], key=lambda entry: not entry.key.endswith("plan.json")):
+                if entry.key != claim:
+                    self._remove(entry)
+            self.result.fragments.append(fragment)
+            if self.result.deleted:
+                self.location.delete(claim)
+
+    def _is_due(self, fragment: str, objects: list[Entry]) -> bool:
         claim = claim_key(fragment)
         begun = any(entry.key == claim for entry in objects) and self.location.read(claim) == COLLECT
-        if max(entry.modified for entry in objects) >= self.horizon and not (forgotten or begun):
-            self.result.young.append(f"fragments/{fragment}")
-            return
-        if self.result.deleted and not self._claim(fragment):
-            return
-        # The plan first, so that nobody trusts what is going; the claim last, so that nobody begins it anew meanwhile.
-        for entry in sorted(objects, key=lambda entry: (entry.key == claim, not entry.key.endswith("plan.json"))):
-            if entry.key != claim:
-                self._remove(entry)
-        self.result.fragments.append(fragment)
-        if self.result.deleted:
-            self.location.delete(claim)
-
-    def _claim(self, fragment: str) -> bool:
-        """Whether the fragment is ours to remove: nobody commits it from now on, and nobody has."""
-        key = claim_key(fragment)
-        if self.location.exists(key) and self.location.read(key) == COMMIT:
-            self.location.delete(key)  # of a committer that died long ago, or of a version that was given up
-        if not self.location.create(key, COLLECT) and self.location.read(key) != COLLECT:
+        if fragment in self.fragments:
+            if begun and self.result.deleted:  # of a collection that was killed before it saw the commit
+                self.location.write(claim, COMMIT)
             return False
-        now = latest(self.location)
-        if now is None or all(entry.fragment != fragment for entry in now.fragments):
-            return True
-        self.location.delete(key)
-        self.location.create(key, COMMIT)
-        return False
+        if max(entry.modified for entry in objects) >= self.horizon and not (fragment in self.forgotten or begun):
+            self.result.young.append(f"fragments/{fragment}")
+            return False
+        return True
+
+    def _claimed(self, fragments: list[str]) -> list[str]:
+        """Those that are ours to remove: nobody commits them from now on, and nobody has."""
+        held, broken = [], False
+        for fragment in fragments:
+            key = claim_key(fragment)
+            standing = self.location.entry(key)
+            if standing is None or self.location.read(key) == COLLECT:
+                ours = self.location.create(key, COLLECT) or self.location.read(key) == COLLECT
+            else:  # of a committer that died long ago, if it did, or of a version that was given up
+                ours = fragment in self.forgotten or standing.modified < self.horizon
+                if ours:
+                    self.location.write(key, COLLECT)
+                    broken |= fragment not in self.forgotten  # those are withdrawn, and never committed again
+            if ours:
+                held.append(fragment)
+            else:
+                self.result.young.append(f"fragments/{fragment}")
+        if broken:
+            commit(self.location, [], again=True)
+        newest = latest(self.location)
+        shown = {entry.fragment for entry in newest.fragments} if newest else set()
+        for fragment in shown.intersection(held):
+            self.location.write(claim_key(fragment), COMMIT)
+        return [fragment for fragment in held if fragment not in shown]
 
     def _remove(self, entry: Entry) -> None:
         self.result.removed.append(entry.key)

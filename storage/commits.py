@@ -61,6 +61,7 @@ class Commit(Record):
     parent: str | None  # sha256 of the parent commit's bytes
     fingerprint: str
     fragments: tuple[CommittedFragment, ...]
+    withdrawn: tuple[str, ...] = ()  # fragments that were visible: retired as a whole, or replaced; none comes back
     moments: TrainingMoments | None
     objects: dict[str, ObjectRecord]
 

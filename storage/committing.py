@@ -27,7 +27,7 @@ from storage.commits import (
     visible_keys,
     visible_rows,
 )
-from storage.errors import DamagedObject, StorageError
+from storage.errors import DamagedObject, MissingObject, StorageError
 from storage.fragments import Receipt, read_array, read_moments, read_receipt, receipt_key
 from storage.locations import Location
 from storage.moments import Moments, merge, moments_of
@@ -45,13 +45,15 @@ def commit(
     *,
     drop: Collection[str] = (),
     keep_versions: int | None = None,
+    again: bool = False,
 ) -> Commit:
     """Make finished fragments visible on top of the newest commit; return the commit that shows them.
 
     retire: fragment -> rows that this commit and later ones no longer show. drop: fragments that it no longer names,
     whole or damaged. keep_versions: give up all versions but the newest so many, this one counted. Fragments that are
-    visible already, and rows that are retired already, are no change: with nothing else, the standing commit comes
-    back. Of two committers one wins and the other commits on top. Raises StorageError: an unfinished shard, another
+    or were visible already, and rows that are retired already, are no change: with nothing else, the standing commit
+    comes back. again: commit although nothing changes, so that whoever is committing begins anew and looks at the
+    claims. Of two committers one wins and the other commits on top. Raises StorageError: an unfinished shard, another
     fingerprint, an image that another fragment shows already, a fragment that is being collected.
     """
     root = read_root(location)
@@ -59,31 +61,36 @@ def commit(
     while True:
         parent = latest(location)
         if parent is not None:
-            _mark(location, parent.version)  # its committer may have been killed before it
+            mark(location, parent.version)  # its committer may have been killed before it
         standing = parent.fragments if parent else ()
         kept = [_retiring(location, entry, gone.get(entry.fragment)) for entry in standing]
         entries = [entry for entry in kept if entry is not None and entry.fragment not in drop]
         names = {entry.fragment for entry in standing}
-        new = [name for name in dict.fromkeys(fragment_ids) if name not in names]
+        withdrawn = {*(parent.withdrawn if parent else ()), *(names - {entry.fragment for entry in entries})}
+        new = [name for name in dict.fromkeys(fragment_ids) if name not in names | withdrawn]
         entries += [_carried(location, _entry(location, name, root.fingerprint_digest), standing) for name in new]
         keep = keep_versions or (parent.version if parent else 1) + 1
-        if parent is not None and tuple(entries) == standing and parent.version - keep < parent.oldest:
+        same = parent is not None and tuple(entries) == standing and parent.version - keep < parent.oldest
+        if parent is not None and same and not again:
             return parent
-        if parent is None and not new:
+        if parent is None and not new and not again:
             raise StorageError(f"{location.uri}: nothing to commit; encode first")
         _refuse_overlap(location, entries, new)
         version = parent.version + 1 if parent else 1
+        moments = _merged_moments(location, entries)
         proposal = Commit(
             version=version,
             oldest=max(parent.oldest if parent else 1, version - keep + 1),
             parent=_digest_of(location, parent.version) if parent else None,
             fingerprint=root.fingerprint_digest,
             fragments=tuple(entries),
-            moments=_training_moments(location, entries),
+            withdrawn=tuple(sorted(withdrawn)),
+            moments=_placed(location, moments),
             objects=_own_objects(location, root.field),
         )
         if location.create(commit_key(version), seal(proposal)):
-            _mark(location, version)
+            mark(location, version)
+            _placed(location, moments)  # gc may have taken what stood there before this commit named it
             return proposal
 
 
@@ -113,7 +120,8 @@ def _rows_shown(location: Location, split: str, keys: Collection[str]) -> dict[s
     return rows
 
 
-def _mark(location: Location, version: int) -> None:
+def mark(location: Location, version: int) -> None:
+    """Put the mark of a commit that stands, unless there is one."""
     if not location.exists(mark_key(version)):
         location.create(mark_key(version), _digest_of(location, version).encode())
 
@@ -186,11 +194,14 @@ def _own_objects(location: Location, field: str) -> dict[str, ObjectRecord]:
 
 def _entry(location: Location, fragment_id: str, fingerprint: str) -> CommittedFragment:
     """The fragment's entry, once every shard has its receipt and every object its length."""
-    plan = load_plan(location, fragment_id)
+    try:
+        plan = load_plan(location, fragment_id)
+    except MissingObject:
+        raise MissingObject(f"fragment {fragment_id}: has no plan; was it removed by gc? Plan it anew") from None
     if plan.fingerprint != fingerprint:
         raise StorageError(f"{location.uri}/{plan.path}: was planned for another fingerprint; encode it again")
     if not location.create(claim_key(plan.id), COMMIT) and location.read(claim_key(plan.id)) == COLLECT:
-        raise StorageError(f"{location.uri}/{plan.path}: is being removed by gc; run the same command again")
+        raise StorageError(f"{location.uri}/{plan.path}: is being removed by gc; let that end, then run this again")
     receipts = [_finished(location, plan, shard) for shard in range(plan.shards)]
     bad = sum(len(receipt.bad) for receipt in receipts)
     return CommittedFragment(
@@ -230,8 +241,8 @@ def _refuse_overlap(location: Location, entries: list[CommittedFragment], new: l
             seen |= mine
 
 
-def _training_moments(location: Location, entries: list[CommittedFragment]) -> TrainingMoments | None:
-    """Merged from the shards' own, in the order of fragments and shards; put under the digest of its bytes."""
+def _merged_moments(location: Location, entries: list[CommittedFragment]) -> Moments | None:
+    """Of the training split: merged from the shards' own, in the order of fragments and shards."""
     parts: list[Moments] = []
     shape = None
     for entry in (entry for entry in entries if entry.split == "train"):
@@ -240,15 +251,19 @@ def _training_moments(location: Location, entries: list[CommittedFragment]) -> T
             raise StorageError(f"fragment {plan.id}: latents {plan.latent_shape} beside others of shape {shape}")
         shape = plan.latent_shape
         parts += [_shard_moments(location, entry, plan, shard) for shard in live_shards(entry, plan)]
-    if shape is None:
+    return None if shape is None else merge(parts, shape)
+
+
+def _placed(location: Location, moments: Moments | None) -> TrainingMoments | None:
+    """Puts moments under the digest of their bytes."""
+    if moments is None:
         return None
-    merged = merge(parts, shape)
-    data = merged.to_bytes()
+    data = moments.to_bytes()
     key = f"moments/{hashlib.sha256(data).hexdigest()[:24]}.f8"
     if not location.create(key, data) and location.read(key) != data:
         location.delete(key)  # damaged: its name is the digest of what belongs there
         location.create(key, data)
-    return TrainingMoments(key=key, count=merged.count, latent_shape=shape, object=vouch(data))
+    return TrainingMoments(key=key, count=moments.count, latent_shape=moments.mean.shape, object=vouch(data))
 
 
 def merge_again(location: Location, key: str) -> None:
@@ -257,7 +272,7 @@ def merge_again(location: Location, key: str) -> None:
     if newest is None or newest.moments is None or newest.moments.key != key:
         return
     location.delete(key)
-    made = _training_moments(location, list(newest.fragments))
+    made = _placed(location, _merged_moments(location, list(newest.fragments)))
     if made is None or made.key != key:
         raise DamagedObject(f"{location.uri}/{key}: cannot be merged to the same bytes; restore it from a copy")
 

@@ -3,7 +3,6 @@
 Sources: scikit-learn's digits, a folder of class folders, torchvision sets, npz arrays.
 """
 
-import errno
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from storage.config import ImagesConfig
 from storage.decoding import ENDINGS, MAX_FILE_BYTES, BadImage, decode, fit
 from storage.errors import StorageError, TransientError
 from storage.image_arrays import ArraySource, read_digits, read_npz, read_torchvision
+from storage.local import sick_sector
 from storage.locations import Entry, LocalLocation, Location, open_location
 
 READ_THREADS = 4  # Pillow's decoders and the file system let go of the interpreter lock
@@ -289,12 +289,6 @@ def _first_resolution(location: Location, rows: dict[str, _Rows], channels: int,
     raise StorageError(f"{location.uri}: not one image there is readable; look at the files")
 
 
-def _sick_sector(location: Location, error: TransientError) -> bool:
-    """A local disk's I/O error, which is most often of this file alone."""
-    cause = error.__cause__
-    return isinstance(location, LocalLocation) and isinstance(cause, OSError) and cause.errno == errno.EIO
-
-
 def _folder_split(location: Location, rows: _Rows, resolution: int, channels: int, config: ImagesConfig) -> ImageSplit:
     def read_row(row: int) -> Picture:
         key, sha256, token = rows.origins[row], bytes(32), ""
@@ -317,7 +311,7 @@ def _folder_split(location: Location, rows: _Rows, resolution: int, channels: in
                 )
             return Picture(fit(image, resolution), "", sha256, token)
         except (BadImage, StorageError) as error:
-            if isinstance(error, TransientError) and not _sick_sector(location, error):
+            if isinstance(error, TransientError) and not sick_sector(location, error):
                 raise  # the whole place is away: that makes no image bad
             return Picture(None, str(error), sha256, token)
 

@@ -97,6 +97,12 @@ class LocalLocation(Location):
             raise kind(f"{name}: {error.strerror or error}; {_mend(error)}") from error
 
 
+def sick_sector(location: Location, error: StorageError) -> bool:
+    """Whether it is a local disk's I/O error, which is most often of that file alone."""
+    cause = error.__cause__
+    return isinstance(location, LocalLocation) and isinstance(cause, OSError) and cause.errno == errno.EIO
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """A pipe that somebody put in a file's place must not hold its reader for ever."""
     return os.open(path, flags | os.O_NONBLOCK)

@@ -195,7 +195,7 @@ def plan_fragment(
     }
     draft = Plan(id=digest(identity), objects={}, created_by=dict(versions or {}), **content)
     if location.exists(claim_key(draft.id)) and location.read(claim_key(draft.id)) == COLLECT:
-        raise StorageError(f"{location.uri}/{draft.path}: is being removed by gc; run the same command again")
+        raise StorageError(f"{location.uri}/{draft.path}: is being removed by gc; let that end, then run this again")
     if location.exists(f"{draft.path}/plan.json"):
         return load_plan(location, draft.id)
     objects = {rows_key(shard): table for shard, table in enumerate(tables)} | _documents(draft, quantizer)

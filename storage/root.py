@@ -28,6 +28,9 @@ class FieldRecord(Record):
     tensors: ObjectRecord
 
 
+FRAGMENTS = "fragments/zarr.json"  # of the group that holds them
+
+
 @dataclass(frozen=True)
 class Root:
     """The functaset's own attributes."""
@@ -57,6 +60,18 @@ def read_root(location: Location) -> Root:
     return root
 
 
+def check_fragments_group(location: Location) -> None:
+    """Raises DamagedObject or MissingObject unless the document by which plain zarr finds the fragments stands."""
+    document = read_json(location, FRAGMENTS)
+    if not isinstance(document, dict) or (document.get("zarr_format"), document.get("node_type")) != (3, "group"):
+        raise DamagedObject(f"{location.uri}/{FRAGMENTS}: is not a zarr group's; encode --repair puts it back")
+
+
+def put_fragments_group(location: Location) -> None:
+    """That document in place of whatever stands there."""
+    location.write(FRAGMENTS, new_group({}))
+
+
 def create_functaset(
     location: Location,
     fingerprint: dict[str, Any],
@@ -67,6 +82,7 @@ def create_functaset(
     """Make the functaset, or find that it stands. Raises StorageError naming the keys if it has another fingerprint."""
     fingerprint = json.loads(canonical(fingerprint))
     if location.exists("zarr.json"):
+        location.create(FRAGMENTS, new_group({}))  # nobody needs it but plain zarr readers that walk down from the root
         _same_fingerprint(location, read_root(location), fingerprint)
         return
     from safetensors.numpy import save
@@ -76,7 +92,7 @@ def create_functaset(
     described = FieldRecord(config=field_config, digest=field_digest, tensors=vouch(tensors))
     location.create(f"{stem}.safetensors", tensors)
     location.create(f"{stem}.json", seal(described))
-    location.create("fragments/zarr.json", new_group({}))
+    location.create(FRAGMENTS, new_group({}))
     # The root last: a functaset without its field does not exist.
     attributes = {
         "functaset": FORMAT,

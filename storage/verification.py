@@ -14,14 +14,16 @@ from storage.commits import (
     committed_receipt,
     live_shards,
     load_commit,
+    mark_key,
 )
 from storage.commits import versions as all_versions
 from storage.errors import StorageError, TransientError
 from storage.fragments import receipt_key
+from storage.local import sick_sector
 from storage.locations import Location
 from storage.plans import rows_key
 from storage.records import ObjectRecord, vouch
-from storage.root import read_root
+from storage.root import FRAGMENTS, check_fragments_group, read_root
 
 Found = TypeVar("Found")
 
@@ -37,7 +39,8 @@ class VerifyReport:
 def verify(location: Location, deep: bool = False) -> VerifyReport:
     """Check every object that the newest commit names: records wholly, data by length, or by sha256 if `deep`.
 
-    Damage is reported, not raised; StorageError only where there is no functaset or commit at all.
+    Damage is reported, not raised, and so is what a local disk cannot read any more. Raises StorageError where there
+    is no functaset or commit at all, TransientError where the place itself does not answer.
     """
     return _Verification(location, deep).run()
 
@@ -57,6 +60,8 @@ class _Verification:
         self._commits([version for version in versions if newest is None or version >= newest.oldest], newest)
         if newest is not None:
             self._guarded("zarr.json", lambda: read_root(self.location))
+            self.checked += 1
+            self._guarded(FRAGMENTS, lambda: check_fragments_group(self.location))
             for key, record in newest.objects.items():
                 self._object(key, record)
             if newest.moments:
@@ -71,11 +76,15 @@ class _Verification:
         for version in versions:
             self.checked += 1
             found = self._guarded(commit_key(version), partial(load_commit, self.location, version))
+            # The newest one's writer may have been killed before it; who commits on top makes sure of the older one's.
+            mark = mark_key(version)
+            if version < versions[-1] and self._guarded(mark, partial(self.location.exists, mark)) is False:
+                self.bad[mark] = "is missing"
             if found is None or found.parent is None or (newest is not None and version == newest.oldest):
                 continue
             before = commit_key(version - 1)
-            data = self.location.read(before) if self.location.exists(before) else b""
-            if hashlib.sha256(data).hexdigest() != found.parent:
+            data = self._guarded(before, partial(self.location.read, before))
+            if data is not None and hashlib.sha256(data).hexdigest() != found.parent:
                 self.bad.setdefault(before, "is missing, or not the one that the next commit was made on")
 
     def _fragment(self, entry: CommittedFragment) -> None:
@@ -98,6 +107,9 @@ class _Verification:
 
     def _object(self, key: str, record: ObjectRecord) -> None:
         self.checked += 1
+        self._guarded(key, partial(self._compare, key, record))
+
+    def _compare(self, key: str, record: ObjectRecord) -> None:
         size = self.location.size(key)
         if size is None:
             self.bad[key] = "is missing"
@@ -110,8 +122,8 @@ class _Verification:
         """What the check returns, or None with its complaint noted."""
         try:
             return check()
-        except TransientError:
-            raise  # a lost connection is no damage
         except StorageError as error:
+            if isinstance(error, TransientError) and not sick_sector(self.location, error):
+                raise  # a lost connection is no damage
             self.bad.setdefault(key, str(error).partition(": ")[2])
             return None

@@ -21,10 +21,9 @@ def finalise(job: EncodeJob, planned: Planned) -> dict[str, Any]:
     """
     for fragment, content in planned.contents.items():
         _check_content(job, fragment, content)
-    fragments = list(dict.fromkeys(group.fragment for group in planned.groups))
-    bad = [image for fragment in fragments for image in _bad_images(job, fragment)]
+    bad = [image for fragment in planned.fragments for image in _bad_images(job, fragment)]
     retire = {fragment: as_rows(ranges) for fragment, ranges in planned.retire.items()}
-    commit(open_location(job.functaset), fragments, retire, drop=planned.drop)
+    commit(open_location(job.functaset), planned.fragments, retire, drop=planned.drop)
     return {"info": Functaset.open(job.functaset).info(), "bad_inputs": bad}
 
 

@@ -79,7 +79,8 @@ def _encode_shard(
         sha256=batch.sha256,
         good=batch.good,
         reasons=batch.reasons,
-        max_clip_fraction=job.encode.quantization.max_clip_fraction,
+        # By a range that was good enough for the whole fragment; of a few of its rows more may lie outside.
+        max_clip_fraction=1.0 if plan.replaces else job.encode.quantization.max_clip_fraction,
         seconds=encoded - begun,
         versions=environment(loop),
     )

@@ -8,8 +8,7 @@ import torch
 from models.config import Config
 from models.inner import InnerLoop
 from storage.checkpoints import load_checkpoint
-from storage.commits import Ranges, as_ranges
-from storage.committing import merge_again
+from storage.commits import Ranges, as_ranges, latest
 from storage.config import ImagesConfig
 from storage.errors import StorageError
 from storage.images import Images, open_images
@@ -21,7 +20,7 @@ from tasks.config import EncodeConfig
 from tasks.encoding.environment import environment
 from tasks.encoding.planned import PlannedImages, SourceRows, of_split
 from tasks.encoding.ranges import choose_quantizer
-from tasks.encoding.repair import find_damage, other_images, shown_keys, wanted_rows
+from tasks.encoding.repair import find_damage, other_images, put_back, shown_keys, wanted_rows
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float, spread
@@ -40,6 +39,7 @@ class EncodeJob(Config):
     functaset: str  # URI
     device: str
     repair: bool = False  # encode damaged shards again, rather than what is not there yet
+    retire_lost: bool = False  # in a repair: give up the rows of images that are gone or changed
 
 
 class ShardGroup(Config):
@@ -55,6 +55,7 @@ class Planned(Config):
     """The work to map over, and what the commit that ends it does to fragments that stand."""
 
     groups: tuple[ShardGroup, ...]
+    fragments: tuple[str, ...]  # to be shown
     retire: dict[str, Ranges] = {}  # fragment -> rows
     drop: tuple[str, ...] = ()
     contents: dict[str, str] = {}  # fragment -> the content that it must come out with
@@ -86,34 +87,38 @@ def plan(job: EncodeJob) -> Planned:
         if len(images.split(split))
     ]
     location.preflight_write(bytes_left(location, plans))
-    return Planned(groups=tuple(group for each in plans for group in _groups(each, job.encode.group_shards)))
+    newest = latest(location)  # of what is, or was, shown no shard is looked at again
+    known = {*(entry.fragment for entry in newest.fragments), *newest.withdrawn} if newest else set()
+    return Planned(
+        groups=_groups([each for each in plans if each.id not in known], job.encode.group_shards),
+        fragments=tuple(each.id for each in plans),
+    )
 
 
 def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     """Each damaged fragment's rows in a fragment of their own, by the quantiser that it had."""
     location = open_location(job.functaset)
     damage = find_damage(location)
-    if not (damage.shards or damage.fragments):  # else the commit of the repair merges anew
-        for key in damage.moments:
-            merge_again(location, key)
+    put_back(location, damage)
     plans, contents = [], {}
     wanted = wanted_rows(location, damage)
     source = PlannedImages(job.images)
     for each in wanted:
         split = each.entry.split
-        if each.ids is None:
+        if each.rows is None:
             rows = of_split(images.split(split), shown_keys(location, split, damage))
             if len(rows.keys) != each.entry.rows + each.entry.bad:
                 raise other_images(each.entry.fragment)
         else:
-            rows = source.now(each.ids)
+            rows = source.again(each.rows, job.retire_lost)
         if rows.keys:
             quantizer = each.quantizer or _calibrated(job, images, loop)
             plans.append(_plan_rows(job, rows, split, quantizer, loop, each.entry.fragment))
             contents |= {plans[-1].id: each.content} if each.content else {}
     location.preflight_write(bytes_left(location, plans))
     return Planned(
-        groups=tuple(group for each in plans for group in _groups(each, job.encode.group_shards)),
+        groups=_groups(plans, job.encode.group_shards),
+        fragments=tuple(each.id for each in plans),
         retire={each.entry.fragment: as_ranges(each.retire) for each in wanted if each.retire},
         drop=tuple(sorted(damage.fragments)),
         contents=contents,
@@ -186,14 +191,14 @@ def _plan_rows(
     )
 
 
-def _groups(plan: Plan, size: int) -> list[ShardGroup]:
-    shards = range(plan.shards)
-    return [
+def _groups(plans: list[Plan], size: int) -> tuple[ShardGroup, ...]:
+    return tuple(
         ShardGroup(
             fragment=plan.id,
             split=plan.split,
-            shards=tuple(shards[i : i + size]),
-            images=sum(plan.shard_size(shard) for shard in shards[i : i + size]),
+            shards=tuple(range(start, min(start + size, plan.shards))),
+            images=sum(plan.shard_size(shard) for shard in range(start, min(start + size, plan.shards))),
         )
-        for i in range(0, len(shards), size)
-    ]
+        for plan in plans
+        for start in range(0, plan.shards, size)
+    )

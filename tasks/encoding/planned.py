@@ -1,6 +1,6 @@
 """The images of a plan, found again by their keys: what came, went or changed since then shifts no other row."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,8 @@ from storage.errors import StorageError
 from storage.images import ImageBatch, Images, ImageSplit, open_images
 from storage.plans import ShardRows, row_id
 
+READ_ROWS = 256  # images in memory at once while their digests are compared
+
 
 @dataclass(frozen=True)
 class SourceRows:
@@ -18,6 +20,14 @@ class SourceRows:
     keys: list[str]
     labels: np.ndarray
     tokens: list[str]
+
+
+@dataclass(frozen=True)
+class Former:
+    """What is still known of a row that was encoded: its key or "", and its image's sha256 or None."""
+
+    key: str
+    sha256: bytes | None
 
 
 class PlannedImages:
@@ -45,17 +55,36 @@ class PlannedImages:
                 _put(whole, here, self.images.split(name).read([self._places[rows.keys[p]][1] for p in here]))
         return whole
 
-    def now(self, ids: set[bytes]) -> SourceRows:
-        """The images of these ids as they are now, in any split. Raises StorageError where one is gone."""
-        keys = [key for key in self._places if row_id(key) in ids]
-        if len(keys) < len(ids):
+    def again(self, former: Mapping[bytes, Former], leave_lost: bool = False) -> SourceRows:
+        """The images of these ids, in any split, as far as they are the same bytes still.
+
+        Raises StorageError where one is gone or changed; with leave_lost they are left out.
+        """
+        found = {row_id(key): key for key in self._places}
+        here = {name: found[name] for name in former if name in found}
+        gone = [row.key or name.hex() for name, row in former.items() if name not in found]
+        changed = self._changed({key: sha256 for name, key in here.items() if (sha256 := former[name].sha256)})
+        if not leave_lost and (gone or changed):
+            fault = f"{len(gone)} are gone and {len(changed)} changed, such as {min([*gone, *changed])}"
             raise StorageError(
-                f"{len(ids) - len(keys)} of {len(ids)} images of damaged shards are no longer in the source; restore "
-                "them, or the damaged objects from a copy"
+                f"of {len(former)} images of damaged shards {fault}; restore them, or the damaged objects from a copy, "
+                "or give their rows up: --retire-lost"
             )
+        keys = [key for key in here.values() if key not in changed]
         places = [self._places[key] for key in keys]
         labels = np.array([self.images.split(name).labels[row] for name, row in places], np.int32)
         return SourceRows(keys, labels, [self.images.split(name).tokens[row] for name, row in places])
+
+    def _changed(self, sha256: Mapping[str, bytes]) -> set[str]:
+        """Keys of the images that are not these bytes any more, or cannot be read."""
+        changed = set()
+        for split in self.images.splits:
+            keys = [key for key in sha256 if self._places[key][0] == split]
+            for start in range(0, len(keys), READ_ROWS):
+                some = keys[start : start + READ_ROWS]
+                batch = self.images.split(split).read([self._places[key][1] for key in some])
+                changed |= {key for key, found in zip(some, batch.sha256, strict=True) if bytes(found) != sha256[key]}
+        return changed
 
 
 def of_split(split: ImageSplit, without: Container[str] = ()) -> SourceRows:

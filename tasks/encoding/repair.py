@@ -5,41 +5,61 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from storage.commits import CommittedFragment, committed_plan, latest, retired_rows, row_ids, visible_keys
+import numpy as np
+
+from storage.commits import (
+    CommittedFragment,
+    committed_plan,
+    committed_receipt,
+    latest,
+    retired_rows,
+    row_ids,
+    visible_keys,
+    visible_rows,
+)
+from storage.committing import mark, merge_again
 from storage.errors import StorageError
-from storage.fragments import Receipt, receipt_name, sum_of_contents
+from storage.fragments import Receipt, read_array, receipt_name, sum_of_contents
 from storage.locations import Location
-from storage.plans import Plan, load_quantizer
+from storage.plans import Plan, load_quantizer, plan_rows, row_id
 from storage.quantization import Quantizer
 from storage.records import read_vouched, unseal
+from storage.root import FRAGMENTS, put_fragments_group
 from storage.verification import verify
+from tasks.encoding.planned import Former
 
 OF_SHARD = re.compile(
     r"fragments/([0-9a-f]{24})/(?:(?:rows|receipts|moments)/(\d{6})\.|(?!quantization)\w+/c/(\d+)(?:/|$))"
 )
 OF_FRAGMENT = re.compile(r"fragments/([0-9a-f]{24})/")
 MOMENTS = re.compile(r"moments/[0-9a-f]{24}\.f8")
+MARK = re.compile(r"commits/(\d{8})\.sha256")
 
 
 @dataclass
 class Damage:
-    """What verify found: shards by fragment, fragments of which nothing can be trusted, merged moments."""
+    """What verify found: shards by fragment, fragments of which nothing can be trusted, and what follows from others.
+
+    That is merged moments, marks of older commits and the group of fragments.
+    """
 
     shards: dict[str, set[int]] = field(default_factory=dict)
     fragments: set[str] = field(default_factory=set)
     moments: list[str] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    group: bool = False
 
 
 @dataclass
 class Wanted:
-    """Rows of one damaged fragment to be encoded again, by the ids of their images' keys.
+    """Rows of one damaged fragment to be encoded again.
 
-    ids: None where the plan is lost: then it is all that the split does not show, and what comes out must have this
+    rows: None where the plan is lost: then it is all that the split does not show, and what comes out must have this
     content. quantizer: None where there is none, or it is damaged. retire: rows of the fragment.
     """
 
     entry: CommittedFragment
-    ids: set[bytes] | None
+    rows: dict[bytes, Former] | None  # by the ids of their images' keys
     quantizer: Quantizer | None
     retire: list[int]
     content: str = ""
@@ -55,9 +75,24 @@ def find_damage(location: Location) -> Damage:
             damage.fragments.add(match[1])
         elif MOMENTS.fullmatch(bad["path"]):
             damage.moments.append(bad["path"])
+        elif match := MARK.fullmatch(bad["path"]):
+            damage.marks.append(int(match[1]))
+        elif bad["path"] == FRAGMENTS:
+            damage.group = True
         else:
             raise StorageError(f"{location.uri}/{bad['path']}: {bad['fault']}; encoding again does not bring it back")
     return damage
+
+
+def put_back(location: Location, damage: Damage) -> None:
+    """What needs no image. Moments only where no shard is damaged: else the commit of the repair merges them anew."""
+    for version in damage.marks:
+        mark(location, version)
+    if damage.group:
+        put_fragments_group(location)
+    if not (damage.shards or damage.fragments):
+        for key in damage.moments:
+            merge_again(location, key)
 
 
 def wanted_rows(location: Location, damage: Damage) -> list[Wanted]:
@@ -87,7 +122,7 @@ def _of_fragment(location: Location, entry: CommittedFragment) -> Wanted:
     quantizer = None
     with suppress(StorageError):
         quantizer = load_quantizer(location, plan)
-    return Wanted(entry, _unretired(location, entry, plan, range(plan.shards)), quantizer, [])
+    return Wanted(entry, _former(location, entry, plan, range(plan.shards)), quantizer, [])
 
 
 def _content(location: Location, entry: CommittedFragment) -> str:
@@ -102,15 +137,23 @@ def _content(location: Location, entry: CommittedFragment) -> str:
 def _of_shards(location: Location, entry: CommittedFragment, shards: list[int]) -> Wanted:
     plan = committed_plan(location, entry)
     rows = [shard * plan.shard_rows + row for shard in shards for row in range(plan.shard_size(shard))]
-    return Wanted(entry, _unretired(location, entry, plan, shards), load_quantizer(location, plan), rows)
+    return Wanted(entry, _former(location, entry, plan, shards), load_quantizer(location, plan), rows)
 
 
-def _unretired(location: Location, entry: CommittedFragment, plan: Plan, shards: Iterable[int]) -> set[bytes]:
-    ids: set[bytes] = set()
+def _former(location: Location, entry: CommittedFragment, plan: Plan, shards: Iterable[int]) -> dict[bytes, Former]:
+    """The rows that readers saw, by their ids. Where the receipt is damaged it is not known which others were bad."""
+    rows: dict[bytes, Former] = {}
     for shard in shards:
-        named, retired = row_ids(location, entry, plan, shard), retired_rows(entry, plan, shard)
-        ids |= {name for name, gone in zip(named, retired, strict=True) if not gone}
-    return ids
+        ids, seen = row_ids(location, entry, plan, shard), ~retired_rows(entry, plan, shard)
+        keys, sha256 = {}, {}
+        with suppress(StorageError):
+            keys = {row_id(key): key for key in plan_rows(location, plan, shard).keys}
+        with suppress(StorageError):
+            receipt = committed_receipt(location, entry, plan, shard)
+            seen = visible_rows(entry, plan, receipt)
+            sha256 = dict(zip(ids, map(bytes, read_array(location, plan, receipt, "source_sha256")), strict=True))
+        rows |= {ids[row]: Former(keys.get(ids[row], ""), sha256.get(ids[row])) for row in np.flatnonzero(seen)}
+    return rows
 
 
 def shown_keys(location: Location, split: str, damage: Damage) -> set[str]:

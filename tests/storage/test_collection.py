@@ -1,7 +1,6 @@
 """Retiring, giving up, erasing: what goes is what must go, and nothing else."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.local import LocalLocation
 from storage.locations import Location
-from storage.plans import Plan, plan_fragment, plan_rows, row_id
+from storage.plans import plan_rows, row_id
 from storage.verification import verify
 from tests.storage.filled import fill, filled, latents_of, new_store, plan, tree, write
 
@@ -93,6 +92,17 @@ def test_of_a_shard_whose_rows_are_all_retired_nothing_is_read_any_more(tmp_path
     assert [e.split for e in Functaset.open(place).commit.fragments] == ["test"]
     with pytest.raises(StorageError, match="no rows of split 'train'"):
         Functaset.open(place).load("train")
+
+
+def test_a_fragment_that_was_shown_and_is_no_more_does_not_come_back(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    entry = Functaset.open(place).commit.fragments[0]
+    retire(place, "train", names(0, 20))
+    assert commit(place, [entry.fragment]).version == 2
+    collect(place, erase_retired=True, delete=True)
+    made = commit(place, [entry.fragment])
+    assert ([each.split for each in made.fragments], made.withdrawn) == (["test"], (entry.fragment,))
+    assert place.list(f"fragments/{entry.fragment}/") == []
 
 
 def test_gc_removes_what_was_abandoned_and_only_that(tmp_path: Path) -> None:
@@ -205,20 +215,6 @@ def test_erasing_that_was_interrupted_anywhere_goes_on(tmp_path: Path, deletions
     assert verify(place, deep=True).bad == []
 
 
-def test_a_fragment_that_gc_has_claimed_is_not_committed_and_not_begun_anew(tmp_path: Path) -> None:
-    place = filled(tmp_path / "s")
-    each = plan(place, n=2, first=50)
-    write(place, each, 0)
-    place.create(f"{each.path}/claim", b"collect")
-    with pytest.raises(StorageError, match="is being removed by gc; run the same command again"):
-        commit(place, [each.id])
-    with pytest.raises(StorageError, match="is being removed by gc"):
-        plan(place, n=2, first=50)
-    collect(place, now=later, delete=True)
-    fill(place, [plan(place, n=2, first=50)])
-    assert len(shown(place)) == 22
-
-
 def test_a_newest_commit_that_is_lost_or_forged_is_told(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     fill(place, [plan(place, n=5, first=20)])
@@ -233,65 +229,6 @@ def test_a_newest_commit_that_is_lost_or_forged_is_told(tmp_path: Path) -> None:
         Functaset.open(place)
     newest.write_bytes(data)
     assert len(shown(place)) == 25
-
-
-@dataclass(frozen=True)
-class Overtaken(LocalLocation):
-    """Somebody else acts before our first object of a kind is put."""
-
-    act: Callable[[], object] = lambda: None
-    at: str = ""
-    done: list[bool] = field(default_factory=list)
-
-    def create(self, key: str, data: bytes) -> bool:
-        if key.startswith(self.at) and not self.done:
-            self.done.append(True)
-            self.act()
-        return super().create(key, data)
-
-
-def test_an_image_retired_while_others_are_erased_stays_retired_and_is_erased(tmp_path: Path) -> None:
-    place = filled(tmp_path / "s")
-    retire(place, "train", ["train/00003"])
-    rival = Overtaken(place.uri, lambda: retire(place, "train", ["train/00007"]), "fragments/")
-    collect(rival, erase_retired=True, delete=True)
-    assert shown(place) == [key for key in names(0, 20) if key not in ("train/00003", "train/00007")]
-    left = b"".join(path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file())
-    assert b"train/00007" not in left
-    assert verify(place, deep=True).bad == []
-
-
-def test_an_image_retired_while_its_shard_is_repaired_stays_retired(tmp_path: Path) -> None:
-    place = filled(tmp_path / "s")
-    entry, each = Functaset.open(place).fragments[0]
-    keys = plan_rows(place, each, 0).keys
-    mended = plan_again(place, keys, each.id)
-    retire(place, "train", [keys[2]])
-    commit(place, [mended.id], {entry.fragment: range(8)})
-    assert shown(place) == sorted(set(names(0, 20)) - {keys[2]})
-    other = plan_again(place, keys[:2], each.id)
-    commit(place, [], {entry.fragment: range(20), mended.id: range(mended.rows)})
-    with pytest.raises(StorageError, match="the fragment that it replaces is no longer shown"):
-        commit(place, [other.id])
-
-
-def plan_again(place: Location, keys: list[str], replaces: str) -> Plan:
-    labels = np.array([int(key[-5:]) % 10 for key in keys], np.int32)
-    plan = plan_fragment(
-        place, split="train", keys=keys, labels=labels, tokens=keys, latent_shape=(2, 2, 8), shard_rows=8,
-        chunk_rows=4, quantizer=Functaset.open(place).quantizer(replaces), replaces=replaces,
-    )  # fmt: skip
-    for shard in range(plan.shards):
-        write(place, plan, shard)
-    return plan
-
-
-def test_retiring_holds_whatever_is_committed_meanwhile(tmp_path: Path) -> None:
-    place = filled(tmp_path / "s")
-    retire(place, "train", ["train/00001"])
-    rival = Overtaken(place.uri, lambda: collect(place, erase_retired=True, delete=True), "moments/")
-    retire(rival, "train", ["train/00002"])
-    assert shown(place) == names(0, 1) + names(3, 17)
 
 
 def test_a_collection_killed_between_a_commit_and_its_mark_goes_on(tmp_path: Path) -> None:

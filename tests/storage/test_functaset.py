@@ -1,9 +1,4 @@
 import json
-import subprocess
-import sys
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,6 @@ from storage.config import QuantizationConfig
 from storage.errors import StorageError
 from storage.fragments import create_functaset, load_plan, plan_fragment, plan_rows, read_receipt
 from storage.functaset import Functaset
-from storage.local import LocalLocation
 from storage.locations import open_location
 from storage.progress import status
 from storage.quantization import Quantizer, calibrate
@@ -282,61 +276,6 @@ def test_rows_that_were_bad_may_be_committed_by_a_later_fragment(home: Home) -> 
     assert sorted(Functaset.open(place).load("train").keys) == [f"train/{i:05d}" for i in range(4)]
 
 
-@dataclass(frozen=True)
-class Overtaken(LocalLocation):
-    """Somebody else commits between our look at the newest commit and our own."""
-
-    rival: str = ""
-
-    def create(self, key: str, data: bytes) -> bool:
-        if key.startswith("commits/"):
-            commit(open_location(self.uri), [self.rival])
-        return super().create(key, data)
-
-
-def test_of_two_committers_the_loser_commits_on_top(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
-    mine, theirs = plan(place, n=5), plan(place, n=5, first=5)
-    for each in (mine, theirs):
-        write(place, each, 0)
-    made = commit(Overtaken(place.uri, theirs.id), [mine.id])
-    assert made.version == 2
-    assert [entry.fragment for entry in made.fragments] == [theirs.id, mine.id]
-    assert len(Functaset.open(place).load("train")) == 10
-
-
-def test_committers_of_the_same_images_never_both_win(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
-    mine, theirs = plan(place, n=5), plan(place, n=5, first=3)
-    for each in (mine, theirs):
-        write(place, each, 0)
-    with pytest.raises(StorageError, match="visible already"):
-        commit(Overtaken(place.uri, theirs.id), [mine.id])
-    assert sorted(Functaset.open(place).load("train").keys)[0] == "train/00003"
-
-
-def test_many_committers_at_once_all_end_visible(home: Home) -> None:
-    place = new_store(home / "s")
-    plans = [plan(place, n=2, first=2 * i) for i in range(5)]
-    for each in plans:
-        write(place, each, 0)
-    barrier = threading.Barrier(len(plans))
-
-    def committer(fragment: str) -> None:
-        barrier.wait()
-        commit(place, [fragment])
-
-    threads = [threading.Thread(target=committer, args=(each.id,)) for each in plans]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    store = Functaset.open(place)
-    assert store.version == 5
-    assert sorted(store.load("train").keys) == [f"train/{i:05d}" for i in range(10)]
-    assert verify(place, deep=True).bad == []
-
-
 @pytest.mark.parametrize("bits", [8, 32])
 def test_moments_are_those_of_all_visible_training_latents(tmp_path: Path, bits: int) -> None:
     place = new_store(tmp_path / "s", {"bits": bits})
@@ -433,49 +372,3 @@ def test_epoch_orders_are_permutations_of_their_seed_and_epoch() -> None:
         assert sorted(order) == list(range(100))
     assert len({tuple(order) for order in orders}) == 4
     np.testing.assert_array_equal(epoch_order(100, 1, 0), orders[2])
-
-
-def test_a_writer_killed_at_many_points_leaves_nothing_that_the_next_one_trusts_wrongly(tmp_path: Path) -> None:
-    """Each time, the next writer ends with the bytes of an uninterrupted run. Every point: ... killed store DIR 1."""
-    command = [sys.executable, "-m", "tests.storage.killed", "store", str(tmp_path), "5"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[0]) >= 30
-
-
-def test_four_writers_of_one_fragment_killed_again_and_again_end_with_an_uninterrupted_runs_bytes(
-    tmp_path: Path,
-) -> None:
-    command = [sys.executable, "-m", "tests.storage.crowd", str(tmp_path), "50", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[0]) >= 50
-
-
-@dataclass(frozen=True)
-class Sleeper(LocalLocation):
-    """Sleeps before its first object is put, while another writes the whole shard."""
-
-    wake: Callable[[], None] = lambda: None
-    slept: list[bool] = field(default_factory=list)
-
-    def create(self, key: str, data: bytes) -> bool:
-        if "/c/" in key and not self.slept:
-            self.slept.append(True)
-            self.wake()
-        return super().create(key, data)
-
-
-def test_a_late_writer_that_wakes_after_its_shard_was_done_by_another_changes_no_byte(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
-    each = plan(place)
-    done: list[Any] = []
-
-    def another() -> None:
-        done.append(write(place, each, 1))
-        done.append(tree(tmp_path / "s"))
-
-    shifted = latents_of(plan_rows(place, each, 1).keys) + np.float32(0.1)
-    receipt = write(Sleeper(place.uri, another), each, 1, latents=shifted)
-    assert receipt == done[0]
-    assert tree(tmp_path / "s") == done[1]

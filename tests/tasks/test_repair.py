@@ -1,5 +1,8 @@
 """Repair: exactly the damaged shards are encoded again, under new names, and readers see what they saw before."""
 
+import errno
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,16 +12,15 @@ import pytest
 from storage.collection import collect
 from storage.commits import latest
 from storage.committing import retire
-from storage.config import ImagesConfig
 from storage.errors import StorageError
 from storage.functaset import Functaset
+from storage.local import LocalLocation
 from storage.locations import open_location
-from storage.plans import row_id
+from storage.plans import plan_rows
 from storage.verification import verify
 from tasks.encoding.finalise import finalise
 from tasks.encoding.group import encode_group
 from tasks.encoding.plan import EncodeJob, Planned, plan
-from tasks.encoding.planned import PlannedImages
 from tests.tasks.test_encoding import bytes_of, encode, job
 from tests.tasks.test_encoding import field as field
 
@@ -138,20 +140,97 @@ def test_a_lost_plan_is_replaced_by_the_same_images_only(field: Path, tmp_path: 
     assert verify(open_location(str(store)), deep=True).bad == []
 
 
-def test_a_repair_whose_images_are_gone_says_so(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 1), np.uint8)
+def test_images_that_are_gone_or_changed_end_a_repair_unless_their_rows_are_given_up(
+    field: Path, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 1), np.uint8)
+    labels = np.arange(60) % 4
 
     def write(n: int) -> None:
-        np.savez(tmp_path / "x.npz", images=pixels[:n], labels=np.arange(n) % 4)
+        np.savez(tmp_path / "x.npz", images=pixels[:n], labels=labels[:n])
 
-    write(40)
-    images = ImagesConfig(source="npz", location=str(tmp_path / "x.npz"))
-    source = PlannedImages(images)
-    keys = [key for split in ("train", "test") for key in source.images.split(split).keys]
-    assert sorted(source.now({row_id(key) for key in keys}).keys) == sorted(keys)
-    write(39)
-    with pytest.raises(StorageError, match="1 of 40 images of damaged shards are no longer in the source"):
-        PlannedImages(images).now({row_id(key) for key in keys})
+    write(60)
+    store = tmp_path / "s"
+    work, _ = job(
+        field,
+        store,
+        "images.source=npz",
+        f"images.location={tmp_path / 'x.npz'}",
+        "encode.quantization.max_clip_fraction=0.02",
+        "encode.shard_rows=16",
+        "encode.chunk_rows=16",
+    )
+    encode(work)
+    shown = by_key(store)
+    _, each = Functaset.open(str(store)).fragments[0]
+    inside = plan_rows(open_location(str(store)), each, 1)
+    flip(store / each.path / "z/c/1/0/0/0")
+    by_number = {int(re.findall(r"\d+", key)[-1]): key for key in inside.keys}
+    last, other = sorted(by_number)[-1], sorted(by_number)[0]
+    pixels[other] ^= 1
+    write(last)
+    lost = [key for number, key in by_number.items() if number == other or number >= last]
+    before = bytes_of(store)
+    with pytest.raises(StorageError, match=rf"{len(lost) - 1} are gone and 1 changed, such as .*: --retire-lost$"):
+        repair(work)
+    assert bytes_of(store) == before
+    repair(work.model_copy(update={"retire_lost": True}))
+    assert by_key(store) == {key: code for key, code in shown.items() if key not in lost}
+    assert verify(open_location(str(store)), deep=True).bad == []
+
+
+def test_what_a_disk_cannot_read_any_more_is_damage_and_is_encoded_again(
+    field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    shown = by_key(store)
+    sick = f"{Functaset.open(str(store)).fragments[0][1].path}/z/c/1/0/0/0"
+    read = LocalLocation.read
+
+    def failing(self: LocalLocation, key: str, limit: int | None = None) -> bytes:
+        with self._told(key):
+            if key == sick:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(self, key, limit)
+
+    monkeypatch.setattr(LocalLocation, "read", failing)
+    (bad,) = verify(open_location(str(store)), deep=True).bad
+    assert bad["path"] == sick
+    assert "Input/output error" in bad["fault"]
+    repair(work)
+    assert by_key(store) == shown
+    assert verify(open_location(str(store)), deep=True).bad == []
+
+
+@pytest.mark.parametrize("what", ["commits/00000001.sha256", "fragments/zarr.json"])
+@pytest.mark.parametrize("how", ["missing", "altered"])
+def test_what_only_follows_from_the_rest_is_put_back(field: Path, tmp_path: Path, what: str, how: str) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys[:3])
+    before = bytes_of(store)
+    (store / what).unlink()
+    if how == "altered":
+        (store / what).write_text("{}")
+    bad = [each["path"] for each in verify(open_location(str(store))).bad]
+    if (what, how) == ("commits/00000001.sha256", "altered"):  # who can tell which of the two it was?
+        assert bad == ["commits/00000001.json"]
+        return
+    assert bad == [what]
+    assert repair(work).groups == ()
+    assert bytes_of(store) == before
+
+
+def test_a_fragment_that_was_retired_as_a_whole_is_not_encoded_again(field: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys)
+    before = bytes_of(store)
+    assert plan(work).groups == ()
+    encode(work)
+    assert bytes_of(store) == before
+    assert Functaset.open(str(store)).rows("train") == 0
 
 
 def test_merged_moments_are_merged_again(field: Path, tmp_path: Path) -> None:
