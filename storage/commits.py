@@ -16,10 +16,9 @@ from pydantic import Field, model_validator
 from storage.errors import DamagedObject, MissingObject, StorageError
 from storage.fragments import Receipt, read_array, read_receipt, receipt_key
 from storage.locations import MAX_JSON_BYTES, Location
-from storage.plans import Plan, plan_rows, row_id
+from storage.plans import Name, Plan, plan_rows, row_id
 from storage.records import FORMAT, ObjectRecord, Record, read_vouched, unseal
 
-AUGMENTATION = 0  # the only one so far; every row carries its number
 MARK_BYTES = 100
 Ranges = tuple[tuple[int, int], ...]  # (start, stop), sorted and apart
 
@@ -148,13 +147,14 @@ def retired_rows(entry: CommittedFragment, plan: Plan, shard: int) -> np.ndarray
     return retired
 
 
-def row_ids(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> list[bytes]:
-    """Ids of a shard's rows, from its table of keys or, where that is damaged, from the column of ids."""
+def row_names(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> list[Name]:
+    """Names of a shard's rows, from its table of keys or, where that is damaged, from the columns."""
     try:
-        return [row_id(key) for key in plan_rows(location, plan, shard).keys]
+        return plan_rows(location, plan, shard).names
     except StorageError:
-        column = read_array(location, plan, committed_receipt(location, entry, plan, shard), "id")
-        return [bytes(row) for row in column]
+        receipt = committed_receipt(location, entry, plan, shard)
+        ids, numbers = (read_array(location, plan, receipt, name) for name in ("id", "augmentation"))
+        return [(bytes(row), int(number)) for row, number in zip(ids, numbers, strict=True)]
 
 
 def visible_rows(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.ndarray:
@@ -166,18 +166,18 @@ def visible_rows(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.n
 
 def visible_keys(
     location: Location, entry: CommittedFragment, plan: Plan, without: Container[int] = ()
-) -> Iterator[tuple[int, str]]:
-    """(row within the fragment, key) of every row that readers see, `without` some shards."""
+) -> Iterator[tuple[int, str, int]]:
+    """(row within the fragment, key, augmentation) of every row that readers see, `without` some shards."""
     for shard in (shard for shard in live_shards(entry, plan) if shard not in without):
         visible = visible_rows(entry, plan, committed_receipt(location, entry, plan, shard))
-        for row, key in enumerate(plan_rows(location, plan, shard).keys):
-            if visible[row]:
-                yield shard * plan.shard_rows + row, key
+        table = plan_rows(location, plan, shard)
+        for row in np.flatnonzero(visible):
+            yield shard * plan.shard_rows + int(row), table.keys[row], int(table.augmentations[row])
 
 
-def visible_ids(location: Location, entry: CommittedFragment, plan: Plan) -> dict[tuple[bytes, int], str]:
-    """(id, augmentation) -> key of every row that readers see of this fragment."""
-    return {(row_id(key), AUGMENTATION): key for _, key in visible_keys(location, entry, plan)}
+def visible_names(location: Location, entry: CommittedFragment, plan: Plan) -> dict[Name, str]:
+    """Name -> key of every row that readers see of this fragment."""
+    return {(row_id(key), number): key for _, key, number in visible_keys(location, entry, plan)}
 
 
 def as_ranges(rows: Iterable[int]) -> Ranges:

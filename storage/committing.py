@@ -22,16 +22,16 @@ from storage.commits import (
     live_shards,
     mark_key,
     retired_rows,
-    row_ids,
-    visible_ids,
+    row_names,
     visible_keys,
+    visible_names,
     visible_rows,
 )
 from storage.errors import DamagedObject, MissingObject, StorageError
 from storage.fragments import Receipt, read_array, read_moments, read_receipt, receipt_key
 from storage.locations import Location
 from storage.moments import Moments, merge, moments_of
-from storage.plans import COLLECT, Plan, claim_key, load_plan, load_quantizer, plan_rows, row_id
+from storage.plans import COLLECT, Name, Plan, claim_key, load_plan, load_quantizer, plan_rows
 from storage.records import ObjectRecord, seal, vouch
 from storage.root import read_root
 
@@ -116,7 +116,7 @@ def _rows_shown(location: Location, split: str, keys: Collection[str]) -> dict[s
     for entry in newest.fragments if newest else ():
         if entry.split == split:
             shown = visible_keys(location, entry, committed_plan(location, entry))
-            rows[entry.fragment] = {row: key for row, key in shown if key in keys}
+            rows[entry.fragment] = {row: key for row, key, _ in shown if key in keys}
     return rows
 
 
@@ -167,24 +167,24 @@ def _carried(location: Location, entry: CommittedFragment, standing: Sequence[Co
         )
     if not replaced.retired:
         return entry
-    gone = _retired_ids(location, replaced)
-    keys = [key for shard in range(plan.shards) for key in plan_rows(location, plan, shard).keys]
-    rows = {row for row, key in enumerate(keys) if row_id(key) in gone}
+    gone = _retired_names(location, replaced)
+    names = [name for shard in range(plan.shards) for name in plan_rows(location, plan, shard).names]
+    rows = {row for row, name in enumerate(names) if name in gone}
     return _retiring(location, entry, rows) or entry.model_copy(
         update={"retired": ((0, plan.rows),), "rows": 0, "bad": 0}
     )
 
 
-def _retired_ids(location: Location, entry: CommittedFragment) -> set[bytes]:
-    """Of the images that the fragment no longer shows."""
+def _retired_names(location: Location, entry: CommittedFragment) -> set[Name]:
+    """Of the rows that the fragment no longer shows."""
     plan = committed_plan(location, entry)
-    ids: set[bytes] = set()
+    names: set[Name] = set()
     for shard in range(plan.shards):
         retired = retired_rows(entry, plan, shard)
         if retired.any():
-            named = row_ids(location, entry, plan, shard)
-            ids |= {name for name, is_gone in zip(named, retired, strict=True) if is_gone}
-    return ids
+            named = row_names(location, entry, plan, shard)
+            names |= {name for name, is_gone in zip(named, retired, strict=True) if is_gone}
+    return names
 
 
 def _own_objects(location: Location, field: str) -> dict[str, ObjectRecord]:
@@ -226,12 +226,12 @@ def _finished(location: Location, plan: Plan, shard: int) -> Receipt:
 def _refuse_overlap(location: Location, entries: list[CommittedFragment], new: list[str]) -> None:
     """No (split, id, augmentation) is ever visible twice."""
     for split in {entry.split for entry in entries if entry.fragment in new}:
-        seen: dict[tuple[bytes, int], str] = {}
+        seen: dict[Name, str] = {}
         of_split = [entry for entry in entries if entry.split == split]
         if len(of_split) < 2:
             continue
         for entry in of_split:
-            mine = visible_ids(location, entry, committed_plan(location, entry))
+            mine = visible_names(location, entry, committed_plan(location, entry))
             twice = seen.keys() & mine.keys()
             if twice:
                 raise StorageError(

@@ -240,7 +240,7 @@ def _prepare(
         "psnr": np.where(visible, psnr, np.nan).astype(np.float32),  # NaN is what marks a bad row in the objects
         "label": rows.labels,
         "id": np.frombuffer(b"".join(row_id(key) for key in rows.keys), np.uint8).reshape(-1, 16),
-        "augmentation": np.zeros(len(rows.keys), np.int32),
+        "augmentation": rows.augmentations,
         "source_sha256": np.asarray(sha256, np.uint8),
         "z": z,
     }

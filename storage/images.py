@@ -7,7 +7,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +21,10 @@ from storage.image_arrays import ArraySource, read_digits, read_npz, read_torchv
 from storage.local import sick_sector
 from storage.locations import Entry, LocalLocation, Location, open_location
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+View = Callable[["Image.Image"], np.ndarray]  # of a decoded image: uint8 [H, W, C]
 READ_THREADS = 4  # Pillow's decoders and the file system let go of the interpreter lock
 
 
@@ -37,9 +44,9 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Picture:
-    """One row: pixels uint8 [H, W, C] or None with the reason, sha256 of the input bytes, token when it was read."""
+    """One image: each view's pixels uint8 [H, W, C], or None with the reason; sha256 of the input bytes, its token."""
 
-    pixels: np.ndarray | None
+    pixels: list[np.ndarray] | None
     reason: str
     sha256: bytes
     token: str
@@ -53,7 +60,7 @@ class ImageSplit:
     labels: np.ndarray
     tokens: list[str]
     shape: tuple[int, int, int]
-    read_row: Callable[[int], Picture]
+    read_row: Callable[[int, Sequence[View | None]], Picture]
     threads: int = 1
     source: np.ndarray | None = None  # uint8 [n, h, w, C], where the source is an array that is in memory anyway
 
@@ -65,26 +72,34 @@ class ImageSplit:
         """All rows as uint8 [n, H, W, C] where the source holds them as they are; None where they must be read."""
         return self.source if self.source is not None and self.source.shape[1:] == self.shape else None
 
-    def read(self, rows: np.ndarray | Sequence[int]) -> ImageBatch:
-        """The rows, in the order asked for. An unreadable one is bad with its reason; nothing shifts."""
-        wanted = [int(row) for row in rows]
-        if self.threads > 1 and len(wanted) > 1:
+    def read(self, rows: np.ndarray | Sequence[int], views: Sequence[View | None] | None = None) -> ImageBatch:
+        """The rows, in the order asked for. An unreadable one is bad with its reason; nothing shifts.
+
+        views: what makes each row's pixels of the decoded image; None is the image as it is. Of rows side by side that
+        are the same image, the image is read once.
+        """
+        wanted = [(int(row), None if views is None else views[place]) for place, row in enumerate(rows)]
+        runs = [(row, [view for _, view in run]) for row, run in groupby(wanted, itemgetter(0))]
+        if self.threads > 1 and len(runs) > 1:
             with ThreadPoolExecutor(self.threads) as pool:
-                pictures = list(pool.map(self.read_row, wanted))
+                pictures = list(pool.map(lambda run: self.read_row(*run), runs))
         else:
-            pictures = [self.read_row(row) for row in wanted]
+            pictures = [self.read_row(*run) for run in runs]
         images = np.zeros((len(wanted), *self.shape), np.uint8)
         good = np.zeros(len(wanted), bool)
         sha256 = np.zeros((len(wanted), 32), np.uint8)
-        reasons = {}
-        for position, picture in enumerate(pictures):
-            sha256[position] = np.frombuffer(picture.sha256, np.uint8)
+        reasons: dict[int, str] = {}
+        tokens: list[str] = []
+        for (_, of_run), picture in zip(runs, pictures, strict=True):
+            places = slice(len(tokens), len(tokens) + len(of_run))
+            sha256[places] = np.frombuffer(picture.sha256, np.uint8)
             if picture.pixels is None:
-                reasons[position] = picture.reason
+                reasons |= dict.fromkeys(range(places.start, places.stop), picture.reason)
             else:
-                images[position] = picture.pixels
-                good[position] = True
-        return ImageBatch(images, good, reasons, sha256, [picture.token for picture in pictures])
+                images[places] = picture.pixels
+                good[places] = True
+            tokens += [picture.token] * len(of_run)
+        return ImageBatch(images, good, reasons, sha256, tokens)
 
 
 @dataclass(frozen=True)
@@ -201,15 +216,15 @@ def _from_arrays(config: ImagesConfig, sources: dict[str, ArraySource]) -> Image
 def _array_split(rows: _Rows, images: np.ndarray, resolution: int, channels: int) -> ImageSplit:
     as_they_are = images.shape[1:] == (resolution, resolution, channels)
 
-    def read_row(row: int) -> Picture:
+    def read_row(row: int, views: Sequence[View | None] = (None,)) -> Picture:
         from PIL import Image
 
         raw = images[row]  # [H, W, C]
         sha256 = hashlib.sha256(raw.tobytes()).digest()
-        if as_they_are:
-            return Picture(raw, "", sha256, rows.tokens[row])
+        if as_they_are and not any(views):
+            return Picture([raw] * len(views), "", sha256, rows.tokens[row])
         picture = Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
-        pixels = fit(picture.convert("L" if channels == 1 else "RGB"), resolution)
+        pixels = _seen(picture.convert("L" if channels == 1 else "RGB"), resolution, views)
         return Picture(pixels, "", sha256, rows.tokens[row])
 
     shape = (resolution, resolution, channels)
@@ -289,8 +304,12 @@ def _first_resolution(location: Location, rows: dict[str, _Rows], channels: int,
     raise StorageError(f"{location.uri}: not one image there is readable; look at the files")
 
 
+def _seen(image: "Image.Image", resolution: int, views: Sequence[View | None]) -> list[np.ndarray]:
+    return [fit(image, resolution) if view is None else view(image) for view in views]
+
+
 def _folder_split(location: Location, rows: _Rows, resolution: int, channels: int, config: ImagesConfig) -> ImageSplit:
-    def read_row(row: int) -> Picture:
+    def read_row(row: int, views: Sequence[View | None] = (None,)) -> Picture:
         key, sha256, token = rows.origins[row], bytes(32), ""
         try:
             entry = location.entry(key)
@@ -309,7 +328,7 @@ def _folder_split(location: Location, rows: _Rows, resolution: int, channels: in
                     f"{image.width}x{image.height} pixels where the first image has {resolution}x{resolution}; "
                     "set images.resolution"
                 )
-            return Picture(fit(image, resolution), "", sha256, token)
+            return Picture(_seen(image, resolution, views), "", sha256, token)
         except (BadImage, StorageError) as error:
             if isinstance(error, TransientError) and not sick_sector(location, error):
                 raise  # the whole place is away: that makes no image bad

@@ -27,6 +27,7 @@ from storage.root import read_root
 
 SPLITS = ("train", "test")
 FLOATS = ("low", "step")
+Name = tuple[bytes, int]  # a row's: its image's id and the number of the augmentation
 COLLECT = b"collect"  # the claim on a fragment that is being removed
 CODED_CHUNK = 1 << 15  # numbers; of smaller chunks the headers and checksums would cost 0.05 bits a number and more
 
@@ -89,12 +90,22 @@ class Plan(Record):
 
 @dataclass(frozen=True)
 class ShardRows:
-    """One shard's rows in their order: keys, labels int32 [n], tokens, and their rows int64 [n] in what was planned."""
+    """One shard's rows in their order.
+
+    keys and tokens of the images, labels int32 [n], their rows int64 [n] in what was planned, and augmentations int32
+    [n]: 0 is the image as it is.
+    """
 
     keys: list[str]
     labels: np.ndarray
     tokens: list[str]
     rows: np.ndarray
+    augmentations: np.ndarray
+
+    @property
+    def names(self) -> list["Name"]:
+        """What tells the rows of a split apart."""
+        return [(row_id(key), int(number)) for key, number in zip(self.keys, self.augmentations, strict=True)]
 
 
 def rows_key(shard: int) -> str:
@@ -155,6 +166,7 @@ def plan_fragment(
     shard_rows: int,
     chunk_rows: int,
     quantizer: Quantizer | None,
+    augmentations: np.ndarray | None = None,
     codec: Literal["zstd", "exact"] = "zstd",
     replaces: str = "",
     versions: Mapping[str, str] | None = None,
@@ -162,15 +174,17 @@ def plan_fragment(
     """Decide a fragment of one split and write its plan; the same rows in the same functaset give the same plan.
 
     Rows are stored in the order of their ids, which is as good as random: a reader's shuffle buffer then mixes
-    classes. ShardRows.rows says which of the given rows each is. `shard_rows` and `chunk_rows` are upper bounds:
-    shards are made equally long, so that no padding is stored; but a chunk of codes holds CODED_CHUNK numbers if its
-    shard does. Raises StorageError.
+    classes; an image's augmentations lie side by side. ShardRows.rows says which of the given rows each is.
+    `augmentations` int [n] are all 0 if left out. `shard_rows` and `chunk_rows` are upper bounds: shards are made
+    equally long, so that no padding is stored; but a chunk of codes holds CODED_CHUNK numbers if its shard does.
+    Raises StorageError.
     """
-    if len(keys) == 0 or not len(keys) == len(labels) == len(tokens) or len(set(keys)) != len(keys):
+    numbers = np.zeros(len(keys), np.int32) if augmentations is None else np.asarray(augmentations, np.int32)
+    names = [(row_id(key), int(number)) for key, number in zip(keys, numbers, strict=True)]
+    if len(keys) == 0 or not len(keys) == len(labels) == len(tokens) or len(set(names)) != len(names):
         raise StorageError(f"plan of split '{split}': needs unique keys, each with label and token, and one at least")
     root = read_root(location)
-    ids = [row_id(key) for key in keys]
-    order = np.array(sorted(range(len(keys)), key=lambda row: ids[row]))
+    order = np.array(sorted(range(len(keys)), key=lambda row: names[row]))
     shard_rows, chunk_rows = _balanced(len(keys), shard_rows, chunk_rows)
     if quantizer is not None:
         chunk_rows = _coarser(shard_rows, chunk_rows, int(np.prod(latent_shape)))
@@ -186,7 +200,7 @@ def plan_fragment(
         "fingerprint": root.fingerprint_digest,
         "replaces": replaces,
     }
-    tables = _tables(keys, labels, tokens, order, shard_rows)
+    tables = _tables(keys, labels, tokens, numbers, order, shard_rows)
     ranges = {name: getattr(quantizer, name).tobytes().hex() for name in FLOATS} if quantizer else {}
     identity = {key: value for key, value in content.items() if key != "quantization"} | {
         "bits": quantizer.bits if quantizer else 32,
@@ -233,7 +247,12 @@ def _summary(quantizer: Quantizer | None, latent_shape: tuple[int, int, int]) ->
 
 
 def _tables(
-    keys: Sequence[str], labels: np.ndarray, tokens: Sequence[str], order: np.ndarray, shard_rows: int
+    keys: Sequence[str],
+    labels: np.ndarray,
+    tokens: Sequence[str],
+    augmentations: np.ndarray,
+    order: np.ndarray,
+    shard_rows: int,
 ) -> list[bytes]:
     tables = []
     for start in range(0, len(order), shard_rows):
@@ -244,6 +263,8 @@ def _tables(
             "tokens": [tokens[row] for row in rows],
             "rows": rows,
         }
+        if augmentations.any():
+            table["augmentations"] = [int(augmentations[row]) for row in rows]
         tables.append(canonical(table))
     return tables
 
@@ -295,9 +316,14 @@ def plan_rows(location: Location, plan: Plan, shard: int) -> ShardRows:
     key = rows_key(shard)
     table = json.loads(plan_object(location, plan, key))
     rows = ShardRows(
-        table["keys"], np.array(table["labels"], np.int32), table["tokens"], np.array(table["rows"], np.int64)
+        table["keys"],
+        np.array(table["labels"], np.int32),
+        table["tokens"],
+        np.array(table["rows"], np.int64),
+        np.array(table.get("augmentations", [0] * size), np.int32),
     )
-    if not len(rows.keys) == len(rows.labels) == len(rows.tokens) == len(rows.rows) == size:
+    columns = (rows.keys, rows.labels, rows.tokens, rows.rows, rows.augmentations)
+    if any(len(column) != size for column in columns):
         raise DamagedObject(f"{location.uri}/{plan.path}/{key}: has another number of rows than the plan says")
     return rows
 

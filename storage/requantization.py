@@ -13,14 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from storage.commits import AUGMENTATION, Commit, committed_receipt, latest, live_shards, visible_rows
+from storage.commits import Commit, committed_receipt, latest, live_shards, visible_rows
 from storage.committing import commit
 from storage.config import QuantizationConfig
 from storage.errors import DamagedObject, StorageError
 from storage.fragments import read_array, read_receipt, write_shard
 from storage.functaset import Functaset
 from storage.locations import Location
-from storage.plans import Plan, create_functaset, load_plan, load_quantizer, plan_fragment, plan_rows
+from storage.plans import (
+    Name,
+    Plan,
+    ShardRows,
+    create_functaset,
+    load_plan,
+    load_quantizer,
+    plan_fragment,
+    plan_rows,
+    row_id,
+)
 from storage.quantization import Quantizer, calibrate
 from storage.room import bytes_left
 
@@ -35,6 +45,11 @@ class _Rows:
     keys: list[str]
     labels: np.ndarray  # int32 [n]
     tokens: list[str]
+    augmentations: np.ndarray  # int32 [n]
+
+    @property
+    def names(self) -> list[Name]:
+        return [(row_id(key), int(number)) for key, number in zip(self.keys, self.augmentations, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,7 @@ def _plan(
     return plan_fragment(
         destination, split=split, keys=rows.keys, labels=rows.labels, tokens=rows.tokens,
         latent_shape=source.latent_shape, shard_rows=like.shard_rows, chunk_rows=like.chunk_rows, quantizer=quantizer,
-        codec=config.codec, versions=_versions(),
+        augmentations=rows.augmentations, codec=config.codec, versions=_versions(),
     )  # fmt: skip
 
 
@@ -147,7 +162,7 @@ def _write(destination: Location, plan: Plan, shard: int, reader: "_Reader", max
         return
     begun = time.monotonic()
     planned = plan_rows(destination, plan, shard)
-    latents, psnr, sha256 = reader.gather(plan.split, planned.keys)
+    latents, psnr, sha256 = reader.gather(plan.split, planned)
     write_shard(
         destination, plan, shard, latents=latents, labels=planned.labels, psnr=psnr, sha256=sha256,
         good=np.ones(len(latents), bool), reasons={}, max_clip_fraction=max_clip_fraction,
@@ -171,7 +186,7 @@ class _Reader:
         ]
         self.visible = [np.flatnonzero(visible_rows(entry, plan, receipt)) for entry, plan, receipt in self.shards]
         self.sample = self._sample("train" if source.rows("train") else "test")
-        self._numbers: dict[str, dict[str, int]] = {}
+        self._numbers: dict[str, dict[Name, int]] = {}
         self._places: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._kept: dict[str, tuple[int, _Block]] = {}
 
@@ -196,26 +211,28 @@ class _Reader:
         """All visible rows of a split, in the order of shards."""
         keys: list[str] = []
         tokens: list[str] = []
-        labels = []
+        labels, augmentations = [], []
         for i in self._of(split):
             table = plan_rows(self.location, self.shards[i][1], self.shards[i][2].shard)
             keys += [table.keys[row] for row in self.visible[i]]
             tokens += [table.tokens[row] for row in self.visible[i]]
             labels.append(table.labels[self.visible[i]])
-        return _Rows(keys, np.concatenate(labels), tokens)
+            augmentations.append(table.augmentations[self.visible[i]])
+        return _Rows(keys, np.concatenate(labels), tokens, np.concatenate(augmentations))
 
-    def gather(self, split: str, keys: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images of `rows(split)` by key -> latents float32 [n, s, s, c], PSNR [n], sha256 uint8 [n, 32].
+    def gather(self, split: str, planned: ShardRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same of `rows(split)` -> latents float32 [n, s, s, c], PSNR [n], sha256 uint8 [n, 32].
 
-        By key: the source may have been repaired or erased from since it was planned, which moves its rows.
+        By name: the source may have been repaired or erased from since it was planned, which moves its rows.
         """
         if split not in self._numbers:
-            self._numbers[split] = {key: number for number, key in enumerate(self.rows(split).keys)}
+            self._numbers[split] = {name: number for number, name in enumerate(self.rows(split).names)}
         known = self._numbers[split]
-        gone = [key for key in keys if key not in known]
+        names = planned.names
+        gone = [key for key, name in zip(planned.keys, names, strict=True) if name not in known]
         if gone:
             raise StorageError(f"{self.location.uri}: shows '{gone[0]}' no longer; quantise into an empty place")
-        rows = np.array([known[key] for key in keys])
+        rows = np.array([known[name] for name in names])
         if split not in self._places:
             mine = self._of(split)
             numbers = np.concatenate([np.full(len(self.visible[i]), i) for i in mine])
@@ -240,14 +257,11 @@ class _Reader:
         kept = self._kept.get(entry.fragment)
         if kept is not None and kept[0] == index:
             return kept[1]
-        z, psnr, sha256, augmentation = (
-            read_array(self.location, plan, receipt, name) for name in ("z", "psnr", "source_sha256", "augmentation")
-        )
+        z, psnr, sha256 = (read_array(self.location, plan, receipt, name) for name in ("z", "psnr", "source_sha256"))
         quantizer = load_quantizer(self.location, plan)
         latents = quantizer.decode(z) if quantizer else z
         seen = self.visible[index]
-        finite = np.isfinite(latents[seen]).all() and not np.isnan(psnr[seen]).any()
-        if not finite or (augmentation[seen] != AUGMENTATION).any():
+        if not np.isfinite(latents[seen]).all() or np.isnan(psnr[seen]).any():
             raise DamagedObject(f"fragment {plan.id}, shard {receipt.shard}: visible rows are not whole; restore them")
         self._kept[entry.fragment] = index, _Block(latents, psnr, sha256)
         return self._kept[entry.fragment][1]

@@ -22,6 +22,7 @@ def rewrite(location: Location, entry: CommittedFragment, plan: Plan) -> Plan:
         keys=[key for table, kept in tables for key, keep in zip(table.keys, kept, strict=True) if keep],
         labels=np.concatenate([table.labels[kept] for table, kept in tables]),
         tokens=[token for table, kept in tables for token, keep in zip(table.tokens, kept, strict=True) if keep],
+        augmentations=np.concatenate([table.augmentations[kept] for table, kept in tables]),
         latent_shape=plan.latent_shape,
         shard_rows=plan.shard_rows,
         chunk_rows=plan.chunk_rows,

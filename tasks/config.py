@@ -1,6 +1,6 @@
 """Configuration of the tasks: training runs, encoding, evaluation, dispatch. Free of torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,40 @@ class MetaTrainConfig(TrainingConfig):
     validate_every: int = Field(500, ge=1, description="Steps between validations.", json_schema_extra=ENVIRONMENT)
 
 
+class AugmentationConfig(Config):
+    """Augmented training images, each a row of its own beside that of the image as it is (App. B.1 and C.1)."""
+
+    count: int = Field(0, ge=0, le=10_000, description="Augmentations of each training image (paper, CIFAR-10: 50).")
+    kind: Literal["crop", "distort"] = Field(
+        "crop", description="crop: zeros around, then a crop of the image's size (CIFAR-10); distort: a random box of "
+        "other shape, resized (ImageNet).",
+    )  # fmt: skip
+    flip: float = Field(0.5, ge=0, le=1, description="Share that is mirrored left to right.")
+    padding: int = Field(4, ge=0, le=512, description="kind=crop: pixels of zeros at every border.")
+    area: tuple[float, float] = Field((0.05, 1.0), description="kind=distort: of the box, as a share of the image.")
+    ratio: tuple[float, float] = Field((0.75, 4 / 3), description="kind=distort: width over height of the box.")
+    operations: int = Field(0, ge=0, le=14, description="RandAugment operations that follow (paper, ImageNet: 2).")
+    magnitude: float = Field(5.0, ge=0, le=10, description="Their magnitude, of 10 (paper, ImageNet: 5).")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="An augmentation depends on this, the image and its number.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "AugmentationConfig":
+        for name, (low, high) in (("area", self.area), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} {low} to {high} is not a range of positive numbers")
+        if self.area[1] > 1:
+            raise ValueError(f"area {self.area[1]} is more than the image")
+        return self
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What determines the augmented images; empty where there are none."""
+        if self.count == 0:
+            return {}
+        unused = {"area", "ratio"} if self.kind == "crop" else {"padding"}
+        return self.model_dump(mode="json", exclude=unused | ({"magnitude"} if self.operations == 0 else set()))
+
+
 class EncodeConfig(Config):
     """Every image into a latent, latents into the functaset."""
 
@@ -72,6 +106,7 @@ class EncodeConfig(Config):
     calibration_images: int = Field(
         512, ge=1, le=1 << 20, description="Training images that set the quantiser's range."
     )
+    augmentation: AugmentationConfig = Field(AugmentationConfig(), title="Augmentation")
     quantization: QuantizationConfig = Field(QuantizationConfig(), title="Quantization")
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ def encode_group(
     if not left:
         tell(len(group.shards), len(group.shards), describe_stats(stats))
         return stats
-    images = PlannedImages(job.images)
+    images = PlannedImages(job.images, job.encode.augmentation)
     loop, stats["mode"] = _loop(job, images.images, images_in_run)
     for done, shard in enumerate(left, stats["adopted"] + 1):
         _encode_shard(job, plan, shard, images, loop, stats)

@@ -20,7 +20,7 @@ from tasks.config import EncodeConfig
 from tasks.encoding.environment import environment
 from tasks.encoding.planned import PlannedImages, SourceRows, of_split
 from tasks.encoding.ranges import choose_quantizer
-from tasks.encoding.repair import find_damage, other_images, put_back, shown_keys, wanted_rows
+from tasks.encoding.repair import find_damage, other_images, put_back, shown_names, wanted_rows
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float, spread
@@ -82,7 +82,7 @@ def plan(job: EncodeJob) -> Planned:
         return _planned_repair(job, images, loop)
     quantizer = _calibrated(job, images, loop)
     plans = [
-        _plan_rows(job, of_split(images.split(split)), split, quantizer, loop)
+        _plan_rows(job, _source_rows(job, images, split), split, quantizer, loop)
         for split in SPLITS
         if len(images.split(split))
     ]
@@ -102,11 +102,14 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     put_back(location, damage)
     plans, contents = [], {}
     wanted = wanted_rows(location, damage)
-    source = PlannedImages(job.images)
+    source = PlannedImages(job.images, job.encode.augmentation)
     for each in wanted:
         split = each.entry.split
         if each.rows is None:
-            rows = of_split(images.split(split), shown_keys(location, split, damage))
+            shown = shown_names(location, split, damage)
+            whole = _source_rows(job, images, split)
+            names = list(zip(whole.keys, whole.augmentations.tolist(), strict=True))
+            rows = whole.take([row for row, name in enumerate(names) if name not in shown])
             if len(rows.keys) != each.entry.rows + each.entry.bad:
                 raise other_images(each.entry.fragment)
         else:
@@ -125,6 +128,11 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     )
 
 
+def _source_rows(job: EncodeJob, images: Images, split: str) -> SourceRows:
+    """All rows of a split; test images are never augmented."""
+    return of_split(images.split(split), job.encode.augmentation.count if split == "train" else 0)
+
+
 def fingerprint(job: EncodeJob, metadata: dict[str, Any]) -> dict[str, Any]:
     """Everything that a user chose that determines latents (design section 6)."""
     images = job.images.model_dump(mode="json", include={"source", "channels", "resolution"})
@@ -138,6 +146,7 @@ def fingerprint(job: EncodeJob, metadata: dict[str, Any]) -> dict[str, Any]:
         **{f"inner.{k}": v for k, v in metadata["inner"].items() if k != "compile"},
         **{f"images.{k}": v for k, v in images.items()},
         **{f"quantization.{k}": v for k, v in quantization.items()},
+        **{f"augmentation.{k}": v for k, v in job.encode.augmentation.chosen.items()},
     }
 
 
@@ -181,6 +190,7 @@ def _plan_rows(
         keys=rows.keys,
         labels=rows.labels,
         tokens=rows.tokens,
+        augmentations=rows.augmentations,
         latent_shape=loop.field.config.latent_shape,
         shard_rows=job.encode.shard_rows,
         chunk_rows=job.encode.chunk_rows,

@@ -1,6 +1,6 @@
 """The images of a plan, found again by their keys: what came, went or changed since then shifts no other row."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,18 +8,26 @@ import numpy as np
 from storage.config import ImagesConfig
 from storage.errors import StorageError
 from storage.images import ImageBatch, Images, ImageSplit, open_images
-from storage.plans import ShardRows, row_id
+from storage.plans import Name, ShardRows, row_id
+from tasks.config import AugmentationConfig
+from tasks.encoding.augment import Augmentation
 
 READ_ROWS = 256  # images in memory at once while their digests are compared
 
 
 @dataclass(frozen=True)
 class SourceRows:
-    """What is to be planned: keys, labels int32 [n] and version tokens."""
+    """What is to be planned: keys, labels int32 [n], version tokens, augmentations int32 [n]."""
 
     keys: list[str]
     labels: np.ndarray
     tokens: list[str]
+    augmentations: np.ndarray
+
+    def take(self, rows: Sequence[int]) -> "SourceRows":
+        """These rows alone."""
+        keys, tokens = ([column[row] for row in rows] for column in (self.keys, self.tokens))
+        return SourceRows(keys, self.labels[list(rows)], tokens, self.augmentations[list(rows)])
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,10 @@ class Former:
 class PlannedImages:
     """An image source as it is now, read by the keys and version tokens of a plan."""
 
-    def __init__(self, config: ImagesConfig) -> None:
+    def __init__(self, config: ImagesConfig, augmentation: AugmentationConfig) -> None:
         # Of all splits and without a limit: one file more moves others over either border.
         self.images: Images = open_images(config.model_copy(update={"limit": None, "classes": None}))
+        self._augmentation = Augmentation(augmentation, self.images.resolution)
         splits = self.images.splits.items()
         self._places = {key: (name, row) for name, split in splits for row, key in enumerate(split.keys)}
 
@@ -52,28 +61,36 @@ class PlannedImages:
         for name in self.images.splits:
             here = [p for p, key in enumerate(rows.keys) if self._places.get(key, ("", 0))[0] == name]
             if here:
-                _put(whole, here, self.images.split(name).read([self._places[rows.keys[p]][1] for p in here]))
+                numbers = [int(rows.augmentations[p]) for p in here]
+                views = [
+                    self._augmentation.view(rows.keys[p], number) if number else None
+                    for p, number in zip(here, numbers, strict=True)
+                ]
+                read = self.images.split(name).read([self._places[rows.keys[p]][1] for p in here], views)
+                _put(whole, here, read)
         return whole
 
-    def again(self, former: Mapping[bytes, Former], leave_lost: bool = False) -> SourceRows:
-        """The images of these ids, in any split, as far as they are the same bytes still.
+    def again(self, former: Mapping[Name, Former], leave_lost: bool = False) -> SourceRows:
+        """The rows of these names, in any split, as far as their images are the same bytes still.
 
         Raises StorageError where one is gone or changed; with leave_lost they are left out.
         """
         found = {row_id(key): key for key in self._places}
-        here = {name: found[name] for name in former if name in found}
-        gone = [row.key or name.hex() for name, row in former.items() if name not in found]
+        gone = {row.key or name[0].hex() for name, row in former.items() if name[0] not in found}
+        here = {name: found[name[0]] for name in former if name[0] in found}
         changed = self._changed({key: sha256 for name, key in here.items() if (sha256 := former[name].sha256)})
         if not leave_lost and (gone or changed):
-            fault = f"{len(gone)} are gone and {len(changed)} changed, such as {min([*gone, *changed])}"
+            fault = f"{len(gone)} are gone and {len(changed)} changed, such as {min(gone | changed)}"
+            count = len({name[0] for name in former})
             raise StorageError(
-                f"of {len(former)} images of damaged shards {fault}; restore them, or the damaged objects from a copy, "
+                f"of {count} images of damaged shards {fault}; restore them, or the damaged objects from a copy, "
                 "or give their rows up: --retire-lost"
             )
-        keys = [key for key in here.values() if key not in changed]
-        places = [self._places[key] for key in keys]
+        kept = {name: key for name, key in here.items() if key not in changed}
+        places = [self._places[key] for key in kept.values()]
         labels = np.array([self.images.split(name).labels[row] for name, row in places], np.int32)
-        return SourceRows(keys, labels, [self.images.split(name).tokens[row] for name, row in places])
+        tokens = [self.images.split(name).tokens[row] for name, row in places]
+        return SourceRows(list(kept.values()), labels, tokens, np.array([number for _, number in kept], np.int32))
 
     def _changed(self, sha256: Mapping[str, bytes]) -> set[str]:
         """Keys of the images that are not these bytes any more, or cannot be read."""
@@ -87,11 +104,12 @@ class PlannedImages:
         return changed
 
 
-def of_split(split: ImageSplit, without: Container[str] = ()) -> SourceRows:
-    """All images of a split, `without` some keys."""
-    rows = [row for row, key in enumerate(split.keys) if key not in without]
-    labels = np.asarray(split.labels)[rows].astype(np.int32)
-    return SourceRows([split.keys[row] for row in rows], labels, [split.tokens[row] for row in rows])
+def of_split(split: ImageSplit, augmentations: int = 0) -> SourceRows:
+    """Every image of a split as it is, and so many augmentations of each."""
+    each = 1 + augmentations
+    keys, tokens = ([value for value in column for _ in range(each)] for column in (split.keys, split.tokens))
+    labels = np.repeat(np.asarray(split.labels, np.int32), each)
+    return SourceRows(keys, labels, tokens, np.tile(np.arange(each, dtype=np.int32), len(split)))
 
 
 def _put(whole: ImageBatch, here: Sequence[int], part: ImageBatch) -> None:

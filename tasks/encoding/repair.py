@@ -13,7 +13,7 @@ from storage.commits import (
     committed_receipt,
     latest,
     retired_rows,
-    row_ids,
+    row_names,
     visible_keys,
     visible_rows,
 )
@@ -21,7 +21,7 @@ from storage.committing import mark, merge_again
 from storage.errors import StorageError
 from storage.fragments import Receipt, read_array, receipt_name, sum_of_contents
 from storage.locations import Location
-from storage.plans import Plan, load_quantizer, plan_rows, row_id
+from storage.plans import Name, Plan, load_quantizer, plan_rows
 from storage.quantization import Quantizer
 from storage.records import read_vouched, unseal
 from storage.root import FRAGMENTS, put_fragments_group
@@ -59,7 +59,7 @@ class Wanted:
     """
 
     entry: CommittedFragment
-    rows: dict[bytes, Former] | None  # by the ids of their images' keys
+    rows: dict[Name, Former] | None
     quantizer: Quantizer | None
     retire: list[int]
     content: str = ""
@@ -140,31 +140,32 @@ def _of_shards(location: Location, entry: CommittedFragment, shards: list[int]) 
     return Wanted(entry, _former(location, entry, plan, shards), load_quantizer(location, plan), rows)
 
 
-def _former(location: Location, entry: CommittedFragment, plan: Plan, shards: Iterable[int]) -> dict[bytes, Former]:
-    """The rows that readers saw, by their ids. Where the receipt is damaged it is not known which others were bad."""
-    rows: dict[bytes, Former] = {}
+def _former(location: Location, entry: CommittedFragment, plan: Plan, shards: Iterable[int]) -> dict[Name, Former]:
+    """The rows that readers saw, by their names. Where the receipt is damaged it is not known which others were bad."""
+    rows: dict[Name, Former] = {}
     for shard in shards:
-        ids, seen = row_ids(location, entry, plan, shard), ~retired_rows(entry, plan, shard)
+        names, seen = row_names(location, entry, plan, shard), ~retired_rows(entry, plan, shard)
         keys, sha256 = {}, {}
         with suppress(StorageError):
-            keys = {row_id(key): key for key in plan_rows(location, plan, shard).keys}
+            table = plan_rows(location, plan, shard)
+            keys = dict(zip(table.names, table.keys, strict=True))
         with suppress(StorageError):
             receipt = committed_receipt(location, entry, plan, shard)
             seen = visible_rows(entry, plan, receipt)
-            sha256 = dict(zip(ids, map(bytes, read_array(location, plan, receipt, "source_sha256")), strict=True))
-        rows |= {ids[row]: Former(keys.get(ids[row], ""), sha256.get(ids[row])) for row in np.flatnonzero(seen)}
+            sha256 = dict(zip(names, map(bytes, read_array(location, plan, receipt, "source_sha256")), strict=True))
+        rows |= {names[row]: Former(keys.get(names[row], ""), sha256.get(names[row])) for row in np.flatnonzero(seen)}
     return rows
 
 
-def shown_keys(location: Location, split: str, damage: Damage) -> set[str]:
-    """Keys that whole shards of the newest version show."""
+def shown_names(location: Location, split: str, damage: Damage) -> set[tuple[str, int]]:
+    """(key, augmentation) of the rows that whole shards of the newest version show."""
     newest = latest(location)
-    shown: set[str] = set()
+    shown: set[tuple[str, int]] = set()
     for entry in newest.fragments if newest else ():
         if entry.split == split and entry.fragment not in damage.fragments:
             plan = committed_plan(location, entry)
             broken = damage.shards.get(entry.fragment, set())
-            shown |= {key for _, key in visible_keys(location, entry, plan, broken)}
+            shown |= {(key, number) for _, key, number in visible_keys(location, entry, plan, broken)}
     return shown
 
 

@@ -1,0 +1,101 @@
+"""Augmented training images: crops and flips of CIFAR-10, distorted boxes and RandAugment of ImageNet (App. B.1, C).
+
+An augmentation is a function of (seed, image, number), whoever makes it and in whatever order.
+"""
+
+import hashlib
+import random
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from storage.decoding import fit
+from tasks.config import AugmentationConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+GREY = (128, 128, 128)  # of corners that a rotation or a shear leaves empty
+TRIES = 10  # boxes drawn before the largest centred one is taken
+
+_drawing = threading.Lock()  # timm draws from Python's own generator
+
+
+class Augmentation:
+    """The augmented versions of images, uint8 [resolution, resolution, C]."""
+
+    def __init__(self, config: AugmentationConfig, resolution: int) -> None:
+        self.config, self.resolution = config, resolution
+
+    def view(self, key: str, number: int) -> Callable[["Image.Image"], np.ndarray]:
+        """What makes the augmentation of this number from the decoded image; number 0 is the image as it is."""
+        if number == 0:
+            return lambda image: fit(image, self.resolution)
+        seed = hashlib.sha256(f"{self.config.seed}\0{key}\0{number}".encode()).digest()
+        return lambda image: self._augmented(image, np.random.default_rng(list(seed)))
+
+    def _augmented(self, image: "Image.Image", draw: np.random.Generator) -> np.ndarray:
+        pixels = self._cropped(image, draw) if self.config.kind == "crop" else self._distorted(image, draw)
+        if draw.random() < self.config.flip:
+            pixels = pixels[:, ::-1]
+        return self._randomly(pixels, draw) if self.config.operations else np.ascontiguousarray(pixels)
+
+    def _cropped(self, image: "Image.Image", draw: np.random.Generator) -> np.ndarray:
+        padding = self.config.padding
+        padded = np.pad(fit(image, self.resolution), ((padding, padding), (padding, padding), (0, 0)))
+        top, left = draw.integers(2 * padding + 1, size=2)
+        return padded[top : top + self.resolution, left : left + self.resolution]
+
+    def _distorted(self, image: "Image.Image", draw: np.random.Generator) -> np.ndarray:
+        from PIL import Image
+
+        left, top, width, height = _box(image.size, self.config, draw)
+        box = (left, top, left + width, top + height)
+        side = (self.resolution, self.resolution)
+        pixels = np.asarray(image.resize(side, Image.Resampling.BICUBIC, box=box))
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+
+    def _randomly(self, pixels: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """RandAugment (Cubuk et al. 2020), with timm's operations and its probability of one half for each."""
+        from PIL import Image
+
+        channels = pixels.shape[-1]
+        image = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)).convert("RGB")
+        for operation in draw.choice(np.array(self._operations, object), self.config.operations):
+            if draw.random() >= operation.prob:
+                continue
+            with _drawing:
+                state = random.getstate()
+                random.seed(int(draw.integers(2**63)))
+                arguments = operation.level_fn(operation.magnitude, operation.hparams) if operation.level_fn else ()
+                random.setstate(state)
+            image = operation.aug_fn(image, *arguments, **operation.kwargs)
+        found = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        return found[..., None] if channels == 1 else found
+
+    @cached_property
+    def _operations(self) -> list[Any]:
+        from PIL import Image
+        from timm.data.auto_augment import rand_augment_ops
+
+        hparams = {"translate_pct": 0.45, "img_mean": GREY, "interpolation": Image.Resampling.BICUBIC}
+        return list(rand_augment_ops(magnitude=self.config.magnitude, hparams=hparams))
+
+
+def _box(
+    size: tuple[int, int], config: AugmentationConfig, draw: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """(left, top, width, height) of a box of random area and shape inside the image (Szegedy et al. 2016)."""
+    whole_width, whole_height = size
+    for _ in range(TRIES):
+        area = draw.uniform(*config.area) * whole_width * whole_height
+        ratio = np.exp(draw.uniform(*np.log(config.ratio)))
+        width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
+        if width <= whole_width and height <= whole_height:
+            return draw.uniform(0, whole_width - width), draw.uniform(0, whole_height - height), width, height
+    ratio = np.clip(whole_width / whole_height, *config.ratio)
+    width, height = min(whole_width, whole_height * ratio), min(whole_height, whole_width / ratio)
+    return (whole_width - width) / 2, (whole_height - height) / 2, width, height
