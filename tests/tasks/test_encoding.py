@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from PIL import Image
 from flows.config import PipelineConfig, load_config, stage_config
 from models.inner import InnerLoop
 from storage.commits import committed_receipt
-from storage.config import ImagesConfig
 from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.images import open_images
@@ -256,8 +256,8 @@ def test_a_file_replaced_after_the_group_listed_them_is_bad_too(
 ) -> None:
     listed = planned.PlannedImages.__init__
 
-    def late(self: planned.PlannedImages, config: ImagesConfig) -> None:
-        listed(self, config)
+    def late(self: planned.PlannedImages, *config: Any) -> None:
+        listed(self, *config)
         put(pictures / "cat" / "003.png", 4711)
 
     def change() -> None:
