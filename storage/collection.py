@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from storage.commits import Commit, commit_key, committed_plan, latest, load_commit, versions
+from storage.commits import GIVEN_UP, Commit, committed_plan, latest, load_commit, versions
 from storage.committing import COMMIT, commit
+from storage.errors import MissingObject, StorageError
 from storage.locations import Entry, Location
 from storage.plans import COLLECT, claim_key
 from storage.rewriting import rewrite
@@ -56,7 +57,7 @@ def collect(
     newest so many. erase_retired: write fragments that hold retired rows anew without them and give up all earlier
     versions, so that no byte of those rows is left in what was committed; what is young and uncommitted is named, and
     hydrated copies lie elsewhere. Interrupted, it goes on when it is run again.
-    Raises StorageError: no functaset, a damaged commit (nothing could be proved unreferenced then).
+    Raises StorageError: no functaset, a damaged commit that is kept (nothing could be proved unreferenced then).
     """
     root = read_root(location)
     result = Collected(delete)
@@ -98,18 +99,31 @@ class _Collection:
         self.location, self.horizon, self.result = location, horizon, result
         found = versions(location)
         oldest = newest.oldest if newest else 1
-        kept = [load_commit(location, version) for version in found if oldest <= version]
-        if newest is not None and newest not in kept:  # a dry run's
-            kept = [each for each in kept if each.version != newest.version] + [newest]
+        self.seen = found[-1] if found else 0
         self.given_up = [version for version in found if version < oldest]
-        # Of one that was being removed only the mark, or nothing, may be left.
-        forgotten = [load_commit(location, v) for v in self.given_up if location.exists(commit_key(v))]
-        self.fragments = {entry.fragment for each in kept for entry in each.fragments}
-        self.forgotten = {entry.fragment for each in forgotten for entry in each.fragments} - self.fragments
-        self.forgotten |= set(result.rewritten) - self.fragments
-        self.moments = {each.moments.key for each in kept if each.moments}
-        self.old_moments = {each.moments.key for each in forgotten if each.moments} - self.moments
+        self.fragments: set[str] = set()
+        self.moments: set[str] = set()
+        for version in found:
+            if version >= oldest and not (newest is not None and version == newest.version):
+                self._keep(load_commit(location, version))
+        if newest is not None:  # a dry run's is not what stands
+            self._keep(newest)
+        withdrawn = {*(newest.withdrawn if newest else ()), *result.rewritten}
+        self.forgotten = withdrawn - self.fragments
+        self.old_moments = {key for version in self.given_up if (key := self._moments_of(version))} - self.moments
         self.field = root.field
+
+    def _keep(self, each: Commit) -> None:
+        self.fragments |= {entry.fragment for entry in each.fragments}
+        self.moments |= {each.moments.key} if each.moments else set()
+
+    def _moments_of(self, version: int) -> str | None:
+        """Of a version that was given up; None if that is gone already, or damaged."""
+        try:
+            found = load_commit(self.location, version).moments
+        except StorageError:
+            return None
+        return found.key if found else None
 
     def run(self) -> None:
         parts: dict[str, list[Entry]] = {}
@@ -137,8 +151,17 @@ class _Collection:
         # Last: while they stand, a collection that was interrupted still knows what they named.
         # A commit goes after its mark, which alone would speak of a commit that was lost.
         for entry in sorted(commits, key=lambda entry: (entry.key[:16], entry.key.endswith(".json"))):
+            self._give_up(entry)
+
+    def _give_up(self, entry: Entry) -> None:
+        if entry.key.endswith(".sha256"):
             self._remove(entry)
-        self.result.versions = self.given_up
+        elif entry.size != len(GIVEN_UP):
+            self.result.versions.append(int(entry.key[8:16]))
+            self.result.removed.append(entry.key)
+            self.result.bytes += entry.size
+            if self.result.deleted:
+                self.location.write(entry.key, GIVEN_UP)
 
     def _unless(self, needed: bool, entry: Entry) -> None:
         if not needed and entry.modified < self.horizon:
@@ -146,62 +169,77 @@ class _Collection:
 
     def _moments(self, entry: Entry) -> None:
         """A commit may come to the same moments and find them standing: it looks again after us, or we see it."""
-        data = self.location.read(entry.key)
+        try:
+            data = self.location.read(entry.key) if self.result.deleted else b""
+        except MissingObject:
+            return
         self._remove(entry)
-        newest = latest(self.location) if self.result.deleted else None
-        if newest is not None and newest.moments is not None and newest.moments.key == entry.key:
+        if not self.result.deleted:
+            return
+        since = [version for version in versions(self.location) if version > self.seen]
+        named = (load_commit(self.location, version).moments for version in since)
+        if any(moments is not None and moments.key == entry.key for moments in named):
             self.location.create(entry.key, data)
 
     def _fragments(self, parts: dict[str, list[Entry]]) -> None:
         due = {fragment: objects for fragment, objects in parts.items() if self._is_due(fragment, objects)}
-        claimed = self._claimed(list(due)) if self.result.deleted else list(due)
-        for fragment in claimed:
-            claim = claim_key(fragment)
-            # The plan first, so that nobody trusts what is going; the claim last, so that nobody begins it anew
-            # meanwhile.
+        for fragment in self._claimed(list(due)) if self.result.deleted else list(due):
+            # The plan first, so that nobody trusts what is going. The claim stays: whoever was held up must find it.
             for entry in sorted(due[fragment], key=lambda entry: not entry.key.endswith("plan.json")):
-                if entry.key != claim:
+                if entry.key != claim_key(fragment):
                     self._remove(entry)
             self.result.fragments.append(fragment)
-            if self.result.deleted:
-                self.location.delete(claim)
 
     def _is_due(self, fragment: str, objects: list[Entry]) -> bool:
-        claim = claim_key(fragment)
-        begun = any(entry.key == claim for entry in objects) and self.location.read(claim) == COLLECT
+        claimed = any(entry.key == claim_key(fragment) for entry in objects)
+        begun = claimed and self._claim_on(fragment) == COLLECT
         if fragment in self.fragments:
             if begun and self.result.deleted:  # of a collection that was killed before it saw the commit
-                self.location.write(claim, COMMIT)
+                self.location.write(claim_key(fragment), COMMIT)
             return False
-        if max(entry.modified for entry in objects) >= self.horizon and not (fragment in self.forgotten or begun):
+        if begun:
+            return len(objects) > 1
+        if max(entry.modified for entry in objects) >= self.horizon and fragment not in self.forgotten:
             self.result.young.append(f"fragments/{fragment}")
             return False
         return True
 
     def _claimed(self, fragments: list[str]) -> list[str]:
         """Those that are ours to remove: nobody commits them from now on, and nobody has."""
-        held, broken = [], False
+        held, taken_over = [], False
         for fragment in fragments:
-            key = claim_key(fragment)
-            standing = self.location.entry(key)
-            if standing is None or self.location.read(key) == COLLECT:
-                ours = self.location.create(key, COLLECT) or self.location.read(key) == COLLECT
-            else:  # of a committer that died long ago, if it did, or of a version that was given up
-                ours = fragment in self.forgotten or standing.modified < self.horizon
-                if ours:
-                    self.location.write(key, COLLECT)
-                    broken |= fragment not in self.forgotten  # those are withdrawn, and never committed again
-            if ours:
+            if self.location.create(claim_key(fragment), COLLECT):
                 held.append(fragment)
+            elif self._takes_over(fragment):
+                held.append(fragment)
+                taken_over |= fragment not in self.forgotten  # those are withdrawn: no commit shows them again
             else:
                 self.result.young.append(f"fragments/{fragment}")
-        if broken:
+        if taken_over:
             commit(self.location, [], again=True)
         newest = latest(self.location)
         shown = {entry.fragment for entry in newest.fragments} if newest else set()
         for fragment in shown.intersection(held):
             self.location.write(claim_key(fragment), COMMIT)
         return [fragment for fragment in held if fragment not in shown]
+
+    def _takes_over(self, fragment: str) -> bool:
+        """From another collection, or from a committer that died long ago, if it did."""
+        standing = self.location.entry(claim_key(fragment))
+        claim = self._claim_on(fragment)
+        if standing is None or claim is None:
+            return False  # somebody deletes by hand
+        if claim != COLLECT:
+            if fragment not in self.forgotten and standing.modified >= self.horizon:
+                return False
+            self.location.write(claim_key(fragment), COLLECT)
+        return True
+
+    def _claim_on(self, fragment: str) -> bytes | None:
+        try:
+            return self.location.read(claim_key(fragment))
+        except MissingObject:
+            return None
 
     def _remove(self, entry: Entry) -> None:
         self.result.removed.append(entry.key)

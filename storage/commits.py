@@ -3,7 +3,8 @@
     commits/00000001.json     Commit, sealed
     commits/00000001.sha256   of that file's bytes, made right after it: a newest commit that is lost or forged shows
 
-Readers trust commits alone. Of a shard whose rows are all retired nothing is read or checked any more.
+Readers trust commits alone. Of a shard whose rows are all retired nothing is read or checked any more. The number of
+a version that was given up stays taken: a committer that was held up must find that it lost.
 """
 
 import hashlib
@@ -15,11 +16,13 @@ from pydantic import Field, model_validator
 
 from storage.errors import DamagedObject, MissingObject, StorageError
 from storage.fragments import Receipt, read_array, read_receipt, receipt_key
+from storage.local import may_pass
 from storage.locations import MAX_JSON_BYTES, Location
 from storage.plans import Name, Plan, plan_rows, row_id
 from storage.records import FORMAT, ObjectRecord, Record, read_vouched, unseal
 
 MARK_BYTES = 100
+GIVEN_UP = b"given up\n"  # in the place of a commit
 Ranges = tuple[tuple[int, int], ...]  # (start, stop), sorted and apart
 
 
@@ -80,14 +83,22 @@ def load_commit(location: Location, version: int) -> Commit:
     except MissingObject:
         if mark is not None:
             raise DamagedObject(f"{name}: is missing; restore it from a copy") from None
-        known = ", ".join(map(str, versions(location))) or "none"
-        raise MissingObject(f"{location.uri}: has no version {version}; versions: {known}") from None
+        raise MissingObject(f"{location.uri}: has no version {version}; {_known(location)}") from None
+    if data == GIVEN_UP:
+        raise MissingObject(f"{location.uri}: version {version} was given up; {_known(location)}")
     commit = unseal(data, name, Commit)
     if commit.version != version:
         raise DamagedObject(f"{name}: is version {commit.version}; it was renamed")
     if mark not in (None, hashlib.sha256(data).hexdigest()):
         raise DamagedObject(f"{name}: is not the one that was committed; restore it and its .sha256 from a copy")
     return commit
+
+
+def _known(location: Location) -> str:
+    found = versions(location)
+    newest = load_commit(location, found[-1]) if found else None
+    kept = [str(version) for version in found if newest is not None and version >= newest.oldest]
+    return f"versions: {', '.join(kept) or 'none'}"
 
 
 def _mark_of(location: Location, version: int) -> str | None:
@@ -109,7 +120,7 @@ def mark_key(version: int) -> str:
 
 
 def versions(location: Location) -> list[int]:
-    """All that commits or their marks speak of, sorted."""
+    """All that commits or their marks speak of, those that were given up too, sorted."""
     names = (key.removeprefix("commits/").rpartition(".") for key in location.list("commits/"))
     return sorted({int(stem) for stem, _, end in names if stem.isdecimal() and end in ("json", "sha256")})
 
@@ -151,7 +162,9 @@ def row_names(location: Location, entry: CommittedFragment, plan: Plan, shard: i
     """Names of a shard's rows, from its table of keys or, where that is damaged, from the columns."""
     try:
         return plan_rows(location, plan, shard).names
-    except StorageError:
+    except StorageError as error:
+        if may_pass(location, error):
+            raise
         receipt = committed_receipt(location, entry, plan, shard)
         ids, numbers = (read_array(location, plan, receipt, name) for name in ("id", "augmentation"))
         return [(bytes(row), int(number)) for row, number in zip(ids, numbers, strict=True)]

@@ -3,7 +3,9 @@
     moments/<digest>.f8       latent moments of the training split as of a commit
     fragments/<id>/claim      "commit" or "collect"
 
-The claim: whether a fragment is to be shown or removed is decided once.
+The claim says whether a fragment is to be shown or removed. Who commits lays claim to it before the commit is made;
+gc may take that over from a committer that died, and then makes a commit itself, so that one who was only slow begins
+anew and sees. A fragment that gc has claimed is never shown, and its name is not used again.
 """
 
 import hashlib
@@ -54,8 +56,10 @@ def commit(
     or were visible already, and rows that are retired already, are no change: with nothing else, the standing commit
     comes back. again: commit although nothing changes, so that whoever is committing begins anew and looks at the
     claims. Of two committers one wins and the other commits on top. Raises StorageError: an unfinished shard, another
-    fingerprint, an image that another fragment shows already, a fragment that is being collected.
+    fingerprint, an image that another fragment shows already, a fragment that gc removes; ValueError: no version kept.
     """
+    if keep_versions is not None and keep_versions < 1:
+        raise ValueError(f"keep_versions {keep_versions}: the newest one is kept at least")
     root = read_root(location)
     gone = {name: set(rows) for name, rows in (retire or {}).items()}
     while True:
@@ -68,9 +72,12 @@ def commit(
         names = {entry.fragment for entry in standing}
         withdrawn = {*(parent.withdrawn if parent else ()), *(names - {entry.fragment for entry in entries})}
         new = [name for name in dict.fromkeys(fragment_ids) if name not in names | withdrawn]
-        entries += [_carried(location, _entry(location, name, root.fingerprint_digest), standing) for name in new]
+        carried = {name: _carried(location, _entry(location, name, root.fingerprint_digest), standing) for name in new}
+        entries += [entry for entry in carried.values() if entry is not None]
+        withdrawn |= {name for name, entry in carried.items() if entry is None}
         keep = keep_versions or (parent.version if parent else 1) + 1
-        same = parent is not None and tuple(entries) == standing and parent.version - keep < parent.oldest
+        same = parent is not None and (tuple(entries), withdrawn) == (standing, set(parent.withdrawn))
+        same = same and parent is not None and parent.version - keep < parent.oldest
         if parent is not None and same and not again:
             return parent
         if parent is None and not new and not again:
@@ -152,8 +159,12 @@ def _retiring(location: Location, entry: CommittedFragment, rows: set[int] | Non
     return after.model_copy(update={"rows": visible, "bad": bad})
 
 
-def _carried(location: Location, entry: CommittedFragment, standing: Sequence[CommittedFragment]) -> CommittedFragment:
+def _carried(
+    location: Location, entry: CommittedFragment, standing: Sequence[CommittedFragment]
+) -> CommittedFragment | None:
     """The entry of a fragment that replaces another, without the rows that were retired there since it was planned.
+
+    None if those are all.
 
     Raises StorageError where the other is no longer shown at all, so that none of its rows comes back.
     """
@@ -167,23 +178,19 @@ def _carried(location: Location, entry: CommittedFragment, standing: Sequence[Co
         )
     if not replaced.retired:
         return entry
-    gone = _retired_names(location, replaced)
+    kept = _kept_names(location, replaced)
     names = [name for shard in range(plan.shards) for name in plan_rows(location, plan, shard).names]
-    rows = {row for row, name in enumerate(names) if name in gone}
-    return _retiring(location, entry, rows) or entry.model_copy(
-        update={"retired": ((0, plan.rows),), "rows": 0, "bad": 0}
-    )
+    return _retiring(location, entry, {row for row, name in enumerate(names) if name not in kept})
 
 
-def _retired_names(location: Location, entry: CommittedFragment) -> set[Name]:
-    """Of the rows that the fragment no longer shows."""
+def _kept_names(location: Location, entry: CommittedFragment) -> set[Name]:
+    """Of the rows that are not retired."""
     plan = committed_plan(location, entry)
     names: set[Name] = set()
-    for shard in range(plan.shards):
+    for shard in live_shards(entry, plan):
         retired = retired_rows(entry, plan, shard)
-        if retired.any():
-            named = row_names(location, entry, plan, shard)
-            names |= {name for name, is_gone in zip(named, retired, strict=True) if is_gone}
+        named = row_names(location, entry, plan, shard)
+        names |= {name for name, is_gone in zip(named, retired, strict=True) if not is_gone}
     return names
 
 
@@ -201,7 +208,7 @@ def _entry(location: Location, fragment_id: str, fingerprint: str) -> CommittedF
     if plan.fingerprint != fingerprint:
         raise StorageError(f"{location.uri}/{plan.path}: was planned for another fingerprint; encode it again")
     if not location.create(claim_key(plan.id), COMMIT) and location.read(claim_key(plan.id)) == COLLECT:
-        raise StorageError(f"{location.uri}/{plan.path}: is being removed by gc; let that end, then run this again")
+        raise StorageError(f"{location.uri}/{plan.path}: was removed by gc; run the same command again")
     receipts = [_finished(location, plan, shard) for shard in range(plan.shards)]
     bad = sum(len(receipt.bad) for receipt in receipts)
     return CommittedFragment(
@@ -260,21 +267,16 @@ def _placed(location: Location, moments: Moments | None) -> TrainingMoments | No
         return None
     data = moments.to_bytes()
     key = f"moments/{hashlib.sha256(data).hexdigest()[:24]}.f8"
-    if not location.create(key, data) and location.read(key) != data:
-        location.delete(key)  # damaged: its name is the digest of what belongs there
-        location.create(key, data)
+    while not location.create(key, data) and _differs(location, key, data):
+        location.delete(key)  # damaged, or taken by gc meanwhile: its name is the digest of what belongs there
     return TrainingMoments(key=key, count=moments.count, latent_shape=moments.mean.shape, object=vouch(data))
 
 
-def merge_again(location: Location, key: str) -> None:
-    """Put damaged moments of the newest version in place once more: under the digest of their bytes, or not at all."""
-    newest = latest(location)
-    if newest is None or newest.moments is None or newest.moments.key != key:
-        return
-    location.delete(key)
-    made = _placed(location, _merged_moments(location, list(newest.fragments)))
-    if made is None or made.key != key:
-        raise DamagedObject(f"{location.uri}/{key}: cannot be merged to the same bytes; restore it from a copy")
+def _differs(location: Location, key: str, data: bytes) -> bool:
+    try:
+        return location.read(key, limit=len(data)) != data
+    except (MissingObject, DamagedObject):
+        return True
 
 
 def _shard_moments(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> Moments:

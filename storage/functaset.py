@@ -119,7 +119,7 @@ class Functaset:
     def latent_shape(self) -> tuple[int, int, int]:
         """(s, s, c). Raises StorageError where nothing is shown."""
         if not self.fragments:
-            raise StorageError(f"{self.location.uri}: version {self.version} shows no rows: all were retired")
+            raise StorageError(f"{self.location.uri}: version {self.version} shows no rows")
         return self.fragments[0][1].latent_shape
 
     def quantizer(self, fragment: str) -> Quantizer | None:

@@ -18,7 +18,7 @@ from storage.config import ImagesConfig
 from storage.decoding import ENDINGS, MAX_FILE_BYTES, BadImage, decode, fit
 from storage.errors import StorageError, TransientError
 from storage.image_arrays import ArraySource, read_digits, read_npz, read_torchvision
-from storage.local import sick_sector
+from storage.local import may_pass
 from storage.locations import Entry, LocalLocation, Location, open_location
 
 if TYPE_CHECKING:
@@ -330,7 +330,7 @@ def _folder_split(location: Location, rows: _Rows, resolution: int, channels: in
                 )
             return Picture(_seen(image, resolution, views), "", sha256, token)
         except (BadImage, StorageError) as error:
-            if isinstance(error, TransientError) and not sick_sector(location, error):
+            if isinstance(error, StorageError) and may_pass(location, error):
                 raise  # the whole place is away: that makes no image bad
             return Picture(None, str(error), sha256, token)
 

@@ -97,10 +97,14 @@ class LocalLocation(Location):
             raise kind(f"{name}: {error.strerror or error}; {_mend(error)}") from error
 
 
-def sick_sector(location: Location, error: StorageError) -> bool:
-    """Whether it is a local disk's I/O error, which is most often of that file alone."""
+def may_pass(location: Location, error: StorageError) -> bool:
+    """Whether the place did not answer, which says nothing of the object.
+
+    A local disk's I/O error is most often of that file alone, and stays.
+    """
     cause = error.__cause__
-    return isinstance(location, LocalLocation) and isinstance(cause, OSError) and cause.errno == errno.EIO
+    sick = isinstance(location, LocalLocation) and isinstance(cause, OSError) and cause.errno == errno.EIO
+    return isinstance(error, TransientError) and not sick
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -10,15 +10,16 @@ Everything is create-only: two planners of the same fragment share it.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from storage.arrays import MAX_CHUNK_BYTES, ArraySpec, check_document, decode, encode, new_document, new_group
-from storage.errors import DamagedObject, StorageError
+from storage.errors import DamagedObject, MissingObject, StorageError
 from storage.locations import Location, checked_key
 from storage.quantization import Quantizer
 from storage.records import FORMAT, ObjectRecord, Record, canonical, digest, read_record, read_vouched, seal, vouch
@@ -42,7 +43,10 @@ class Quantization(Record):
 
 
 class Plan(Record):
-    """A fragment's plan. Its id is a digest of everything here but `objects` and `created_by`, and of its rows."""
+    """A fragment's plan. Its id is a digest of everything here but `objects` and `created_by`, and of its rows.
+
+    And of a number where gc has collected fragments of those names.
+    """
 
     format: Literal[1] = FORMAT
     id: str = Field(pattern=r"^[0-9a-f]{24}$")
@@ -170,8 +174,11 @@ def plan_fragment(
     codec: Literal["zstd", "exact"] = "zstd",
     replaces: str = "",
     versions: Mapping[str, str] | None = None,
+    withdrawn: Collection[str] = (),
 ) -> Plan:
     """Decide a fragment of one split and write its plan; the same rows in the same functaset give the same plan.
+
+    But not under a name that gc has claimed. Of a plan whose name is one of `withdrawn` nothing is written.
 
     Rows are stored in the order of their ids, which is as good as random: a reader's shuffle buffer then mixes
     classes; an image's augmentations lie side by side. ShardRows.rows says which of the given rows each is.
@@ -207,9 +214,10 @@ def plan_fragment(
         "ranges": ranges,
         "tables": [hashlib.sha256(table).hexdigest() for table in tables],
     }
-    draft = Plan(id=digest(identity), objects={}, created_by=dict(versions or {}), **content)
-    if location.exists(claim_key(draft.id)) and location.read(claim_key(draft.id)) == COLLECT:
-        raise StorageError(f"{location.uri}/{draft.path}: is being removed by gc; let that end, then run this again")
+    name = _free_name(location, identity)
+    draft = Plan(id=name, objects={}, created_by=dict(versions or {}), **content)
+    if name in withdrawn:
+        return draft
     if location.exists(f"{draft.path}/plan.json"):
         return load_plan(location, draft.id)
     objects = {rows_key(shard): table for shard, table in enumerate(tables)} | _documents(draft, quantizer)
@@ -217,6 +225,19 @@ def plan_fragment(
     plan = draft.model_copy(update={"objects": {key: vouch(data) for key, data in standing.items()}})
     location.create(f"{plan.path}/plan.json", seal(plan))
     return load_plan(location, plan.id)
+
+
+def _free_name(location: Location, identity: dict[str, Any]) -> str:
+    """The digest of what a plan says or, where gc has claimed that, with a number."""
+    name = digest(identity)
+    for again in count(1):
+        try:
+            if location.read(claim_key(name)) != COLLECT:
+                return name
+        except MissingObject:
+            return name
+        name = digest(identity | {"again": again})
+    raise AssertionError
 
 
 def _balanced(rows: int, shard_rows: int, chunk_rows: int) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def requantize(
         field_digest=digest,
     )
     standing = latest(destination)
-    if standing is not None:
+    if standing is not None and standing.fragments:
         return standing
     plans = _plans(source, destination, config, reader)
     destination.preflight_write(bytes_left(destination, plans))

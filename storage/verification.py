@@ -17,9 +17,9 @@ from storage.commits import (
     mark_key,
 )
 from storage.commits import versions as all_versions
-from storage.errors import StorageError, TransientError
+from storage.errors import StorageError
 from storage.fragments import receipt_key
-from storage.local import sick_sector
+from storage.local import may_pass
 from storage.locations import Location
 from storage.plans import rows_key
 from storage.records import ObjectRecord, vouch
@@ -42,7 +42,11 @@ def verify(location: Location, deep: bool = False) -> VerifyReport:
     Damage is reported, not raised, and so is what a local disk cannot read any more. Raises StorageError where there
     is no functaset or commit at all, TransientError where the place itself does not answer.
     """
-    return _Verification(location, deep).run()
+    while True:
+        before = all_versions(location)
+        report = _Verification(location, deep).run()
+        if not report.bad or all_versions(location)[-1] == before[-1]:
+            return report  # else gc may have taken what only the version that we looked at had
 
 
 class _Verification:
@@ -123,7 +127,7 @@ class _Verification:
         try:
             return check()
         except StorageError as error:
-            if isinstance(error, TransientError) and not sick_sector(self.location, error):
+            if may_pass(self.location, error):
                 raise  # a lost connection is no damage
             self.bad.setdefault(key, str(error).partition(": ")[2])
             return None

@@ -12,6 +12,7 @@ from models.compilation import should_compile
 from models.cost import encode_passes, forward_flops
 from models.inner import InnerLoop
 from models.metrics import psnr_of_errors
+from storage.errors import StorageError
 from storage.fragments import read_receipt, write_shard
 from storage.images import Images
 from storage.locations import open_location
@@ -44,7 +45,7 @@ def encode_group(
     images = PlannedImages(job.images, job.encode.augmentation)
     loop, stats["mode"] = _loop(job, images.images, images_in_run)
     for done, shard in enumerate(left, stats["adopted"] + 1):
-        _encode_shard(job, plan, shard, images, loop, stats)
+        _encode_shard(job, plan, shard, images, loop, stats, group.readable)
         tell(done, len(group.shards), describe_stats(stats))
     return stats
 
@@ -60,12 +61,21 @@ def _loop(job: EncodeJob, images: Images, images_in_run: int) -> tuple[InnerLoop
 
 
 def _encode_shard(
-    job: EncodeJob, plan: Plan, shard: int, images: PlannedImages, loop: InnerLoop, stats: dict[str, Any]
+    job: EncodeJob,
+    plan: Plan,
+    shard: int,
+    images: PlannedImages,
+    loop: InnerLoop,
+    stats: dict[str, Any],
+    readable: bool,
 ) -> None:
     location = open_location(job.functaset)
     begun = time.monotonic()
     rows = plan_rows(location, plan, shard)
     batch = images.read(rows)
+    if readable and batch.reasons:
+        row, reason = min(batch.reasons.items())
+        raise StorageError(f"{rows.keys[row]}: {reason}; restore the image, or give its row up: --retire-lost")
     read = time.monotonic()
     z, errors = encode_images(loop, batch.images, job.encode.batch)
     encoded = time.monotonic()

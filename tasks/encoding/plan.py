@@ -1,5 +1,6 @@
 """Planning of an encoding run: which rows go where, and the quantiser's ranges, before any worker starts."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class ShardGroup(Config):
     split: str
     shards: tuple[int, ...]
     images: int
+    readable: bool = False  # an image that is not readable ends it, and is no bad row
 
 
 class Planned(Config):
@@ -81,18 +83,18 @@ def plan(job: EncodeJob) -> Planned:
     if job.repair:
         return _planned_repair(job, images, loop)
     quantizer = _calibrated(job, images, loop)
+    newest = latest(location)
     plans = [
-        _plan_rows(job, _source_rows(job, images, split), split, quantizer, loop)
+        _plan_rows(job, _source_rows(job, images, split), split, quantizer, loop, newest.withdrawn if newest else ())
         for split in SPLITS
         if len(images.split(split))
     ]
-    location.preflight_write(bytes_left(location, plans))
-    newest = latest(location)  # of what is, or was, shown no shard is looked at again
-    known = {*(entry.fragment for entry in newest.fragments), *newest.withdrawn} if newest else set()
-    return Planned(
-        groups=_groups([each for each in plans if each.id not in known], job.encode.group_shards),
-        fragments=tuple(each.id for each in plans),
-    )
+    # Of what is, or was, shown no shard is looked at again.
+    plans = [each for each in plans if newest is None or each.id not in newest.withdrawn]
+    shown = {entry.fragment for entry in newest.fragments} if newest else set()
+    todo = [each for each in plans if each.id not in shown]
+    location.preflight_write(bytes_left(location, todo))
+    return Planned(groups=_groups(todo, job.encode.group_shards), fragments=tuple(each.id for each in plans))
 
 
 def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
@@ -101,7 +103,7 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     damage = find_damage(location)
     put_back(location, damage)
     plans, contents = [], {}
-    wanted = wanted_rows(location, damage)
+    wanted = wanted_rows(location, damage, job.retire_lost)
     source = PlannedImages(job.images, job.encode.augmentation)
     for each in wanted:
         split = each.entry.split
@@ -116,11 +118,11 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
             rows = source.again(each.rows, job.retire_lost)
         if rows.keys:
             quantizer = each.quantizer or _calibrated(job, images, loop)
-            plans.append(_plan_rows(job, rows, split, quantizer, loop, each.entry.fragment))
+            plans.append(_plan_rows(job, rows, split, quantizer, loop, replaces=each.entry.fragment))
             contents |= {plans[-1].id: each.content} if each.content else {}
     location.preflight_write(bytes_left(location, plans))
     return Planned(
-        groups=_groups(plans, job.encode.group_shards),
+        groups=_groups(plans, job.encode.group_shards, {plan.id for plan in plans} - contents.keys()),
         fragments=tuple(each.id for each in plans),
         retire={each.entry.fragment: as_ranges(each.retire) for each in wanted if each.retire},
         drop=tuple(sorted(damage.fragments)),
@@ -182,7 +184,13 @@ def _calibrated(job: EncodeJob, images: Images, loop: InnerLoop) -> Quantizer | 
 
 
 def _plan_rows(
-    job: EncodeJob, rows: SourceRows, split: str, quantizer: Quantizer | None, loop: InnerLoop, replaces: str = ""
+    job: EncodeJob,
+    rows: SourceRows,
+    split: str,
+    quantizer: Quantizer | None,
+    loop: InnerLoop,
+    withdrawn: Collection[str] = (),
+    replaces: str = "",
 ) -> Plan:
     return plan_fragment(
         open_location(job.functaset),
@@ -198,16 +206,18 @@ def _plan_rows(
         codec=job.encode.quantization.codec,
         replaces=replaces,
         versions=environment(loop),
+        withdrawn=withdrawn,
     )
 
 
-def _groups(plans: list[Plan], size: int) -> tuple[ShardGroup, ...]:
+def _groups(plans: list[Plan], size: int, readable: Collection[str] = ()) -> tuple[ShardGroup, ...]:
     return tuple(
         ShardGroup(
             fragment=plan.id,
             split=plan.split,
             shards=tuple(range(start, min(start + size, plan.shards))),
             images=sum(plan.shard_size(shard) for shard in range(start, min(start + size, plan.shards))),
+            readable=plan.id in readable,
         )
         for plan in plans
         for start in range(0, plan.shards, size)

@@ -32,10 +32,12 @@ class SourceRows:
 
 @dataclass(frozen=True)
 class Former:
-    """What is still known of a row that was encoded: its key or "", and its image's sha256 or None."""
+    """What is still known of a row that was encoded: its key or "", label, and its image's token and sha256."""
 
     key: str
+    token: str | None
     sha256: bytes | None
+    label: int | None
 
 
 class PlannedImages:
@@ -71,14 +73,15 @@ class PlannedImages:
         return whole
 
     def again(self, former: Mapping[Name, Former], leave_lost: bool = False) -> SourceRows:
-        """The rows of these names, in any split, as far as their images are the same bytes still.
+        """The rows of these names, in any split, with the labels that they had.
 
-        Raises StorageError where one is gone or changed; with leave_lost they are left out.
+        Raises StorageError where an image is gone or changed; with leave_lost they are left out. Changed means other
+        bytes or, where their sha256 is not known any more, another version token.
         """
         found = {row_id(key): key for key in self._places}
         gone = {row.key or name[0].hex() for name, row in former.items() if name[0] not in found}
         here = {name: found[name[0]] for name in former if name[0] in found}
-        changed = self._changed({key: sha256 for name, key in here.items() if (sha256 := former[name].sha256)})
+        changed = self._changed({key: former[name] for name, key in here.items()})
         if not leave_lost and (gone or changed):
             fault = f"{len(gone)} are gone and {len(changed)} changed, such as {min(gone | changed)}"
             count = len({name[0] for name in former})
@@ -88,18 +91,25 @@ class PlannedImages:
             )
         kept = {name: key for name, key in here.items() if key not in changed}
         places = [self._places[key] for key in kept.values()]
-        labels = np.array([self.images.split(name).labels[row] for name, row in places], np.int32)
+        today = [self.images.split(name).labels[row] for name, row in places]
+        labels = [now if (label := former[name].label) is None else label for name, now in zip(kept, today)]
         tokens = [self.images.split(name).tokens[row] for name, row in places]
-        return SourceRows(list(kept.values()), labels, tokens, np.array([number for _, number in kept], np.int32))
+        numbers = np.array([number for _, number in kept], np.int32)
+        return SourceRows(list(kept.values()), np.array(labels, np.int32), tokens, numbers)
 
-    def _changed(self, sha256: Mapping[str, bytes]) -> set[str]:
-        """Keys of the images that are not these bytes any more, or cannot be read."""
+    def _changed(self, former: Mapping[str, Former]) -> set[str]:
+        """Keys of the images that are not what they were, or cannot be read."""
         changed = set()
+        sha256 = {key: row.sha256 for key, row in former.items() if row.sha256 is not None}
         for split in self.images.splits:
+            of_split = self.images.split(split)
+            for key in (key for key in former if self._places[key][0] == split and key not in sha256):
+                token = former[key].token
+                changed |= {key} if token not in (None, of_split.tokens[self._places[key][1]]) else set()
             keys = [key for key in sha256 if self._places[key][0] == split]
             for start in range(0, len(keys), READ_ROWS):
                 some = keys[start : start + READ_ROWS]
-                batch = self.images.split(split).read([self._places[key][1] for key in some])
+                batch = of_split.read([self._places[key][1] for key in some])
                 changed |= {key for key, found in zip(some, batch.sha256, strict=True) if bytes(found) != sha256[key]}
         return changed
 

@@ -1,9 +1,9 @@
 """Repair: the rows of damaged shards are encoded again into new fragments; one commit shows those and retires these."""
 
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,14 +12,16 @@ from storage.commits import (
     committed_plan,
     committed_receipt,
     latest,
+    live_shards,
     retired_rows,
     row_names,
     visible_keys,
     visible_rows,
 )
-from storage.committing import mark, merge_again
+from storage.committing import commit, mark
 from storage.errors import StorageError
 from storage.fragments import Receipt, read_array, receipt_name, sum_of_contents
+from storage.local import may_pass
 from storage.locations import Location
 from storage.plans import Name, Plan, load_quantizer, plan_rows
 from storage.quantization import Quantizer
@@ -28,11 +30,13 @@ from storage.root import FRAGMENTS, put_fragments_group
 from storage.verification import verify
 from tasks.encoding.planned import Former
 
+Found = TypeVar("Found")
 OF_SHARD = re.compile(
     r"fragments/([0-9a-f]{24})/(?:(?:rows|receipts|moments)/(\d{6})\.|(?!quantization)\w+/c/(\d+)(?:/|$))"
 )
 OF_FRAGMENT = re.compile(r"fragments/([0-9a-f]{24})/")
 MOMENTS = re.compile(r"moments/[0-9a-f]{24}\.f8")
+COMMIT = re.compile(r"commits/\d{8}\.json")
 MARK = re.compile(r"commits/(\d{8})\.sha256")
 
 
@@ -66,8 +70,11 @@ class Wanted:
 
 
 def find_damage(location: Location) -> Damage:
-    """Re-reads every object. Raises StorageError naming damage that no encoding can mend."""
-    damage = Damage()
+    """Re-reads every object. Raises StorageError naming damage that no encoding can mend.
+
+    But not an older commit, which can be given up (gc --keep-versions).
+    """
+    damage, newest = Damage(), latest(location)
     for bad in verify(location, deep=True).bad:
         if match := OF_SHARD.match(bad["path"]):
             damage.shards.setdefault(match[1], set()).add(int(match[2] or match[3]))
@@ -79,7 +86,7 @@ def find_damage(location: Location) -> Damage:
             damage.marks.append(int(match[1]))
         elif bad["path"] == FRAGMENTS:
             damage.group = True
-        else:
+        elif not (newest and COMMIT.fullmatch(bad["path"])):
             raise StorageError(f"{location.uri}/{bad['path']}: {bad['fault']}; encoding again does not bring it back")
     return damage
 
@@ -90,19 +97,21 @@ def put_back(location: Location, damage: Damage) -> None:
         mark(location, version)
     if damage.group:
         put_fragments_group(location)
-    if not (damage.shards or damage.fragments):
-        for key in damage.moments:
-            merge_again(location, key)
+    if damage.moments and not (damage.shards or damage.fragments):
+        commit(location, [], again=True)
 
 
-def wanted_rows(location: Location, damage: Damage) -> list[Wanted]:
-    """What must be encoded again, by damaged fragment. Retired rows stay retired."""
+def wanted_rows(location: Location, damage: Damage, retire_lost: bool = False) -> list[Wanted]:
+    """What must be encoded again, by damaged fragment. Retired rows stay retired.
+
+    Raises StorageError where it is not even known what a shard held; with retire_lost its rows are given up.
+    """
     newest = latest(location)
     assert newest is not None  # verify refuses a functaset without commits
     return [
         _of_fragment(location, entry)
         if entry.fragment in damage.fragments
-        else _of_shards(location, entry, sorted(damage.shards[entry.fragment]))
+        else _of_shards(location, entry, sorted(damage.shards[entry.fragment]), retire_lost)
         for entry in newest.fragments
         if entry.fragment in damage.fragments or entry.fragment in damage.shards
     ]
@@ -113,16 +122,18 @@ def _of_fragment(location: Location, entry: CommittedFragment) -> Wanted:
     try:
         plan = committed_plan(location, entry)
     except StorageError as error:
+        if may_pass(location, error):
+            raise
         if entry.retired:  # encoding all that is not shown would bring them back
             path = f"{location.uri}/fragments/{entry.fragment}"
             raise StorageError(
                 f"{path}: its plan is damaged, and which images were retired with it ({error})"
             ) from None
         return Wanted(entry, None, None, [], _content(location, entry))
-    quantizer = None
-    with suppress(StorageError):
-        quantizer = load_quantizer(location, plan)
-    return Wanted(entry, _former(location, entry, plan, range(plan.shards)), quantizer, [])
+    rows: dict[Name, Former] = {}
+    for shard in live_shards(entry, plan):
+        rows |= _former(location, entry, plan, shard)
+    return Wanted(entry, rows, _readable(location, lambda: load_quantizer(location, plan)), [])
 
 
 def _content(location: Location, entry: CommittedFragment) -> str:
@@ -134,27 +145,50 @@ def _content(location: Location, entry: CommittedFragment) -> str:
     )
 
 
-def _of_shards(location: Location, entry: CommittedFragment, shards: list[int]) -> Wanted:
+def _of_shards(location: Location, entry: CommittedFragment, shards: list[int], retire_lost: bool) -> Wanted:
     plan = committed_plan(location, entry)
-    rows = [shard * plan.shard_rows + row for shard in shards for row in range(plan.shard_size(shard))]
-    return Wanted(entry, _former(location, entry, plan, shards), load_quantizer(location, plan), rows)
-
-
-def _former(location: Location, entry: CommittedFragment, plan: Plan, shards: Iterable[int]) -> dict[Name, Former]:
-    """The rows that readers saw, by their names. Where the receipt is damaged it is not known which others were bad."""
+    retire = [shard * plan.shard_rows + row for shard in shards for row in range(plan.shard_size(shard))]
     rows: dict[Name, Former] = {}
     for shard in shards:
-        names, seen = row_names(location, entry, plan, shard), ~retired_rows(entry, plan, shard)
-        keys, sha256 = {}, {}
-        with suppress(StorageError):
-            table = plan_rows(location, plan, shard)
-            keys = dict(zip(table.names, table.keys, strict=True))
-        with suppress(StorageError):
-            receipt = committed_receipt(location, entry, plan, shard)
-            seen = visible_rows(entry, plan, receipt)
-            sha256 = dict(zip(names, map(bytes, read_array(location, plan, receipt, "source_sha256")), strict=True))
-        rows |= {names[row]: Former(keys.get(names[row], ""), sha256.get(names[row])) for row in np.flatnonzero(seen)}
-    return rows
+        try:
+            rows |= _former(location, entry, plan, shard)
+        except StorageError as error:
+            if may_pass(location, error) or not retire_lost:
+                raise
+    return Wanted(entry, rows, load_quantizer(location, plan), retire)
+
+
+def _former(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> dict[Name, Former]:
+    """The rows that readers saw, by their names. Where the receipt is damaged it is not known which others were bad."""
+    names, seen = row_names(location, entry, plan, shard), ~retired_rows(entry, plan, shard)
+    table = _readable(location, lambda: plan_rows(location, plan, shard))
+    receipt = _readable(location, lambda: committed_receipt(location, entry, plan, shard))
+    columns = {}
+    if receipt is not None:
+        seen = visible_rows(entry, plan, receipt)
+        for name in ("source_sha256", "label"):
+            columns[name] = _readable(location, lambda name=name: read_array(location, plan, receipt, name))
+    sha256, labels = columns.get("source_sha256"), columns.get("label")
+    labels = labels if table is None else table.labels
+    return {
+        names[row]: Former(
+            key="" if table is None else table.keys[row],
+            token=None if table is None else table.tokens[row],
+            sha256=None if sha256 is None else bytes(sha256[row]),
+            label=None if labels is None else int(labels[row]),
+        )
+        for row in np.flatnonzero(seen)
+    }
+
+
+def _readable(location: Location, read: Callable[[], Found]) -> Found | None:
+    """What is read, or None where it is damaged."""
+    try:
+        return read()
+    except StorageError as error:
+        if may_pass(location, error):
+            raise
+        return None
 
 
 def shown_names(location: Location, split: str, damage: Damage) -> set[tuple[str, int]]:

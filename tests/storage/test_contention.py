@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from storage.collection import DAY, collect
+from storage.commits import latest
 from storage.committing import commit, retire
 from storage.errors import StorageError
 from storage.functaset import Functaset
@@ -139,17 +140,20 @@ def test_retiring_holds_whatever_is_committed_meanwhile(tmp_path: Path) -> None:
     assert shown(place) == names(0, 1) + names(3, 17)
 
 
-def test_a_fragment_that_gc_has_claimed_is_not_committed_and_not_begun_anew(tmp_path: Path) -> None:
+def test_a_fragment_that_gc_has_claimed_is_not_committed_and_its_name_not_used_again(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     each = plan(place, n=2, first=50)
     write(place, each, 0)
     place.create(f"{each.path}/claim", b"collect")
-    with pytest.raises(StorageError, match="is being removed by gc; let that end"):
+    with pytest.raises(StorageError, match="was removed by gc; run the same command again"):
         commit(place, [each.id])
-    with pytest.raises(StorageError, match="is being removed by gc"):
-        plan(place, n=2, first=50)
+    again = plan(place, n=2, first=50)
+    assert again.id not in (each.id, plan(place, n=2, first=52).id)
+    fill(place, [again])
+    assert plan(place, n=2, first=50) == again
     collect(place, now=later, delete=True)
-    fill(place, [plan(place, n=2, first=50)])
+    assert place.list(f"{each.path}/") == [f"{each.path}/claim"]
+    assert collect(place, now=later, delete=True).removed == []
     assert len(shown(place)) == 22
 
 
@@ -169,23 +173,153 @@ def test_what_gc_removes_while_it_is_being_committed_is_not_committed(tmp_path: 
         commit(rival, [each.id])
     assert shown(place) == names(0, 20)
     assert verify(place, deep=True).bad == []
-    assert not any(each.id in name for name in tree(tmp_path / "s"))
+    assert place.list(f"{each.path}/") == [f"{each.path}/claim"]
 
 
-@pytest.mark.parametrize("at", ["fragments/", "commits/"])
-def test_what_is_committed_while_gc_lays_its_hand_on_it_stays(tmp_path: Path, at: str) -> None:
+def test_what_is_committed_before_gc_has_claimed_it_stays(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     each = abandoned(place)
-    rival = Overtaken(place.uri, lambda: commit(place, [each.id]), at)
-    if at == "fragments/":
-        assert collect(rival, now=later, delete=True).fragments == []
-        assert (tmp_path / "s" / each.path / "claim").read_bytes() == b"commit"
-        assert shown(place) == names(0, 20) + names(60, 4)
-    else:  # gc has laid claim to it, and its own commit is not made yet
-        with pytest.raises(StorageError, match="is being removed by gc"):
-            collect(rival, now=later, delete=True)
-        collect(place, now=later, delete=True)
-        assert shown(place) == names(0, 20)
+    rival = Overtaken(place.uri, lambda: commit(place, [each.id]), "fragments/")
+    assert collect(rival, now=later, delete=True).fragments == []
+    assert (tmp_path / "s" / each.path / "claim").read_bytes() == b"commit"
+    assert shown(place) == names(0, 20) + names(60, 4)
+    assert verify(place, deep=True).bad == []
+
+
+def test_what_gc_has_claimed_is_not_committed_even_before_its_own_commit(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    each = abandoned(place)
+    refused = []
+
+    def late() -> None:
+        with pytest.raises(StorageError, match="was removed by gc"):
+            commit(place, [each.id])
+        refused.append(each.id)
+
+    assert collect(Overtaken(place.uri, late, "commits/"), now=later, delete=True).fragments == refused
+    assert shown(place) == names(0, 20)
+    assert verify(place, deep=True).bad == []
+
+
+class Dead(BaseException):
+    """As good as a SIGKILL: nothing here catches it."""
+
+
+def die() -> None:
+    raise Dead
+
+
+def test_a_commit_that_was_held_up_does_not_take_the_number_of_a_version_that_was_given_up(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    mine = plan(place, n=4, first=60)
+    write(place, mine, 0)
+
+    def others() -> None:
+        retire(place, "train", ["train/00003"])
+        assert collect(place, erase_retired=True, delete=True).versions == [1, 2]
+
+    made = commit(Overtaken(place.uri, others, "commits/"), [mine.id])
+    assert made == latest(place)
+    assert made.version == 4
+    assert "train/00060" in shown(place)
+    for version in (1, 2):
+        with pytest.raises(StorageError, match=f"version {version} was given up; versions: 3, 4$"):
+            Functaset.open(place, version)
+    assert collect(place, now=later, delete=True).fragments == []
+
+
+def test_a_second_gc_after_one_that_was_killed_before_its_commit_shuts_out_committers_too(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    each = abandoned(place)
+
+    def collections() -> None:
+        with pytest.raises(Dead):
+            collect(Overtaken(place.uri, die, "commits/"), now=later, delete=True)
+        assert place.read(f"{each.path}/claim") == b"collect"
+        assert collect(place, now=later, delete=True).fragments == [each.id]
+
+    with pytest.raises(StorageError, match="has no plan; was it removed by gc"):
+        commit(Overtaken(place.uri, collections, "commits/"), [each.id])
+    assert shown(place) == names(0, 20)
+    assert verify(place, deep=True).bad == []
+
+
+def test_a_slow_gc_takes_nothing_of_what_is_encoded_anew_after_a_fast_one(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    each = abandoned(place)
+
+    def fast() -> None:
+        assert collect(place, now=later, delete=True).fragments == [each.id]
+        fill(place, [plan(place, n=4, first=60)])
+
+    collect(Deleting(place.uri, fast, each.path), now=later, delete=True)
+    assert shown(place) == names(0, 20) + names(60, 4)
+    assert verify(place, deep=True).bad == []
+
+
+@dataclass(frozen=True)
+class Deleting(Overtaken):
+    """Somebody else acts before our first deletion of a kind."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        return LocalLocation.create(self, key, data)
+
+    def write(self, key: str, data: bytes) -> None:
+        LocalLocation.write(self, key, data)
+
+    def delete(self, key: str) -> None:
+        if key.startswith(self.at) and not self.done:
+            self.done.append(True)
+            self.act()
+        super().delete(key)
+
+
+def test_moments_that_a_new_commit_names_while_gc_takes_them_are_put_back(tmp_path: Path) -> None:
+    """The committer finds them standing and looks again before gc deletes: then gc looks at the commits."""
+    place, twin = filled(tmp_path / "s"), filled(tmp_path / "twin")
+    more = [plan(where, n=4, first=60) for where in (place, twin)]
+    for where, each in zip((place, twin), more):
+        write(where, each, 0)
+    stored = commit(twin, [more[1].id]).moments
+    assert stored is not None
+    place.create(stored.key, twin.read(stored.key))
+    os.utime(tmp_path / "s" / stored.key, (time.time() - 2 * DAY,) * 2)
+
+    def commits() -> None:
+        commit(place, [more[0].id])
+        retire(place, "train", ["train/00001"])  # the newest version has other moments
+
+    collect(Deleting(place.uri, commits, "moments/"), delete=True)
+    assert Functaset.open(place, 2).moments().count == 24
+    assert verify(place, deep=True).bad == []
+
+
+def test_a_replacement_whose_rows_were_all_retired_meanwhile_is_no_entry(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    entry, each = Functaset.open(place).fragments[0]
+    keys = plan_rows(place, each, 0).keys
+    mended = plan_again(place, keys, each.id)
+    retire(place, "train", keys)
+    made = commit(place, [mended.id], {entry.fragment: range(8)})
+    assert made.withdrawn == (mended.id,)
+    assert [each.fragment for each in made.fragments].count(mended.id) == 0
+    collect(place, erase_retired=True, delete=True)
+    assert shown(place) == sorted(set(names(0, 20)) - set(keys))
+    assert verify(place, deep=True).bad == []
+
+
+def test_what_a_wholly_retired_shard_lost_hinders_neither_repair_nor_erasure(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    entry, each = Functaset.open(place).fragments[0]
+    retire(place, "train", plan_rows(place, each, 1).keys)
+    place.delete(f"{each.path}/receipts/000001.0.json")
+    place.delete(f"{each.path}/rows/000001.json")
+    kept = shown(place)
+    mended = plan_again(place, plan_rows(place, each, 0).keys, each.id)
+    commit(place, [mended.id], {entry.fragment: range(8)})
+    assert shown(place) == kept
+    collect(place, erase_retired=True, delete=True)
+    assert shown(place) == kept
     assert verify(place, deep=True).bad == []
 
 

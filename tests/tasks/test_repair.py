@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from storage.collection import collect
 from storage.commits import latest
 from storage.committing import retire
-from storage.errors import StorageError
+from storage.errors import StorageError, TransientError
 from storage.functaset import Functaset
 from storage.local import LocalLocation
 from storage.locations import open_location
@@ -106,9 +107,142 @@ def test_damage_that_encoding_cannot_mend_is_named_and_nothing_changes(field: Pa
     with pytest.raises(StorageError, match="its plan is damaged, and which images were retired with it"):
         repair(work)
     assert bytes_of(store) == before
-    flip(store / "commits" / "00000001.json")
-    with pytest.raises(StorageError, match=r"commits/00000001\.json: .* encoding again does not bring it back"):
+    flip(next((store / "fields").glob("*.safetensors")))
+    with pytest.raises(StorageError, match=r"fields/feed\.safetensors: .* encoding again does not bring it back"):
         repair(work)
+    flip(store / "commits" / "00000002.json")
+    with pytest.raises(StorageError, match=r"commits/00000002\.json: was altered"):
+        repair(work)
+
+
+def test_damage_of_an_older_commit_does_not_hinder_repair_and_can_be_given_up(field: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    place = open_location(str(store))
+    retire(place, "train", Functaset.open(place).load("train").keys[:3])
+    shown = by_key(store)
+    flip(store / Functaset.open(place).fragments[0][1].path / "z/c/1/0/0/0")
+    flip(store / "commits" / "00000001.json")
+    repair(work)
+    assert by_key(store) == shown
+    assert [each["path"] for each in verify(place, deep=True).bad] == ["commits/00000001.json"]
+    collect(place, keep_versions=1, delete=True)
+    assert verify(place, deep=True).bad == []
+    assert collect(place, delete=True).removed == []
+
+
+def test_after_a_lost_plan_was_repaired_encoding_goes_on(field: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    flip(store / Functaset.open(str(store)).fragments[0][1].path / "plan.json")
+    repair(work)
+    before = bytes_of(store)
+    encode(work)
+    assert bytes_of(store) == before
+
+
+@pytest.mark.parametrize("damage", ["latents", "latents and receipt", "latents and digests"])
+def test_a_repaired_row_has_its_old_label_and_is_of_its_old_image(field: Path, tmp_path: Path, damage: str) -> None:
+    pictures, store = tmp_path / "pictures", tmp_path / "s"
+
+    def put(label: str, number: int, seed: int) -> None:
+        (pictures / label).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(pictures / label / f"{number:03}.png")
+
+    for label in "bcd":
+        for number in range(20):
+            put(label, number, ord(label) * 100 + number)
+    work, _ = job(
+        field, store, "images.source=folder", "images.channels=1", f"images.location={pictures}",
+        "encode.shard_rows=16", "encode.chunk_rows=16", "encode.quantization.max_clip_fraction=0.5",
+    )  # fmt: skip
+    encode(work)
+    before = Functaset.open(str(store)).load("train")
+    labels = dict(zip(before.keys, before.labels.tolist()))
+    _, each = Functaset.open(str(store)).fragments[0]
+    inside = plan_rows(open_location(str(store)), each, 1).keys
+    flip(store / each.path / "z/c/1/0/0/0")
+    if "receipt" in damage:
+        flip(store / each.path / "receipts/000001.0.json")
+    if "digests" in damage:
+        flip(store / each.path / "source_sha256/c/1/0")
+    put("a", 0, 7)
+    put("a", 1, 8)
+    label, name = inside[0].split("/")[-2:]
+    whole = (pictures / label / name).read_bytes()
+    put(label, int(name[:3]), 4711)
+    with pytest.raises(StorageError, match=rf"0 are gone and 1 changed, such as {inside[0]}"):
+        repair(work)
+    status = (pictures / label / name).stat()
+    (pictures / label / name).write_bytes(whole)
+    os.utime(pictures / label / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    if damage == "latents":  # with other times, but the same bytes
+        repair(work)
+    else:
+        repair(work.model_copy(update={"retire_lost": True}))
+    after = Functaset.open(str(store)).load("train")
+    known = dict(zip(after.keys, after.labels.tolist()))
+    assert known.items() <= labels.items()
+    assert labels.keys() - known.keys() == (set() if damage == "latents" else {inside[0]})
+
+
+def test_an_image_that_cannot_be_read_while_it_is_repaired_ends_the_repair(field: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 8, 8), np.uint8)
+    for number, image in enumerate(pixels):
+        folder = tmp_path / "x" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    store = tmp_path / "s"
+    work, _ = job(
+        field, store, "images.source=folder", "images.channels=1", f"images.location={tmp_path / 'x'}",
+        "encode.quantization.max_clip_fraction=0.5", "images.max_bad_fraction=1",
+    )  # fmt: skip
+    encode(work)
+    shown = by_key(store)
+    flip(store / Functaset.open(str(store)).fragments[0][1].path / "z/c/0/0/0/0")
+    todo = plan(work.model_copy(update={"repair": True}))
+    victim = tmp_path / "x" / next(iter(shown)).split("train/")[-1]
+    whole, times = victim.read_bytes(), victim.stat()
+    victim.write_bytes(b"no picture")
+    with pytest.raises(StorageError, match=r"\.png: .*; restore the image, or give its row up: --retire-lost"):
+        for group in todo.groups:
+            encode_group(work, group, 400)
+    victim.write_bytes(whole)
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
+    repair(work)
+    assert by_key(store) == shown
+
+
+def test_a_lost_connection_is_no_damage(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    flip(store / Functaset.open(str(store)).fragments[0][1].path / "z/c/1/0/0/0")
+    before = bytes_of(store)
+
+    def away(*_: object) -> None:
+        raise TransientError("the place does not answer")
+
+    monkeypatch.setattr("tasks.encoding.repair.committed_receipt", away)
+    with pytest.raises(TransientError):
+        repair(work)
+    assert bytes_of(store) == before
+
+
+def test_a_shard_of_which_nothing_is_known_is_given_up_where_that_is_asked_for(field: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    shown = by_key(store)
+    _, each = Functaset.open(str(store)).fragments[0]
+    lost = plan_rows(open_location(str(store)), each, 1).keys
+    flip(store / each.path / "rows/000001.json")
+    flip(store / each.path / "receipts/000001.0.json")
+    flip(store / each.path / "z/c/0/0/0/0")
+    with pytest.raises(StorageError, match=r"receipts/000001\.0\.json"):
+        repair(work)
+    repair(work.model_copy(update={"retire_lost": True}))
+    assert by_key(store) == {key: code for key, code in shown.items() if key not in lost}
+    assert verify(open_location(str(store)), deep=True).bad == []
 
 
 def test_a_lost_plan_brings_no_erased_image_back(field: Path, tmp_path: Path) -> None:
