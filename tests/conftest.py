@@ -1,6 +1,7 @@
 """What all tests share: a Prefect home of their own, and one server for those that need one."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,15 @@ import pytest
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="functa-prefect-")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+# The tests start some two hundred processes. Where bytecode is not kept, each of them compiles torch and Prefect again,
+# which takes longer than what most of them then do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Beside other test processes a core each: threads that meet after every operation would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).parents[2] / "shared"
 
