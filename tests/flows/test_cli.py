@@ -208,7 +208,6 @@ def test_presets_answer_in_json() -> None:
 
 
 @pytest.mark.server
-@pytest.mark.xdist_group("prefect-cli")
 def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> None:
     """On Prefect's embedded server, with a damaged image among good ones."""
     images, root = tmp_path / "images", tmp_path / "root"
@@ -287,7 +286,6 @@ def check_a_damaged_root_is_mended(root: Path, command: list[str]) -> None:
 
 
 @pytest.mark.server
-@pytest.mark.xdist_group("prefect-cli")
 def test_a_run_without_classifier_and_diffusion(tmp_path: Path) -> None:
     """Neither is started, missed or reported; a latent larger than its image is told once, and allowed."""
     root = tmp_path / "root"
@@ -323,7 +321,6 @@ def check_a_root_that_borrows(lender: Path, root: Path, command: list[str]) -> N
 
 
 @pytest.mark.server
-@pytest.mark.xdist_group("prefect-cli")
 def test_more_bad_images_than_allowed_fail_the_run_in_one_line(tmp_path: Path) -> None:
     """Prefect's own lines tell what ran; the error itself stands once, without a traceback."""
     images, root = tmp_path / "images", tmp_path / "root"
