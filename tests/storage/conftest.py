@@ -1,8 +1,10 @@
 """S3 servers for tests: moto's within `make test`, a real one for what is marked s3 (`make test-s3`)."""
 
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,7 @@ def moto() -> Iterator[dict[str, str]]:
     from werkzeug.serving import make_server
 
     # Its S3 alone: the server of everything looks up for each request, on disk, which of AWS's services is meant.
-    application = create_backend_app("s3")
+    application = atomic(create_backend_app("s3"))
     server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -41,6 +43,17 @@ def moto() -> Iterator[dict[str, str]]:
     }
     server.shutdown()
     thread.join()
+
+
+def atomic(application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Create-only writes one after the other: moto looks and then writes, and two of them may both find nothing."""
+    lock = threading.Lock()
+
+    def one_by_one(environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        with lock if "HTTP_IF_NONE_MATCH" in environment else contextlib.nullcontext():
+            return application(environment, start)
+
+    return one_by_one
 
 
 @pytest.fixture(scope="session")
