@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Two cores serve two test processes; more would only wait for each other.
 WORKERS ?= 2
+# Bytecode is kept whatever the environment says (containers often say no): or each of the processes of a run or of the
+# tests compiles torch and Prefect again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install demo test test-s3 test-browser test-slow bench-install bench lint format clean
 
@@ -29,7 +32,7 @@ demo: $(READY)   ## the whole pipeline on scikit-learn's digits, about 3 minutes
 	$(BIN)/functa run digits
 
 test: $(READY)   ## all tests but the slow ones, those in a browser and those on a real S3 server
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not browser and not slow and not s3"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not browser and not slow and not s3"
 
 test-s3: $(READY)  ## the storage tests on a real S3 server: Ceph from Debian's packages, unpacked, not installed
 	@$(BIN)/python -m tests.storage.ceph_packages

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
@@ -13,9 +13,7 @@ from pydantic import ValidationError
 from flows.cli_store import Functaset, Json, Split, functaset_of, store
 from flows.config import ConfigError, PipelineConfig, load_config, preset_names, require_stage
 from flows.ledger import Ledger
-
-if TYPE_CHECKING:
-    from tasks.decode import SampleRequest
+from tasks.config import SampleRequest
 
 app = App(
     name="functa",
@@ -268,9 +266,10 @@ def decode(
     out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
 ) -> int:
     """Decode latents into PNG images, at any resolution that the latent grid divides."""
+    wanted = _rows(rows)
     from tasks.decode import decode_rows
 
-    count = decode_rows(functaset_of(uri), split, _rows(rows), resolution, out)
+    count = decode_rows(functaset_of(uri), split, wanted, resolution, out)
     print(f"{count} images in {out}")
     return 0
 
@@ -297,17 +296,15 @@ def sample(
 
     Sampler, steps and clipping are those of the config that the model was trained with; only guidance can be chosen.
     """
+    request = _sample_request(count=count, label=label, guidance=guidance, seed=seed, resolution=resolution)
     from tasks.decode import sample_images
 
-    request = _sample_request(count=count, label=label, guidance=guidance, seed=seed, resolution=resolution)
     sheet = sample_images(root, request, out)
     print(f"{count} images in {out}; contact sheet: {sheet}")
     return 0
 
 
-def _sample_request(**options: Any) -> "SampleRequest":
-    from tasks.decode import SampleRequest
-
+def _sample_request(**options: Any) -> SampleRequest:
     try:
         return SampleRequest(**options)
     except ValidationError as error:

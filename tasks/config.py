@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.config import (
     ENVIRONMENT,
@@ -171,3 +171,18 @@ class DispatchConfig(Config):
     )
     retries: int = Field(2, ge=0, le=50, description="Retries of a failed task.")
     retry_delay: float = Field(2.0, ge=0, le=3600, description="Seconds before a retry, doubled each time.")
+
+
+class SampleRequest(Config):
+    """What `functa sample` was asked for."""
+
+    count: int = Field(ge=1)
+    label: int | None = Field(ge=0)
+    guidance: float | None
+    seed: int = Field(ge=0)
+    resolution: int | None = Field(ge=1)
+
+    @field_validator("guidance")
+    @classmethod
+    def _guidance(cls, value: float | None) -> float | None:
+        return value if value is None else DiffusionConfig(guidance=value).guidance

@@ -5,10 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field as Bounded
-from pydantic import field_validator
 
-from models.config import Config, DiffusionConfig, FieldConfig, InnerConfig
+from models.config import DiffusionConfig, FieldConfig, InnerConfig
 from models.field import Field
 from models.grid import patch_shape
 from models.inner import decode
@@ -16,6 +14,7 @@ from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.locations import Location, open_location
 from storage.stages import StageRecord, output_location, read_record
+from tasks.config import SampleRequest
 from tasks.evaluation.job import as_uint8
 
 SHEET_COLUMNS = 8
@@ -42,21 +41,6 @@ def decode_rows(uri: str, split: str, rows: tuple[int, int], resolution: int | N
     images = _decode(functaset, torch.from_numpy(latents), resolution)
     _write(images, out, [f"{split}-{row:06d}" for row in range(*rows)])
     return len(images)
-
-
-class SampleRequest(Config):
-    """What `functa sample` was asked for."""
-
-    count: int = Bounded(ge=1)
-    label: int | None = Bounded(ge=0)
-    guidance: float | None
-    seed: int = Bounded(ge=0)
-    resolution: int | None = Bounded(ge=1)
-
-    @field_validator("guidance")
-    @classmethod
-    def _guidance(cls, value: float | None) -> float | None:
-        return value if value is None else DiffusionConfig(guidance=value).guidance
 
 
 def sample_images(root: str, request: SampleRequest, out: Path) -> Path:

@@ -1,9 +1,11 @@
-"""What all tests share: a Prefect home of their own, and one server for those that need one."""
+"""What all tests share: a Prefect home of their own, one server for those that need one, and two processes."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +15,41 @@ os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="functa-prefect-")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
+# The tests start some two hundred processes. Where bytecode is not kept, each of them compiles torch and Prefect again,
+# which takes longer than what most of them then do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Beside other test processes a core each: threads that meet after every operation would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(__file__).parents[2] / "shared"
+PROJECT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file whose tests share a fixture goes to one process, any other test to whichever is free; long files first.
+
+    The groups of xdist 3.8 have no effect under pytest 9.2 (pytest-xdist issue 1386): every shared server and training
+    was started in both processes. The one that hands the tests out collects none, so it goes by the file's text.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixture(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file in shared else nodeid
+
+    files = sorted((PROJECT / "tests").rglob("test_*.py"))
+    shared = {str(file.relative_to(PROJECT)) for file in files if 'scope="module"' in file.read_text()}
+    return ByFixture(config, log)
+
+
+@pytest.fixture(scope="module")
 def prefect_server() -> Iterator[None]:
-    """A real Prefect server with an empty database, for the whole session."""
+    """A real Prefect server with an empty database, for the tests of a file: even at rest it costs time."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):

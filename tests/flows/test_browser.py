@@ -25,7 +25,6 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("browser"),
 ]
 
 ARTIFACTS = ["metrics", "lineage", "reconstructions", "samples", "report"]

@@ -1,5 +1,7 @@
 """The command: exit statuses, errors in one line, answers in JSON."""
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -9,14 +11,26 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from flows.cli import main
 from tests.flows.tiny import TINY
 from tests.storage.filled import filled
 
 PROJECT = Path(__file__).parents[2]
 
 
+def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command within this process, which has torch loaded: for what depends on nothing but its words and status."""
+    out, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        patch.chdir(PROJECT)
+        patch.setattr(sys, "argv", ["functa", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), errors.getvalue())
+
+
 def functa(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """The command as a person runs it."""
+    """The command as a person runs it, in a process of its own."""
     code = "from flows.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -72,11 +86,21 @@ def told(done: subprocess.CompletedProcess[str], status: int) -> str:
     ],
 )
 def test_a_fault_is_one_line_and_its_exit_status(arguments: list[str], status: int, line: str) -> None:
+    assert line.lower() in told(here(*arguments), status).lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "line"),
+    [
+        (["run", "digitz"], 2, "did you mean 'digits'"),
+        (["store", "info", "/no/such/store"], 1, "/no/such/store"),
+        (["sample", "/no/such/root", "--out", "x"], 1, "/no/such/root"),
+        (["encode", "digits", "--root", "/tmp/no-such-functa-root"], 1, "run `functa meta-train digits` first"),
+    ],
+)
+def test_nothing_that_is_loaded_on_the_way_adds_a_line(arguments: list[str], status: int, line: str) -> None:
+    """In a process of its own: a warning while a library is loaded would be heard here."""
     assert line.lower() in told(functa(*arguments), status).lower()
-
-
-def folder_of(tmp_path: Path) -> Path:
-    return tmp_path / "images"
 
 
 @pytest.mark.parametrize("case", ["missing", "empty", "flat"])
@@ -86,7 +110,7 @@ def test_a_wrong_image_folder_is_one_line_and_leaves_nothing(case: str, tmp_path
         images.mkdir()
     if case == "flat":
         Image.new("L", (8, 8)).save(images / "a.png")
-    done = functa("run", "digits", "--set", "images.source=folder", "--set", f"images.location={images}",
+    done = here("run", "digits", "--set", "images.source=folder", "--set", f"images.location={images}",
                   "--root", str(root))  # fmt: skip
     assert str(images) in told(done, 1)
     assert not root.exists()
@@ -94,7 +118,7 @@ def test_a_wrong_image_folder_is_one_line_and_leaves_nothing(case: str, tmp_path
 
 def test_a_field_that_does_not_fit_the_images_is_a_fault_of_the_config(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    done = functa("run", "digits", "--set", "field.spatial=3", "--root", str(root))
+    done = here("run", "digits", "--set", "field.spatial=3", "--root", str(root))
     assert "not divisible into 3x3 latent positions" in told(done, 2)
     assert not root.exists()
 
@@ -114,22 +138,22 @@ def test_a_field_that_does_not_fit_images_of_unknown_size_is_told_before_any_wor
         (images / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (12, 12)).save(images / f"{name}.png")
     sets = ["images.source=folder", f"images.location={images}", *field]
-    done = functa("run", "digits", *(part for s in sets for part in ("--set", s)), "--root", str(root))
+    done = here("run", "digits", *(part for s in sets for part in ("--set", s)), "--root", str(root))
     assert str(images) in told(done, 1)
     assert line in told(done, 1)
     assert not root.exists()
 
 
 def test_a_stage_that_the_config_does_not_have_is_refused(tmp_path: Path) -> None:
-    done = functa("train-classifier", "digits", "--set", "classifier=null", "--root", str(tmp_path / "root"))
+    done = here("train-classifier", "digits", "--set", "classifier=null", "--root", str(tmp_path / "root"))
     assert "digits: has no train-classifier stage" in told(done, 2)
 
 
 def test_show_warns_of_a_latent_larger_than_its_image() -> None:
     overrides = ["--set", "field.channels=32", "--set", "classifier=null", "--set", "diffusion=null"]
-    done = functa("show", "digits", *overrides)
+    done = here("show", "digits", *overrides)
     assert done.stdout.count("128 numbers, more than the 64 values") == 1
-    shown = json.loads(functa("show", "digits", *overrides, "--json").stdout)
+    shown = json.loads(here("show", "digits", *overrides, "--json").stdout)
     assert shown["config"]["classifier"] is None
     assert set(shown["digests"]) == {"meta_train", "encode", "evaluate"}
     assert shown["parameters"]["classifier"] is None
@@ -138,7 +162,7 @@ def test_show_warns_of_a_latent_larger_than_its_image() -> None:
 
 def test_a_root_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot write to" in told(functa("run", "digits", "--root", str(tmp_path / "file" / "root")), 1)
+    assert "cannot write to" in told(here("run", "digits", "--root", str(tmp_path / "file" / "root")), 1)
 
 
 def test_debug_adds_the_traceback() -> None:
@@ -160,8 +184,8 @@ def test_a_functaset_is_quantised_from_the_shell(tmp_path: Path) -> None:
     command = ["store", "quantize", str(tmp_path / "a"), str(tmp_path / "b"), "--bits", "6", "--max-clip-fraction", "1"]
     made = json.loads(functa(*command, "--json").stdout)
     assert (made["bits"], made["rows_by_split"]) == (6, {"train": 20, "test": 6})
-    assert json.loads(functa("store", "info", str(tmp_path / "b"), "--json").stdout) == made
-    again = functa(*command)
+    assert json.loads(here("store", "info", str(tmp_path / "b"), "--json").stdout) == made
+    again = here(*command)
     assert again.returncode == 0, again.stderr
     for told_to_people in (
         "6 asked for",
@@ -170,21 +194,20 @@ def test_a_functaset_is_quantised_from_the_shell(tmp_path: Path) -> None:
         "requantised_f",
     ):
         assert told_to_people in again.stdout
-    assert "quantization.bits: 6 -> 5" in told(functa(*command[:-3], "5"), 1)
+    assert "quantization.bits: 6 -> 5" in told(here(*command[:-3], "5"), 1)
     assert "6 bits a number, which 7 cannot better" in told(
-        functa(*command[:2], str(tmp_path / "b"), "x", "--bits", "7"), 1
+        here(*command[:2], str(tmp_path / "b"), "x", "--bits", "7"), 1
     )
 
 
 def test_presets_answer_in_json() -> None:
-    presets = {preset["name"]: preset for preset in json.loads(functa("presets", "--json").stdout)}
+    presets = {preset["name"]: preset for preset in json.loads(here("presets", "--json").stdout)}
     assert presets["digits"]["latent"] == "2x2x8"
     assert presets["cifar10_quick"]["latent"] == "8x8x16"
     assert all(preset["parameters"]["field"] for preset in presets.values())
 
 
 @pytest.mark.server
-@pytest.mark.xdist_group("prefect-cli")
 def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> None:
     """On Prefect's embedded server, with a damaged image among good ones."""
     images, root = tmp_path / "images", tmp_path / "root"
@@ -204,13 +227,13 @@ def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> Non
     assert metrics["bad_inputs"] == 1
     assert "damaged.png" in (root / "report.html").read_text()
 
-    status = json.loads(functa("status", str(root), "--json").stdout)
+    status = json.loads(here("status", str(root), "--json").stdout)
     assert set(status["stages"].values()) == {"finished"}
     assert status["shards"]["left"] == 0
     assert status["shards"]["bad"] == 1
-    info = json.loads(functa("store", "info", str(root), "--json").stdout)
+    info = json.loads(here("store", "info", str(root), "--json").stdout)
     assert info["rows_by_split"] == {"train": 119, "test": 60}
-    assert json.loads(functa("store", "verify", str(root), "--deep", "--json").stdout)["bad"] == []
+    assert json.loads(here("store", "verify", str(root), "--deep", "--json").stdout)["bad"] == []
 
     out = tmp_path / "out"
     assert functa("decode", str(root), "--rows", "0:3", "--resolution", "32", "--out", str(out)).returncode == 0
@@ -218,18 +241,18 @@ def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> Non
     assert functa("sample", str(root), "--count", "5", "--label", "3", "--out", str(out)).returncode == 0
     assert len(list(out.glob("sample-*.png"))) == 5
     assert (out / "contact-sheet.png").exists()
-    assert "classes 0 to 9" in told(functa("sample", str(root), "--label", "10", "--out", str(out)), 1)
+    assert "classes 0 to 9" in told(here("sample", str(root), "--label", "10", "--out", str(out)), 1)
 
     check_a_root_that_borrows(root, tmp_path / "borrower", command)
 
-    again = functa(*command)
+    again = here(*command)
     assert "everything stands already" in again.stdout
-    other = functa(*command, "--set", "classifier.steps=30")
+    other = here(*command, "--set", "classifier.steps=30")
     assert "classifier.steps: 20 -> 30" in told(other, 1)
 
     shard = next((root / "functaset.zarr" / "fragments").glob("*/z/c/*/*/*/*"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    spoilt = functa("store", "verify", str(root))
+    spoilt = here("store", "verify", str(root))
     assert spoilt.returncode == 1
     assert str(shard.relative_to(root / "functaset.zarr")) in spoilt.stdout
     check_a_damaged_root_is_mended(root, command)
@@ -239,31 +262,30 @@ def check_a_damaged_root_is_mended(root: Path, command: list[str]) -> None:
     """By encoding again; then an image is retired, and erased."""
     options = command[2:]
     decoded = [
-        functa("decode", str(root), "--split", split, "--rows", rows, "--out", str(root / "out"))
+        here("decode", str(root), "--split", split, "--rows", rows, "--out", str(root / "out"))
         for split, rows in (("train", "0:119"), ("test", "0:60"))
     ]
     broken = next(each for each in decoded if each.returncode)
     assert "or encode its rows again: functa encode PRESET --repair" in told(broken, 1)
     mended = functa("encode", command[1], *options, "--repair")
     assert mended.returncode == 0, mended.stderr
-    assert functa("store", "verify", str(root), "--deep").returncode == 0
-    assert "shows no image 'none.png'" in told(functa("store", "retire", str(root), "none.png", "--split", "test"), 1)
+    assert here("store", "verify", str(root), "--deep").returncode == 0
+    assert "shows no image 'none.png'" in told(here("store", "retire", str(root), "none.png", "--split", "test"), 1)
     from storage.functaset import Functaset
 
     store = str(root / "functaset.zarr")
     keys = Functaset.open(store).load("test").keys
-    assert "rows" in functa("store", "retire", str(root), keys[0], "--split", "test").stdout
-    would = functa("store", "gc", str(root), "--erase-retired")
+    assert "rows" in here("store", "retire", str(root), keys[0], "--split", "test").stdout
+    would = here("store", "gc", str(root), "--erase-retired")
     assert "--delete does it" in would.stdout
-    done = json.loads(functa("store", "gc", str(root), "--erase-retired", "--delete", "--json").stdout)
+    done = json.loads(here("store", "gc", str(root), "--erase-retired", "--delete", "--json").stdout)
     assert done["deleted"]
     assert len(done["rewritten"]) >= 1
     assert sorted(Functaset.open(store).load("test").keys) == sorted(keys[1:])
-    assert functa("store", "verify", str(root), "--deep").returncode == 0
+    assert here("store", "verify", str(root), "--deep").returncode == 0
 
 
 @pytest.mark.server
-@pytest.mark.xdist_group("prefect-cli")
 def test_a_run_without_classifier_and_diffusion(tmp_path: Path) -> None:
     """Neither is started, missed or reported; a latent larger than its image is told once, and allowed."""
     root = tmp_path / "root"
@@ -280,9 +302,9 @@ def test_a_run_without_classifier_and_diffusion(tmp_path: Path) -> None:
     assert set(metrics["parameters"]) == {"field"}
     assert not (root / "checkpoints" / "classifier").exists()
     assert "Train the classifier" not in (root / "report.html").read_text()
-    status = json.loads(functa("status", str(root), "--json").stdout)
+    status = json.loads(here("status", str(root), "--json").stdout)
     assert status["stages"] == dict.fromkeys(("meta_train", "encode", "evaluate"), "finished")
-    assert "everything stands already" in functa(*command).stdout
+    assert "everything stands already" in here(*command).stdout
 
 
 def check_a_root_that_borrows(lender: Path, root: Path, command: list[str]) -> None:
@@ -291,15 +313,14 @@ def check_a_root_that_borrows(lender: Path, root: Path, command: list[str]) -> N
     borrowed = functa("encode", preset, *options, "--root", str(root), "--from", str(lender))
     assert borrowed.returncode == 0, borrowed.stderr
     assert not (root / "functaset.zarr").exists()
-    ours, theirs = (functa("store", "info", str(place), "--json").stdout for place in (root, lender))
+    ours, theirs = (here("store", "info", str(place), "--json").stdout for place in (root, lender))
     assert json.loads(ours) == json.loads(theirs)
-    assert json.loads(functa("store", "verify", str(root), "--json").stdout)["bad"] == []
-    assert functa("decode", str(root), "--rows", "0:2", "--out", str(root / "out")).returncode == 0
+    assert json.loads(here("store", "verify", str(root), "--json").stdout)["bad"] == []
+    assert here("decode", str(root), "--rows", "0:2", "--out", str(root / "out")).returncode == 0
     assert len(list((root / "out").glob("test-*.png"))) == 2
 
 
 @pytest.mark.server
-@pytest.mark.xdist_group("prefect-cli")
 def test_more_bad_images_than_allowed_fail_the_run_in_one_line(tmp_path: Path) -> None:
     """Prefect's own lines tell what ran; the error itself stands once, without a traceback."""
     images, root = tmp_path / "images", tmp_path / "root"

@@ -242,11 +242,6 @@ def test_a_broken_package_is_a_finding_not_a_traceback() -> None:
 # --- a real `functa up`; the last test ends it
 
 
-def on_server(test: Callable[..., None]) -> Callable[..., None]:
-    """One process runs all of these: the others need not start a `functa up` of their own."""
-    return pytest.mark.server(pytest.mark.xdist_group("up")(test))
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("up")) as running:
@@ -276,7 +271,7 @@ def bootstrap(served: Served) -> None:
     )
 
 
-@on_server
+@pytest.mark.server
 def test_up_serves_on_the_loopback_address_alone(served: Served) -> None:
     assert served.ask("health") is True
     listening = {
@@ -288,7 +283,7 @@ def test_up_serves_on_the_loopback_address_alone(served: Served) -> None:
     assert listening == {"127.0.0.1"}
 
 
-@on_server
+@pytest.mark.server
 def test_up_deploys_every_stage_with_a_run_form_that_is_filled_in(served: Served) -> None:
     deployments = {d["name"]: d for d in served.ask("deployments/filter", {})}
     assert set(deployments) == DEPLOYMENTS
@@ -300,7 +295,7 @@ def test_up_deploys_every_stage_with_a_run_form_that_is_filled_in(served: Served
         assert deployment["parameters"]["root"] == str(served.root)
 
 
-@on_server
+@pytest.mark.server
 def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: Served) -> None:
     before = snapshot(served)
     (evaluate,) = (d for d in before["deployments"] if d["name"] == "evaluate")
@@ -314,20 +309,20 @@ def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: S
     assert untouched == {d["id"]: d for d in before["deployments"] if d["name"] != "evaluate"}
 
 
-@on_server
+@pytest.mark.server
 def test_no_telemetry_and_no_advertisement(served: Served) -> None:
     settings = served.ask("admin/settings")["server"]
     assert settings["analytics_enabled"] is False
     assert settings["ui"]["show_promotional_content"] is False
 
 
-@on_server
+@pytest.mark.server
 def test_a_second_up_on_the_port_is_one_line(served: Served, home: Path) -> None:
     with pytest.raises(OperateError, match=f"^port {served.port} is taken by a Prefect server: .*$"):
         up(served.port)
 
 
-@on_server
+@pytest.mark.server
 def test_run_deployed_says_which_queue_no_worker_polls(
     served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,7 +333,7 @@ def test_run_deployed_says_which_queue_no_worker_polls(
         deployed.run_deployed(PipelineConfig(), "root")
 
 
-@on_server
+@pytest.mark.server
 def test_run_deployed_says_that_the_deployment_is_missing(
     served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +343,7 @@ def test_run_deployed_says_that_the_deployment_is_missing(
         deployed.run_deployed(PipelineConfig(), "root")
 
 
-@on_server
+@pytest.mark.server
 def test_a_config_out_of_range_is_refused_before_a_worker_sees_it(served: Served) -> None:
     config = load_config("digits").model_dump(mode="json")
     config["inner"]["steps"] = 10_000
@@ -370,7 +365,7 @@ def start_run(served: Served, name: str, config: dict[str, Any]) -> Any:
         return error.code
 
 
-@on_server
+@pytest.mark.server
 def test_ctrl_c_ends_worker_server_and_a_running_stage_and_leaves_no_process(served: Served) -> None:
     config = load_config("digits", ["meta_train.steps=1000000"]).model_dump(mode="json")
     run = start_run(served, "meta-train", config)

@@ -14,7 +14,7 @@ from flows.ledger import Ledger
 from storage.stages import StageConflict, read_record
 from tests.flows.tiny import TINY
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("prefect")]
+pytestmark = pytest.mark.server
 PROJECT = Path(__file__).parents[2]
 
 
@@ -137,10 +137,10 @@ def test_the_command_says_that_all_stands_without_a_server_or_torch(copy: Path) 
 @pytest.mark.parametrize(
     ("output", "stage"),
     [
-        ("checkpoints/classifier", "train_classifier"),
+        pytest.param("checkpoints/classifier", "train_classifier", marks=pytest.mark.slow),
         ("checkpoints/field", "meta_train"),
         ("functaset.zarr", "encode"),
-        ("report.html", "evaluate"),
+        pytest.param("report.html", "evaluate", marks=pytest.mark.slow),
     ],
 )
 def test_after_deleting_an_output_only_its_stage_runs(copy: Path, output: str, stage: str) -> None:

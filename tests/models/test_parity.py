@@ -1,6 +1,7 @@
 """Parity with an independent JAX implementation: losses, latents and every outer gradient."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ COMPILED = [
     pytest.param("vector", True, id="vector-compiled", marks=[needs_compiler, pytest.mark.slow]),
     pytest.param("spatial", True, id="spatial-compiled", marks=[needs_compiler, pytest.mark.slow]),
 ]
+
+
+@pytest.fixture(autouse=True)
+def two_cores() -> Iterator[None]:
+    """What is compiled runs on as many cores as torch has threads, of which a test process may have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("name", "compiled"), EAGER + COMPILED)

@@ -1,7 +1,10 @@
 """S3 servers for tests: moto's within `make test`, a real one for what is marked s3 (`make test-s3`)."""
 
-from collections.abc import Iterator
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,18 +26,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def moto() -> Iterator[dict[str, str]]:
     """Environment of clients of moto's server, which takes any secret for right."""
-    from moto.server import ThreadedMotoServer
+    from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    # Its S3 alone: the server of everything looks up for each request, on disk, which of AWS's services is meant.
+    application = atomic(create_backend_app("s3"))
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=MotoRequestHandler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    host, port = server.server_address[:2]
     yield {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "AKIAMOTOMOTOXY12",
         "AWS_SECRET_ACCESS_KEY": "canary-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    server.stop()
+    server.shutdown()
+    thread.join()
+
+
+def atomic(application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Create-only writes one after the other: moto looks and then writes, and two of them may both find nothing."""
+    lock = threading.Lock()
+
+    def one_by_one(environment: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        with lock if "HTTP_IF_NONE_MATCH" in environment else contextlib.nullcontext():
+            return application(environment, start)
+
+    return one_by_one
 
 
 @pytest.fixture(scope="session")
