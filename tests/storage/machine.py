@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,15 +47,26 @@ class Killed(BaseException):
 
 @dataclass(frozen=True)
 class Mortal(LocalLocation):
-    """Dies before its k-th write."""
+    """Dies before its k-th change."""
 
     left: list[int] = field(default_factory=list)
 
     def create(self, key: str, data: bytes) -> bool:
+        self._count()
+        return super().create(key, data)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._count()
+        super().write(key, data)
+
+    def delete(self, key: str) -> None:
+        self._count()
+        super().delete(key)
+
+    def _count(self) -> None:
         self.left[0] -= 1
         if self.left[0] < 0:
             raise Killed
-        return super().create(key, data)
 
 
 @dataclass
@@ -189,7 +201,7 @@ class Store(RuleBasedStateMachine):
         assert newest is not None
         for entry, plan in Functaset.open(self.place).fragments:
             if entry.split == split:
-                rows[entry.fragment] = [row for row, key in visible_keys(self.place, entry, plan) if key in keys]
+                rows[entry.fragment] = [row for row, key, _ in visible_keys(self.place, entry, plan) if key in keys]
         return rows
 
     @precondition(lambda self: self.shown)
@@ -259,7 +271,7 @@ class Store(RuleBasedStateMachine):
         shard = data.draw(st.sampled_from(live_shards(entry, plan)))
         start = shard * plan.shard_rows
         rows = range(start, start + plan.shard_size(shard))
-        keys = [key for row, key in visible_keys(self.place, entry, plan) if row in rows]
+        keys = [key for row, key, _ in visible_keys(self.place, entry, plan) if row in rows]
         path = self.folder / plan.path / "z/c" / str(shard) / "0/0/0"
         whole = path.read_bytes()
         path.write_bytes(b"")
@@ -284,6 +296,36 @@ class Store(RuleBasedStateMachine):
         assert after is not None and before is not None
         assert (after.fragments, after.withdrawn) == (before.fragments, before.withdrawn)
         self.committed(after.version)  # one more, where gc broke the claim of a commit that failed long ago
+
+    @precondition(lambda self: self.history)
+    @rule(changes=st.integers(0, 40), hours=st.sampled_from([0, 48]), erase=st.booleans())
+    def kill_collection(self, changes: int, hours: int, erase: bool) -> None:
+        """Anywhere; readers see the same rows, and whatever it had begun on is not committed any more."""
+        mortal = Mortal(self.place.uri, [changes])
+        with suppress(Killed):
+            collect(mortal, delete=True, erase_retired=erase, now=lambda: time.time() + 3600 * hours)
+        claims = {path.parent.name for path in self.folder.glob("fragments/*/claim") if path.read_bytes() == b"collect"}
+        self.lost |= claims
+        newest = latest(self.place)
+        assert newest is not None
+        if newest.version not in self.history:
+            self.committed(newest.version)
+        self.history = {version: shown for version, shown in self.history.items() if version >= newest.oldest}
+        assert verify(self.place, deep=True).bad == []
+
+    @precondition(lambda self: self.shown)
+    @rule(data=st.data(), changes=st.integers(0, 12))
+    def kill_commit(self, data: st.DataObject, changes: int) -> None:
+        split = data.draw(st.sampled_from(sorted({split for split, _ in self.shown})))
+        key = data.draw(st.sampled_from(sorted(key for name, key in self.shown if name == split)))
+        before = latest(self.place)
+        with suppress(Killed):
+            commit(Mortal(self.place.uri, [changes]), [], self.rows_of(split, {key}))
+        newest = latest(self.place)
+        if newest != before:
+            assert newest is not None
+            del self.shown[split, key]
+            self.committed(newest.version)
 
     @precondition(lambda self: self.history)
     @rule()
