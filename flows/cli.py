@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic import ValidationError
 
+from flows.arguments import whole
 from flows.cli_store import Functaset, Json, Split, functaset_of, store
 from flows.config import ConfigError, PipelineConfig, load_config, preset_names, require_stage
 from flows.ledger import Ledger
@@ -37,7 +38,11 @@ FromRoot = Annotated[
 ]
 Resolution = Annotated[
     int | None,
-    Parameter(help="Pixels a side; default: that of the images.", validator=validators.Number(gte=1)),
+    Parameter(
+        converter=whole,
+        help="Pixels a side; default: that of the images.",
+        validator=validators.Number(gte=1, lte=8192),
+    ),
 ]
 
 # Errors whose own words are the whole story. By name: their modules need not be loaded for a name to be compared.
@@ -165,6 +170,8 @@ def _stage(
     if not how and ledger.standing(stage) is not None:
         print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do")
         return 0
+    if how:
+        ledger.require_begun(stage)
     ledger.require_inputs(stage)
     _call_flow(stage, config, place, from_root, **how)
     print(f"{stage.replace('_', '-')}: done, in {place}")
@@ -285,10 +292,12 @@ def _rows(text: str) -> tuple[int, int]:
 def sample(
     root: Annotated[str, Parameter(help="A run's root with a trained diffusion model.")],
     *,
-    count: Annotated[int, Parameter(help="How many.")] = 16,
-    label: Annotated[int | None, Parameter(help="Class of all samples; default: the classes in turn.")] = None,
+    count: Annotated[int, Parameter(converter=whole, help="How many.")] = 16,
+    label: Annotated[
+        int | None, Parameter(converter=whole, help="Class of all samples; default: the classes in turn.")
+    ] = None,
     guidance: Annotated[float | None, Parameter(help="Classifier-free guidance; default: the config's.")] = None,
-    seed: Annotated[int, Parameter(help="Sample i depends on seed and i alone.")] = 0,
+    seed: Annotated[int, Parameter(converter=whole, help="Sample i depends on seed and i alone.")] = 0,
     resolution: Resolution = None,
     out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
 ) -> int:
@@ -316,7 +325,7 @@ def _sample_request(**options: Any) -> SampleRequest:
 @app.command
 def up(
     *,
-    port: Annotated[int, Parameter(help="Port of server and UI on 127.0.0.1.")] = 4200,
+    port: Annotated[int, Parameter(converter=whole, help="Port of server and UI on 127.0.0.1.")] = 4200,
     root: Annotated[str | None, Parameter(help="Where runs go unless the form says otherwise.")] = None,
     open_browser: Annotated[bool, Parameter(name="--open", help="Open the UI.", negative="")] = False,
 ) -> int:

@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 
+from flows.arguments import whole
 from flows.config import ConfigError
 
 store = App(name="store", help="Look into a functaset, check it, thin it out, copy it.")
 
+OLDER_THAN = "Hours since the last change of what was never committed; less than a run takes can cost its work."
 Split = Annotated[Literal["train", "test"], Parameter(help="Which of the two.")]
 Functaset = Annotated[str, Parameter(help="A functaset's URI, or the root of the run that encoded it.")]
 Json = Annotated[bool, Parameter(name="--json", help="One JSON document.", negative="")]
@@ -69,8 +71,10 @@ def gc(
     uri: Functaset,
     *,
     delete: Annotated[bool, Parameter(help="Do it; without, only say what would go.", negative="")] = False,
-    older_than: Annotated[float, Parameter(help="Hours since the last change of what was never committed.")] = 24.0,
-    keep_versions: Annotated[int | None, Parameter(help="Give up all versions but the newest so many.")] = None,
+    older_than: Annotated[float, Parameter(help=OLDER_THAN)] = 24.0,
+    keep_versions: Annotated[
+        int | None, Parameter(converter=whole, help="Give up all versions but the newest so many.")
+    ] = None,
     erase_retired: Annotated[
         bool, Parameter(help="Leave no committed byte of retired rows; give up earlier versions.", negative="")
     ] = False,
@@ -100,7 +104,9 @@ def quantize(
     source: Functaset,
     destination: Annotated[str, Parameter(help="Where the new functaset goes: an empty folder or s3://.")],
     *,
-    bits: Annotated[int, Parameter(help="1 to 8 bits a latent number.", validator=validators.Number(gte=1, lte=8))],
+    bits: Annotated[
+        int, Parameter(converter=whole, help="1 to 8 bits a latent number.", validator=validators.Number(gte=1, lte=8))
+    ],
     ranges: Annotated[
         Literal["minmax", "sigma", "quantile"],
         Parameter(name="--range", help="Range of the bins, of training latents."),

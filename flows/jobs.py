@@ -1,14 +1,17 @@
 """From config and ledger to the jobs that tasks are given: URIs, sections of the config, digests. All JSON."""
 
+import json
 from typing import Any
 
 from flows.config import STAGES, digest
 from flows.describe import parameters
 from flows.ledger import Ledger, now
+from storage.checkpoints import newest_metadata
 from storage.config import ImagesConfig
 from storage.images import open_images
+from storage.locations import open_location
 from storage.stages import StageRecord
-from tasks.encoding.plan import EncodeJob
+from tasks.encoding.plan import EncodeJob, fingerprint
 from tasks.evaluation.generation import reference_labels
 from tasks.evaluation.job import EvaluationJob
 from tasks.report.run import RunFolder
@@ -39,6 +42,18 @@ def encode_job(ledger: Ledger, record: StageRecord) -> Job:
         images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
         field_digest=field.output_digest, functaset=ledger.output(record), device=ledger.config.dispatch.device,
     ).model_dump(mode="json")  # fmt: skip
+
+
+def encode_fingerprint(ledger: Ledger) -> Job:
+    """Of the functaset that this config makes of the field that stands."""
+    field = ledger.require("meta_train")
+    job = EncodeJob(
+        images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
+        field_digest=field.output_digest, functaset="", device="cpu",
+    )  # fmt: skip
+    described = newest_metadata(open_location(job.field))
+    found: Job = json.loads(json.dumps(fingerprint(job, {"inner": {}} | (described or {}))))
+    return found
 
 
 def classifier_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> Job:

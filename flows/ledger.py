@@ -10,6 +10,7 @@ from typing import Any
 
 from flows.config import PipelineConfig, digest, inputs_of, stage_config, stages_of
 from storage.locations import Location, open_location
+from storage.root import read_root
 from storage.stages import (
     OUTPUTS,
     StageRecord,
@@ -92,6 +93,13 @@ class Ledger:
             )
         return record
 
+    def require_begun(self, stage: str) -> None:
+        """Raises MissingInput unless this very work was begun here, StageConflict if it was another config's."""
+        record = read_record(self.location, stage)
+        if record is None:
+            raise MissingInput(f"{self.root}: {stage.replace('_', '-')} has not been run there; run it first")
+        check_same_config(self.location, record, stage_config(self.config, stage), strictly=True)
+
     def require_inputs(self, stage: str) -> None:
         """Raises MissingInput unless what the stage reads has finished. Evaluation takes what there is."""
         for name in ("meta_train", "encode") if stage == "evaluate" else inputs_of(self.config, stage):
@@ -150,6 +158,10 @@ class Ledger:
         if record.stage == "evaluate":
             return f"runs/{run_id()}"
         if record.stage == "encode" and self.location.exists(f"{OUTPUTS['encode']}/zarr.json"):
+            from flows.jobs import encode_fingerprint
+
+            if read_root(self.location.child(OUTPUTS["encode"])).fingerprint == encode_fingerprint(self):
+                return record.output
             # What it holds was made by another field or quantiser; it is not ours to delete.
             return f"functaset-{digest([record.config, record.inputs])[:8]}.zarr"
         return record.output

@@ -63,7 +63,9 @@ def encode(
         retire_lost: In a repair the rows of images that are gone or changed are given up; else they end it.
     """
     ledger = Ledger(config, root, from_root)
-    if not repair and _stands(ledger, "encode"):
+    if repair:
+        ledger.require_begun("encode")
+    elif _stands(ledger, "encode"):
         return
     ledger.require("meta_train")
     with ledger.working("encode") as record:

@@ -71,7 +71,12 @@ class Commit(Record):
 def latest(location: Location) -> Commit | None:
     """The newest commit, None where nothing is committed. Raises DamagedObject if it was altered or is missing."""
     found = versions(location)
-    return load_commit(location, found[-1]) if found else None
+    try:
+        return load_commit(location, found[-1]) if found else None
+    except DamagedObject as error:
+        if len(found) == 1:
+            raise
+        raise DamagedObject(f"{error}; older versions are read by Functaset.open(uri, version=N)") from None
 
 
 def load_commit(location: Location, version: int) -> Commit:

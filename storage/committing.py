@@ -33,7 +33,7 @@ from storage.errors import DamagedObject, MissingObject, StorageError
 from storage.fragments import Receipt, read_array, read_moments, read_receipt, receipt_key
 from storage.locations import Location
 from storage.moments import Moments, merge, moments_of
-from storage.plans import COLLECT, Name, Plan, claim_key, load_plan, load_quantizer, plan_rows
+from storage.plans import COLLECT, Name, Plan, claim_key, load_plan, load_quantizer, plan_rows, row_id
 from storage.records import ObjectRecord, seal, vouch
 from storage.root import read_root
 
@@ -102,12 +102,21 @@ def commit(
 
 
 def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
-    """Commit that these images are no longer shown. Raises StorageError naming one that is not visible."""
+    """Commit that these images are no longer shown; some may be retired already.
+
+    Raises StorageError naming one that was never shown, or not since fragments were rewritten or withdrawn.
+    """
     read_root(location)
     rows = _rows_shown(location, split, keys)
     missing = set(keys) - {key for found in rows.values() for key in found.values()}
     if missing:
-        raise StorageError(f"{location.uri}: shows no image '{min(missing)}' in split '{split}'; look for its key")
+        retired = _retired_ids(location, split)
+        missing = {key for key in missing if row_id(key) not in retired}
+    if missing:
+        raise StorageError(
+            f"{location.uri}: shows no image '{min(missing)}' in split '{split}'; "
+            "Functaset.open(uri).load(split).keys are the keys that there are"
+        )
     while True:
         made = commit(location, [], rows)
         # Another's commit may have moved the rows into other fragments in between.
@@ -125,6 +134,19 @@ def _rows_shown(location: Location, split: str, keys: Collection[str]) -> dict[s
             shown = visible_keys(location, entry, committed_plan(location, entry))
             rows[entry.fragment] = {row: key for row, key, _ in shown if key in keys}
     return rows
+
+
+def _retired_ids(location: Location, split: str) -> set[bytes]:
+    """Of the images that have rows that the newest version names and does not show."""
+    newest = latest(location)
+    ids: set[bytes] = set()
+    for entry in newest.fragments if newest else ():
+        plan = committed_plan(location, entry)
+        for shard in range(plan.shards) if entry.split == split and entry.retired else ():
+            retired = retired_rows(entry, plan, shard)
+            names = row_names(location, entry, plan, shard) if retired.any() else ()
+            ids |= {name for (name, _), gone in zip(names, retired) if gone}
+    return ids
 
 
 def mark(location: Location, version: int) -> None:

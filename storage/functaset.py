@@ -259,7 +259,7 @@ class Functaset:
             "rows": sum(entry.rows for entry in self.commit.fragments),
             "rows_by_split": {split: self.rows(split) for split in splits},
             "bad": sum(entry.bad for entry in self.commit.fragments),
-            "retired": sum(stop - start for entry in self.commit.fragments for start, stop in entry.retired),
+            "retired": self._retired(),
             "fragments": len(self.commit.fragments),
             "shape": list(self.latent_shape) if self.fragments else [],
             "bits": bits[0] if len(bits) == 1 else bits,
@@ -274,6 +274,12 @@ class Functaset:
             "content": self.content,
             "field": self.field_digest,
         }
+
+    def _retired(self) -> int:
+        """Rows that are no longer shown, but for those that another fragment holds anew."""
+        shown = {entry.fragment for entry in self.commit.fragments}
+        retired = sum(stop - start for entry in self.commit.fragments for start, stop in entry.retired)
+        return retired - sum(plan.rows for _, plan in self.fragments if plan.replaces in shown)
 
     def _bytes(self, receipts: list[Receipt]) -> int:
         """Of all that this version needs: data, tables, metadata and records."""

@@ -37,7 +37,10 @@ def hydrate(
     before and after each shard: progress(shards done, shards in all, bytes written). Raises StorageError: no room
     (before anything is written), a damaged object of the functaset, a place that cannot be written to.
     """
-    place = folder or default_folder()
+    place = default_folder() if folder is None else folder
+    inside = open_location(place).uri
+    if inside == functaset.location.uri or inside.startswith(f"{functaset.location.uri}/"):
+        raise StorageError(f"{place}: lies in the functaset itself; choose another folder")
     fragments = fragments_of(functaset, place)
     left = [(fragment, shard) for fragment, shards in fragments for shard in shards if not _whole(fragment, shard)]
     total = sum(len(shards) for _, shards in fragments)

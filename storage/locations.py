@@ -51,7 +51,7 @@ def parse_json(data: bytes, name: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DamagedObject(f"{name}: not valid JSON ({error}); remove it or restore it from a copy") from None
+        raise DamagedObject(f"{name}: not valid JSON ({error}); restore it from a copy") from None
 
 
 def write_json(location: Location, key: str, value: Any) -> None:

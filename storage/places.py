@@ -104,7 +104,7 @@ class Location(ABC):
         free = self.free_bytes()
         if free is not None and free < needed_bytes:
             raise StorageError(
-                f"{self.uri}: {needed_bytes / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free; "
+                f"{self.uri}: {needed_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; "
                 "free some space or choose another place"
             )
 

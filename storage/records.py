@@ -54,8 +54,23 @@ def seal(record: Record) -> bytes:
     return json.dumps(body, sort_keys=True, indent=1).encode() + b"\n"
 
 
+def check_sealed(location: Location, key: str) -> None:
+    """Raises MissingObject, or DamagedObject for a record that is not as it was written."""
+    _content(location.read(key, MAX_JSON_BYTES), f"{location.uri}/{key}")
+
+
 def unseal(data: bytes, name: str, kind: type[RecordType]) -> RecordType:
     """The record in `data`. Raises DamagedObject naming it: not JSON, edited, of another shape or version."""
+    content = _content(data, name)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise DamagedObject(f"{name}: {where}: {fault['msg']}; restore it from a copy") from None
+
+
+def _content(data: bytes, name: str) -> dict[str, Any]:
     body = parse_json(data, name)
     if not isinstance(body, Mapping):
         raise DamagedObject(f"{name}: not a record; restore it from a copy")
@@ -65,12 +80,7 @@ def unseal(data: bytes, name: str, kind: type[RecordType]) -> RecordType:
     content = {key: value for key, value in body.items() if key != "checksum"}
     if body.get("checksum") != hashlib.sha256(canonical(content)).hexdigest():
         raise DamagedObject(f"{name}: was altered (its checksum does not match); restore it from a copy")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise DamagedObject(f"{name}: {where}: {fault['msg']}; restore it from a copy") from None
+    return content
 
 
 def read_record(location: Location, key: str, kind: type[RecordType]) -> RecordType:

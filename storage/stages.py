@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from storage.checkpoints import newest_metadata
 from storage.errors import StorageError
 from storage.locations import Location, open_location
+from storage.records import check_sealed
+from storage.root import read_root
 
 # Where a stage's output lies under the root.
 OUTPUTS = {
@@ -66,15 +68,16 @@ def write_record(root: Location, record: StageRecord) -> None:
     root.write(f"stages/{record.stage}.json", record.model_dump_json(indent=1).encode())
 
 
-def check_same_config(root: Location, record: StageRecord, config: dict[str, Any]) -> None:
+def check_same_config(root: Location, record: StageRecord, config: dict[str, Any], strictly: bool = False) -> None:
     """Raises StageConflict, naming the changed keys as `key: old -> new`, if existing output is of another config.
 
     Training that failed through its config does not stand in the way: its own advice is to change a key. What a full
     disk or a lost process ended does: its checkpoints are good. A failed encoding does not: another goes beside it.
+    strictly: all of them do.
     """
     keys = sorted(k for k in record.config.keys() | config.keys() if record.config.get(k) != config.get(k))
     makes_way = record.state == "failed" and (record.by_config or record.stage == "encode")
-    if not keys or makes_way or not _output_exists(record, root):
+    if not keys or (not strictly and (makes_way or not _output_exists(record, root))):
         return
     changes = ", ".join(f"{k}: {record.config.get(k)!r} -> {config.get(k)!r}" for k in keys[:6])
     more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
@@ -93,13 +96,18 @@ def output_location(record: StageRecord, root: Location) -> Location:
 def output_stands(record: StageRecord, root: Location) -> bool:
     """Whether what the record tells of is (still) there, whole and the same by its own record.
 
-    A functaset's shards and a checkpoint's tensors are checked by whoever reads them.
+    A functaset's shards and a checkpoint's tensors are checked by whoever reads them. Raises DamagedObject where the
+    functaset's newest commit or its root document is: another encoding would not mend it.
     """
     output = output_location(record, root)
     if record.stage == "evaluate":
         return root.exists("metrics.json") and root.exists("report.html") and output.exists("run.json")
     if record.stage == "encode":
-        return bool(output.list("commits/"))
+        commits = [key for key in output.list("commits/") if key.endswith(".json")]
+        if commits:
+            check_sealed(output, commits[-1])
+            read_root(output)
+        return bool(commits)
     metadata = newest_metadata(output)
     return (
         metadata is not None

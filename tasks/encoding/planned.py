@@ -12,6 +12,7 @@ from storage.plans import Name, ShardRows, row_id
 from tasks.config import AugmentationConfig
 from tasks.encoding.augment import Augmentation
 
+NAMED = 5  # keys that a message names
 READ_ROWS = 256  # images in memory at once while their digests are compared
 
 
@@ -83,7 +84,8 @@ class PlannedImages:
         here = {name: found[name[0]] for name in former if name[0] in found}
         changed = self._changed({key: former[name] for name, key in here.items()})
         if not leave_lost and (gone or changed):
-            fault = f"{len(gone)} are gone and {len(changed)} changed, such as {min(gone | changed)}"
+            both = (("are gone", gone), ("changed", changed))
+            fault = " and ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in both if keys)
             count = len({name[0] for name in former})
             raise StorageError(
                 f"of {count} images of damaged shards {fault}; restore them, or the damaged objects from a copy, "
@@ -112,6 +114,10 @@ class PlannedImages:
                 batch = of_split.read([self._places[key][1] for key in some])
                 changed |= {key for key, found in zip(some, batch.sha256, strict=True) if bytes(found) != sha256[key]}
         return changed
+
+
+def _some(keys: set[str]) -> str:
+    return ", ".join(sorted(keys)[:NAMED]) + (", ..." if len(keys) > NAMED else "")
 
 
 def of_split(split: ImageSplit, augmentations: int = 0) -> SourceRows:

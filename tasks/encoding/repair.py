@@ -127,7 +127,8 @@ def _of_fragment(location: Location, entry: CommittedFragment) -> Wanted:
         if entry.retired:  # encoding all that is not shown would bring them back
             path = f"{location.uri}/fragments/{entry.fragment}"
             raise StorageError(
-                f"{path}: its plan is damaged, and which images were retired with it ({error})"
+                f"{path}: its plan is damaged, and which images were retired is lost with it; "
+                "restore its plan.json from a copy"
             ) from None
         return Wanted(entry, None, None, [], _content(location, entry))
     rows: dict[Name, Former] = {}

@@ -267,6 +267,10 @@ def check_a_damaged_root_is_mended(root: Path, command: list[str]) -> None:
     ]
     broken = next(each for each in decoded if each.returncode)
     assert "or encode its rows again: functa encode PRESET --repair" in told(broken, 1)
+    record = (root / "stages" / "encode.json").read_bytes()
+    other = here("encode", command[1], *options, "--repair", "--set", "encode.shard_rows=512")
+    assert "encode.shard_rows: " in told(other, 1)
+    assert (root / "stages" / "encode.json").read_bytes() == record
     mended = functa("encode", command[1], *options, "--repair")
     assert mended.returncode == 0, mended.stderr
     assert here("store", "verify", str(root), "--deep").returncode == 0

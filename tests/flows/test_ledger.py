@@ -9,11 +9,16 @@ import pytest
 
 from flows.config import STAGES, PipelineConfig, load_config
 from flows.console import read_status
+from flows.jobs import encode_fingerprint
 from flows.ledger import Ledger, MissingInput
 from storage.checkpoints import save_checkpoint
 from storage.errors import StorageError
-from storage.stages import StageConflict, read_record
+from storage.locations import open_location
+from storage.records import seal, vouch
+from storage.root import create_functaset
+from storage.stages import StageConflict, read_record, write_record
 from tasks.dispatch import TrainingFailed
+from tests.storage.filled import FIELD, new_store
 
 WEIGHTS = {"model.w": np.arange(3.0)}
 
@@ -31,8 +36,8 @@ def finish(book: Ledger, stage: str, digest: str = "feed") -> None:
     with book.working(stage) as record:
         place = book.location.child(*record.output.split("/"))
         if stage == "encode":
-            place.write("zarr.json", b"{}")
-            place.write("commits/00000001.json", b"{}")
+            new_store(place.uri)
+            place.write("commits/00000001.json", seal(vouch(b"")))
         elif stage == "evaluate":
             place.write("run.json", b"{}")
             book.location.write("metrics.json", b"{}")
@@ -134,7 +139,7 @@ def test_a_failed_encoding_is_not_in_the_way_of_another_which_goes_beside_it(tmp
     book = ledger(tmp_path)
     finish(book, "meta_train")
     with pytest.raises(StorageError), book.working("encode") as record:
-        book.location.child(record.output).write("zarr.json", b"{}")
+        new_store(book.location.child(record.output).uri)
         raise StorageError("too much is clipped: change encode.quantization.range")
     other = ledger(tmp_path, "encode.quantization.range=minmax", "encode.quantization.margin=0.5")
     assert other.standing("encode") is None
@@ -166,6 +171,44 @@ def test_a_field_that_came_out_otherwise_gets_a_functaset_of_its_own(tmp_path: P
     with book.working("encode") as record:
         assert record.output == first  # the same work goes on where it began
     assert (tmp_path / "functaset.zarr" / "zarr.json").exists()
+
+
+def test_a_functaset_of_the_same_choices_is_found_again_whatever_was_tried_meanwhile(tmp_path: Path) -> None:
+    book = finish_all(tmp_path)
+    place = tmp_path / "functaset.zarr"
+    (place / "zarr.json").unlink()
+    create_functaset(open_location(str(place)), encode_fingerprint(book), FIELD, {}, "feed")
+    other = ledger(tmp_path, "encode.quantization.bits=5")
+    record = read_record(other.location, "encode")
+    assert record is not None
+    write_record(other.location, record.model_copy(update={"state": "failed"}))
+    with pytest.raises(StorageError), other.working("encode") as record:
+        assert record.output.startswith("functaset-")
+        raise StorageError("the disk is full")
+    with book.working("encode") as record:
+        assert record.output == "functaset.zarr"
+
+
+def test_only_what_was_begun_with_the_same_config_is_repaired(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="encode has not been run there"):
+        ledger(tmp_path).require_begun("encode")
+    book = finish_all(tmp_path)
+    book.require_begun("encode")
+    record = read_record(book.location, "encode")
+    assert record is not None
+    write_record(book.location, record.model_copy(update={"state": "failed"}))
+    book.require_begun("encode")
+    with pytest.raises(StageConflict, match=r"encode.quantization.bits: 8 -> 5"):
+        ledger(tmp_path, "encode.quantization.bits=5").require_begun("encode")
+
+
+@pytest.mark.parametrize("what", ["commits/00000001.json", "zarr.json"])
+def test_a_functaset_whose_own_records_are_damaged_does_not_stand_in_silence(tmp_path: Path, what: str) -> None:
+    book = finish_all(tmp_path)
+    path = tmp_path / "functaset.zarr" / what
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(StorageError, match=what):
+        book.standing("encode")
 
 
 def test_stages_after_a_changed_input_do_not_stand(tmp_path: Path) -> None:

@@ -56,8 +56,9 @@ def test_retired_rows_are_shown_by_older_versions_only_and_the_moments_are_those
     np.testing.assert_allclose(store.moments().mean, z.mean(0), atol=1e-12)
     assert store.moments().count == 18
     assert verify(place, deep=True).bad == []
-    with pytest.raises(StorageError, match="shows no image 'train/00003' in split 'train'"):
-        retire(place, "train", ["train/00003"])
+    assert retire(place, "train", ["train/00003"]) == made
+    with pytest.raises(StorageError, match=r"shows no image 'train/99999' in split 'train'; .* are the keys"):
+        retire(place, "train", ["train/99999"])
 
 
 def test_a_changed_image_is_new_rows_and_the_retirement_of_the_old_ones_in_one_commit(tmp_path: Path) -> None:

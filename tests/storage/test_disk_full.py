@@ -86,7 +86,7 @@ def test_a_real_disk_that_fills_up_or_turns_read_only_leaves_nothing_half_visibl
     for line in (full, probed):
         assert "No space left on device; free some space" in line
     assert "Read-only file system; give this user the right to it, or choose another place" in read_only
-    assert "10 MB are needed and 2 MB are free" in small
+    assert "10.5 MB are needed and 1.9 MB are free" in small
     assert all(str(tmp_path / "disk" / "s") in line for line in done.stdout.splitlines())
 
 
