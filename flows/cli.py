@@ -167,7 +167,7 @@ def _stage(
     require_stage(config, stage)
     ledger = Ledger(config, place, from_root)
     how = {name: True for name, asked in how.items() if asked}
-    if not how and ledger.standing(stage) is not None:
+    if not how and ledger.current(stage) is not None:
         print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do")
         return 0
     if how:
@@ -191,15 +191,19 @@ def encode(
     overrides: Overrides = None,
     root: Root = None,
     from_root: FromRoot = None,
+    retry_bad: Annotated[bool, Parameter(help="Try images again that could not be encoded.", negative="")] = False,
     repair: Annotated[bool, Parameter(help="Encode the images of damaged shards again.", negative="")] = False,
     retire_lost: Annotated[
         bool, Parameter(help="With --repair: give up the rows of images that are gone or changed.", negative="")
     ] = False,
 ) -> int:
-    """Encode every image into the functaset."""
+    """Encode every image into the functaset; run again: new, changed and gone images alone."""
     if retire_lost and not repair:
         raise ConfigError("--retire-lost: only with --repair")
-    return _stage("encode", preset, overrides, root, from_root, repair=repair, retire_lost=retire_lost)
+    if retry_bad and repair:
+        raise ConfigError("--retry-bad and --repair are two things: one after the other")
+    how = {"retry_bad": retry_bad, "repair": repair, "retire_lost": retire_lost}
+    return _stage("encode", preset, overrides, root, from_root, **how)
 
 
 @app.command

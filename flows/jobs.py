@@ -7,7 +7,6 @@ from flows.config import STAGES, digest
 from flows.describe import parameters
 from flows.ledger import Ledger, now
 from storage.checkpoints import newest_metadata
-from storage.config import ImagesConfig
 from storage.images import open_images
 from storage.locations import open_location
 from storage.stages import StageRecord
@@ -158,13 +157,6 @@ def _standing(ledger: Ledger) -> dict[str, StageRecord]:
     """The stages before evaluation that stand, with the inputs they have now."""
     records = {stage: ledger.standing(stage) for stage in STAGES if stage != "evaluate"}
     return {stage: record for stage, record in records.items() if record is not None}
-
-
-def images_digest(config: ImagesConfig) -> str:
-    """Of every image's key, label and version, both splits."""
-    images = open_images(config)
-    splits = [images.split(name) for name in ("train", "test")]
-    return digest([[split.keys, [int(label) for label in split.labels], split.tokens] for split in splits])
 
 
 def classes(ledger: Ledger) -> list[str]:

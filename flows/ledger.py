@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
 from flows.config import PipelineConfig, digest, inputs_of, stage_config, stages_of
+from storage.config import ImagesConfig
+from storage.errors import StorageError
+from storage.images import open_images
 from storage.locations import Location, open_location
 from storage.root import read_root
 from storage.stages import (
@@ -16,6 +20,7 @@ from storage.stages import (
     StageRecord,
     check_not_at_work,
     check_same_config,
+    is_borrowed,
     output_location,
     output_stands,
     read_record,
@@ -57,6 +62,24 @@ class Ledger:
             if self._fits(record, self.location):
                 return record
         return self._borrowed(stage, wanted)
+
+    def current(self, stage: str) -> StageRecord | None:
+        """The record if the stage stands, and if no image came, went or changed since it encoded them.
+
+        Images that cannot be asked are taken as they were; of another root's functaset that root sees to it.
+        """
+        record = self.standing(stage)
+        if stage != "encode" or record is None or is_borrowed(record):
+            return record
+        try:
+            now = self._images_digest
+        except StorageError:
+            return record
+        return record if record.figures.get("images_digest", now) == now else None
+
+    @cached_property
+    def _images_digest(self) -> str:
+        return images_digest(self.config.images)
 
     def _fits(self, record: StageRecord, location: Location) -> bool:
         return (
@@ -187,12 +210,19 @@ class Ledger:
     def all_standing(self) -> bool:
         """Whether every stage that the config has stands, so that a run has nothing to do."""
         return all(
-            [self.standing(stage) is not None for stage in stages_of(self.config)]
+            [self.current(stage) is not None for stage in stages_of(self.config)]
         )  # all of them: each may refuse
 
 
 class MissingInput(Exception):
     """A stage was asked for whose input has not been made."""
+
+
+def images_digest(config: ImagesConfig) -> str:
+    """Of every image's key, label and version, both splits."""
+    images = open_images(config)
+    splits = [images.split(name) for name in ("train", "test")]
+    return digest([[split.keys, [int(label) for label in split.labels], split.tokens] for split in splits])
 
 
 def now() -> str:

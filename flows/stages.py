@@ -12,13 +12,12 @@ from flows.jobs import (
     diffusion_job,
     encode_job,
     evaluation_job,
-    images_digest,
     meta_train_job,
     pixel_classifier_job,
     run_folder,
     sample_jobs,
 )
-from flows.ledger import Ledger
+from flows.ledger import Ledger, images_digest
 from flows.preflight import preflight
 from storage.images import open_images
 from tasks import units
@@ -50,26 +49,35 @@ def meta_train(root: str, *, from_root: str | None = None, config: PipelineConfi
 
 @flow(name="encode", flow_run_name="encode {config.name}", persist_result=False)
 def encode(
-    root: str, *, from_root: str | None = None, repair: bool = False, retire_lost: bool = False, config: PipelineConfig
+    root: str,
+    *,
+    from_root: str | None = None,
+    retry_bad: bool = False,
+    repair: bool = False,
+    retire_lost: bool = False,
+    config: PipelineConfig,
 ) -> None:
     """Encodes every image into the functaset: plan, map over shard groups, finalise.
+
+    Run again, it encodes images that are new or changed, and no longer shows those that are gone.
 
     Args:
         root: Where everything goes: a folder or s3://bucket/prefix. A config other than the one that stands there needs
             another root.
         config: Everything that the run is made of.
         from_root: Finished stages are taken over from this root where their digests agree.
+        retry_bad: Images that could not be encoded are tried again.
         repair: Every object of the functaset is read, and the images of damaged shards are encoded again.
         retire_lost: In a repair the rows of images that are gone or changed are given up; else they end it.
     """
     ledger = Ledger(config, root, from_root)
-    if repair:
+    if repair or retry_bad:
         ledger.require_begun("encode")
     elif _stands(ledger, "encode"):
         return
     ledger.require("meta_train")
     with ledger.working("encode") as record:
-        job = encode_job(ledger, record) | {"repair": repair, "retire_lost": retire_lost}
+        job = encode_job(ledger, record) | {"retry_bad": retry_bad, "repair": repair, "retire_lost": retire_lost}
         planned = units.retried(units.plan_encoding, config.dispatch)(job)
         groups = planned["groups"]
         shards = units.retried(units.encode_shards, config.dispatch)
@@ -188,7 +196,7 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
 
 def _stands(ledger: Ledger, stage: str) -> bool:
     require_stage(ledger.config, stage)
-    record = ledger.standing(stage)
+    record = ledger.current(stage)
     if record is None:
         preflight(ledger.config, ledger.root, stage)
     else:

@@ -55,8 +55,9 @@ def collect(
 
     older_than: seconds since the last change of what was never committed. keep_versions: give up all versions but the
     newest so many. erase_retired: write fragments that hold retired rows anew without them and give up all earlier
-    versions, so that no byte of those rows is left in what was committed; what is young and uncommitted is named, and
-    hydrated copies lie elsewhere. Interrupted, it goes on when it is run again.
+    versions, so that no byte of those rows is left in what was committed; what is young and uncommitted is named,
+    hydrated copies lie elsewhere, and an image that its source still has comes back with the next encoding.
+    Interrupted, it goes on when it is run again.
     Raises StorageError: no functaset, a damaged commit that is kept (nothing could be proved unreferenced then).
     """
     root = read_root(location)
@@ -83,7 +84,7 @@ def _give_up(
         return newest
     if result.deleted:
         fresh = [rewrite(location, entry, committed_plan(location, entry)).id for entry in entries]
-        made = commit(location, fresh, drop=result.rewritten, keep_versions=keep_versions)
+        made = commit(location, fresh, drop=result.rewritten, keep_versions=keep_versions, unbar=erase_retired)
         if erase_retired and any(entry.retired for entry in made.fragments):  # retired while we wrote
             return _give_up(location, made, keep_versions, erase_retired, result)
         return made

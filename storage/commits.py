@@ -9,6 +9,7 @@ a version that was given up stays taken: a committer that was held up must find 
 
 import hashlib
 from collections.abc import Container, Iterable, Iterator
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -64,8 +65,17 @@ class Commit(Record):
     fingerprint: str
     fragments: tuple[CommittedFragment, ...]
     withdrawn: tuple[str, ...] = ()  # fragments that were visible: retired as a whole, or replaced; none comes back
+    barred: tuple[str, ...] = ()  # "split/id" of images that were retired by name, until their rows are erased
     moments: TrainingMoments | None
     objects: dict[str, ObjectRecord]
+
+    def bars(self, split: str, key: str) -> bool:
+        """Whether the image was retired by name, so that no encoding of the same source brings it back."""
+        return f"{split}/{row_id(key).hex()}" in self._barred
+
+    @cached_property
+    def _barred(self) -> frozenset[str]:
+        return frozenset(self.barred)
 
 
 def latest(location: Location) -> Commit | None:

@@ -48,15 +48,18 @@ def commit(
     drop: Collection[str] = (),
     keep_versions: int | None = None,
     again: bool = False,
+    bar: Iterable[str] = (),
+    unbar: bool = False,
 ) -> Commit:
     """Make finished fragments visible on top of the newest commit; return the commit that shows them.
 
     retire: fragment -> rows that this commit and later ones no longer show. drop: fragments that it no longer names,
-    whole or damaged. keep_versions: give up all versions but the newest so many, this one counted. Fragments that are
-    or were visible already, and rows that are retired already, are no change: with nothing else, the standing commit
-    comes back. again: commit although nothing changes, so that whoever is committing begins anew and looks at the
-    claims. Of two committers one wins and the other commits on top. Raises StorageError: an unfinished shard, another
-    fingerprint, an image that another fragment shows already, a fragment that gc removes; ValueError: no version kept.
+    whole or damaged. keep_versions: give up all versions but the newest so many, this one counted. bar: "split/id" of
+    images that later encodings are to leave out; unbar: forget all of those. Fragments that are or were visible
+    already, and rows that are retired already, are no change: with nothing else, the standing commit comes back.
+    again: commit although nothing changes, so that whoever is committing begins anew and looks at the claims. Of two
+    committers one wins and the other commits on top. Raises StorageError: an unfinished shard, another fingerprint, an
+    image that another fragment shows already, a fragment that gc removes; ValueError: no version kept.
     """
     if keep_versions is not None and keep_versions < 1:
         raise ValueError(f"keep_versions {keep_versions}: the newest one is kept at least")
@@ -76,7 +79,9 @@ def commit(
         entries += [entry for entry in carried.values() if entry is not None]
         withdrawn |= {name for name, entry in carried.items() if entry is None}
         keep = keep_versions or (parent.version if parent else 1) + 1
+        barred = {*(parent.barred if parent and not unbar else ()), *bar}
         same = parent is not None and (tuple(entries), withdrawn) == (standing, set(parent.withdrawn))
+        same = same and parent is not None and barred == set(parent.barred)
         same = same and parent is not None and parent.version - keep < parent.oldest
         if parent is not None and same and not again:
             return parent
@@ -92,6 +97,7 @@ def commit(
             fingerprint=root.fingerprint_digest,
             fragments=tuple(entries),
             withdrawn=tuple(sorted(withdrawn)),
+            barred=tuple(sorted(barred)),
             moments=_placed(location, moments),
             objects=_own_objects(location, root.field),
         )
@@ -102,7 +108,7 @@ def commit(
 
 
 def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
-    """Commit that these images are no longer shown; some may be retired already.
+    """Commit that these images are no longer shown, nor encoded again; some may be retired already.
 
     Raises StorageError naming one that was never shown, or not since fragments were rewritten or withdrawn.
     """
@@ -118,7 +124,7 @@ def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
             "Functaset.open(uri).load(split).keys are the keys that there are"
         )
     while True:
-        made = commit(location, [], rows)
+        made = commit(location, [], rows, bar=[f"{split}/{row_id(key).hex()}" for key in keys])
         # Another's commit may have moved the rows into other fragments in between.
         rows = _rows_shown(location, split, keys)
         if not any(rows.values()):

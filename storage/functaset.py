@@ -275,6 +275,18 @@ class Functaset:
             "field": self.field_digest,
         }
 
+    def bad_inputs(self) -> list[dict[str, str]]:
+        """{key, reason} of every image that is bad and not retired."""
+        return [
+            {"key": keys[row], "reason": reason}
+            for entry, plan, receipt in self._receipts
+            if receipt.bad
+            for retired in [retired_rows(entry, plan, receipt.shard)]
+            for keys in [plan_rows(self.location, plan, receipt.shard).keys]
+            for row, reason in sorted(receipt.bad.items())
+            if not retired[row]
+        ]
+
     def _retired(self) -> int:
         """Rows that are no longer shown, but for those that another fragment holds anew."""
         shown = {entry.fragment for entry in self.commit.fragments}

@@ -174,11 +174,11 @@ def plan_fragment(
     codec: Literal["zstd", "exact"] = "zstd",
     replaces: str = "",
     versions: Mapping[str, str] | None = None,
-    withdrawn: Collection[str] = (),
+    taken: Collection[str] = (),
 ) -> Plan:
     """Decide a fragment of one split and write its plan; the same rows in the same functaset give the same plan.
 
-    But not under a name that gc has claimed. Of a plan whose name is one of `withdrawn` nothing is written.
+    But not under a name that gc has claimed, or that is `taken`: its fragment holds other versions of the rows.
 
     Rows are stored in the order of their ids, which is as good as random: a reader's shuffle buffer then mixes
     classes; an image's augmentations lie side by side. ShardRows.rows says which of the given rows each is.
@@ -214,10 +214,8 @@ def plan_fragment(
         "ranges": ranges,
         "tables": [hashlib.sha256(table).hexdigest() for table in tables],
     }
-    name = _free_name(location, identity)
+    name = _free_name(location, identity, taken)
     draft = Plan(id=name, objects={}, created_by=dict(versions or {}), **content)
-    if name in withdrawn:
-        return draft
     if location.exists(f"{draft.path}/plan.json"):
         return load_plan(location, draft.id)
     objects = {rows_key(shard): table for shard, table in enumerate(tables)} | _documents(draft, quantizer)
@@ -227,17 +225,21 @@ def plan_fragment(
     return load_plan(location, plan.id)
 
 
-def _free_name(location: Location, identity: dict[str, Any]) -> str:
-    """The digest of what a plan says or, where gc has claimed that, with a number."""
+def _free_name(location: Location, identity: dict[str, Any], taken: Collection[str]) -> str:
+    """The digest of what a plan says or, where that is taken or claimed by gc, with a number."""
     name = digest(identity)
     for again in count(1):
-        try:
-            if location.read(claim_key(name)) != COLLECT:
-                return name
-        except MissingObject:
+        if name not in taken and _claim(location, name) != COLLECT:
             return name
         name = digest(identity | {"again": again})
     raise AssertionError
+
+
+def _claim(location: Location, name: str) -> bytes | None:
+    try:
+        return location.read(claim_key(name))
+    except MissingObject:
+        return None
 
 
 def _balanced(rows: int, shard_rows: int, chunk_rows: int) -> tuple[int, int]:

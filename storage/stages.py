@@ -89,8 +89,12 @@ def check_same_config(root: Location, record: StageRecord, config: dict[str, Any
 
 def output_location(record: StageRecord, root: Location) -> Location:
     """Where the stage's output is."""
-    borrowed = "://" in record.output or record.output.startswith("/")
-    return open_location(record.output) if borrowed else root.child(*record.output.split("/"))
+    return open_location(record.output) if is_borrowed(record) else root.child(*record.output.split("/"))
+
+
+def is_borrowed(record: StageRecord) -> bool:
+    """Whether the output is another root's."""
+    return "://" in record.output or record.output.startswith("/")
 
 
 def output_stands(record: StageRecord, root: Location) -> bool:

@@ -1,30 +1,33 @@
 """Finalising: every receipt is there, so the rows become visible in one commit."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from storage.commits import as_rows
+from storage.commits import as_rows, latest
 from storage.committing import commit
 from storage.fragments import read_receipt, sum_of_contents
 from storage.functaset import Functaset
 from storage.locations import open_location
-from storage.plans import load_plan, plan_rows
+from storage.plans import SPLITS, load_plan, plan_rows
 from tasks.encoding.plan import EncodeJob, Planned
 from tasks.encoding.repair import other_images
 from tasks.training.pictures import refuse_too_many_bad
 
 
 def finalise(job: EncodeJob, planned: Planned) -> dict[str, Any]:
-    """Commits what was planned; {info: the functaset's, bad_inputs: [{key, reason}]}.
+    """Commits what was planned; {info: the functaset's, bad_inputs: [{key, reason}] of all that it holds}.
 
     Raises StorageError when more images are bad than images.max_bad_fraction allows, a shard is missing, or a repair
     came out with other images than it was to.
     """
+    location = open_location(job.functaset)
     for fragment, content in planned.contents.items():
         _check_content(job, fragment, content)
-    bad = [image for fragment in planned.fragments for image in _bad_images(job, fragment)]
+    _check_bad(job, planned.fragments)
     retire = {fragment: as_rows(ranges) for fragment, ranges in planned.retire.items()}
-    commit(open_location(job.functaset), planned.fragments, retire, drop=planned.drop)
-    return {"info": Functaset.open(job.functaset).info(), "bad_inputs": bad}
+    commit(location, planned.fragments, retire, drop=planned.drop)
+    functaset = Functaset.open(location)
+    return {"info": functaset.info(), "bad_inputs": functaset.bad_inputs()}
 
 
 def _check_content(job: EncodeJob, fragment: str, content: str) -> None:
@@ -35,16 +38,20 @@ def _check_content(job: EncodeJob, fragment: str, content: str) -> None:
         raise other_images(plan.replaces)
 
 
-def _bad_images(job: EncodeJob, fragment: str) -> list[dict[str, str]]:
+def _check_bad(job: EncodeJob, fragments: Sequence[str]) -> None:
+    """Of a split's images, those that stand counted too: one new and unreadable image is no reason to stop."""
     location = open_location(job.functaset)
-    plan = load_plan(location, fragment)
-    bad: list[dict[str, str]] = []
-    for shard in range(plan.shards):
-        receipt = read_receipt(location, plan, shard)
-        if receipt is None or not receipt.bad:
+    newest = latest(location)
+    for split in SPLITS:
+        plans = [plan for name in fragments if (plan := load_plan(location, name)).split == split]
+        receipts = [(plan, read_receipt(location, plan, shard)) for plan in plans for shard in range(plan.shards)]
+        bad = [(plan, receipt) for plan, receipt in receipts if receipt is not None and receipt.bad]
+        if not bad:
             continue
-        keys = plan_rows(location, plan, shard).keys
-        bad += [{"key": keys[row], "reason": reason} for row, reason in sorted(receipt.bad.items())]
-    first = f"{bad[0]['key']}: {bad[0]['reason']}" if bad else ""
-    refuse_too_many_bad(len(bad), plan.rows, job.images.max_bad_fraction, plan.split, first)
-    return bad
+        standing = sum(entry.rows for entry in newest.fragments if entry.split == split) if newest else 0
+        plan, receipt = bad[0]
+        row, reason = min(receipt.bad.items())
+        first = f"{plan_rows(location, plan, receipt.shard).keys[row]}: {reason}"
+        count = sum(len(receipt.bad) for _, receipt in bad)
+        rows = standing + sum(plan.rows for plan in plans)
+        refuse_too_many_bad(count, rows, job.images.max_bad_fraction, split, first)

@@ -19,6 +19,7 @@ from storage.quantization import Quantizer
 from storage.room import bytes_left
 from tasks.config import EncodeConfig
 from tasks.encoding.environment import environment
+from tasks.encoding.incremental import changes, standing_quantizer
 from tasks.encoding.planned import PlannedImages, SourceRows, of_split
 from tasks.encoding.ranges import choose_quantizer
 from tasks.encoding.repair import find_damage, other_images, put_back, shown_names, wanted_rows
@@ -39,6 +40,7 @@ class EncodeJob(Config):
     field_digest: str
     functaset: str  # URI
     device: str
+    retry_bad: bool = False  # encode again what could not be encoded
     repair: bool = False  # encode damaged shards again, rather than what is not there yet
     retire_lost: bool = False  # in a repair: give up the rows of images that are gone or changed
 
@@ -64,7 +66,7 @@ class Planned(Config):
 
 
 def plan(job: EncodeJob) -> Planned:
-    """Creates the functaset and one fragment per split (or adopts what stands), or one for what is damaged."""
+    """Creates the functaset, or adopts what stands; a fragment per split of what is new, or one of what is damaged."""
     location = open_location(job.functaset)
     location.preflight_write()  # before the images are opened, which may take a while
     images = open_images(job.images)
@@ -82,19 +84,30 @@ def plan(job: EncodeJob) -> Planned:
     loop = InnerLoop(field.to(choose_device(job.device)), inner, (images.resolution, images.resolution))
     if job.repair:
         return _planned_repair(job, images, loop)
-    quantizer = _calibrated(job, images, loop)
     newest = latest(location)
-    plans = [
-        _plan_rows(job, _source_rows(job, images, split), split, quantizer, loop, newest.withdrawn if newest else ())
-        for split in SPLITS
-        if len(images.split(split))
-    ]
-    # Of what is, or was, shown no shard is looked at again.
-    plans = [each for each in plans if newest is None or each.id not in newest.withdrawn]
-    shown = {entry.fragment for entry in newest.fragments} if newest else set()
-    todo = [each for each in plans if each.id not in shown]
-    location.preflight_write(bytes_left(location, todo))
-    return Planned(groups=_groups(todo, job.encode.group_shards), fragments=tuple(each.id for each in plans))
+    if newest is None:
+        rows = {split: _source_rows(job, images, split) for split in SPLITS}
+        retire: dict[str, list[int]] = {}
+        taken: tuple[str, ...] = ()
+    else:
+        found = {
+            split: changes(location, newest, split, _source_rows(job, images, split), job.retry_bad) for split in SPLITS
+        }
+        rows = {split: each.rows for split, each in found.items()}
+        retire = {fragment: gone for each in found.values() for fragment, gone in each.retire.items()}
+        taken = (*newest.withdrawn, *(entry.fragment for entry in newest.fragments))
+    plans = []
+    if any(each.keys for each in rows.values()):
+        quantizer = (newest and standing_quantizer(location, newest)) or _calibrated(job, images, loop)
+        plans = [
+            _plan_rows(job, each, split, quantizer, loop, taken=taken) for split, each in rows.items() if each.keys
+        ]
+    location.preflight_write(bytes_left(location, plans))
+    return Planned(
+        groups=_groups(plans, job.encode.group_shards),
+        fragments=tuple(each.id for each in plans),
+        retire={fragment: as_ranges(gone) for fragment, gone in retire.items()},
+    )
 
 
 def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
@@ -189,7 +202,7 @@ def _plan_rows(
     split: str,
     quantizer: Quantizer | None,
     loop: InnerLoop,
-    withdrawn: Collection[str] = (),
+    taken: Collection[str] = (),
     replaces: str = "",
 ) -> Plan:
     return plan_fragment(
@@ -206,7 +219,7 @@ def _plan_rows(
         codec=job.encode.quantization.codec,
         replaces=replaces,
         versions=environment(loop),
-        withdrawn=withdrawn,
+        taken=taken,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from flows.config import STAGES, PipelineConfig, load_config
 from flows.console import read_status
 from flows.jobs import encode_fingerprint
-from flows.ledger import Ledger, MissingInput
+from flows.ledger import Ledger, MissingInput, images_digest
 from storage.checkpoints import save_checkpoint
 from storage.errors import StorageError
 from storage.locations import open_location
@@ -187,6 +187,33 @@ def test_a_functaset_of_the_same_choices_is_found_again_whatever_was_tried_meanw
         raise StorageError("the disk is full")
     with book.working("encode") as record:
         assert record.output == "functaset.zarr"
+
+
+def test_an_encoding_is_current_while_its_images_are_the_same(tmp_path: Path) -> None:
+    pixels = np.zeros((12, 4, 4), np.uint8)
+
+    def put(n: int) -> None:
+        np.savez(tmp_path / "x.npz", images=pixels[:n], labels=np.arange(n) % 2)
+
+    put(10)
+    book = ledger(tmp_path / "root", "images.source=npz", f"images.location={tmp_path / 'x.npz'}")
+    for stage in ("meta_train", "encode"):
+        finish(book, stage)
+    record = read_record(book.location, "encode")
+    assert record is not None
+    write_record(
+        book.location, record.model_copy(update={"figures": {"images_digest": images_digest(book.config.images)}})
+    )
+
+    def current() -> bool:
+        return Ledger(book.config, book.root).current("encode") is not None
+
+    assert current()
+    put(12)
+    assert not current()
+    assert book.standing("encode") is not None  # what was trained on it is not touched by that
+    (tmp_path / "x.npz").unlink()
+    assert current()  # who cannot look does not begin anew
 
 
 def test_only_what_was_begun_with_the_same_config_is_repaired(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""What an image source has that the functaset has not, and the reverse: only that is encoded, or retired.
+
+An image is the one that was encoded if its version token is the same. Another token means new rows, and the old ones
+are retired in the same commit; so are those of images that are gone. Whoever was retired by name stays away.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from storage.commits import Commit, CommittedFragment, committed_plan, committed_receipt, live_shards, retired_rows
+from storage.locations import Location
+from storage.plans import Plan, load_quantizer, plan_rows
+from storage.quantization import Quantizer
+from tasks.encoding.planned import SourceRows
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Rows to be encoded, and rows of fragments that the commit no longer shows."""
+
+    rows: SourceRows
+    retire: dict[str, list[int]]
+
+
+@dataclass
+class _Known:
+    """An image of the functaset: its token, its rows by fragment, its augmentations, whether one of them is bad."""
+
+    token: str
+    rows: list[tuple[str, int]] = field(default_factory=list)
+    augmentations: set[int] = field(default_factory=set)
+    bad: bool = False
+
+
+def changes(location: Location, newest: Commit, split: str, source: SourceRows, retry_bad: bool = False) -> Changes:
+    """Of one split. retry_bad: images of which a row is bad are encoded again. Raises MissingObject, DamagedObject."""
+    known = _known(location, newest, split)
+    wanted: list[int] = []
+    retire: dict[str, list[int]] = {}
+    seen: set[str] = set()
+    for key, token, rows in _images(source):
+        seen.add(key)
+        found = known.get(key)
+        if newest.bars(split, key):
+            continue
+        numbers = {int(source.augmentations[row]) for row in rows}
+        if found and found.token == token and found.augmentations == numbers and not (retry_bad and found.bad):
+            continue
+        wanted += rows
+        _retire(retire, found)
+    for key in known.keys() - seen:
+        _retire(retire, known[key])
+    return Changes(source.take(wanted), retire)
+
+
+def standing_quantizer(location: Location, newest: Commit) -> Quantizer | None:
+    """By which the functaset's rows are coded: its ranges were frozen when its first fragment was planned."""
+    for entry in newest.fragments:
+        quantizer = load_quantizer(location, committed_plan(location, entry))
+        if quantizer is not None:
+            return quantizer
+    return None
+
+
+def _images(source: SourceRows) -> Iterator[tuple[str, str, list[int]]]:
+    """(key, token, its rows) of each image; they lie side by side."""
+    start = 0
+    for row in range(1, len(source.keys) + 1):
+        if row == len(source.keys) or source.keys[row] != source.keys[start]:
+            yield source.keys[start], source.tokens[start], list(range(start, row))
+            start = row
+
+
+def _retire(retire: dict[str, list[int]], found: _Known | None) -> None:
+    for fragment, row in found.rows if found else ():
+        retire.setdefault(fragment, []).append(row)
+
+
+def _known(location: Location, newest: Commit, split: str) -> dict[str, _Known]:
+    """Every image of the split that is not retired, bad ones too."""
+    known: dict[str, _Known] = {}
+    for entry in newest.fragments:
+        if entry.split == split:
+            plan = committed_plan(location, entry)
+            for shard in live_shards(entry, plan):
+                _add(known, location, entry, plan, shard)
+    return known
+
+
+def _add(known: dict[str, _Known], location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> None:
+    table = plan_rows(location, plan, shard)
+    bad = committed_receipt(location, entry, plan, shard).bad
+    for row in np.flatnonzero(~retired_rows(entry, plan, shard)):
+        image = known.setdefault(table.keys[row], _Known(table.tokens[row]))
+        image.rows.append((entry.fragment, shard * plan.shard_rows + int(row)))
+        image.augmentations.add(int(table.augmentations[row]))
+        image.bad |= int(row) in bad
+        if image.token != table.tokens[row]:
+            image.token = ""  # rows of two versions: neither is the one

@@ -1,0 +1,215 @@
+"""Encoding again: what is new or changed is encoded, what is gone is retired, in one commit, or nothing happens."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from storage.collection import collect
+from storage.committing import retire
+from storage.functaset import Functaset
+from storage.locations import open_location
+from storage.plans import load_plan
+from storage.verification import verify
+from tasks.encoding.plan import EncodeJob, plan
+from tests.tasks.test_encoding import bytes_of, encode, job
+from tests.tasks.test_encoding import field as field
+
+
+def put(folder: Path, name: str, seed: int) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)).save(path)
+    os.utime(path, ns=(10**18 + seed, 10**18 + seed))  # a content is a token, as it is of files in a set
+
+
+def start(folder: Path, n: int = 30) -> None:
+    for split, count in (("train", n), ("test", 6)):
+        for i in range(count):
+            put(folder, f"{split}/{'ab'[i % 2]}/{i:03d}.png", 1000 * (split == "test") + i)
+
+
+def work_on(field: Path, tmp_path: Path, *more: str) -> EncodeJob:
+    return job(
+        field, tmp_path / "s", "images.source=folder", "images.channels=1", f"images.location={tmp_path / 'x'}",
+        "encode.quantization.max_clip_fraction=1", "images.max_bad_fraction=0.2", "encode.shard_rows=8",
+        "encode.chunk_rows=8", *more,
+    )[0]  # fmt: skip
+
+
+def codes(tmp_path: Path, split: str = "train") -> dict[tuple[str, int], bytes]:
+    loaded = Functaset.open(str(tmp_path / "s")).load(split)
+    assert loaded.codes is not None
+    names = zip(loaded.keys, loaded.augmentation.tolist(), strict=True)
+    return dict(zip(names, map(bytes, loaded.codes), strict=True))
+
+
+def planned_images(work: EncodeJob) -> int:
+    return sum(group.images for group in plan(work).groups)
+
+
+def test_nothing_new_is_no_shard_and_no_commit(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    before = bytes_of(tmp_path / "s")
+    assert plan(work).groups == ()
+    told = encode(work)
+    assert told["info"]["rows"] == 36
+    assert bytes_of(tmp_path / "s") == before
+
+
+def test_new_changed_and_gone_images_are_one_commit_and_no_other_row_moves(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    before = codes(tmp_path)
+    put(tmp_path / "x", "train/a/new.png", 77)
+    put(tmp_path / "x", "train/a/000.png", 78)
+    (tmp_path / "x" / "train/b/001.png").unlink()
+    put(tmp_path / "x", "test/a/new.png", 79)
+    assert planned_images(work) == 3
+    encode(work)
+    store = Functaset.open(str(tmp_path / "s"))
+    assert store.version == 2
+    after = codes(tmp_path)
+    assert after.keys() - before.keys() == {("train/a/new.png", 0)}
+    assert before.keys() - after.keys() == {("train/b/001.png", 0)}
+    differ = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    assert differ == {("train/a/000.png", 0)}
+    assert store.rows("test") == 7
+    ranges = [store.quantizer(entry.fragment) for entry, _ in store.fragments]
+    assert len({each.low.tobytes() for each in ranges if each}) == 1  # frozen when the first was planned
+    assert verify(open_location(str(tmp_path / "s")), deep=True).bad == []
+    mean = store.load("train").dequantized().astype(np.float64).mean(0)
+    np.testing.assert_allclose(store.moments().mean, mean, atol=1e-12)
+
+
+def test_what_was_retired_by_name_stays_away_until_it_is_erased(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    place = open_location(str(tmp_path / "s"))
+    retire(place, "train", ["train/a/000.png", "train/b/001.png"])
+    put(tmp_path / "x", "train/a/000.png", 99)  # changed: still the image that nobody wants
+    put(tmp_path / "x", "train/a/new.png", 77)
+    assert planned_images(work) == 1
+    encode(work)
+    assert ("train/a/000.png", 0) not in codes(tmp_path)
+    (tmp_path / "x" / "train/a/000.png").unlink()
+    collect(place, delete=True, erase_retired=True)
+    encode(work)
+    assert ("train/a/000.png", 0) not in codes(tmp_path)
+    assert ("train/b/001.png", 0) in codes(tmp_path)  # the source still has it
+
+
+def test_an_image_that_comes_back_as_it_was_is_shown_again(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x", 4)
+    work = work_on(field, tmp_path)
+    encode(work)
+    first = codes(tmp_path)
+    put(tmp_path / "x", "train/a/more.png", 50)
+    encode(work)
+    for _ in range(2):  # the second time its fragment's name is taken twice
+        (tmp_path / "x" / "train/a/more.png").unlink()
+        encode(work)
+        assert codes(tmp_path) == first
+        put(tmp_path / "x", "train/a/more.png", 50)
+        encode(work)
+        assert codes(tmp_path).keys() - first.keys() == {("train/a/more.png", 0)}
+    assert Functaset.open(str(tmp_path / "s")).version == 6
+    assert verify(open_location(str(tmp_path / "s")), deep=True).bad == []
+
+
+def test_bad_images_are_tried_again_where_that_is_asked_for_or_when_they_change(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    for name in ("000", "002"):
+        path = tmp_path / "x" / f"train/a/{name}.png"
+        path.write_bytes(b"no picture")
+        os.utime(path, ns=(5, 5))
+    work = work_on(field, tmp_path)
+    bad = {each["key"] for each in encode(work)["bad_inputs"]}
+    assert bad == {"train/a/000.png", "train/a/002.png"}
+    assert planned_images(work) == 0
+    put(tmp_path / "x", "train/a/000.png", 0)
+    assert planned_images(work) == 1
+    assert [each["key"] for each in encode(work)["bad_inputs"]] == ["train/a/002.png"]
+    put(tmp_path / "x", "train/a/002.png", 2)
+    retry = work.model_copy(update={"retry_bad": True})
+    assert planned_images(retry) == 1
+    assert encode(retry)["bad_inputs"] == []
+    assert len(codes(tmp_path)) == 30
+    assert Functaset.open(str(tmp_path / "s")).info()["bad"] == 0
+    assert planned_images(retry) == 0
+
+
+def test_one_bad_newcomer_does_not_stop_the_others(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    (tmp_path / "x" / "train/a/broken.png").write_bytes(b"no picture")
+    told = encode(work)
+    assert [each["key"] for each in told["bad_inputs"]] == ["train/a/broken.png"]
+    assert planned_images(work) == 0
+
+
+def test_a_changed_image_changes_with_all_its_augmentations(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x", 8)
+    work = work_on(field, tmp_path, "encode.augmentation.count=2", "encode.augmentation.padding=1")
+    encode(work)
+    before = codes(tmp_path)
+    assert len(before) == 24
+    put(tmp_path / "x", "train/a/000.png", 123)
+    assert planned_images(work) == 3
+    encode(work)
+    after = codes(tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {("train/a/000.png", n) for n in range(3)}
+
+
+def test_an_encoding_that_was_interrupted_before_its_commit_goes_on(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    put(tmp_path / "x", "train/a/new.png", 77)
+    first = plan(work)
+    assert plan(work) == first
+    assert load_plan(open_location(str(tmp_path / "s")), first.fragments[0]).rows == 1
+    encode(work)
+    assert len(codes(tmp_path)) == 31
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3)), max_size=4), min_size=1, max_size=3))
+def test_after_any_changes_the_functaset_holds_exactly_what_the_source_holds(
+    field: Path, tmp_path_factory: pytest.TempPathFactory, rounds: list[list[tuple[int, int]]]
+) -> None:
+    """(image, state): state 0 is that it is gone, others are its content."""
+    tmp_path = tmp_path_factory.mktemp("any")
+    start(tmp_path / "x", 8)
+    work = work_on(field, tmp_path)
+    encode(work)
+    states = dict.fromkeys(range(8), -1)
+    for changes in rounds:
+        for image, state in changes:
+            name = f"train/{'ab'[image % 2]}/{image:03d}.png"
+            (tmp_path / "x" / name).unlink(missing_ok=True)
+            if state:
+                put(tmp_path / "x", name, 100 * state + image)
+            states[image] = state
+        if not any(states.values()):
+            put(tmp_path / "x", "train/a/000.png", 100)
+            states[0] = 1
+        encode(work)
+        train = Functaset.open(str(tmp_path / "s")).load("train")
+        assert sorted(train.keys) == sorted(f"train/{'ab'[i % 2]}/{i:03d}.png" for i, s in states.items() if s)
+        assert verify(open_location(str(tmp_path / "s")), deep=True).bad == []
+        assert planned_images(work) == 0
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    (fresh / "x").symlink_to(tmp_path / "x")
+    encode(work_on(field, fresh))
+    assert Functaset.open(str(tmp_path / "s")).rows("train") == Functaset.open(str(fresh / "s")).rows("train")
