@@ -104,7 +104,7 @@ def test_damage_that_encoding_cannot_mend_is_named_and_nothing_changes(field: Pa
     entry = Functaset.open(str(store)).fragments[0][0]
     flip(store / "fragments" / entry.fragment / "plan.json")
     before = bytes_of(store)
-    with pytest.raises(StorageError, match="its plan is damaged, and which images were retired with it"):
+    with pytest.raises(StorageError, match="its plan is damaged, and which images were retired is lost with it"):
         repair(work)
     assert bytes_of(store) == before
     flip(next((store / "fields").glob("*.safetensors")))
