@@ -140,7 +140,8 @@ class Ledger:
     def working(self, stage: str) -> Iterator[StageRecord]:
         """Around a stage's work: nobody else may be at it, and what ends it early is recorded.
 
-        From now on this root refuses another config of the stage.
+        From now on this root refuses another config of the stage. A functaset that stood before stands after a failure
+        too, with what was committed.
         """
         before = read_record(self.location, stage)
         if before is not None:
@@ -149,6 +150,9 @@ class Ledger:
         try:
             yield record
         except BaseException as error:
+            if stage == "encode" and before is not None and before.state == "finished" and _same_work(before, record):
+                write_record(self.location, before)
+                raise
             state = "failed" if isinstance(error, Exception) else "interrupted"
             told = " ".join(str(error).split())[:500]
             by_config = isinstance(error, TrainingFailed) and error.by_config
@@ -176,7 +180,7 @@ class Ledger:
     def _place(self, record: StageRecord) -> str:
         """Where this work goes: on with what it began before, else beside a functaset of other choices."""
         before = read_record(self.location, record.stage)
-        if before is not None and (before.config, before.inputs) == (record.config, record.inputs):
+        if before is not None and _same_work(before, record):
             return before.output
         if record.stage == "evaluate":
             return f"runs/{run_id()}"
@@ -212,6 +216,10 @@ class Ledger:
         return all(
             [self.current(stage) is not None for stage in stages_of(self.config)]
         )  # all of them: each may refuse
+
+
+def _same_work(one: StageRecord, other: StageRecord) -> bool:
+    return (one.config, one.inputs) == (other.config, other.inputs)
 
 
 class MissingInput(Exception):

@@ -216,6 +216,17 @@ def test_an_encoding_is_current_while_its_images_are_the_same(tmp_path: Path) ->
     assert current()  # who cannot look does not begin anew
 
 
+@pytest.mark.parametrize("error", [StorageError("the disk is full"), KeyboardInterrupt()])
+def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: BaseException, tmp_path: Path) -> None:
+    book = finish_all(tmp_path)
+    before = read_record(book.location, "encode")
+    with pytest.raises(type(error)), book.working("encode"):
+        assert book.standing("encode") is None
+        raise error
+    assert read_record(book.location, "encode") == before
+    assert book.all_standing()
+
+
 def test_only_what_was_begun_with_the_same_config_is_repaired(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="encode has not been run there"):
         ledger(tmp_path).require_begun("encode")
