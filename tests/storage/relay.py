@@ -61,7 +61,12 @@ class Relay:
     def _answer(self, server: socket.socket, client: socket.socket, deaf: threading.Event) -> None:
         with suppress(OSError):
             while data := server.recv(1 << 16):
-                if deaf.is_set() and not data.startswith(b"HTTP/1.1 100"):
-                    break
+                if deaf.is_set():  # but for "go on", which may come together with the answer
+                    head, end, answer = data.partition(b"\r\n\r\n")
+                    goes_on = head.startswith(b"HTTP/1.1 100")
+                    client.sendall(head + end if goes_on else b"")
+                    if answer or not goes_on:
+                        break
+                    continue
                 client.sendall(data)
             client.shutdown(socket.SHUT_RDWR)
