@@ -75,11 +75,16 @@ def commit(
         names = {entry.fragment for entry in standing}
         withdrawn = {*(parent.withdrawn if parent else ()), *(names - {entry.fragment for entry in entries})}
         new = [name for name in dict.fromkeys(fragment_ids) if name not in names | withdrawn]
-        carried = {name: _carried(location, _entry(location, name, root.fingerprint_digest), standing) for name in new}
+        barred = {*(parent.barred if parent and not unbar else ()), *bar}
+        carried = {
+            name: _unbarred(
+                location, _carried(location, _entry(location, name, root.fingerprint_digest), standing), barred
+            )
+            for name in new
+        }
         entries += [entry for entry in carried.values() if entry is not None]
         withdrawn |= {name for name, entry in carried.items() if entry is None}
         keep = keep_versions or (parent.version if parent else 1) + 1
-        barred = {*(parent.barred if parent and not unbar else ()), *bar}
         same = parent is not None and (tuple(entries), withdrawn) == (standing, set(parent.withdrawn))
         same = same and parent is not None and barred == set(parent.barred)
         same = same and parent is not None and parent.version - keep < parent.oldest
@@ -209,6 +214,17 @@ def _carried(
     kept = _kept_names(location, replaced)
     names = [name for shard in range(plan.shards) for name in plan_rows(location, plan, shard).names]
     return _retiring(location, entry, {row for row, name in enumerate(names) if name not in kept})
+
+
+def _unbarred(location: Location, entry: CommittedFragment | None, barred: set[str]) -> CommittedFragment | None:
+    """The entry without the images that were retired by name since it was planned; None if those are all."""
+    if entry is None or not barred:
+        return entry
+    plan = load_plan(location, entry.fragment)
+    names = [name for shard in range(plan.shards) for name in plan_rows(location, plan, shard).names]
+    return _retiring(
+        location, entry, {row for row, (id_, _) in enumerate(names) if f"{plan.split}/{id_.hex()}" in barred}
+    )
 
 
 def _kept_names(location: Location, entry: CommittedFragment) -> set[Name]:

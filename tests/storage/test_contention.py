@@ -132,6 +132,19 @@ def plan_again(place: Location, keys: list[str], replaces: str) -> Plan:
     return plan
 
 
+def test_an_image_that_is_retired_while_a_newer_version_of_it_is_encoded_stays_away(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    entry, each = Functaset.open(place).fragments[0]
+    keys = [key for shard in range(3) for key in plan_rows(place, each, shard).keys]
+    newer = plan(place, n=2, first=4, shard_rows=4)
+    write(place, newer, 0)
+    retire(place, "train", ["train/00004"])
+    made = commit(place, [newer.id], {entry.fragment: [keys.index("train/00004"), keys.index("train/00005")]})
+    assert newer.id in [each.fragment for each in made.fragments]
+    assert shown(place) == sorted(set(names(0, 20)) - {"train/00004"})
+    assert verify(place, deep=True).bad == []
+
+
 def test_retiring_holds_whatever_is_committed_meanwhile(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     retire(place, "train", ["train/00001"])
