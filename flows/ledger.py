@@ -121,6 +121,8 @@ class Ledger:
         record = read_record(self.location, stage)
         if record is None:
             raise MissingInput(f"{self.root}: {stage.replace('_', '-')} has not been run there; run it first")
+        if is_borrowed(record):
+            raise MissingInput(f"{self.root}: its {stage} lies in {record.output}; name the root of that with --root")
         check_same_config(self.location, record, stage_config(self.config, stage), strictly=True)
 
     def require_inputs(self, stage: str) -> None:
@@ -150,13 +152,13 @@ class Ledger:
         try:
             yield record
         except BaseException as error:
-            if stage == "encode" and before is not None and before.state == "finished" and _same_work(before, record):
-                write_record(self.location, before)
+            if record.output_digest:
+                write_record(self.location, record.model_copy(update={"state": "finished"}))
                 raise
             state = "failed" if isinstance(error, Exception) else "interrupted"
             told = " ".join(str(error).split())[:500]
             by_config = isinstance(error, TrainingFailed) and error.by_config
-            ended = {"state": state, "error": told, "by_config": by_config}
+            ended: dict[str, Any] = {"state": state, "error": told, "by_config": by_config}
             write_record(self.location, record.model_copy(update=ended))
             raise
 
@@ -172,6 +174,12 @@ class Ledger:
             owner=this_process(),
             versions={name: version(name) for name in PACKAGES},
         )
+        before = read_record(self.location, stage)
+        carried = before is not None and _same_work(before, record) and not is_borrowed(before)
+        if stage == "encode" and before is not None and carried:
+            # What it holds stands whatever becomes of this, a SIGKILL included.
+            kept = ("output_digest", "figures", "seconds", "finished")
+            record = record.model_copy(update={name: getattr(before, name) for name in kept})
         record = record.model_copy(update={"output": self._place(record)})
         write_record(self.location, record)
         self._begun = time.monotonic()
@@ -180,7 +188,7 @@ class Ledger:
     def _place(self, record: StageRecord) -> str:
         """Where this work goes: on with what it began before, else beside a functaset of other choices."""
         before = read_record(self.location, record.stage)
-        if before is not None and _same_work(before, record):
+        if before is not None and _same_work(before, record) and not is_borrowed(before):
             return before.output
         if record.stage == "evaluate":
             return f"runs/{run_id()}"

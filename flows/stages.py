@@ -78,6 +78,8 @@ def encode(
     ledger.require("meta_train")
     with ledger.working("encode") as record:
         job = encode_job(ledger, record) | {"retry_bad": retry_bad, "repair": repair, "retire_lost": retire_lost}
+        # Before anything is planned: what comes after that is for the next time. A repair looks for nothing new.
+        seen = "" if repair else images_digest(config.images)
         planned = units.retried(units.plan_encoding, config.dispatch)(job)
         groups = planned["groups"]
         shards = units.retried(units.encode_shards, config.dispatch)
@@ -85,7 +87,7 @@ def encode(
         with task_runner(config.dispatch) as runner:
             stats = [future.result() for future in runner.map(shards, parameters)]
         done = units.retried(units.finalise_encoding, config.dispatch)(job, planned)
-        figures = done | _encoding_speed(stats) | {"images_digest": images_digest(config.images)}
+        figures = done | _encoding_speed(stats) | {"images_digest": seen}
         ledger.finish(record, done["info"]["content"], figures)
     create_table_artifact(
         [{"figure": key, "value": value} for key, value in _flat(done["info"] | _encoding_speed(stats)).items()],

@@ -65,13 +65,13 @@ class Commit(Record):
     fingerprint: str
     fragments: tuple[CommittedFragment, ...]
     withdrawn: tuple[str, ...] = ()  # fragments that were visible: retired as a whole, or replaced; none comes back
-    barred: tuple[str, ...] = ()  # "split/id" of images that were retired by name, until their rows are erased
+    barred: tuple[str, ...] = ()  # ids of images that were retired by name, until their rows are erased
     moments: TrainingMoments | None
     objects: dict[str, ObjectRecord]
 
-    def bars(self, split: str, key: str) -> bool:
-        """Whether the image was retired by name, so that no encoding of the same source brings it back."""
-        return f"{split}/{row_id(key).hex()}" in self._barred
+    def bars(self, key: str) -> bool:
+        """Whether the image was retired by name, so that no encoding of its source brings it back, in any split."""
+        return row_id(key).hex() in self._barred
 
     @cached_property
     def _barred(self) -> frozenset[str]:

@@ -54,8 +54,8 @@ def commit(
     """Make finished fragments visible on top of the newest commit; return the commit that shows them.
 
     retire: fragment -> rows that this commit and later ones no longer show. drop: fragments that it no longer names,
-    whole or damaged. keep_versions: give up all versions but the newest so many, this one counted. bar: "split/id" of
-    images that later encodings are to leave out; unbar: forget all of those. Fragments that are or were visible
+    whole or damaged. keep_versions: give up all versions but the newest so many, this one counted. bar: ids of images
+    that later encodings are to leave out; unbar: forget all of those. Fragments that are or were visible
     already, and rows that are retired already, are no change: with nothing else, the standing commit comes back.
     again: commit although nothing changes, so that whoever is committing begins anew and looks at the claims. Of two
     committers one wins and the other commits on top. Raises StorageError: an unfinished shard, another fingerprint, an
@@ -129,7 +129,7 @@ def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
             "Functaset.open(uri).load(split).keys are the keys that there are"
         )
     while True:
-        made = commit(location, [], rows, bar=[f"{split}/{row_id(key).hex()}" for key in keys])
+        made = commit(location, [], rows, bar=[row_id(key).hex() for key in keys])
         # Another's commit may have moved the rows into other fragments in between.
         rows = _rows_shown(location, split, keys)
         if not any(rows.values()):
@@ -222,9 +222,7 @@ def _unbarred(location: Location, entry: CommittedFragment | None, barred: set[s
         return entry
     plan = load_plan(location, entry.fragment)
     names = [name for shard in range(plan.shards) for name in plan_rows(location, plan, shard).names]
-    return _retiring(
-        location, entry, {row for row, (id_, _) in enumerate(names) if f"{plan.split}/{id_.hex()}" in barred}
-    )
+    return _retiring(location, entry, {row for row, (id_, _) in enumerate(names) if id_.hex() in barred})
 
 
 def _kept_names(location: Location, entry: CommittedFragment) -> set[Name]:

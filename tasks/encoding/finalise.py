@@ -39,7 +39,7 @@ def _check_content(job: EncodeJob, fragment: str, content: str) -> None:
 
 
 def _check_bad(job: EncodeJob, fragments: Sequence[str]) -> None:
-    """Of a split's images, those that stand counted too: one new and unreadable image is no reason to stop."""
+    """The bad ones among what is added, as a share of that and of what the split shows: one is no reason to stop."""
     location = open_location(job.functaset)
     newest = latest(location)
     for split in SPLITS:

@@ -45,7 +45,7 @@ def encode_group(
     images = PlannedImages(job.images, job.encode.augmentation)
     loop, stats["mode"] = _loop(job, images.images, images_in_run)
     for done, shard in enumerate(left, stats["adopted"] + 1):
-        _encode_shard(job, plan, shard, images, loop, stats, group.readable)
+        _encode_shard(job, plan, shard, images, loop, stats, group)
         tell(done, len(group.shards), describe_stats(stats))
     return stats
 
@@ -67,13 +67,13 @@ def _encode_shard(
     images: PlannedImages,
     loop: InnerLoop,
     stats: dict[str, Any],
-    readable: bool,
+    group: ShardGroup,
 ) -> None:
     location = open_location(job.functaset)
     begun = time.monotonic()
     rows = plan_rows(location, plan, shard)
     batch = images.read(rows)
-    if readable and batch.reasons:
+    if group.readable and batch.reasons:
         row, reason = min(batch.reasons.items())
         raise StorageError(f"{rows.keys[row]}: {reason}; restore the image, or give its row up: --retire-lost")
     read = time.monotonic()
@@ -89,8 +89,8 @@ def _encode_shard(
         sha256=batch.sha256,
         good=batch.good,
         reasons=batch.reasons,
-        # By a range that was good enough for the whole fragment; of a few of its rows more may lie outside.
-        max_clip_fraction=1.0 if plan.replaces else job.encode.quantization.max_clip_fraction,
+        # Of a few rows more may lie outside than of the many that the range was set by.
+        max_clip_fraction=1.0 if group.standing else job.encode.quantization.max_clip_fraction,
         seconds=encoded - begun,
         versions=environment(loop),
     )

@@ -1,7 +1,7 @@
 """What an image source has that the functaset has not, and the reverse: only that is encoded, or retired.
 
-An image is the one that was encoded if its version token is the same. Another token means new rows, and the old ones
-are retired in the same commit; so are those of images that are gone. Whoever was retired by name stays away.
+An image is the one that was encoded if its version token and its label are the same. Others mean new rows, and the old
+ones are retired in the same commit; so are those of images that are gone. Whoever was retired by name stays away.
 """
 
 from collections.abc import Iterator
@@ -26,9 +26,10 @@ class Changes:
 
 @dataclass
 class _Known:
-    """An image of the functaset: its token, its rows by fragment, its augmentations, whether one of them is bad."""
+    """An image of the functaset: token, label, its rows by fragment, its augmentations, whether one of them is bad."""
 
     token: str
+    label: int
     rows: list[tuple[str, int]] = field(default_factory=list)
     augmentations: set[int] = field(default_factory=set)
     bad: bool = False
@@ -43,10 +44,12 @@ def changes(location: Location, newest: Commit, split: str, source: SourceRows, 
     for key, token, rows in _images(source):
         seen.add(key)
         found = known.get(key)
-        if newest.bars(split, key):
+        if newest.bars(key):
+            _retire(retire, found)
             continue
         numbers = {int(source.augmentations[row]) for row in rows}
-        if found and found.token == token and found.augmentations == numbers and not (retry_bad and found.bad):
+        same = found and (found.token, found.label) == (token, int(source.labels[rows[0]]))
+        if found and same and found.augmentations == numbers and not (retry_bad and found.bad):
             continue
         wanted += rows
         _retire(retire, found)
@@ -93,7 +96,7 @@ def _add(known: dict[str, _Known], location: Location, entry: CommittedFragment,
     table = plan_rows(location, plan, shard)
     bad = committed_receipt(location, entry, plan, shard).bad
     for row in np.flatnonzero(~retired_rows(entry, plan, shard)):
-        image = known.setdefault(table.keys[row], _Known(table.tokens[row]))
+        image = known.setdefault(table.keys[row], _Known(table.tokens[row], int(table.labels[row])))
         image.rows.append((entry.fragment, shard * plan.shard_rows + int(row)))
         image.augmentations.add(int(table.augmentations[row]))
         image.bad |= int(row) in bad

@@ -22,7 +22,7 @@ from tasks.encoding.environment import environment
 from tasks.encoding.incremental import changes, standing_quantizer
 from tasks.encoding.planned import PlannedImages, SourceRows, of_split
 from tasks.encoding.ranges import choose_quantizer
-from tasks.encoding.repair import find_damage, other_images, put_back, shown_names, wanted_rows
+from tasks.encoding.repair import find_damage, held_names, other_images, put_back, wanted_rows
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float, spread
@@ -53,6 +53,7 @@ class ShardGroup(Config):
     shards: tuple[int, ...]
     images: int
     readable: bool = False  # an image that is not readable ends it, and is no bad row
+    standing: bool = False  # by ranges that were set by others' latents: however many numbers they clip, they stay
 
 
 class Planned(Config):
@@ -104,7 +105,7 @@ def plan(job: EncodeJob) -> Planned:
         ]
     location.preflight_write(bytes_left(location, plans))
     return Planned(
-        groups=_groups(plans, job.encode.group_shards),
+        groups=_groups(plans, job.encode.group_shards, standing=newest is not None),
         fragments=tuple(each.id for each in plans),
         retire={fragment: as_ranges(gone) for fragment, gone in retire.items()},
     )
@@ -121,10 +122,12 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     for each in wanted:
         split = each.entry.split
         if each.rows is None:
-            shown = shown_names(location, split, damage)
+            held = held_names(location, split, damage)
             whole = _source_rows(job, images, split)
             names = list(zip(whole.keys, whole.augmentations.tolist(), strict=True))
-            rows = whole.take([row for row, name in enumerate(names) if name not in shown])
+            newest = latest(location)
+            kept = [row for row, name in enumerate(names) if name not in held and not (newest and newest.bars(name[0]))]
+            rows = whole.take(kept)
             if len(rows.keys) != each.entry.rows + each.entry.bad:
                 raise other_images(each.entry.fragment)
         else:
@@ -135,7 +138,7 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
             contents |= {plans[-1].id: each.content} if each.content else {}
     location.preflight_write(bytes_left(location, plans))
     return Planned(
-        groups=_groups(plans, job.encode.group_shards, {plan.id for plan in plans} - contents.keys()),
+        groups=_groups(plans, job.encode.group_shards, {plan.id for plan in plans} - contents.keys(), standing=True),
         fragments=tuple(each.id for each in plans),
         retire={each.entry.fragment: as_ranges(each.retire) for each in wanted if each.retire},
         drop=tuple(sorted(damage.fragments)),
@@ -223,7 +226,9 @@ def _plan_rows(
     )
 
 
-def _groups(plans: list[Plan], size: int, readable: Collection[str] = ()) -> tuple[ShardGroup, ...]:
+def _groups(
+    plans: list[Plan], size: int, readable: Collection[str] = (), standing: bool = False
+) -> tuple[ShardGroup, ...]:
     return tuple(
         ShardGroup(
             fragment=plan.id,
@@ -231,6 +236,7 @@ def _groups(plans: list[Plan], size: int, readable: Collection[str] = ()) -> tup
             shards=tuple(range(start, min(start + size, plan.shards))),
             images=sum(plan.shard_size(shard) for shard in range(start, min(start + size, plan.shards))),
             readable=plan.id in readable,
+            standing=standing,
         )
         for plan in plans
         for start in range(0, plan.shards, size)

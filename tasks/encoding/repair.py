@@ -15,7 +15,6 @@ from storage.commits import (
     live_shards,
     retired_rows,
     row_names,
-    visible_keys,
     visible_rows,
 )
 from storage.committing import commit, mark
@@ -192,16 +191,18 @@ def _readable(location: Location, read: Callable[[], Found]) -> Found | None:
         return None
 
 
-def shown_names(location: Location, split: str, damage: Damage) -> set[tuple[str, int]]:
-    """(key, augmentation) of the rows that whole shards of the newest version show."""
+def held_names(location: Location, split: str, damage: Damage) -> set[tuple[str, int]]:
+    """(key, augmentation) of the rows of whole shards that are not retired in the newest version, bad ones too."""
     newest = latest(location)
-    shown: set[tuple[str, int]] = set()
+    held: set[tuple[str, int]] = set()
     for entry in newest.fragments if newest else ():
         if entry.split == split and entry.fragment not in damage.fragments:
             plan = committed_plan(location, entry)
             broken = damage.shards.get(entry.fragment, set())
-            shown |= {(key, number) for _, key, number in visible_keys(location, entry, plan, broken)}
-    return shown
+            for shard in (shard for shard in live_shards(entry, plan) if shard not in broken):
+                table, retired = plan_rows(location, plan, shard), retired_rows(entry, plan, shard)
+                held |= {(table.keys[row], int(table.augmentations[row])) for row in np.flatnonzero(~retired)}
+    return held
 
 
 def other_images(fragment: str) -> StorageError:

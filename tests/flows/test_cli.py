@@ -273,6 +273,12 @@ def check_a_damaged_root_is_mended(root: Path, command: list[str]) -> None:
     assert (root / "stages" / "encode.json").read_bytes() == record
     mended = functa("encode", command[1], *options, "--repair")
     assert mended.returncode == 0, mended.stderr
+    # A repair looks for nothing new, so that the next encoding does.
+    versions = sorted((root / "functaset.zarr" / "commits").glob("*.json"))
+    looked = functa("encode", command[1], *options)
+    assert looked.returncode == 0, looked.stderr
+    assert sorted((root / "functaset.zarr" / "commits").glob("*.json")) == versions
+    assert "stands already" in here("encode", command[1], *options).stdout
     assert here("store", "verify", str(root), "--deep").returncode == 0
     assert "shows no image 'none.png'" in told(here("store", "retire", str(root), "none.png", "--split", "test"), 1)
     from storage.functaset import Functaset

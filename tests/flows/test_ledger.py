@@ -223,8 +223,27 @@ def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: Bas
     with pytest.raises(type(error)), book.working("encode"):
         assert book.standing("encode") is None
         raise error
-    assert read_record(book.location, "encode") == before
+    after = read_record(book.location, "encode")
+    assert before is not None
+    assert after is not None
+    assert (after.state, after.output_digest, after.figures) == ("finished", before.output_digest, before.figures)
     assert book.all_standing()
+    # Killed at it, and failed the next time.
+    write_record(book.location, after.model_copy(update={"state": "running", "owner": ""}))
+    with pytest.raises(type(error)), book.working("encode"):
+        raise error
+    assert book.all_standing()
+
+
+def test_what_another_root_encoded_is_repaired_there(tmp_path: Path) -> None:
+    finish_all(tmp_path / "lender")
+    book = ledger(tmp_path / "mine", lender=tmp_path / "lender")
+    assert book.standing("encode") is not None
+    with pytest.raises(MissingInput, match=r"its encode lies in .*/lender/functaset\.zarr; name the root of that"):
+        book.require_begun("encode")
+    with book.working("encode") as record:
+        assert record.output == "functaset.zarr"
+        assert record.output_digest == ""
 
 
 def test_only_what_was_begun_with_the_same_config_is_repaired(tmp_path: Path) -> None:

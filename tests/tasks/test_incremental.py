@@ -1,5 +1,6 @@
 """Encoding again: what is new or changed is encoded, what is gone is retired, in one commit, or nothing happens."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from storage.collection import collect
+from storage.commits import committed_receipt, live_shards, visible_rows
 from storage.committing import retire
+from storage.fragments import read_array
 from storage.functaset import Functaset
 from storage.locations import open_location
-from storage.plans import load_plan
+from storage.plans import load_plan, plan_rows
 from storage.verification import verify
+from tasks.encoding.finalise import finalise
+from tasks.encoding.group import encode_group
 from tasks.encoding.plan import EncodeJob, plan
 from tests.tasks.test_encoding import bytes_of, encode, job
 from tests.tasks.test_encoding import field as field
@@ -147,6 +152,71 @@ def test_bad_images_are_tried_again_where_that_is_asked_for_or_when_they_change(
     assert planned_images(retry) == 0
 
 
+def test_a_class_that_comes_between_gives_every_image_its_new_label(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    for i in range(4):
+        put(tmp_path / "x", f"train/aa/{i:03d}.png", 500 + i)
+    encode(work)
+    train = Functaset.open(str(tmp_path / "s")).load("train")
+    numbers = {"a": 0, "aa": 1, "b": 2}
+    assert {key: numbers[key.split("/")[1]] for key in train.keys} == dict(zip(train.keys, train.labels.tolist()))
+    assert len(train) == 34
+    assert planned_images(work) == 0
+
+
+def test_an_image_retired_by_name_stays_away_when_it_changes_its_split(field: Path, tmp_path: Path) -> None:
+    """Without train/ and test/ newcomers move the border between the two."""
+    for i in range(40):
+        put(tmp_path / "x", f"{'ab'[i % 2]}/{i:03d}.png", i)
+    work = work_on(field, tmp_path, "images.test_fraction=0.5")
+    encode(work)
+    place = open_location(str(tmp_path / "s"))
+    gone = {split: Functaset.open(place).load(split).keys[:8] for split in ("train", "test")}
+    for split, keys in gone.items():
+        retire(place, split, keys)
+    for i in range(40, 90):
+        put(tmp_path / "x", f"{'ab'[i % 2]}/{i:03d}.png", i)
+    encode(work)
+    splits = {split: set(Functaset.open(place).load(split).keys) for split in ("train", "test")}
+    assert not (splits["train"] | splits["test"]) & {*gone["train"], *gone["test"]}
+    assert not splits["train"] & splits["test"]
+    assert sum(map(len, splits.values())) == 90 - 16
+    assert planned_images(work) == 0
+
+
+def test_newcomers_that_clip_more_than_the_many_are_taken_all_the_same(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    coding = (
+        "encode.quantization.range=sigma",
+        "encode.quantization.sigma=1",
+        "encode.quantization.granularity=scalar",
+    )
+    encode(work_on(field, tmp_path, *coding))
+    for i in range(9):
+        put(tmp_path / "x", f"train/a/new{i}.png", 900 + i)
+    told = encode(work_on(field, tmp_path, *coding, "encode.quantization.max_clip_fraction=0"))
+    assert told["info"]["rows"] == 45
+    assert told["info"]["clip_fraction"] > 0
+
+
+def test_an_image_retired_by_name_while_its_new_version_is_encoded_stays_away(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    put(tmp_path / "x", "train/a/000.png", 77)
+    put(tmp_path / "x", "train/a/002.png", 78)
+    todo = plan(work)
+    retire(open_location(str(tmp_path / "s")), "train", ["train/a/000.png"])
+    for group in todo.groups:
+        encode_group(work, group, 400)
+    finalise(work, todo)
+    assert len(codes(tmp_path)) == 29
+    assert ("train/a/000.png", 0) not in codes(tmp_path)
+    assert planned_images(work) == 0
+
+
 def test_one_bad_newcomer_does_not_stop_the_others(field: Path, tmp_path: Path) -> None:
     start(tmp_path / "x")
     work = work_on(field, tmp_path)
@@ -208,8 +278,21 @@ def test_after_any_changes_the_functaset_holds_exactly_what_the_source_holds(
         assert sorted(train.keys) == sorted(f"train/{'ab'[i % 2]}/{i:03d}.png" for i, s in states.items() if s)
         assert verify(open_location(str(tmp_path / "s")), deep=True).bad == []
         assert planned_images(work) == 0
-    fresh = tmp_path / "fresh"
-    fresh.mkdir()
-    (fresh / "x").symlink_to(tmp_path / "x")
-    encode(work_on(field, fresh))
-    assert Functaset.open(str(tmp_path / "s")).rows("train") == Functaset.open(str(fresh / "s")).rows("train")
+        assert held(tmp_path) == {
+            key: (hashlib.sha256((tmp_path / "x" / key).read_bytes()).digest(), "ab".index(key.split("/")[1]))
+            for key in train.keys
+        }
+
+
+def held(tmp_path: Path) -> dict[str, tuple[bytes, int]]:
+    """key -> sha256 of the image and label, of every training row that is shown."""
+    store = Functaset.open(str(tmp_path / "s"))
+    found = {}
+    for entry, each in store.fragments:
+        for shard in live_shards(entry, each) if entry.split == "train" else ():
+            receipt = committed_receipt(store.location, entry, each, shard)
+            digests, labels = (read_array(store.location, each, receipt, name) for name in ("source_sha256", "label"))
+            keys = plan_rows(store.location, each, shard).keys
+            for row in np.flatnonzero(visible_rows(entry, each, receipt)):
+                found[keys[row]] = bytes(digests[row]), int(labels[row])
+    return found
