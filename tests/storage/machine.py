@@ -32,6 +32,7 @@ from storage.errors import StorageError
 from storage.fragments import read_receipt, write_shard
 from storage.functaset import Functaset
 from storage.local import LocalLocation
+from storage.locations import Entry, Location
 from storage.plans import Plan, plan_fragment, plan_rows
 from storage.quantization import Quantizer, calibrate
 from storage.verification import verify
@@ -46,27 +47,52 @@ class Killed(BaseException):
 
 
 @dataclass(frozen=True)
-class Mortal(LocalLocation):
-    """Dies before its k-th change."""
+class Mortal(Location):
+    """A folder whose user dies before the k-th change.
+
+    No LocalLocation, of which a shard's objects are written side by side: which of them stand would be a matter of luck.
+    """
 
     left: list[int] = field(default_factory=list)
 
-    def create(self, key: str, data: bytes) -> bool:
-        self._count()
-        return super().create(key, data)
-
-    def write(self, key: str, data: bytes) -> None:
-        self._count()
-        super().write(key, data)
-
-    def delete(self, key: str) -> None:
-        self._count()
-        super().delete(key)
+    @property
+    def _folder(self) -> LocalLocation:
+        return LocalLocation(self.uri)
 
     def _count(self) -> None:
         self.left[0] -= 1
         if self.left[0] < 0:
             raise Killed
+
+    def create(self, key: str, data: bytes) -> bool:
+        self._count()
+        return self._folder.create(key, data)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._count()
+        self._folder.write(key, data)
+
+    def delete(self, key: str) -> None:
+        self._count()
+        self._folder.delete(key)
+
+    def read(self, key: str, limit: int | None = None) -> bytes:
+        return self._folder.read(key, limit)
+
+    def entry(self, key: str) -> Entry | None:
+        return self._folder.entry(key)
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        return self._folder.entries(prefix)
+
+    def leftovers(self) -> list[Entry]:
+        return self._folder.leftovers()
+
+    def zarr_store(self, read_only: bool = False) -> object:
+        return self._folder.zarr_store(read_only)
+
+    def free_bytes(self) -> int | None:
+        return self._folder.free_bytes()
 
 
 @dataclass
@@ -119,7 +145,7 @@ class Store(RuleBasedStateMachine):
         )  # fmt: skip
         return Pending(plan, states, bad)
 
-    def write_one(self, work: Pending, shard: int, place: LocalLocation | None = None) -> None:
+    def write_one(self, work: Pending, shard: int, place: Location | None = None) -> None:
         rows = plan_rows(self.place, work.plan, shard)
         good = np.array([key not in work.bad for key in rows.keys])
         digests = [hashlib.sha256(f"{key}#{work.states[key]}".encode()).digest() for key in rows.keys]
