@@ -50,7 +50,7 @@ class Killed(BaseException):
 class Mortal(Location):
     """A folder whose user dies before the k-th change.
 
-    No LocalLocation, of which a shard's objects are written side by side: which of them stand would be a matter of luck.
+    No LocalLocation, of which objects are written side by side: which of them stand would be a matter of luck.
     """
 
     left: list[int] = field(default_factory=list)
