@@ -79,7 +79,7 @@ def _give_up(
         kept = {entry.fragment for entry in newest.fragments}
         shown = (load_commit(location, version) for version in versions(location) if version >= newest.oldest)
         held = {entry.fragment for each in shown for entry in each.fragments} - kept
-        keep_versions = 1 if entries or held else keep_versions
+        keep_versions = 1 if entries or held or newest.barred else keep_versions
     if keep_versions is None:
         return newest
     if result.deleted:
@@ -111,17 +111,18 @@ class _Collection:
             self._keep(newest)
         withdrawn = {*(newest.withdrawn if newest else ()), *result.rewritten}
         self.forgotten = withdrawn - self.fragments
-        self.old_moments = {key for version in self.given_up if (key := self._moments_of(version))} - self.moments
         self.field = root.field
 
     def _keep(self, each: Commit) -> None:
         self.fragments |= {entry.fragment for entry in each.fragments}
         self.moments |= {each.moments.key} if each.moments else set()
 
-    def _moments_of(self, version: int) -> str | None:
-        """Of a version that was given up; None if that is gone already, or damaged."""
+    def _moments_of(self, entry: Entry) -> str | None:
+        """The key of a given-up commit's moments; None where it is a tombstone already, or damaged."""
+        if entry.size == len(GIVEN_UP):
+            return None
         try:
-            found = load_commit(self.location, version).moments
+            found = load_commit(self.location, int(entry.key[8:16])).moments
         except StorageError:
             return None
         return found.key if found else None
@@ -146,8 +147,9 @@ class _Collection:
                 self.result.young += [entry.key] if entry.modified >= self.horizon else []
                 self._unless(False, entry)
         self._fragments(parts)
+        old_moments = {self._moments_of(entry) for entry in commits}
         for entry in moments:
-            if entry.key in self.old_moments or entry.modified < self.horizon:
+            if entry.key in old_moments or entry.modified < self.horizon:
                 self._moments(entry)
         # Last: while they stand, a collection that was interrupted still knows what they named.
         # A commit goes after its mark, which alone would speak of a commit that was lost.

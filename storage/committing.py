@@ -77,10 +77,7 @@ def commit(
         new = [name for name in dict.fromkeys(fragment_ids) if name not in names | withdrawn]
         barred = {*(parent.barred if parent and not unbar else ()), *bar}
         carried = {
-            name: _unbarred(
-                location, _carried(location, _entry(location, name, root.fingerprint_digest), standing), barred
-            )
-            for name in new
+            name: _carried(location, _entry(location, name, root.fingerprint_digest), standing, barred) for name in new
         }
         entries += [entry for entry in carried.values() if entry is not None]
         withdrawn |= {name for name, entry in carried.items() if entry is None}
@@ -193,36 +190,25 @@ def _retiring(location: Location, entry: CommittedFragment, rows: set[int] | Non
 
 
 def _carried(
-    location: Location, entry: CommittedFragment, standing: Sequence[CommittedFragment]
+    location: Location, entry: CommittedFragment, standing: Sequence[CommittedFragment], barred: set[str]
 ) -> CommittedFragment | None:
-    """The entry of a fragment that replaces another, without the rows that were retired there since it was planned.
+    """A new fragment's entry without what was retired since it was planned; None if that is all.
 
-    None if those are all.
-
-    Raises StorageError where the other is no longer shown at all, so that none of its rows comes back.
+    That is images retired by name and, where it replaces another fragment, rows that were retired there. Raises
+    StorageError where the other is no longer shown at all, so that none of its rows comes back.
     """
     plan = load_plan(location, entry.fragment)
-    if not plan.replaces:
-        return entry
     replaced = next((each for each in standing if each.fragment == plan.replaces), None)
-    if replaced is None:
+    if plan.replaces and replaced is None:
         raise StorageError(
             f"{location.uri}/{plan.path}: the fragment that it replaces is no longer shown; run the same command again"
         )
-    if not replaced.retired:
+    kept = _kept_names(location, replaced) if replaced is not None and replaced.retired else None
+    if kept is None and not barred:
         return entry
-    kept = _kept_names(location, replaced)
     names = [name for shard in range(plan.shards) for name in plan_rows(location, plan, shard).names]
-    return _retiring(location, entry, {row for row, name in enumerate(names) if name not in kept})
-
-
-def _unbarred(location: Location, entry: CommittedFragment | None, barred: set[str]) -> CommittedFragment | None:
-    """The entry without the images that were retired by name since it was planned; None if those are all."""
-    if entry is None or not barred:
-        return entry
-    plan = load_plan(location, entry.fragment)
-    names = [name for shard in range(plan.shards) for name in plan_rows(location, plan, shard).names]
-    return _retiring(location, entry, {row for row, (id_, _) in enumerate(names) if id_.hex() in barred})
+    gone = {row for row, name in enumerate(names) if name[0].hex() in barred or (kept is not None and name not in kept)}
+    return _retiring(location, entry, gone)
 
 
 def _kept_names(location: Location, entry: CommittedFragment) -> set[Name]:

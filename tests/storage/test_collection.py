@@ -95,6 +95,18 @@ def test_of_a_shard_whose_rows_are_all_retired_nothing_is_read_any_more(tmp_path
         Functaset.open(place).load("train")
 
 
+def test_erasing_forgets_the_names_too_even_where_no_row_of_them_is_left(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    retire(place, "train", names(0, 20))
+    collect(place, keep_versions=1, delete=True)
+    assert len(Functaset.open(place).commit.barred) == 20
+    collect(place, erase_retired=True, delete=True)
+    left = b"".join(path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file())
+    assert not any(row_id(key).hex().encode() in left for key in names(0, 20))
+    assert verify(place, deep=True).bad == []
+    assert collect(place, erase_retired=True, delete=True).removed == []
+
+
 def test_a_fragment_that_was_shown_and_is_no_more_does_not_come_back(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     entry = Functaset.open(place).commit.fragments[0]
