@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any
+from typing import Any, NoReturn
 
 from storage.errors import TransientError
 from tasks.training.launch import JOB, launch
@@ -115,5 +115,18 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _leave(status: int) -> NoReturn:
+    """Ends at once: all is written, and threads of other ranks' connections can abort an interpreter that winds up."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    if JOB in os.environ:  # a rank
+        _leave(status)
+    sys.exit(status)
