@@ -49,6 +49,7 @@ Resolution = Annotated[
 TOLD = (
     "ConfigError",
     "DamagedObject",
+    "DispatchError",
     "MissingInput",
     "MissingObject",
     "OperateError",
@@ -140,17 +141,17 @@ def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | No
     from flows.console import quiet_tracebacks
 
     quiet_tracebacks()
-    from flows.server import start_embedded_server
+    from flows.server import embedded_server
 
-    start_embedded_server()
-    if name == "pipeline":
-        from flows.pipeline import pipeline
+    with embedded_server():
+        if name == "pipeline":
+            from flows.pipeline import pipeline
 
-        pipeline(root, config=config, from_root=from_root)
-    else:
-        from flows import stages
+            pipeline(root, config=config, from_root=from_root)
+        else:
+            from flows import stages
 
-        getattr(stages, name)(root, config=config, from_root=from_root, **how)
+            getattr(stages, name)(root, config=config, from_root=from_root, **how)
 
 
 def _tell(ledger: Ledger, word: str) -> int:

@@ -7,6 +7,8 @@ import socket
 import threading
 import tomllib
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +17,7 @@ PORT = 4200
 STARTUP_SECONDS = 120
 POOL = "functa"  # of deploy/prefect.yaml, as the queues
 QUEUES = ("cpu", "gpu")
+GPU_LIMIT = "functa-gpu"  # concurrency limit with a slot for each device
 
 # Set unless the user did: no telemetry, no advertisement, patience with a slow machine, workers that poll often.
 MANNERS = {
@@ -24,6 +27,9 @@ MANNERS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(STARTUP_SECONDS),
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_WORKER_QUERY_SECONDS": "2",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation that finds dead runs waits for three of them
+    # Slots outlive a restart of the server: leases in its memory would be lost, their slots held for ever.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
 }
 
 
@@ -42,25 +48,30 @@ def prepare_environment() -> None:
             os.environ.setdefault(name, value)
 
 
-def start_embedded_server() -> None:
+@contextmanager
+def embedded_server() -> Iterator[None]:
     """Where no API is configured: Prefect's embedded server, out of reach of the Ctrl-C that is typed for the command.
 
     A terminal sends SIGINT to every process of the command's group, and a server that ended at once could not be told
     how the run ended. Prefect starts it as a plain child, so it is started here first, from a thread in which SIGINT
     is blocked: children inherit that, and the main thread still hears it. Prefect stops it when the command ends.
+    Processes that tasks are sent to are told its address: each would start one of its own.
     """
     if configured_api():
+        yield
         return
     from prefect.server.api.server import SubprocessASGIServer
-    from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
     if not PREFECT_SERVER_EPHEMERAL_ENABLED:
-        return  # by the user's wish; Prefect says what is missing
+        yield  # by the user's wish; Prefect says what is missing
+        return
+    server = SubprocessASGIServer()
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            SubprocessASGIServer().start()
+            server.start()
         except Exception as error:  # raised below, in the main thread
             failed.append(error)
 
@@ -70,6 +81,8 @@ def start_embedded_server() -> None:
     starting.join()
     if failed:
         raise OperateError(f"Prefect's embedded server did not start: {failed[0]}")
+    with temporary_settings({PREFECT_API_URL: server.api_url}):
+        yield
 
 
 def prefect_home() -> Path:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prefect import flow, get_run_logger, unmapped
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from flows.config import PipelineConfig, digest, require_stage
@@ -19,12 +19,17 @@ from flows.jobs import (
 )
 from flows.ledger import Ledger, images_digest
 from flows.preflight import preflight
+from flows.slots import on_gpu
 from storage.images import open_images
 from tasks import units
-from tasks.dispatch import task_runner
+from tasks.encoding.following import Following, encoding_speed
+from tasks.encoding.plan import Planned
+from tasks.fan_out import fan_out
+from tasks.progress import as_far_as_heard
 
 
 @flow(name="meta-train", flow_run_name="meta-train {config.name}", persist_result=False)
+@on_gpu
 def meta_train(root: str, *, from_root: str | None = None, config: PipelineConfig) -> None:
     """Meta-trains the field on the training images.
 
@@ -48,6 +53,7 @@ def meta_train(root: str, *, from_root: str | None = None, config: PipelineConfi
 
 
 @flow(name="encode", flow_run_name="encode {config.name}", persist_result=False)
+@on_gpu
 def encode(
     root: str,
     *,
@@ -82,21 +88,23 @@ def encode(
         seen = "" if repair else images_digest(config.images)
         planned = units.retried(units.plan_encoding, config.dispatch)(job)
         groups = planned["groups"]
-        shards = units.retried(units.encode_shards, config.dispatch)
-        parameters = {"job": unmapped(job), "group": groups, "images": unmapped(sum(g["images"] for g in groups))}
-        with task_runner(config.dispatch) as runner:
-            stats = [future.result() for future in runner.map(shards, parameters)]
+        images = sum(group["images"] for group in groups)
+        each = [{"job": job, "group": group, "images": images} for group in groups]
+        following = Following(job["functaset"], Planned.model_validate(planned))
+        stats = fan_out(units.retried(units.encode_shards, config.dispatch), each, config.dispatch, following)
         done = units.retried(units.finalise_encoding, config.dispatch)(job, planned)
-        figures = done | _encoding_speed(stats) | {"images_digest": seen}
+        figures = done | encoding_speed(stats) | {"images_digest": seen}
         ledger.finish(record, done["info"]["content"], figures)
-    create_table_artifact(
-        [{"figure": key, "value": value} for key, value in _flat(done["info"] | _encoding_speed(stats)).items()],
-        key="functaset",
-        description=f"What {ledger.output(record)} holds",
-    )
+    with as_far_as_heard("the functaset's figures"):
+        create_table_artifact(
+            [{"figure": key, "value": value} for key, value in _flat(done["info"] | encoding_speed(stats)).items()],
+            key="functaset",
+            description=f"What {ledger.output(record)} holds",
+        )
 
 
 @flow(name="train-classifier", flow_run_name="train-classifier {config.name}", persist_result=False)
+@on_gpu
 def train_classifier(
     root: str, *, from_root: str | None = None, threads: int | None = None, config: PipelineConfig
 ) -> None:
@@ -121,6 +129,7 @@ def train_classifier(
 
 
 @flow(name="train-diffusion", flow_run_name="train-diffusion {config.name}", persist_result=False)
+@on_gpu
 def train_diffusion(
     root: str, *, from_root: str | None = None, threads: int | None = None, config: PipelineConfig
 ) -> None:
@@ -145,6 +154,7 @@ def train_diffusion(
 
 
 @flow(name="evaluate", flow_run_name="evaluate {config.name}", persist_result=False)
+@on_gpu
 def evaluate(root: str, *, from_root: str | None = None, config: PipelineConfig) -> None:
     """Measures what the finished stages made, and writes the report.
 
@@ -189,9 +199,7 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
         trained = units.retried(units.train, dispatch)(pixels, "the pixel classifier", batch, None)
         metrics["top1_pixels"] = trained["top1_pixels"]
         slices, labels = sample_jobs(ledger, job)
-        with task_runner(dispatch) as runner:
-            futures = runner.map(units.retried(units.sample_slice, dispatch), {"job": slices})
-            files = [future.result() for future in futures]
+        files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
         metrics |= units.retried(units.measure_generation, dispatch)(job, files, labels)
     return metrics
 
@@ -204,12 +212,6 @@ def _stands(ledger: Ledger, stage: str) -> bool:
     else:
         get_run_logger().info(f"{stage.replace('_', '-')} stands in {ledger.output(record)}: nothing to do")
     return record is not None
-
-
-def _encoding_speed(stats: list[dict[str, Any]]) -> dict[str, float]:
-    images = sum(s["images"] for s in stats)
-    seconds = sum(s["read"] + s["encode"] + s["write"] for s in stats)
-    return {"encode_images_per_s": round(images / seconds, 2)} if images else {}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

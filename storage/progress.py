@@ -1,5 +1,7 @@
 """How far encoding has come, from receipts alone."""
 
+from collections.abc import Iterable
+
 from storage.fragments import read_receipt
 from storage.locations import Location
 from storage.plans import load_plan
@@ -21,3 +23,8 @@ def status(location: Location) -> dict[str, float]:
         totals["rows"] += sum(receipt.rows for receipt in finished)
         totals["seconds"] += sum(receipt.seconds for receipt in finished)
     return {key: value if key == "seconds" else int(value) for key, value in totals.items()}
+
+
+def written(location: Location, fragments: Iterable[str]) -> int:
+    """Shards of these fragments that have a receipt. Lists names, reads nothing."""
+    return sum(len(location.list(f"fragments/{fragment}/receipts/")) for fragment in fragments)

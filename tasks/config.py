@@ -163,14 +163,29 @@ class EvaluationConfig(Config):
 class DispatchConfig(Config):
     """Where tasks run. Never part of a digest."""
 
-    runner: Literal["threads"] = Field("threads", description="How shard groups are fanned out.")
-    workers: int = Field(1, ge=1, le=1024, description="Shard groups encoded at once.")
+    runner: Literal["threads", "dask"] = Field(
+        "threads", description="How shard groups are fanned out: threads of one process, or a Dask cluster."
+    )
+    workers: int = Field(
+        1, ge=1, le=1024, description="Shard groups at once: threads, or Dask workers on this machine, a GPU each."
+    )
+    address: str | None = Field(
+        None,
+        pattern=r"^(tcp|tls|ucx|ws|wss)://[^\s/@]+$",
+        description="runner=dask: the scheduler of an existing cluster; empty: workers on this machine.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
     devices: int = Field(
         1, ge=1, le=64, description="Training processes on this machine (torchrun); batches are split."
     )
     retries: int = Field(2, ge=0, le=50, description="Retries of a failed task.")
     retry_delay: float = Field(2.0, ge=0, le=3600, description="Seconds before a retry, doubled each time.")
+
+    @model_validator(mode="after")
+    def _address_of_a_cluster(self) -> "DispatchConfig":
+        if self.address is not None and self.runner != "dask":
+            raise ValueError(f"address {self.address} is a Dask scheduler's, but runner is {self.runner}")
+        return self
 
 
 class SampleRequest(Config):

@@ -1,4 +1,4 @@
-"""How work leaves the flow's process: training in a child process, shard groups through a task runner."""
+"""How training leaves the flow's process: in a child that ends with it."""
 
 import json
 import os
@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from tasks.config import DispatchConfig
-
 _children: set["subprocess.Popen[str]"] = set()
 _stopping = threading.Event()
 PROJECT = Path(__file__).resolve().parents[1]
 STOP_SECONDS = 30.0
+
+
+class DispatchError(Exception):
+    """Workers cannot be had, or were lost: one line. The work itself is not at fault."""
 
 
 class TrainingFailed(Exception):
@@ -131,10 +133,3 @@ def stop_children() -> None:
 def allow_children() -> None:
     """A new flow may train again after stop_children."""
     _stopping.clear()
-
-
-def task_runner(config: DispatchConfig) -> Any:
-    """The Prefect task runner that shard groups are mapped over."""
-    from prefect.task_runners import ThreadPoolTaskRunner
-
-    return ThreadPoolTaskRunner(max_workers=config.workers)

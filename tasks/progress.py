@@ -1,6 +1,8 @@
 """How long work speaks: log lines with rate and time left, and a progress artifact, both throttled."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LOG_SECONDS = 5.0
@@ -26,29 +28,62 @@ def describe_row(row: dict[str, Any], batch: int) -> str:
     return ", ".join([f"step {row['step']}/{row['steps']}", *figures, f"{speed:.0f} images/s", left]).rstrip(", ")
 
 
-class Progress:
-    """Publishes (done, total) as a Prefect progress artifact and lines in the run's log."""
+class Lines:
+    """Lines in the run's log, at most one every few seconds; the last one always."""
 
-    def __init__(self, key: str, description: str) -> None:
+    def __init__(self) -> None:
         from prefect import get_run_logger
-        from prefect.artifacts import create_progress_artifact
 
         self._log = get_run_logger()
-        self._artifact: Any = create_progress_artifact(0.0, key=key, description=description)
-        self._logged = self._published = 0.0
+        self._logged = 0.0
 
     def show(self, done: int, total: int, line: str) -> None:
-        """A log line and the artifact, each at most every few seconds; the last one always."""
-        now, last = time.monotonic(), done >= total
-        if last or now - self._logged >= LOG_SECONDS:
+        """A line, or none so soon after another."""
+        now = time.monotonic()
+        if done >= total or now - self._logged >= LOG_SECONDS:
             self._log.info(line)
             self._logged = now
-        if last or now - self._published >= ARTIFACT_SECONDS:
-            from prefect.artifacts import update_progress_artifact
-
-            update_progress_artifact(self._artifact, 100.0 * done / max(1, total))
-            self._published = now
 
     def note(self, line: str) -> None:
         """A line of its own."""
         self._log.info(line)
+
+
+class Progress(Lines):
+    """Publishes (done, total) as a Prefect progress artifact too, as far as the server answers: work goes on anyway."""
+
+    def __init__(self, key: str, description: str) -> None:
+        super().__init__()
+        self._named = {"key": key, "description": description}
+        self._artifact: Any = None
+        self._published = 0.0
+        self._publish(0.0)
+
+    def show(self, done: int, total: int, line: str) -> None:
+        """A log line and the artifact, each at most every few seconds; the last one always."""
+        super().show(done, total, line)
+        if done >= total or time.monotonic() - self._published >= ARTIFACT_SECONDS:
+            self._publish(100.0 * done / max(1, total))
+
+    def _publish(self, percent: float) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        with as_far_as_heard("progress"):
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, **self._named)
+            else:
+                update_progress_artifact(self._artifact, percent)
+        self._published = time.monotonic()
+
+
+@contextmanager
+def as_far_as_heard(what: str) -> Iterator[None]:
+    """Around what is only told to the server: one that does not answer is a warning in the log, and no failure."""
+    import httpx
+    from prefect import get_run_logger
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        get_run_logger().warning(f"{what} could not be published: {told}")

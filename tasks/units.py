@@ -11,7 +11,7 @@ from prefect.tasks import Task
 from storage.errors import StorageError, TransientError
 from tasks.config import DispatchConfig
 from tasks.dispatch import TrainingFailed, train_in_child
-from tasks.progress import Progress, describe_row, time_left
+from tasks.progress import Lines, Progress, describe_row, time_left
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -65,14 +65,10 @@ def plan_encoding(job: dict[str, Any]) -> dict[str, Any]:
 @unit("encode-shards", "encode {group[split]} shards {group[shards]}")
 def encode_shards(job: dict[str, Any], group: dict[str, Any], images: int) -> dict[str, Any]:
     """Encodes one group of shards; its stats."""
-    from tasks.encoding.group import describe_stats, encode_group
+    from tasks.encoding.group import encode_group
     from tasks.encoding.plan import EncodeJob, ShardGroup
 
-    progress = Progress("encode-progress", f"Encoding of {group['split']} shards {group['shards']}")
-    stats = encode_group(EncodeJob.model_validate(job), ShardGroup.model_validate(group), images, progress.show)
-    if not stats["images"]:
-        progress.note(describe_stats(stats))
-    return stats
+    return encode_group(EncodeJob.model_validate(job), ShardGroup.model_validate(group), images, Lines().show)
 
 
 @unit("finalise-encoding", "finalise encoding")

@@ -1,7 +1,15 @@
-"""Encoding of a group of shards: read, encode, write, receipt. Running it twice changes nothing."""
+"""Encoding of a group of shards: read, encode, write, receipt. Running it twice changes nothing.
+
+The three go side by side: while the device computes a batch, the next one is read and decoded in one thread and the
+shard before is written in another.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,45 +21,176 @@ from models.cost import encode_passes, forward_flops
 from models.inner import InnerLoop
 from models.metrics import psnr_of_errors
 from storage.errors import StorageError
-from storage.fragments import read_receipt, write_shard
-from storage.images import Images
+from storage.fragments import Receipt, read_receipt, write_shard
+from storage.images import ImageBatch, Images
 from storage.locations import open_location
-from storage.plans import Plan, load_plan, plan_rows
+from storage.plans import Plan, ShardRows, load_plan, plan_rows
+from tasks.encoding.ahead import in_order
 from tasks.encoding.environment import environment
 from tasks.encoding.plan import EncodeJob, ShardGroup, check_fits
 from tasks.encoding.planned import PlannedImages
-from tasks.training.device import choose_device
+from tasks.progress import time_left
+from tasks.training.device import lent_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import as_float
 
+Stats = dict[str, Any]
+Tell = Callable[[int, int, str], None]
 
-def encode_group(
-    job: EncodeJob, group: ShardGroup, images_in_run: int, progress: Callable[[int, int, str], None] | None = None
-) -> dict[str, Any]:
+
+@dataclass
+class _Shard:
+    """A shard in the making: its rows, and what has been encoded of them so far."""
+
+    number: int
+    rows: ShardRows
+    latents: list[Tensor] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
+    read: list[ImageBatch] = field(default_factory=list)
+    seconds: float = 0.0  # of encoding
+
+    @property
+    def encoded(self) -> int:
+        """Rows so far."""
+        return sum(len(batch.good) for batch in self.read)
+
+
+def encode_group(job: EncodeJob, group: ShardGroup, images_in_run: int, progress: Tell | None = None) -> Stats:
     """Encodes every shard of the group that has no receipt yet; returns its stats.
 
-    They are images, bad, psnr (a sum), adopted (shards), the seconds of read, encode and write, and mode (compiled or
-    eager, and why). `progress` is called after each shard with (shards done, shards, one line).
+    They are images, bad, psnr (a sum), adopted (shards), seconds from start (`begun`, seconds since the epoch) to end,
+    those that reading, encoding and writing took side by side, and mode (compiled or eager, and why). `progress` is
+    called after each shard with (shards done, shards, one line).
     """
     location = open_location(job.functaset)
     plan = load_plan(location, group.fragment)
     left = [shard for shard in group.shards if read_receipt(location, plan, shard) is None]
-    stats: dict[str, Any] = {"images": 0, "bad": 0, "read": 0.0, "encode": 0.0, "write": 0.0, "psnr": 0.0, "mode": ""}
-    stats["adopted"] = len(group.shards) - len(left)
+    stats: Stats = {"images": 0, "bad": 0, "read": 0.0, "encode": 0.0, "write": 0.0, "psnr": 0.0, "mode": ""}
+    stats |= {"adopted": len(group.shards) - len(left), "begun": time.time(), "seconds": 0.0}
     tell = progress or (lambda done, shards, line: None)
     if not left:
         tell(len(group.shards), len(group.shards), describe_stats(stats))
         return stats
     images = PlannedImages(job.images, job.encode.augmentation)
-    loop, stats["mode"] = _loop(job, images.images, images_in_run)
-    for done, shard in enumerate(left, stats["adopted"] + 1):
-        _encode_shard(job, plan, shard, images, loop, stats, group)
-        tell(done, len(group.shards), describe_stats(stats))
+    with lent_device(job.device) as device:
+        loop, stats["mode"] = _loop(job, images.images, images_in_run, device)
+        work = _Work(job, group, plan, images, loop, stats, tell)
+        work.encode(left)
     return stats
 
 
-def _loop(job: EncodeJob, images: Images, images_in_run: int) -> tuple[InnerLoop, str]:
-    device = choose_device(job.device)
+@dataclass
+class _Work:
+    """A group's encoding in progress."""
+
+    job: EncodeJob
+    group: ShardGroup
+    plan: Plan
+    images: PlannedImages
+    loop: InnerLoop
+    stats: Stats
+    tell: Tell
+    begun: float = field(default_factory=time.monotonic)
+    written: int = 0
+
+    def encode(self, left: Sequence[int]) -> None:
+        """Every batch of every shard in turn; a shard is handed to the writer when it is whole."""
+        pieces = [
+            (shard, rows)
+            for shard in (self._shard(number) for number in left)
+            for rows in _pieces(shard.rows, self.job.encode.batch)
+        ]
+        read = in_order(partial(self._read, rows) for _, rows in pieces)
+        with _one_at_a_time() as write:
+            for (shard, _), batch in zip(pieces, read, strict=True):
+                self._encode(shard, batch)
+                if shard.encoded == len(shard.rows.keys):
+                    write(partial(self._write, shard))
+
+    def _shard(self, number: int) -> _Shard:
+        return _Shard(number, plan_rows(open_location(self.job.functaset), self.plan, number))
+
+    def _read(self, rows: ShardRows) -> ImageBatch:
+        begun = time.monotonic()
+        batch = self.images.read(rows)
+        if self.group.readable and batch.reasons:
+            row, reason = min(batch.reasons.items())
+            raise StorageError(f"{rows.keys[row]}: {reason}; restore the image, or give its row up: --retire-lost")
+        self.stats["read"] += time.monotonic() - begun
+        return batch
+
+    def _encode(self, shard: _Shard, batch: ImageBatch) -> None:
+        begun = time.monotonic()
+        z, errors = encode_images(self.loop, batch.images, self.job.encode.batch)
+        shard.latents.append(z)
+        shard.errors.append(errors)
+        # Pixels are not needed any more, and many batches wait in a large shard.
+        shard.read.append(ImageBatch(batch.images[:0], batch.good, batch.reasons, batch.sha256, batch.tokens))
+        shard.seconds += time.monotonic() - begun
+        self.stats["encode"] += time.monotonic() - begun
+
+    def _write(self, shard: _Shard) -> None:
+        begun = time.monotonic()
+        starts = np.cumsum([0, *(len(batch.good) for batch in shard.read)])
+        receipt = write_shard(
+            open_location(self.job.functaset),
+            self.plan,
+            shard.number,
+            latents=torch.cat(shard.latents).numpy(),
+            labels=shard.rows.labels,
+            psnr=psnr_of_errors(torch.cat(shard.errors)).numpy(),
+            sha256=np.concatenate([batch.sha256 for batch in shard.read]),
+            good=np.concatenate([batch.good for batch in shard.read]),
+            reasons={int(at) + p: why for at, batch in zip(starts, shard.read) for p, why in batch.reasons.items()},
+            # Of a few rows more may lie outside than of the many that the range was set by.
+            max_clip_fraction=1.0 if self.group.standing else self.job.encode.quantization.max_clip_fraction,
+            seconds=shard.seconds,
+            versions=environment(self.loop),
+        )
+        self.stats["write"] += time.monotonic() - begun
+        self._count(shard, receipt)
+
+    def _count(self, shard: _Shard, receipt: Receipt) -> None:
+        self.written += 1
+        self.stats["images"] += len(shard.rows.labels)
+        self.stats["bad"] += len(receipt.bad)
+        self.stats["psnr"] += receipt.psnr.sum
+        self.stats["seconds"] = time.monotonic() - self.begun
+        shard.latents.clear()
+        shard.errors.clear()
+        done, total = self.stats["adopted"] + self.written, len(self.group.shards)
+        left = time_left(done, total, self.written / max(1e-9, self.stats["seconds"]))
+        line = f"shard {done} of {total} of {self.group.split}: {describe_stats(self.stats)}"
+        self.tell(done, total, f"{line} ({self.stats['mode']})" if done == total else f"{line}, {left}")
+
+
+def _pieces(rows: ShardRows, size: int) -> Iterator[ShardRows]:
+    for start in range(0, len(rows.keys), size):
+        part = slice(start, start + size)
+        yield ShardRows(
+            rows.keys[part], rows.labels[part], rows.tokens[part], rows.rows[part], rows.augmentations[part]
+        )
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Calls run in a thread one after the other; a new one waits for the one before, and raises what that raised."""
+    running: list[Future[None]] = []
+
+    def begin(call: Callable[[], None]) -> None:
+        finish()
+        running.append(pool.submit(call))
+
+    def finish() -> None:
+        if running:
+            running.pop().result()
+
+    with ThreadPoolExecutor(1, "writing") as pool:
+        yield begin
+        finish()
+
+
+def _loop(job: EncodeJob, images: Images, images_in_run: int, device: torch.device) -> tuple[InnerLoop, str]:
     field, inner, metadata = load_field(job.field)
     check_fits(images, metadata, job.field)  # once more: the source may have changed since it was planned
     resolution = (metadata["resolution"], metadata["resolution"])
@@ -60,53 +199,14 @@ def _loop(job: EncodeJob, images: Images, images_in_run: int) -> tuple[InnerLoop
     return InnerLoop(field.to(device), inner, resolution, compiled).prepared(images_in_run), why
 
 
-def _encode_shard(
-    job: EncodeJob,
-    plan: Plan,
-    shard: int,
-    images: PlannedImages,
-    loop: InnerLoop,
-    stats: dict[str, Any],
-    group: ShardGroup,
-) -> None:
-    location = open_location(job.functaset)
-    begun = time.monotonic()
-    rows = plan_rows(location, plan, shard)
-    batch = images.read(rows)
-    if group.readable and batch.reasons:
-        row, reason = min(batch.reasons.items())
-        raise StorageError(f"{rows.keys[row]}: {reason}; restore the image, or give its row up: --retire-lost")
-    read = time.monotonic()
-    z, errors = encode_images(loop, batch.images, job.encode.batch)
-    encoded = time.monotonic()
-    receipt = write_shard(
-        location,
-        plan,
-        shard,
-        latents=z.numpy(),
-        labels=rows.labels,
-        psnr=psnr_of_errors(errors).numpy(),
-        sha256=batch.sha256,
-        good=batch.good,
-        reasons=batch.reasons,
-        # Of a few rows more may lie outside than of the many that the range was set by.
-        max_clip_fraction=1.0 if group.standing else job.encode.quantization.max_clip_fraction,
-        seconds=encoded - begun,
-        versions=environment(loop),
-    )
-    written = time.monotonic()
-    stats["images"] += len(rows.labels)
-    stats["bad"] += len(receipt.bad)
-    stats["psnr"] += receipt.psnr.sum
-    for name, seconds in (("read", read - begun), ("encode", encoded - read), ("write", written - encoded)):
-        stats[name] += seconds
+def describe_stats(stats: Stats) -> str:
+    """One line: images, rate, the read / encode / write split, PSNR, what was bad or stood already.
 
-
-def describe_stats(stats: dict[str, Any]) -> str:
-    """One line: images, rate, the read / encode / write split, PSNR, what was bad or stood already."""
-    seconds = stats["read"] + stats["encode"] + stats["write"]
+    The three shares are of the time that passed; they ran side by side, so that they may add up to more than all of it.
+    """
     if not stats["images"]:
         return f"all {stats['adopted']} shards stood already"
+    seconds = max(1e-9, stats["seconds"])
     split = " / ".join(f"{name} {stats[name] / seconds:.0%}" for name in ("read", "encode", "write"))
     good = stats["images"] - stats["bad"]
     psnr = f", PSNR {stats['psnr'] / good:.2f} dB" if good else ""

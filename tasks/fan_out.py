@@ -1,0 +1,62 @@
+"""Many units of work at once: in threads of this process, or on a Dask cluster, as the config says."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tasks.config import DispatchConfig
+
+if TYPE_CHECKING:
+    from prefect.task_runners import TaskRunner
+    from prefect.tasks import Task
+
+TICK_SECONDS = 1.0
+POLL_SECONDS = 0.1
+
+
+def fan_out(
+    unit: "Task[..., Any]",
+    each: Sequence[dict[str, Any]],
+    dispatch: DispatchConfig,
+    tick: Callable[[list[Any]], None] = lambda results: None,
+) -> list[Any]:
+    """Calls the task with each of the parameters; the results, in their order.
+
+    `tick` is called about every second with the results that are there, in the order in which they came. What a task
+    raises is raised here as soon as it is known, and what was not begun is not.
+    Raises DispatchError where the Dask cluster cannot be reached, has no workers, or is lost.
+    """
+    if not each:
+        return []
+    with _runner(dispatch) as (runner, check):
+        futures = [runner.submit(unit, parameters=parameters) for parameters in each]
+        came: dict[int, Any] = {}
+        told = time.monotonic()
+        while len(came) < len(futures):
+            for number, future in enumerate(futures):
+                if number not in came and future.wrapped_future.done():
+                    check()  # futures of a cluster that was lost are cancelled, which says less
+                    came[number] = future.result()
+            check()
+            if len(came) < len(futures):
+                time.sleep(POLL_SECONDS)
+            if time.monotonic() - told >= TICK_SECONDS or len(came) == len(futures):
+                told = time.monotonic()
+                tick(list(came.values()))
+        return [came[number] for number in range(len(futures))]
+
+
+@contextmanager
+def _runner(dispatch: DispatchConfig) -> "Iterator[tuple[TaskRunner[Any], Callable[[], None]]]":
+    """The task runner, started, and what raises DispatchError if it was lost."""
+    if dispatch.runner == "dask":
+        from tasks.cluster import dask_runner
+
+        with dask_runner(dispatch) as started:
+            yield started
+        return
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    with ThreadPoolTaskRunner(max_workers=dispatch.workers) as runner:
+        yield runner, lambda: None
