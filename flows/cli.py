@@ -332,12 +332,31 @@ def up(
     *,
     port: Annotated[int, Parameter(converter=whole, help="Port of server and UI on 127.0.0.1.")] = 4200,
     root: Annotated[str | None, Parameter(help="Where runs go unless the form says otherwise.")] = None,
+    gpus: Annotated[
+        int | None,
+        Parameter(converter=whole, help="Workers with a device each; default: the GPUs of this machine, or 1."),
+    ] = None,
     open_browser: Annotated[bool, Parameter(name="--open", help="Open the UI.", negative="")] = False,
 ) -> int:
-    """Prefect server, work pool, worker and the deployments on this machine, until Ctrl-C."""
+    """Prefect server, work pool, workers and the deployments on this machine, until Ctrl-C."""
     from flows.operate import up as serve
 
-    serve(port, root, open_browser)
+    serve(port, root, open_browser, gpus=gpus)
+    return 0
+
+
+@app.command
+def notify(
+    root: Annotated[str, Parameter(help="A root whose functaset is to be kept up to date.")],
+    *,
+    images: Annotated[str, Parameter(help="Where images arrived: its source, or a place below it.")],
+) -> int:
+    """Tell the Prefect server that images arrived: it runs the deployment re-encode for this root."""
+    from flows.notify import EVENT
+    from flows.notify import notify as tell
+
+    api = tell(root, images)
+    print(f"{EVENT}: told {api}, which runs deployment re-encode for {root}")
     return 0
 
 

@@ -1,5 +1,7 @@
 """What of a run already stands: stage records, digests, and what another root can lend. Free of torch and Prefect."""
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,11 +84,9 @@ class Ledger:
         return images_digest(self.config.images)
 
     def _fits(self, record: StageRecord, location: Location) -> bool:
-        return (
-            record.state == "finished"
-            and record.inputs == self.inputs(record.stage)
-            and output_stands(record, location)
-        )
+        # While images are added to a functaset, what it held before can be read.
+        readable = record.state == "finished" or (record.state == "running" and bool(record.output_digest))
+        return readable and record.inputs == self.inputs(record.stage) and output_stands(record, location)
 
     def _borrowed(self, stage: str, wanted: dict[str, Any]) -> StageRecord | None:
         if self.from_root is None or stage == "evaluate":  # a report belongs to its root
@@ -167,11 +167,14 @@ class Ledger:
             stage=stage,
             state="running",
             config=stage_config(self.config, stage),
+            pipeline=self.config.model_dump(mode="json"),
             stages=stages_of(self.config),
             inputs=self.inputs(stage),
             output=OUTPUTS[stage],
             started=now(),
             owner=this_process(),
+            device=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            flow_run=_flow_run(),
             versions={name: version(name) for name in PACKAGES},
         )
         before = read_record(self.location, stage)
@@ -228,6 +231,16 @@ class Ledger:
 
 def _same_work(one: StageRecord, other: StageRecord) -> bool:
     return (one.config, one.inputs) == (other.config, other.inputs)
+
+
+def _flow_run() -> str:
+    """Id of the flow run that this is part of; empty outside of one. Does not load Prefect."""
+    if "prefect.context" not in sys.modules:
+        return ""
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    return "" if context is None or context.flow_run is None else str(context.flow_run.id)
 
 
 class MissingInput(Exception):

@@ -31,6 +31,7 @@ class StageRecord(BaseModel):
     stage: str
     state: Literal["running", "interrupted", "failed", "finished"]
     config: dict[str, Any]  # the keys that decide the result, flat
+    pipeline: dict[str, Any] = {}  # the whole config of the run, so that a schedule can do the stage again
     stages: tuple[str, ...] = ()  # all stages of the run that this one is part of; empty in records that do not say
     inputs: dict[str, str]  # digests of what it reads
     output: str  # under the root, or the URI of another root's output that was taken over
@@ -42,6 +43,8 @@ class StageRecord(BaseModel):
     error: str = ""
     by_config: bool = False  # failed through its config alone (a diverged loss): another one replaces it
     owner: str = ""  # host/pid/start of the process at work
+    device: str = ""  # CUDA_VISIBLE_DEVICES of that process
+    flow_run: str = ""  # its id at the Prefect server
     versions: dict[str, str] = {}
 
 

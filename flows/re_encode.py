@@ -1,0 +1,88 @@
+"""Encoding again by schedule or event: what came, changed or went since the last time, by the root's own config."""
+
+import time
+
+from prefect import flow, get_run_logger
+from pydantic import ValidationError
+
+from flows.config import PipelineConfig
+from flows.ledger import MissingInput
+from flows.slots import on_gpu
+from flows.stages import encode
+from storage.config import ImagesConfig
+from storage.errors import StorageError
+from storage.locations import open_location
+from storage.stages import StageRecord, check_not_at_work, is_borrowed, read_record
+from tasks.config import DispatchConfig
+
+POLL_SECONDS = 5.0
+PATIENCE_SECONDS = 24 * 3600.0  # behind another encoding of the same root
+
+
+@flow(name="re-encode", flow_run_name="re-encode {root}", persist_result=False)
+@on_gpu
+def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = None) -> None:
+    """Encodes the images of a root that are new or changed, and no longer shows those that are gone.
+
+    Its config is the one that the root was last encoded by. Another encoding of the root is waited for.
+
+    Args:
+        root: Where the functaset stands: a folder or s3://bucket/prefix.
+        images: Where images arrived, as an event tells; they must be of the root's own source. Empty: by schedule.
+        dispatch: Another dispatch than the one that the root was encoded with.
+    """
+    if not root.strip():
+        raise MissingInput("an event without payload.root: `functa notify ROOT --images URI` says which root it is for")
+    record = read_record(open_location(root), "encode")
+    if record is None and not images:
+        get_run_logger().info(f"{root}: nothing has been encoded there yet, so there is nothing to do again")
+        return
+    config = config_to_repeat(root, record)
+    if images:
+        check_source(root, config.images, images)
+    if dispatch is not None:
+        config = config.model_copy(update={"dispatch": dispatch})
+    _wait_for_others(root)
+    encode(root, config=config)
+
+
+def config_to_repeat(root: str, record: StageRecord | None) -> PipelineConfig:
+    """By which the root was encoded. Raises MissingInput: it never was, elsewhere, or by a version that did not say."""
+    if record is None:
+        raise MissingInput(f"{root}: nothing has been encoded there; run `functa encode PRESET --root {root}` first")
+    if is_borrowed(record):
+        raise MissingInput(f"{root}: its functaset lies in {record.output}; name the root of that")
+    try:
+        return PipelineConfig.model_validate(record.pipeline)
+    except ValidationError as error:
+        fault = str(error.errors()[0]["msg"]) if record.pipeline else "it does not say one"
+        raise MissingInput(
+            f"{root}: the config of its encoding cannot be used again ({fault}); run `functa encode` there once"
+        ) from None
+
+
+def check_source(root: str, source: ImagesConfig, images: str) -> None:
+    """Raises MissingInput where images arrived that are not the root's."""
+    if not source.location:
+        raise MissingInput(f"{root}: its images are scikit-learn's {source.source}, to which none are added")
+    ours, theirs = (open_location(uri).uri.rstrip("/") for uri in (source.location, images))
+    if theirs != ours and not theirs.startswith(ours + "/"):
+        raise MissingInput(f"{root}: images arrived in {images}, but it reads those in {source.location}")
+
+
+def _wait_for_others(root: str) -> None:
+    location, begun = open_location(root), time.monotonic()
+    told = False
+    while True:
+        record = read_record(location, "encode")
+        try:
+            if record is not None:
+                check_not_at_work(location, record)
+            return
+        except StorageError as error:
+            if time.monotonic() - begun > PATIENCE_SECONDS:
+                raise
+            if not told:
+                get_run_logger().info(f"waits: {error}")
+                told = True
+            time.sleep(POLL_SECONDS)
