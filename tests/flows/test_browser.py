@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from flows.config import STAGES, PipelineConfig, load_config
+from tests.debian import install
 from tests.flows.serving import PROJECT, Served, eventually, serving
 from tests.flows.tiny import TINY
 
@@ -43,14 +44,7 @@ def chromium() -> dict[str, str]:
     """Where the browser and its driver are, installed where that is allowed; a skip says why not."""
     missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
     if missing:
-        wanted = f"apt-get install -y --no-install-recommends {' '.join(missing)}"
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            pytest.skip(f"no {' and '.join(missing)}, and this user may not install it: {wanted}")
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in ("apt-get update", wanted):
-            done = subprocess.run(command.split(), env=environment, capture_output=True, text=True, timeout=600)
-            if done.returncode:
-                pytest.skip(f"{command} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+        install(*missing)
     return {program: str(shutil.which(program)) for program in PACKAGES}
 
 
@@ -65,7 +59,7 @@ def page(served: Served) -> str:
     """The address that `functa run --deployment` prints, once the pipeline has run on the worker."""
     command = [sys.executable, "-c", RUN, f"{served.root}-tiny", *TINY]
     done = subprocess.run(command, cwd=PROJECT, env=served.environment(), capture_output=True, text=True, timeout=600)
-    log = served.home / "functa" / f"worker-{served.port}.log"
+    log = served.home / "functa" / f"worker-gpu-0-{served.port}.log"
     assert done.returncode == 0, done.stdout + done.stderr + log.read_text()[-4000:]
     (address,) = re.findall(r"^Run 'pipeline digits': (http://\S+/flow-run/\S+)$", done.stdout, re.MULTILINE)
     return str(address)
