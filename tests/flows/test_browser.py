@@ -132,6 +132,7 @@ def test_every_stages_run_page_shows_its_artifacts(browser: Any, served: Served,
     base = page.rsplit("/", 1)[0]
     artifacts = {
         "meta-train": ["meta-train-progress"],
+        "encode": ["encode-progress", "functaset"],
         "train-classifier": ["classifier-progress"],
         "train-diffusion": ["diffusion-progress"],
         "evaluate": ARTIFACTS,
@@ -153,6 +154,19 @@ def test_artifacts_render(browser: Any, served: Served, page: str, key: str, wan
         widths = browser.execute_script("return [...document.querySelectorAll('img')].map(i => i.naturalWidth)")
         assert widths
         assert min(widths) > 1
+
+
+def test_the_automations_page_shows_the_watch_and_the_trigger(browser: Any, page: str) -> None:
+    from deploy.bootstrap import WATCH
+
+    browser.get(f"{page.split('/runs/')[0]}/automations")
+    shown(browser, [WATCH, "re-encode when images arrive"], "automations")
+
+
+def test_the_deployments_page_shows_every_stage_and_the_schedule(browser: Any, page: str) -> None:
+    browser.get(f"{page.split('/runs/')[0]}/deployments")
+    names = [stage.replace("_", "-") for stage in STAGES]
+    shown(browser, [*names, "pipeline", "re-encode", "At 03:00 AM"], "deployments", 1600)
 
 
 def descriptions(schema: dict[str, Any]) -> list[str]:
