@@ -65,10 +65,11 @@ class Ledger:
                 return record
         return self._borrowed(stage, wanted)
 
-    def current(self, stage: str) -> StageRecord | None:
+    def current(self, stage: str, must_ask: bool = False) -> StageRecord | None:
         """The record if the stage stands, and if no image came, went or changed since it encoded them.
 
-        Images that cannot be asked are taken as they were; of another root's functaset that root sees to it.
+        Images that cannot be asked are taken as they were, or must_ask raises StorageError; of another root's
+        functaset that root sees to it.
         """
         record = self.standing(stage)
         if stage != "encode" or record is None or is_borrowed(record):
@@ -76,6 +77,8 @@ class Ledger:
         try:
             now = self._images_digest
         except StorageError:
+            if must_ask:
+                raise
             return record
         return record if record.figures.get("images_digest", now) == now else None
 

@@ -74,7 +74,8 @@ def encode(
         from_root: Finished stages are taken over from this root where their digests agree.
         retry_bad: Images that could not be encoded are tried again.
         repair: Every object of the functaset is read, and the images of damaged shards are encoded again.
-        retire_lost: In a repair the rows of images that are gone or changed are given up; else they end it.
+        retire_lost: Rows of images that are gone are retired however many they are, and in a repair those of changed
+            ones too; else they end it.
     """
     ledger = Ledger(config, root, from_root)
     if repair or retry_bad:
@@ -206,7 +207,7 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
 
 def _stands(ledger: Ledger, stage: str) -> bool:
     require_stage(ledger.config, stage)
-    record = ledger.current(stage)
+    record = ledger.current(stage, must_ask=True)
     if record is None:
         preflight(ledger.config, ledger.root, stage)
     else:

@@ -184,13 +184,13 @@ def _walk(
     for item in os.scandir(folder):
         if not item.name.startswith(beginning):
             continue
-        status = _status(item)
-        if status is None:
+        found = _status(item)
+        if found is None:
             continue
-        if stat.S_ISDIR(status.st_mode):
+        if stat.S_ISDIR(found.st_mode):
             yield from _walk(Path(item.path), f"{prefix}{item.name}/", seen)
         else:
-            yield prefix + item.name, status
+            yield prefix + item.name, found
 
 
 def _status(item: "os.DirEntry[str]") -> os.stat_result | None:

@@ -214,6 +214,8 @@ def test_an_encoding_is_current_while_its_images_are_the_same(tmp_path: Path) ->
     assert book.standing("encode") is not None  # what was trained on it is not touched by that
     (tmp_path / "x.npz").unlink()
     assert current()  # who cannot look does not begin anew
+    with pytest.raises(StorageError, match=r"x\.npz.*: is missing"):  # but who was asked to look says so
+        Ledger(book.config, book.root).current("encode", must_ask=True)
 
 
 @pytest.mark.parametrize("error", [StorageError("the disk is full"), KeyboardInterrupt()])
@@ -221,7 +223,7 @@ def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: Bas
     book = finish_all(tmp_path)
     before = read_record(book.location, "encode")
     with pytest.raises(type(error)), book.working("encode"):
-        assert book.standing("encode") is None
+        assert book.standing("encode") is not None  # what it held before can be read meanwhile
         raise error
     after = read_record(book.location, "encode")
     assert before is not None
