@@ -168,8 +168,9 @@ def _stage(
     require_stage(config, stage)
     ledger = Ledger(config, place, from_root)
     how = {name: True for name, asked in how.items() if asked}
-    if not how and ledger.current(stage, must_ask=True) is not None:
-        print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do")
+    standing = None if how else ledger.current(stage, must_ask=True)
+    if standing is not None:
+        print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do{ledger.outrun(standing)}")
         return 0
     if how:
         ledger.require_begun(stage)
