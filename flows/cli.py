@@ -168,8 +168,9 @@ def _stage(
     require_stage(config, stage)
     ledger = Ledger(config, place, from_root)
     how = {name: True for name, asked in how.items() if asked}
-    if not how and ledger.current(stage) is not None:
-        print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do")
+    standing = None if how else ledger.current(stage, must_ask=True)
+    if standing is not None:
+        print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do{ledger.outrun(standing)}")
         return 0
     if how:
         ledger.require_begun(stage)
@@ -195,12 +196,14 @@ def encode(
     retry_bad: Annotated[bool, Parameter(help="Try images again that could not be encoded.", negative="")] = False,
     repair: Annotated[bool, Parameter(help="Encode the images of damaged shards again.", negative="")] = False,
     retire_lost: Annotated[
-        bool, Parameter(help="With --repair: give up the rows of images that are gone or changed.", negative="")
+        bool,
+        Parameter(
+            help="Retire the rows of images that are gone, however many; with --repair of changed ones too.",
+            negative="",
+        ),
     ] = False,
 ) -> int:
     """Encode every image into the functaset; run again: new, changed and gone images alone."""
-    if retire_lost and not repair:
-        raise ConfigError("--retire-lost: only with --repair")
     if retry_bad and repair:
         raise ConfigError("--retry-bad and --repair are two things: one after the other")
     how = {"retry_bad": retry_bad, "repair": repair, "retire_lost": retire_lost}

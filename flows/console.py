@@ -14,9 +14,9 @@ from rich.table import Table
 
 from flows.config import STAGES
 from flows.ledger import Ledger
-from storage.errors import StorageError
-from storage.locations import open_location
-from storage.stages import StageRecord, output_location, output_stands, read_record
+from storage.errors import DamagedObject, MissingObject, StorageError, TransientError
+from storage.locations import Location, open_location
+from storage.stages import StageRecord, ended_unsaid, output_location, output_stands, read_record
 
 if TYPE_CHECKING:
     from storage.collection import Collected
@@ -79,31 +79,57 @@ def print_summary(ledger: Ledger, word: str) -> None:
 
 
 def read_status(root: str) -> dict[str, Any]:
-    """{stages{name: state}, shards{done, left, bad}, images_per_s}, from records and receipts alone."""
+    """{stages{name: state}, shards{done, left, bad}, images_per_s, damage[]}, from records and receipts alone.
+
+    A state is one of a record, or "not started", "missing" (its output is gone) or "damaged" (a line of `damage` says
+    what). Who was killed cannot say so: of a process of this machine that is gone the state is "interrupted".
+    """
     location = open_location(root)
-    records = {stage: read_record(location, stage) for stage in STAGES}
-    if not any(records.values()):
+    damage: list[str] = []
+    records = {stage: _readable(location, stage, damage) for stage in STAGES}
+    if not any(records.values()) and not damage:
         raise StorageError(f"{root}: no run has been started there; `functa run PRESET --root {root}` starts one")
     states = {}
     planned = _planned(records)
     for stage, record in records.items():
         if record is None and stage not in planned:
             continue  # the run's config has no such stage: nothing is missing
-        state = "not started" if record is None else record.state
-        if record is not None and state == "finished" and not output_stands(record, location):
-            state = "missing"
-        states[stage] = state
+        garbled = any(f"/stages/{stage}.json" in line for line in damage)
+        states[stage] = "damaged" if garbled else "not started" if record is None else _state(record, location, damage)
     shards: dict[str, Any] = {"done": 0, "left": 0, "bad": 0}
-    told: dict[str, Any] = {"stages": states, "shards": shards, "images_per_s": None}
+    told: dict[str, Any] = {"stages": states, "shards": shards, "images_per_s": None, "damage": damage}
     encoded = records["encode"]
     if encoded is not None and states["encode"] != "missing":
         from storage.progress import status
 
-        counted = status(output_location(encoded, location))
+        counted = status(output_location(encoded, location), ended=encoded.state == "finished")
         shards |= {k: counted[k] for k in shards}
         if counted["seconds"]:
             told["images_per_s"] = round(counted["rows"] / counted["seconds"], 2)
+        if counted["damage"]:
+            states["encode"] = "damaged"
+            damage += [line for line in counted["damage"] if line not in damage]
     return told
+
+
+def _readable(location: Location, stage: str, damage: list[str]) -> StageRecord | None:
+    try:
+        return read_record(location, stage)
+    except TransientError:
+        raise
+    except StorageError as error:
+        damage.append(str(error))
+        return None
+
+
+def _state(record: StageRecord, location: Location, damage: list[str]) -> str:
+    if record.state != "finished":
+        return "interrupted" if ended_unsaid(record) else record.state
+    try:
+        return "finished" if output_stands(record, location) else "missing"
+    except (DamagedObject, MissingObject) as error:
+        damage.append(str(error))
+        return "damaged"
 
 
 def _planned(records: dict[str, StageRecord | None]) -> tuple[str, ...]:
@@ -122,6 +148,8 @@ def print_status(root: str, told: dict[str, Any]) -> None:
     shards = told["shards"]
     speed = "" if told["images_per_s"] is None else f"; {told['images_per_s']:.0f} images/s while encoding"
     console.print(f"Shards: {shards['done']} done, {shards['left']} left; {shards['bad']} bad inputs{speed}")
+    for line in told["damage"]:
+        console.print(f"Damaged: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_collected(done: "Collected") -> None:

@@ -1,15 +1,18 @@
 """From config and ledger to the jobs that tasks are given: URIs, sections of the config, digests. All JSON."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
-from flows.config import STAGES, digest
+from flows.config import OPTIONAL, STAGES, digest, stages_of
 from flows.describe import parameters
 from flows.ledger import Ledger, now
 from storage.checkpoints import newest_metadata
+from storage.errors import MissingObject
+from storage.functaset import Functaset
 from storage.images import open_images
 from storage.locations import open_location
-from storage.stages import StageRecord
+from storage.stages import StageRecord, read_record
 from tasks.encoding.plan import EncodeJob, fingerprint
 from tasks.evaluation.generation import reference_labels
 from tasks.evaluation.job import EvaluationJob
@@ -21,7 +24,14 @@ from tasks.training.meta_train import MetaTrainJob
 from tasks.training.pixel_classifier import PixelClassifierJob
 
 Job = dict[str, Any]
-KEPT_ASIDE = ("info", "bad_inputs", "seconds", "images_digest")  # of a record's figures, not figures of the run
+KEPT_ASIDE = (
+    "info",
+    "bad_inputs",
+    "seconds",
+    "images_digest",
+    "choices",
+    "commit",
+)  # of a record's figures, not figures of the run
 
 
 def meta_train_job(ledger: Ledger, record: StageRecord) -> Job:
@@ -58,21 +68,45 @@ def encode_fingerprint(ledger: Ledger) -> Job:
 def classifier_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> Job:
     """The classifier's training run."""
     config = ledger.config
+    version, name = _commit_to_train_on(ledger, record, functaset)
     return ClassifierJob(
         seed=config.seed, classifier=config.classifier, functaset=ledger.output(functaset),
         classes=len(classes(ledger)), device=config.dispatch.device, devices=config.dispatch.devices,
-        output=ledger.output(record), digest=ledger.digest("train_classifier"),
+        output=ledger.output(record), version=version, digest=name,
     ).model_dump(mode="json")  # fmt: skip
 
 
 def diffusion_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> Job:
     """The diffusion model's training run."""
     config = ledger.config
+    version, name = _commit_to_train_on(ledger, record, functaset)
     return DiffusionJob(
         seed=config.seed, diffusion=config.diffusion, functaset=ledger.output(functaset), classes=len(classes(ledger)),
         device=config.dispatch.device, devices=config.dispatch.devices, output=ledger.output(record),
-        digest=ledger.digest("train_diffusion"),
+        version=version, digest=name,
     ).model_dump(mode="json")  # fmt: skip
+
+
+def _commit_to_train_on(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> tuple[int, str]:
+    """(commit, digest of the training): where it goes on from a checkpoint, that one's commit; else the newest."""
+    place = open_location(ledger.output(functaset))
+
+    def name(version: int) -> str:
+        return digest({"training": ledger.digest(record.stage), "commit": version})
+
+    before = newest_metadata(open_location(ledger.output(record))) or {}
+    version = before.get("functaset", {}).get("version")
+    if version is not None and before.get("digest") == name(version):
+        with suppress(MissingObject):  # given up meanwhile: it starts anew
+            return Functaset.open(place, version).version, name(version)
+    newest = Functaset.open(place).version
+    return newest, name(newest)
+
+
+def stale_models(ledger: Ledger) -> list[str]:
+    """Stages whose model was trained once, and does not stand any more."""
+    trained = [stage for stage in stages_of(ledger.config) if stage in OPTIONAL]
+    return [stage for stage in trained if read_record(ledger.location, stage) and ledger.standing(stage) is None]
 
 
 def evaluation_job(ledger: Ledger, run: str) -> Job:

@@ -11,10 +11,9 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from flows.config import PipelineConfig, digest, inputs_of, stage_config, stages_of
-from storage.config import ImagesConfig
+from flows.config import OPTIONAL, PipelineConfig, digest, inputs_of, stage_config, stages_of
 from storage.errors import StorageError
-from storage.images import open_images
+from storage.images import Images, open_images
 from storage.locations import Location, open_location
 from storage.root import read_root
 from storage.stages import (
@@ -62,13 +61,23 @@ class Ledger:
         if record is not None:
             check_same_config(self.location, record, wanted)
             if self._fits(record, self.location):
-                return record
+                return self._as_lent_now(record) if is_borrowed(record) and stage == "encode" else record
         return self._borrowed(stage, wanted)
 
-    def current(self, stage: str) -> StageRecord | None:
+    def _as_lent_now(self, record: StageRecord) -> StageRecord:
+        """Another root's functaset as that root's record tells of it today: it may have gone on."""
+        lender = open_location(record.output.rpartition("/")[0])
+        now = read_record(lender, record.stage)
+        if now is None or is_borrowed(now) or not now.output_digest or now.output_digest == record.output_digest:
+            return record
+        same = _same_work(now, record) and output_location(now, lender).uri == record.output
+        return self._take(now, record.output) if same else record
+
+    def current(self, stage: str, must_ask: bool = False) -> StageRecord | None:
         """The record if the stage stands, and if no image came, went or changed since it encoded them.
 
-        Images that cannot be asked are taken as they were; of another root's functaset that root sees to it.
+        Images that cannot be asked are taken as they were, or must_ask raises StorageError; of another root's
+        functaset that root sees to it.
         """
         record = self.standing(stage)
         if stage != "encode" or record is None or is_borrowed(record):
@@ -76,12 +85,14 @@ class Ledger:
         try:
             now = self._images_digest
         except StorageError:
+            if must_ask:
+                raise
             return record
         return record if record.figures.get("images_digest", now) == now else None
 
     @cached_property
     def _images_digest(self) -> str:
-        return images_digest(self.config.images)
+        return images_digest(open_images(self.config.images))
 
     def _fits(self, record: StageRecord, location: Location) -> bool:
         # While images are added to a functaset, what it held before can be read.
@@ -95,16 +106,36 @@ class Ledger:
         record = read_record(lender, stage)
         if record is None or record.config != wanted or not self._fits(record, lender):
             return None
-        # The output itself stays where it is; the record here names the place.
-        place = output_location(record, lender).uri
-        taken = record.model_copy(update={"output": place, "stages": stages_of(self.config)})
+        return self._take(record, output_location(record, lender).uri)
+
+    def _take(self, record: StageRecord, place: str) -> StageRecord:
+        """The output itself stays where it is; the record here names the place."""
+        update = {"output": place, "stages": stages_of(self.config), "state": "finished", "owner": ""}
+        taken = record.model_copy(update=update)
         write_record(self.location, taken)
         return taken
 
     def inputs(self, stage: str) -> dict[str, str]:
-        """Digests of what the stage reads, of those inputs that stand."""
+        """Digests of what the stage reads, of those inputs that stand.
+
+        A model is trained on one commit of a functaset; later ones of the same choices and classes are as good to it.
+        """
         records = {name: self.standing(name) for name in inputs_of(self.config, stage)}
-        return {name: record.output_digest for name, record in records.items() if record is not None}
+        return {
+            name: record.figures.get("choices", record.output_digest) if stage in OPTIONAL else record.output_digest
+            for name, record in records.items()
+            if record is not None
+        }
+
+    def outrun(self, record: StageRecord) -> str:
+        """What to add where a model stands that was trained on an older commit than the functaset's newest; or ""."""
+        encoded = read_record(self.location, "encode") if record.stage in OPTIONAL else None
+        newest = encoded.figures.get("info", {}).get("version") if encoded is not None else None
+        commit = record.figures.get("commit", newest)
+        if commit == newest:
+            return ""
+        place = self.output(record)
+        return f" (trained on commit {commit} of the functaset, which has {newest}; delete {place} to train anew)"
 
     def require(self, stage: str) -> StageRecord:
         """The finished record of an input stage. Raises MissingInput if it has not run."""
@@ -247,9 +278,8 @@ class MissingInput(Exception):
     """A stage was asked for whose input has not been made."""
 
 
-def images_digest(config: ImagesConfig) -> str:
+def images_digest(images: Images) -> str:
     """Of every image's key, label and version, both splits."""
-    images = open_images(config)
     splits = [images.split(name) for name in ("train", "test")]
     return digest([[split.keys, [int(label) for label in split.labels], split.tokens] for split in splits])
 

@@ -16,6 +16,7 @@ from flows.jobs import (
     pixel_classifier_job,
     run_folder,
     sample_jobs,
+    stale_models,
 )
 from flows.ledger import Ledger, images_digest
 from flows.preflight import preflight
@@ -74,7 +75,8 @@ def encode(
         from_root: Finished stages are taken over from this root where their digests agree.
         retry_bad: Images that could not be encoded are tried again.
         repair: Every object of the functaset is read, and the images of damaged shards are encoded again.
-        retire_lost: In a repair the rows of images that are gone or changed are given up; else they end it.
+        retire_lost: Rows of images that are gone are retired however many they are, and in a repair those of changed
+            ones too; else they end it.
     """
     ledger = Ledger(config, root, from_root)
     if repair or retry_bad:
@@ -85,15 +87,19 @@ def encode(
     with ledger.working("encode") as record:
         job = encode_job(ledger, record) | {"retry_bad": retry_bad, "repair": repair, "retire_lost": retire_lost}
         # Before anything is planned: what comes after that is for the next time. A repair looks for nothing new.
-        seen = "" if repair else images_digest(config.images)
+        images = open_images(config.images)
+        seen, classes = "" if repair else images_digest(images), images.classes
         planned = units.retried(units.plan_encoding, config.dispatch)(job)
         groups = planned["groups"]
-        images = sum(group["images"] for group in groups)
-        each = [{"job": job, "group": group, "images": images} for group in groups]
+        count = sum(group["images"] for group in groups)
+        each = [{"job": job, "group": group, "images": count} for group in groups]
         following = Following(job["functaset"], Planned.model_validate(planned))
         stats = fan_out(units.retried(units.encode_shards, config.dispatch), each, config.dispatch, following)
         done = units.retried(units.finalise_encoding, config.dispatch)(job, planned)
-        figures = done | encoding_speed(stats) | {"images_digest": seen}
+        # What a model that learns from it must have in common with it. A repair keeps the labels that there were.
+        choices = digest({"fingerprint": done["info"]["fingerprint_digest"], "classes": classes})
+        choices = record.figures.get("choices", choices) if repair else choices
+        figures = done | encoding_speed(stats) | {"images_digest": seen, "choices": choices}
         ledger.finish(record, done["info"]["content"], figures)
     with as_far_as_heard("the functaset's figures"):
         create_table_artifact(
@@ -168,6 +174,10 @@ def evaluate(root: str, *, from_root: str | None = None, config: PipelineConfig)
     if _stands(ledger, "evaluate"):
         return
     ledger.require_inputs("evaluate")
+    for name in stale_models(ledger):
+        get_run_logger().warning(
+            f"{name.replace('_', '-')}: what stands is of other inputs, so it is not measured; run it again"
+        )
     with ledger.working("evaluate") as record:
         run = ledger.output(record)
         metrics = _measure(ledger, evaluation_job(ledger, run))
@@ -206,11 +216,13 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
 
 def _stands(ledger: Ledger, stage: str) -> bool:
     require_stage(ledger.config, stage)
-    record = ledger.current(stage)
+    record = ledger.current(stage, must_ask=True)
     if record is None:
         preflight(ledger.config, ledger.root, stage)
     else:
-        get_run_logger().info(f"{stage.replace('_', '-')} stands in {ledger.output(record)}: nothing to do")
+        get_run_logger().info(
+            f"{stage.replace('_', '-')} stands in {ledger.output(record)}: nothing to do{ledger.outrun(record)}"
+        )
     return record is not None
 
 

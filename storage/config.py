@@ -35,6 +35,10 @@ class ImagesConfig(Config):
         0.01, ge=0, le=1, description="More unreadable images than this share fail the run.",
         json_schema_extra={"environment": True},
     )  # fmt: skip
+    max_gone_fraction: float = Field(
+        0.1, ge=0, le=1, description="More encoded images than this share gone from the source end another encoding.",
+        json_schema_extra={"environment": True},
+    )  # fmt: skip
     max_pixels: int = Field(
         50_000_000, ge=1, description="Larger images are refused from their header, before decoding."
     )

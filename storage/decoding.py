@@ -1,9 +1,10 @@
 """One image file's bytes into uint8 pixels, by one written-down policy, or a reason why not.
 
 EXIF orientation is applied; transparency is composited on white; palette, CMYK and other colour spaces become RGB
-(or grey by ITU-R 601); 16-bit grey is scaled, not clipped; of an animation the first frame counts; colour profiles
-are ignored. Refused: other formats than FORMATS, more pixels than the cap (told from the header, before decoding),
-float and 32-bit images (their range is not known), and whatever does not decode.
+(or grey by ITU-R 601); grey of more than 8 bits is scaled by its full range, not clipped, and of 16-bit colour the high
+byte counts, as Pillow reads it; CMYK in a JPEG is inverted, as Adobe writes it; of an animation the first frame counts;
+colour profiles are ignored. Refused: other formats than FORMATS, more pixels than the cap (told from the header, before
+decoding), float and 32-bit images (their range is not known), and whatever does not decode.
 """
 
 import io
@@ -45,7 +46,7 @@ def decode(data: bytes, channels: int, max_pixels: int) -> "Image.Image":
             image: Image.Image = file
             with suppress(Exception):  # EXIF data that do not parse are common, and no reason to lose the image
                 image = ImageOps.exif_transpose(image)
-            return _in_mode(image, "L" if channels == 1 else "RGB")
+            return _in_mode(_scaled(image, file), "L" if channels == 1 else "RGB")
     except BadImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does
@@ -55,12 +56,25 @@ def decode(data: bytes, channels: int, max_pixels: int) -> "Image.Image":
         raise BadImage(f"does not decode: {reason[:160] or type(error).__name__}") from None
 
 
+def _scaled(image: "Image.Image", file: "Image.Image") -> "Image.Image":
+    """Grey of 9 to 16 bits as 8 bits, by the full range that its file declares; others as they are."""
+    from PIL import Image
+
+    netpbm = file.format == "PPM" and image.mode == "I"  # Pillow has scaled it to 16 bits
+    if not (netpbm or image.mode.startswith("I;16")):
+        return image
+    tags = getattr(file, "tag_v2", {})  # TIFF's: 258 are the bits of a sample, 262 = 0 says that zero is white
+    white = (1 << tags.get(258, (16,))[0]) - 1
+    deep = np.asarray(image).astype(np.uint32)
+    transparent = deep == image.info.get("transparency", -1)
+    deep = white - deep if tags.get(262) == 0 else deep
+    deep[transparent] = white
+    return Image.fromarray(((deep * 255 + white // 2) // white).astype(np.uint8))
+
+
 def _in_mode(image: "Image.Image", mode: str) -> "Image.Image":
     from PIL import Image
 
-    if image.mode.startswith("I;16"):
-        deep = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)).convert(mode)
     if image.mode in ("I", "F"):
         raise BadImage(f"mode {image.mode} (32 bits a pixel) has no known range; save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

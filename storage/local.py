@@ -184,8 +184,20 @@ def _walk(
     for item in os.scandir(folder):
         if not item.name.startswith(beginning):
             continue
-        if item.is_dir():
+        found = _status(item)
+        if found is None:
+            continue
+        if stat.S_ISDIR(found.st_mode):
             yield from _walk(Path(item.path), f"{prefix}{item.name}/", seen)
         else:
-            with suppress(FileNotFoundError):  # a broken link, or gone since the listing
-                yield prefix + item.name, item.stat()
+            yield prefix + item.name, found
+
+
+def _status(item: "os.DirEntry[str]") -> os.stat_result | None:
+    """Of what a link leads to; None where it leads nowhere, in a circle, or is gone since the listing."""
+    try:
+        return item.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise

@@ -139,21 +139,32 @@ def check_not_at_work(root: Location, record: StageRecord) -> None:
 
     A process of another machine cannot be asked; a server's concurrency limits keep those apart.
     """
-    host, _, rest = record.owner.partition("/")
-    if record.state != "running" or host != socket.gethostname() or record.owner == this_process():
-        return
-    import psutil
-
-    pid = int(rest.partition("/")[0])
-    try:
-        alive = _process(pid) == record.owner and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return
-    if alive:
+    if record.state == "running" and record.owner != this_process() and _lives_here(record.owner):
+        pid = record.owner.split("/")[1]
         raise StorageError(
             f"{root.uri}: process {pid} is at {record.stage.replace('_', '-')} there since {record.started}; "
             f"wait for it, stop it, or choose another --root"
         )
+
+
+def ended_unsaid(record: StageRecord) -> bool:
+    """Whether the record says that somebody of this machine is at work, and that process is gone: it was killed."""
+    here = record.owner.partition("/")[0] == socket.gethostname()
+    return record.state == "running" and here and not _lives_here(record.owner)
+
+
+def _lives_here(owner: str) -> bool:
+    """Whether host/pid/start is a process of this machine that lives."""
+    host, _, rest = owner.partition("/")
+    if host != socket.gethostname():
+        return False
+    import psutil
+
+    pid = int(rest.partition("/")[0])
+    try:
+        return _process(pid) == owner and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _output_exists(record: StageRecord, root: Location) -> bool:

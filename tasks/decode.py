@@ -77,7 +77,9 @@ def sample_images(root: str, request: SampleRequest, out: Path) -> Path:
 
 def _output(root: Location, stage: str) -> Location:
     record: StageRecord | None = read_record(root, stage)
-    if record is None or record.state != "finished":
+    # A functaset to which images are being added can be read as it was.
+    going_on = record is not None and record.state == "running" and bool(record.output_digest)
+    if record is None or not (record.state == "finished" or going_on):
         raise StorageError(f"{root.uri}: {stage.replace('_', '-')} has not finished there; run it first")
     return output_location(record, root)
 

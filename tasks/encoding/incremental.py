@@ -2,26 +2,35 @@
 
 An image is the one that was encoded if its version token and its label are the same. Others mean new rows, and the old
 ones are retired in the same commit; so are those of images that are gone. Whoever was retired by name stays away.
+A place that is not mounted looks like one whose images are gone: of many the operator must say that they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from storage.commits import Commit, CommittedFragment, committed_plan, committed_receipt, live_shards, retired_rows
+from storage.config import ImagesConfig
+from storage.errors import StorageError
+from storage.images import open_images
 from storage.locations import Location
 from storage.plans import Plan, load_quantizer, plan_rows
 from storage.quantization import Quantizer
-from tasks.encoding.planned import SourceRows
+from tasks.encoding.planned import SourceRows, some
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Rows to be encoded, and rows of fragments that the commit no longer shows."""
+    """Rows to be encoded, and rows of fragments that the commit no longer shows.
+
+    known: images of the split that the functaset has; gone: the keys of those that the source's split has not.
+    """
 
     rows: SourceRows
     retire: dict[str, list[int]]
+    known: int
+    gone: set[str]
 
 
 @dataclass
@@ -53,9 +62,27 @@ def changes(location: Location, newest: Commit, split: str, source: SourceRows, 
             continue
         wanted += rows
         _retire(retire, found)
-    for key in known.keys() - seen:
+    gone = known.keys() - seen
+    for key in gone:
         _retire(retire, known[key])
-    return Changes(source.take(wanted), retire)
+    return Changes(source.take(wanted), retire, len(known), gone)
+
+
+def refuse_great_loss(found: Iterable[Changes], config: ImagesConfig) -> None:
+    """Raises StorageError where more than images.max_gone_fraction of the images are in no split any more."""
+    found = tuple(found)
+    gone, known = set[str]().union(*(each.gone for each in found)), sum(each.known for each in found)
+    if len(gone) <= config.max_gone_fraction * known:
+        return
+    # Others may have moved them over the border of their split, or over the limit.
+    splits = open_images(config.model_copy(update={"limit": None, "classes": None})).splits.values()
+    gone -= {key for split in splits for key in split.keys}
+    if len(gone) > config.max_gone_fraction * known:
+        raise StorageError(
+            f"{config.location or config.source}: {len(gone)} of {known} encoded images are no longer there "
+            f"({some(gone)}), more than images.max_gone_fraction={config.max_gone_fraction:g} allows; mount or restore "
+            "what is missing, or retire their rows: functa encode --retire-lost"
+        )
 
 
 def standing_quantizer(location: Location, newest: Commit) -> Quantizer | None:

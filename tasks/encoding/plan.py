@@ -19,7 +19,7 @@ from storage.quantization import Quantizer
 from storage.room import bytes_left
 from tasks.config import EncodeConfig
 from tasks.encoding.environment import environment
-from tasks.encoding.incremental import changes, standing_quantizer
+from tasks.encoding.incremental import changes, refuse_great_loss, standing_quantizer
 from tasks.encoding.planned import PlannedImages, SourceRows, of_split
 from tasks.encoding.ranges import choose_quantizer
 from tasks.encoding.repair import find_damage, held_names, other_images, put_back, wanted_rows
@@ -42,7 +42,7 @@ class EncodeJob(Config):
     device: str
     retry_bad: bool = False  # encode again what could not be encoded
     repair: bool = False  # encode damaged shards again, rather than what is not there yet
-    retire_lost: bool = False  # in a repair: give up the rows of images that are gone or changed
+    retire_lost: bool = False  # give up rows of images that are gone, however many, and in a repair of changed ones
 
 
 class ShardGroup(Config):
@@ -94,6 +94,8 @@ def plan(job: EncodeJob) -> Planned:
         found = {
             split: changes(location, newest, split, _source_rows(job, images, split), job.retry_bad) for split in SPLITS
         }
+        if not job.retire_lost:
+            refuse_great_loss(found.values(), job.images)
         rows = {split: each.rows for split, each in found.items()}
         retire = {fragment: gone for each in found.values() for fragment, gone in each.retire.items()}
         taken = (*newest.withdrawn, *(entry.fragment for entry in newest.fragments))

@@ -85,7 +85,7 @@ class PlannedImages:
         changed = self._changed({key: former[name] for name, key in here.items()})
         if not leave_lost and (gone or changed):
             both = (("are gone", gone), ("changed", changed))
-            fault = " and ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in both if keys)
+            fault = " and ".join(f"{len(keys)} {what} ({some(keys)})" for what, keys in both if keys)
             count = len({name[0] for name in former})
             raise StorageError(
                 f"of {count} images of damaged shards {fault}; restore them, or the damaged objects from a copy, "
@@ -116,7 +116,8 @@ class PlannedImages:
         return changed
 
 
-def _some(keys: set[str]) -> str:
+def some(keys: set[str]) -> str:
+    """The first few by name, for a message."""
     return ", ".join(sorted(keys)[:NAMED]) + (", ..." if len(keys) > NAMED else "")
 
 

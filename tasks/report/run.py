@@ -130,6 +130,8 @@ def lineage(folder: RunFolder) -> list[dict[str, Any]]:
         if record is None:
             continue
         sources = ", ".join(f"{name.replace('_', '-')} {digest}" for name, digest in record["inputs"].items())
+        if "commit" in record["figures"]:
+            sources += f", commit {record['figures']['commit']}"
         rows.append(
             {
                 "what": what,

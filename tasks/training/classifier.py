@@ -26,6 +26,7 @@ class ClassifierJob(Config):
     seed: int
     classifier: TrainClassifierConfig
     functaset: str
+    version: int | None = None  # the commit; None: the newest
     classes: int
     device: str
     devices: int = 1
@@ -40,7 +41,7 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
     """
     ranks = join_ranks(job.device)
     device = ranks.device
-    functaset = Functaset.open(job.functaset)
+    functaset = Functaset.open(job.functaset, job.version)
     normalizer = training_normalizer(functaset, job.classifier.normalization)
     training, test = load_training(functaset, normalizer, device), load_split(functaset, "test")
     torch.manual_seed(mix(job.seed, stage_number("classifier")))
@@ -81,6 +82,7 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
     return {
         "weights_digest": metadata["weights_digest"],
         "seconds": metadata["seconds"],
+        "commit": functaset.version,
         "top1_last": accuracies[-1],
         "top1_best": max(accuracies),
     }

@@ -27,6 +27,7 @@ class DiffusionJob(Config):
     seed: int
     diffusion: TrainDiffusionConfig
     functaset: str
+    version: int | None = None  # the commit; None: the newest
     classes: int
     device: str
     devices: int = 1
@@ -42,7 +43,7 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
     """
     ranks = join_ranks(job.device)
     device = ranks.device
-    functaset = Functaset.open(job.functaset)
+    functaset = Functaset.open(job.functaset, job.version)
     normalizer = training_normalizer(functaset, job.diffusion.normalization)
     training = load_training(functaset, normalizer, device)
     torch.manual_seed(mix(job.seed, stage_number("diffusion")))
@@ -77,7 +78,8 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
             ranks=ranks,
         )
     )
-    return {k: metadata[k] for k in ("weights_digest", "seconds")} if ranks.first else {}
+    told = {"weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"], "commit": functaset.version}
+    return told if ranks.first else {}
 
 
 def _metadata(job: DiffusionJob, functaset: Functaset, normalizer: Normalizer, classes: int | None) -> dict[str, Any]:

@@ -138,3 +138,12 @@ def test_an_npz_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(b"\x80\x04cos\nsystem\n")
     with pytest.raises(StorageError, match=r"x\.npz: "):
         open_images(ImagesConfig(source="npz", location=str(tmp_path / "x.npz")))
+
+
+def test_a_link_to_itself_hides_nothing_else(tmp_path: Path) -> None:
+    class_folders(tmp_path, per_class=4)
+    os.symlink("self.png", tmp_path / "cat" / "self.png")
+    os.symlink("two", tmp_path / "one")
+    os.symlink("one", tmp_path / "two")
+    images = open_images(ImagesConfig(source="folder", location=str(tmp_path)))
+    assert len(images.split("train")) + len(images.split("test")) == 8

@@ -1,5 +1,6 @@
 """What of a root stands, what is refused, and where new work goes. No training, no server: records and checkpoints."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,14 @@ import pytest
 
 from flows.config import STAGES, PipelineConfig, load_config
 from flows.console import read_status
-from flows.jobs import encode_fingerprint
+from flows.jobs import encode_fingerprint, stale_models
 from flows.ledger import Ledger, MissingInput, images_digest
 from storage.checkpoints import save_checkpoint
+from storage.commits import latest
+from storage.committing import commit
 from storage.errors import StorageError
+from storage.images import open_images
 from storage.locations import open_location
-from storage.records import seal, vouch
 from storage.root import create_functaset
 from storage.stages import StageConflict, read_record, write_record
 from tasks.dispatch import TrainingFailed
@@ -31,20 +34,21 @@ def ledger(root: Path, *overrides: str, lender: Path | None = None) -> Ledger:
     return Ledger(config(*overrides), str(root), None if lender is None else str(lender))
 
 
-def finish(book: Ledger, stage: str, digest: str = "feed") -> None:
+def finish(book: Ledger, stage: str, digest: str = "feed", **figures: object) -> None:
     """As a stage does it, with a small output of the right form."""
     with book.working(stage) as record:
         place = book.location.child(*record.output.split("/"))
         if stage == "encode":
             new_store(place.uri)
-            place.write("commits/00000001.json", seal(vouch(b"")))
+            if latest(place) is None:
+                commit(place, [], again=True)  # of no rows
         elif stage == "evaluate":
             place.write("run.json", b"{}")
             book.location.write("metrics.json", b"{}")
             book.location.write("report.html", b"")
         else:
             save_checkpoint(place, 5, WEIGHTS, {"finished": True, "weights_digest": digest})
-        book.finish(record, digest, {"seconds": 1.0})
+        book.finish(record, digest, {"seconds": 1.0, **figures})
 
 
 def finish_all(root: Path, *overrides: str) -> Ledger:
@@ -202,7 +206,8 @@ def test_an_encoding_is_current_while_its_images_are_the_same(tmp_path: Path) ->
     record = read_record(book.location, "encode")
     assert record is not None
     write_record(
-        book.location, record.model_copy(update={"figures": {"images_digest": images_digest(book.config.images)}})
+        book.location,
+        record.model_copy(update={"figures": {"images_digest": images_digest(open_images(book.config.images))}}),
     )
 
     def current() -> bool:
@@ -214,6 +219,8 @@ def test_an_encoding_is_current_while_its_images_are_the_same(tmp_path: Path) ->
     assert book.standing("encode") is not None  # what was trained on it is not touched by that
     (tmp_path / "x.npz").unlink()
     assert current()  # who cannot look does not begin anew
+    with pytest.raises(StorageError, match=r"x\.npz.*: is missing"):  # but who was asked to look says so
+        Ledger(book.config, book.root).current("encode", must_ask=True)
 
 
 @pytest.mark.parametrize("error", [StorageError("the disk is full"), KeyboardInterrupt()])
@@ -221,7 +228,7 @@ def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: Bas
     book = finish_all(tmp_path)
     before = read_record(book.location, "encode")
     with pytest.raises(type(error)), book.working("encode"):
-        assert book.standing("encode") is None
+        assert book.standing("encode") is not None  # what it held before can be read meanwhile
         raise error
     after = read_record(book.location, "encode")
     assert before is not None
@@ -273,6 +280,37 @@ def test_stages_after_a_changed_input_do_not_stand(tmp_path: Path) -> None:
     (tmp_path / "functaset.zarr").rename(tmp_path / "gone")
     finish(book, "encode", digest="beef")
     assert [s for s in ("train_classifier", "train_diffusion", "evaluate") if book.standing(s)] == []
+
+
+def test_a_later_commit_of_the_same_choices_and_classes_does_not_invalidate_a_model(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    finish(book, "meta_train")
+    finish(book, "encode", "one", choices="c", info={"version": 1})
+    for stage in ("train_classifier", "train_diffusion"):
+        finish(book, stage, commit=1)
+    finish(book, "evaluate")
+    assert book.all_standing()
+    finish(book, "encode", "two", choices="c", info={"version": 2})
+    classifier = book.standing("train_classifier")
+    assert classifier is not None
+    assert book.standing("train_diffusion") is not None
+    assert book.standing("evaluate") is None  # other rows, other figures
+    told = book.outrun(classifier)
+    assert re.fullmatch(r" \(trained on commit 1 of the functaset, which has 2; delete .*/classifier .*\)", told)
+    assert stale_models(book) == []
+    finish(book, "encode", "three", choices="other classes", info={"version": 3})
+    assert stale_models(book) == ["train_classifier", "train_diffusion"]
+
+
+def test_a_functaset_that_goes_on_in_its_own_root_is_seen_from_those_that_borrowed_it(tmp_path: Path) -> None:
+    lender = finish_all(tmp_path / "lender")
+    ledger(tmp_path / "mine", lender=tmp_path / "lender").all_standing()
+    finish(lender, "encode", "beef", info={"version": 2})
+    for book in (ledger(tmp_path / "mine"), ledger(tmp_path / "mine", lender=tmp_path / "lender")):
+        record = book.standing("encode")
+        assert record is not None
+        assert (record.output_digest, record.figures["info"]) == ("beef", {"version": 2})
+        assert book.output(record) == str(tmp_path / "lender" / "functaset.zarr")
 
 
 def test_an_evaluation_goes_on_in_its_folder_and_a_new_one_gets_a_new_folder(tmp_path: Path) -> None:

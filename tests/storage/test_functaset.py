@@ -242,7 +242,7 @@ def test_only_what_was_committed_is_visible_and_older_versions_stay(home: Home) 
     with pytest.raises(StorageError, match="shard 2 of 3 is not finished"):
         commit(place, [first.id])
     assert latest(place) is None
-    assert status(place) == {"done": 2, "left": 2, "bad": 0, "rows": 16, "seconds": 0}
+    assert status(place) == {"done": 2, "left": 2, "bad": 0, "rows": 16, "seconds": 0, "damage": []}
     fill(place, [first])
     one = load_commit(place, 1)
     assert commit(place, [first.id]) == one

@@ -13,6 +13,7 @@ from PIL import Image
 from storage.collection import collect
 from storage.commits import committed_receipt, live_shards, visible_rows
 from storage.committing import retire
+from storage.errors import StorageError
 from storage.fragments import read_array
 from storage.functaset import Functaset
 from storage.locations import open_location
@@ -260,7 +261,7 @@ def test_after_any_changes_the_functaset_holds_exactly_what_the_source_holds(
     """(image, state): state 0 is that it is gone, others are its content."""
     tmp_path = tmp_path_factory.mktemp("any")
     start(tmp_path / "x", 8)
-    work = work_on(field, tmp_path)
+    work = work_on(field, tmp_path, "images.max_gone_fraction=1")
     encode(work)
     states = dict.fromkeys(range(8), -1)
     for changes in rounds:
@@ -282,6 +283,108 @@ def test_after_any_changes_the_functaset_holds_exactly_what_the_source_holds(
             key: (hashlib.sha256((tmp_path / "x" / key).read_bytes()).digest(), "ab".index(key.split("/")[1]))
             for key in train.keys
         }
+
+
+@pytest.mark.parametrize("lost", ["train/a", "train/b", "all of train/a but one"])
+def test_many_images_that_are_gone_end_an_encoding_before_it_changes_anything(
+    field: Path, tmp_path: Path, lost: str
+) -> None:
+    """A share that is not mounted looks like an empty folder, or like none."""
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    before = bytes_of(tmp_path / "s")
+    folder = tmp_path / "x" / ("train/a" if "but" in lost else lost)
+    gone = sorted(folder.iterdir())["but" in lost :]
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for path in gone:
+        path.rename(aside / path.name)
+    with pytest.raises(StorageError, match=rf"x: {len(gone)} of 36 encoded images are no .*--retire-lost") as error:
+        plan(work)
+    assert "\n" not in str(error.value)
+    assert bytes_of(tmp_path / "s") == before
+    for path in gone:
+        (aside / path.name).rename(path)
+    assert planned_images(work) == 0
+    for path in gone:
+        path.unlink()
+    told = encode(work.model_copy(update={"retire_lost": True}))
+    assert told["info"]["rows"] == 36 - len(gone)
+    assert planned_images(work) == 0
+
+
+def test_images_that_moved_to_the_other_split_or_over_the_limit_are_not_gone(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path, "images.limit=12")
+    encode(work)
+    for i in range(12):  # they come first in their classes, and the limit leaves others out
+        put(tmp_path / "x", f"train/{'ab'[i % 2]}/+{i:03d}.png", 700 + i)
+    told = encode(work)
+    assert told["info"]["rows_by_split"] == {"train": 12, "test": 6}
+    assert all("+" in key for key, _ in codes(tmp_path))
+    for i in range(40):
+        put(tmp_path / "y" / "x", f"{'ab'[i % 2]}/{i:03d}.png", i)
+    border = work_on(field, tmp_path / "y", "images.test_fraction=0.5")
+    encode(border)
+    for i in range(40, 90):
+        put(tmp_path / "y" / "x", f"{'ab'[i % 2]}/{i:03d}.png", i)
+    assert encode(border)["info"]["rows"] == 90
+
+
+@pytest.mark.parametrize("what", ["the folder", "all images", "train"])
+def test_a_source_that_is_gone_retires_nothing(field: Path, tmp_path: Path, what: str) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    before = bytes_of(tmp_path / "s")
+    where = {"the folder": "x", "all images": "x/*", "train": "x/train"}[what]
+    for path in sorted(tmp_path.glob(where)):
+        path.rename(tmp_path / f"away-{path.name}")
+    for lost in (False, True):  # nobody means to retire everything
+        with pytest.raises(StorageError, match=r"x: .*;"):
+            plan(work.model_copy(update={"retire_lost": lost}))
+    assert bytes_of(tmp_path / "s") == before
+
+
+def test_a_renamed_file_is_another_image_of_the_same_pixels(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    before = codes(tmp_path)
+    (tmp_path / "x/train/a/000.png").rename(tmp_path / "x/train/a/named otherwise.png")
+    assert planned_images(work) == 1
+    encode(work)
+    after = codes(tmp_path)
+    assert after.keys() ^ before.keys() == {("train/a/000.png", 0), ("train/a/named otherwise.png", 0)}
+    assert after["train/a/named otherwise.png", 0] == before["train/a/000.png", 0]
+
+
+def test_an_image_moved_to_another_class_or_to_the_test_split_leaves_its_old_place(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    (tmp_path / "x/train/a/000.png").rename(tmp_path / "x/train/b/000.png")
+    (tmp_path / "x/train/a/002.png").rename(tmp_path / "x/test/a/moved.png")
+    assert planned_images(work) == 2
+    told = encode(work)
+    assert told["info"]["rows_by_split"] == {"train": 29, "test": 7}
+    train, test = (Functaset.open(str(tmp_path / "s")).load(split) for split in ("train", "test"))
+    assert train.labels[train.keys.index("train/b/000.png")] == 1
+    assert "test/a/moved.png" in test.keys
+    assert not {"train/a/000.png", "train/a/002.png"} & {*train.keys, *test.keys}
+
+
+def test_an_encoding_that_was_killed_after_its_commit_has_nothing_left_to_do(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+    put(tmp_path / "x", "train/a/new.png", 77)
+    first = encode(work)  # committed; its caller never wrote down that it was done
+    before = bytes_of(tmp_path / "s")
+    assert plan(work).groups == ()
+    assert encode(work) == first
+    assert bytes_of(tmp_path / "s") == before
 
 
 def held(tmp_path: Path) -> dict[str, tuple[bytes, int]]:

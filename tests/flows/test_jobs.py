@@ -1,0 +1,111 @@
+"""Which commit of a functaset a model is trained on: the newest; a training that goes on stays with its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.config import load_config
+from flows.jobs import classifier_job
+from flows.ledger import Ledger
+from storage.checkpoints import newest_metadata
+from storage.collection import collect
+from storage.functaset import Functaset
+from storage.locations import Location, open_location
+from storage.root import read_root
+from storage.stages import StageRecord
+from tasks.training.classifier import ClassifierJob, run
+from tests.flows.test_ledger import finish, ledger
+from tests.flows.tiny import TINY
+from tests.storage.filled import fill, filled, plan
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Ledger:
+    """Of a root whose field and functaset stand; the functaset has one commit."""
+    book = Ledger(load_config("digits", TINY), str(tmp_path / "root"))
+    finish(book, "meta_train")
+    with book.working("encode") as record:
+        functaset = filled(book.output(record))
+        fingerprint = read_root(functaset).fingerprint_digest
+        book.finish(record, Functaset.open(functaset).content, {"choices": fingerprint, "info": {"version": 1}})
+    return book
+
+
+@pytest.fixture
+def functaset(book: Ledger) -> Location:
+    """That one."""
+    return open_location(book.output(book.require("encode")))
+
+
+def add(functaset: Location, book: Ledger, n: int) -> None:
+    """A later commit with so many rows more, and the record that tells of it."""
+    fill(functaset, [plan(functaset, first=1000 * n, n=n)])
+    with book.working("encode") as record:
+        newest = Functaset.open(functaset)
+        figures = record.figures | {"info": {"version": newest.version}}
+        book.finish(record, newest.content, figures)
+
+
+def job_of(book: Ledger, record: StageRecord) -> ClassifierJob:
+    functaset = book.require("encode")
+    return ClassifierJob.model_validate(classifier_job(book, record, functaset))
+
+
+def interrupt(job: ClassifierJob, at: int) -> None:
+    """Trains so far; what it leaves is a checkpoint of a run that goes on."""
+    short = job.classifier.model_copy(update={"steps": at})
+    run(job.model_copy(update={"classifier": short}), lambda row: None)
+    place = Path(job.output)
+    for marker in place.glob("step-*.json"):
+        document = json.loads(marker.read_text())
+        document["metadata"]["finished"] = False
+        marker.write_text(json.dumps(document))
+
+
+def test_a_training_that_goes_on_stays_with_the_commit_it_began_with(book: Ledger, functaset: Location) -> None:
+    with book.working("train_classifier") as record:
+        first = job_of(book, record)
+        assert first.version == 1
+        interrupt(first, 10)
+    add(functaset, book, 7)
+    with book.working("train_classifier") as record:
+        again = job_of(book, record)
+        assert (again.version, again.digest) == (1, first.digest)
+        figures = run(again, lambda row: None)
+        assert figures["commit"] == 1
+        book.finish(record, figures.pop("weights_digest"), figures)
+    metadata = newest_metadata(open_location(first.output))
+    assert metadata is not None
+    assert metadata["functaset"] == {"fingerprint": Functaset.open(functaset).fingerprint, "version": 1}
+    standing = book.standing("train_classifier")
+    assert standing is not None
+    assert "trained on commit 1 of the functaset, which has 2" in book.outrun(standing)
+
+
+def test_a_training_whose_commit_was_given_up_starts_anew_on_the_newest(book: Ledger, functaset: Location) -> None:
+    with book.working("train_classifier") as record:
+        first = job_of(book, record)
+        interrupt(first, 10)
+    add(functaset, book, 7)
+    collect(functaset, delete=True, keep_versions=1)
+    with book.working("train_classifier") as record:
+        again = job_of(book, record)
+    newest = Functaset.open(functaset).version
+    assert again.version == newest
+    assert again.digest != first.digest
+
+
+def test_a_new_training_takes_the_newest_commit(book: Ledger, functaset: Location) -> None:
+    add(functaset, book, 7)
+    with book.working("train_classifier") as record:
+        assert job_of(book, record).version == 2
+
+
+def test_where_nothing_was_trained_nothing_was_outrun(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    finish(book, "meta_train")
+    finish(book, "encode")
+    record = book.standing("encode")
+    assert record is not None
+    assert book.outrun(record) == ""
