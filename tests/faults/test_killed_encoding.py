@@ -144,7 +144,7 @@ def test_a_dask_worker_is_killed_and_the_run_ends_as_if_nothing_was(
     nannies[0].kill()
     ends(workplace, run, "COMPLETED")
     assert stored(place(workplace, "dask")) == undisturbed
-    assert not workplace.flow_processes()
+    eventually(lambda: not workplace.flow_processes(), 60, "no process is left")
 
 
 def is_dask_worker(process: psutil.Process) -> bool:

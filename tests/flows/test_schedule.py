@@ -23,6 +23,19 @@ from tests.flows.tiny import TINY
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 
 RUN_SECONDS = 240
+MALFORMED = """
+import asyncio, os
+from prefect.events import Event
+from prefect.events.clients import PrefectEventsClient
+from prefect.events.schemas.events import Resource
+
+async def emit():
+    resource = Resource({"prefect.resource.id": "functa.root.unknown"})
+    async with PrefectEventsClient(os.environ["PREFECT_API_URL"]) as client:
+        await client.emit(Event(event="functa.images.arrived", resource=resource, payload={"folder": "somewhere"}))
+
+asyncio.run(emit())
+"""
 EVERY_MINUTE = "* * * * *"
 
 
@@ -178,11 +191,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_a_malformed_event_is_one_line_on_its_runs_page_and_nothing_else(served: Served, images: Path) -> None:
     wait_until_idle(served)
     before, earlier = tree(served.root / "functaset.zarr"), runs_of(served, "re-encode")
-    code = (
-        "from prefect.events import emit_event; emit_event('functa.images.arrived', "
-        "resource={'prefect.resource.id': 'functa.root.unknown'}, payload={'folder': 'somewhere'})"
-    )
-    subprocess.run([sys.executable, "-c", code], env=served.environment(), check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", MALFORMED], env=served.environment(), check=True, timeout=120)
     run = eventually(lambda: new_run(served, earlier), RUN_SECONDS, "the event starts a run")
     state = end_of(served, run["id"])
     assert state["type"] == "FAILED"
