@@ -36,7 +36,7 @@ class ImagesConfig(Config):
         json_schema_extra={"environment": True},
     )  # fmt: skip
     max_gone_fraction: float = Field(
-        0.1, ge=0, le=1, description="More encoded images than this share gone from the source end another encoding.",
+        0.1, ge=0, le=1, description="More encoded images than this share gone, or a whole class, end an encoding.",
         json_schema_extra={"environment": True},
     )  # fmt: skip
     max_pixels: int = Field(

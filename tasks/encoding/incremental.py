@@ -5,7 +5,8 @@ ones are retired in the same commit; so are those of images that are gone. Whoev
 A place that is not mounted looks like one whose images are gone: of many the operator must say that they are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,13 +25,13 @@ from tasks.encoding.planned import SourceRows, some
 class Changes:
     """Rows to be encoded, and rows of fragments that the commit no longer shows.
 
-    known: images of the split that the functaset has; gone: the keys of those that the source's split has not.
+    known: the labels of the split's images that the functaset has; gone: of those that the source's split has not.
     """
 
     rows: SourceRows
     retire: dict[str, list[int]]
-    known: int
-    gone: set[str]
+    known: Counter[int]
+    gone: dict[str, int]
 
 
 @dataclass
@@ -62,26 +63,34 @@ def changes(location: Location, newest: Commit, split: str, source: SourceRows, 
             continue
         wanted += rows
         _retire(retire, found)
-    gone = known.keys() - seen
+    gone = {key: image.label for key, image in known.items() if key not in seen}
     for key in gone:
         _retire(retire, known[key])
-    return Changes(source.take(wanted), retire, len(known), gone)
+    return Changes(source.take(wanted), retire, Counter(image.label for image in known.values()), gone)
 
 
-def refuse_great_loss(found: Iterable[Changes], config: ImagesConfig) -> None:
-    """Raises StorageError where more than images.max_gone_fraction of the images are in no split any more."""
-    found = tuple(found)
-    gone, known = set[str]().union(*(each.gone for each in found)), sum(each.known for each in found)
-    if len(gone) <= config.max_gone_fraction * known:
+def refuse_great_loss(found: Mapping[str, Changes], config: ImagesConfig) -> None:
+    """Raises StorageError where more than images.max_gone_fraction of all images are gone, or a class of a split."""
+    if config.max_gone_fraction == 1 or not any(each.gone for each in found.values()):
         return
     # Others may have moved them over the border of their split, or over the limit.
     splits = open_images(config.model_copy(update={"limit": None, "classes": None})).splits.values()
-    gone -= {key for split in splits for key in split.keys}
-    if len(gone) > config.max_gone_fraction * known:
+    here = {key for split in splits for key in split.keys}
+    gone = {name: {key: n for key, n in each.gone.items() if key not in here} for name, each in found.items()}
+    everything = {key for keys in gone.values() for key in keys}
+    known = sum(each.known.total() for each in found.values())
+    fault = ""
+    for split, keys in gone.items():
+        for label, count in Counter(keys.values()).items():
+            if count == found[split].known[label]:
+                fault = f"all of a class of split '{split}' among them"
+    if len(everything) > config.max_gone_fraction * known:
+        fault = f"more than images.max_gone_fraction={config.max_gone_fraction:g} allows"
+    if fault:
         raise StorageError(
-            f"{config.location or config.source}: {len(gone)} of {known} encoded images are no longer there "
-            f"({some(gone)}), more than images.max_gone_fraction={config.max_gone_fraction:g} allows; mount or restore "
-            "what is missing, or retire their rows: functa encode --retire-lost"
+            f"{config.location or config.source}: {len(everything)} of {known} encoded images are no longer there "
+            f"({some(everything)}), {fault}; mount or restore what is missing, or retire their rows: "
+            "functa encode --retire-lost"
         )
 
 

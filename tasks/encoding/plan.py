@@ -95,7 +95,7 @@ def plan(job: EncodeJob) -> Planned:
             split: changes(location, newest, split, _source_rows(job, images, split), job.retry_bad) for split in SPLITS
         }
         if not job.retire_lost:
-            refuse_great_loss(found.values(), job.images)
+            refuse_great_loss(found, job.images)
         rows = {split: each.rows for split, each in found.items()}
         retire = {fragment: gone for each in found.values() for fragment, gone in each.retire.items()}
         taken = (*newest.withdrawn, *(entry.fragment for entry in newest.fragments))

@@ -314,6 +314,19 @@ def test_many_images_that_are_gone_end_an_encoding_before_it_changes_anything(
     assert planned_images(work) == 0
 
 
+def test_a_class_that_is_gone_is_asked_about_however_small_it_is(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    put(tmp_path / "x", "train/0/one.png", 55)
+    put(tmp_path / "x", "test/0/one.png", 56)
+    work = work_on(field, tmp_path)
+    encode(work)
+    (tmp_path / "x/train/0/one.png").unlink()  # without it every label is another
+    with pytest.raises(StorageError, match=r"1 of 38 .*train/0/one\.png\), all of a class of split 'train' among them"):
+        plan(work)
+    told = encode(work.model_copy(update={"retire_lost": True}))
+    assert told["info"]["rows_by_split"] == {"train": 30, "test": 7}
+
+
 def test_images_that_moved_to_the_other_split_or_over_the_limit_are_not_gone(field: Path, tmp_path: Path) -> None:
     start(tmp_path / "x")
     work = work_on(field, tmp_path, "images.limit=12")
