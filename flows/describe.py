@@ -99,7 +99,8 @@ def _estimate(config: PipelineConfig, resolution: int | None, channels: int | No
     field, inner, training, sides = config.field, config.inner, config.meta_train, (resolution, resolution)
     outer = outer_flops(field, inner, sides, channels, training.patches_per_image) * training.steps * training.batch
     images = _opened(config)
-    rows = 0 if images is None else sum(len(images.split(split)) for split in ("train", "test"))
+    views = {"train": 1 + config.encode.augmentation.count, "test": 1}
+    rows = 0 if images is None else sum(n * len(images.split(split)) for split, n in views.items())
     part = -(-training.batch // config.dispatch.devices)  # images of a step that are one process's
     batch = min(training.micro_batch or part, part)
     cores, average = _cores(config, outer), training.ema > 0

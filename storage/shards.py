@@ -1,6 +1,6 @@
 """A split's shards as readers see them: which of their rows show, how these are coded, and their bytes, checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,15 +18,16 @@ from storage.records import ObjectRecord
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard with rows to show. `places` int64 [n] are the visible rows within it."""
+    """One shard with rows to show. `places` int64 [n] are the visible rows within it, or those `chosen` of them."""
 
     location: Location
     entry: CommittedFragment
     plan: Plan
     receipt: Receipt
-    rows: int  # visible ones
+    rows: int  # visible ones, or those chosen
     which: int  # number of the quantiser among the split's
     quantizer: Quantizer | None
+    chosen: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -36,6 +37,8 @@ class Shard:
     @property
     def places(self) -> np.ndarray:
         """int64 [n]: the visible rows within the shard; worked out at each call, so that no list of rows is kept."""
+        if self.chosen is not None:
+            return self.chosen
         return np.flatnonzero(visible_rows(self.entry, self.plan, self.receipt))
 
     def object(self, array: str) -> tuple[str, ObjectRecord]:
@@ -55,9 +58,12 @@ class Rows:
 
 
 class SplitShards:
-    """The shards of a split that have rows to show, in the order of the store. Raises StorageError if it has none."""
+    """The shards of a split that have rows to show, in the order of the store. Raises StorageError if it has none.
 
-    def __init__(self, functaset: Functaset, split: str) -> None:
+    plain: only rows of images as they are, not those of their augmentations.
+    """
+
+    def __init__(self, functaset: Functaset, split: str, plain: bool = False) -> None:
         functaset.own()
         self.name = f"{functaset.location.uri}, version {functaset.version}, split '{split}'"
         self.location = functaset.location
@@ -76,16 +82,21 @@ class SplitShards:
             shard
             for (entry, plan), quantizer, which in zip(chosen, quantizers, numbers, strict=True)
             for number in live_shards(entry, plan)
-            if (shard := self._shard(entry, plan, number, quantizer, which)).rows
+            if (shard := self._shard(entry, plan, number, quantizer, which, plain)).rows
         ]
         self.counts = np.array([shard.rows for shard in self.shards], np.int64)
 
     def _shard(
-        self, entry: CommittedFragment, plan: Plan, number: int, quantizer: Quantizer | None, which: int
+        self, entry: CommittedFragment, plan: Plan, number: int, quantizer: Quantizer | None, which: int, plain: bool
     ) -> Shard:
         receipt = committed_receipt(self.location, entry, plan, number)
         rows = int(visible_rows(entry, plan, receipt).sum())
-        return Shard(self.location, entry, plan, receipt, rows, which, quantizer)
+        shard = Shard(self.location, entry, plan, receipt, rows, which, quantizer)
+        if not plain:
+            return shard
+        augmentation = self._array(shard, "augmentation")
+        chosen = shard.places[augmentation[shard.places] == 0]
+        return shard if len(chosen) == rows else replace(shard, rows=len(chosen), chosen=chosen)
 
     @property
     def rows(self) -> int:

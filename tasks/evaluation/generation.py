@@ -58,14 +58,14 @@ def noise_latents(bench: Bench, training: Split, count: int) -> Tensor:
 
     The same moments as the data make this ceiling lower, so harder to beat, than the sampler's starting noise.
     """
-    normalizer = training_normalizer(bench.functaset, NormalizationConfig(kind="array"))
+    normalizer = training_normalizer(bench.functaset, NormalizationConfig(kind="array"), plain=True)
     generator = torch.Generator().manual_seed(mix(bench.job.seed, stage_number("noise")))
     return normalizer.denormalize(torch.randn(count, *training.z.shape[1:], generator=generator))
 
 
 def _spaces(bench: Bench, training: Split) -> dict[str, dict[str, Callable[..., FrechetStatistics]]]:
     model = load_pixel_classifier(bench.job.pixel_classifier).to(bench.device)
-    normalizer = training_normalizer(bench.functaset, NormalizationConfig(kind="array"))
+    normalizer = training_normalizer(bench.functaset, NormalizationConfig(kind="array"), plain=True)
 
     def of_images(_: Tensor, images: Tensor, __: str) -> FrechetStatistics:
         return _image_statistics(model, images, bench.device)

@@ -36,7 +36,7 @@ class DiffusionJob(Config):
 
 
 def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
-    """Trains the denoiser on the normalised latents of the training split; returns its figures.
+    """Trains the denoiser on the normalised latents of the training images as they are; returns its figures.
 
     Over several devices the order of the rows stays that of one; timesteps, noise, dropped labels and dropout of a
     part of the batch derive from (seed, step, rank).
@@ -44,8 +44,8 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
     ranks = join_ranks(job.device)
     device = ranks.device
     functaset = Functaset.open(job.functaset, job.version)
-    normalizer = training_normalizer(functaset, job.diffusion.normalization)
-    training = load_training(functaset, normalizer, device)
+    normalizer = training_normalizer(functaset, job.diffusion.normalization, plain=True)
+    training = load_training(functaset, normalizer, device, plain=True)
     torch.manual_seed(mix(job.seed, stage_number("diffusion")))
     classes = job.classes if job.diffusion.process.conditional else None
     model = build_denoiser(job.diffusion.model, functaset.latent_shape, classes).to(device)

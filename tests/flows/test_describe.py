@@ -122,3 +122,13 @@ def test_threads_are_counted_as_torch_counts_them(wished: str) -> None:
         env=environment | ({"OMP_NUM_THREADS": wished} if wished else {}),
     )  # fmt: skip
     assert json.loads(child.stdout) == [int(wished[:1] or 1)] * 2
+
+
+def test_augmented_training_images_are_counted_and_test_images_once() -> None:
+    alone, augmented = estimate(), estimate("encode.augmentation.count=3")
+    assert alone["store_bytes"] == (1497 + 300) * 32
+    assert augmented["store_bytes"] == (4 * 1497 + 300) * 32
+    more = augmented["flops"] - alone["flops"]
+    none = estimate("meta_train.steps=1")["flops"] - estimate("meta_train.steps=2")["flops"]  # of a step, negative
+    encoding = alone["flops"] + none * load_config("digits").meta_train.steps
+    assert more == pytest.approx(encoding * 3 * 1497 / 1797, rel=1e-3)

@@ -13,13 +13,13 @@ from models.cost import encode_passes, forward_flops, outer_flops
 from models.denoiser import check_denoiser
 
 PAPER = [name for name in preset_names() if name.startswith("paper_")]
-IMAGES = {
-    "cifar10": 60_000,
-    "imagenet": 1_331_167,
-    "celeba_hq": 30_000,
-    "fashion_mnist": 70_000,
-    "kodak": 408,
-}  # both splits
+IMAGES = {  # for training, for testing
+    "cifar10": (50_000, 10_000),
+    "imagenet": (1_281_167, 50_000),
+    "celeba_hq": (27_000, 3_000),
+    "fashion_mnist": (60_000, 10_000),
+    "kodak": (384, 24),
+}
 DESCRIPTIONS = ("name", "paper", "provenance")  # keys that describe a preset and set nothing
 
 TABLE_1 = {256: (27.6, 66.7, 78.2), 512: (31.9, 68.3, 96.1), 1024: (38.1, 66.7, 134.8)}
@@ -116,7 +116,31 @@ def test_a_presets_head_gives_its_command_and_its_cost(name: str) -> None:
     one = outer_flops(config.field, config.inner, sides, channels, training.patches_per_image)
     assert float(told[1]) == pytest.approx(one * training.steps * training.batch, rel=0.01)
     encoding = encode_passes(config.inner) * forward_flops(config.field, sides, channels)
-    assert float(told[2]) == pytest.approx(encoding * IMAGES[config.images.location], rel=0.01)
+    train, test = IMAGES[config.images.location]
+    rows = (1 + config.encode.augmentation.count) * train + test
+    assert float(told[2]) == pytest.approx(encoding * rows, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_a_classifier_learns_from_is_augmented_as_b1_and_c_say(name: str) -> None:
+    config = load_config(name)
+    augmentation, marks = config.encode.augmentation, config.provenance
+    if config.classifier is None:
+        assert augmentation.count == 0
+        return
+    if "cifar10" in name:
+        assert (augmentation.count, augmentation.kind, augmentation.padding) == (50, "crop", 4)
+        assert config.images.resolution in (None, 32)  # 32 + 2 x 4 = 40, of which 32x32 are cropped
+        assert augmentation.operations == 0
+        given = ("count", "kind", "padding")
+    else:
+        assert (augmentation.kind, augmentation.operations, augmentation.magnitude) == ("distort", 2, 5)
+        assert augmentation.count > 0  # how many it does not say
+        given = ("kind", "operations", "magnitude")
+    assert augmentation.flip == 0.5
+    assert {f"encode.augmentation.{key}" for key in given} <= set(marks.paper)
+    rows = (1 + augmentation.count) * IMAGES[config.images.location][0]
+    assert rows / config.encode.shard_rows / config.encode.group_shards < 500  # tasks of one encoding
 
 
 def test_there_is_a_preset_for_every_row_of_tables_1_2_and_3() -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from models.config import NormalizationConfig
 from storage.committing import retire
 from storage.config import ImagesConfig
 from storage.functaset import Functaset
@@ -17,6 +19,7 @@ from storage.verification import verify
 from tasks.config import AugmentationConfig
 from tasks.encoding.augment import Augmentation, _box
 from tasks.encoding.planned import PlannedImages, of_split
+from tasks.training.latents import load_split, load_training, training_normalizer
 from tests.tasks.test_encoding import encode, job
 from tests.tasks.test_encoding import field as field
 from tests.tasks.test_repair import flip, repair
@@ -149,3 +152,29 @@ def test_augmented_training_images_are_rows_of_their_own_and_test_images_are_not
     key = train.keys[0]
     retire(open_location(str(store)), "train", [key])
     assert Functaset.open(str(store)).rows("train") == len(before) - 4  # the image is gone, not one view of it
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_the_classifier_learns_from_augmentations_too_and_the_diffusion_model_from_images_as_they_are(
+    field: Path, tmp_path: Path, bits: int
+) -> None:
+    work, _ = job(
+        field, tmp_path / "s", "images.limit=40", "encode.augmentation.count=2", "encode.augmentation.padding=1",
+        "encode.quantization.max_clip_fraction=0.2", f"encode.quantization.bits={bits}",
+    )  # fmt: skip
+    encode(work)
+    functaset = Functaset.open(str(tmp_path / "s"))
+    stored = functaset.load("train")
+    plain = stored.augmentation == 0
+    z = stored.dequantized()
+    cpu, how = torch.device("cpu"), NormalizationConfig(kind="array", gamma=1.0)
+    of_images = training_normalizer(functaset, how, plain=True)
+    np.testing.assert_allclose(of_images.mean, z[plain].astype(np.float64).mean(0), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(of_images.scale, z[plain].astype(np.float64).std(0), rtol=1e-4)
+    denoised = load_training(functaset, of_images, cpu, plain=True)
+    assert len(denoised) == plain.sum() == 40
+    assert denoised.labels.tolist() == stored.labels[plain].tolist()
+    x = denoised(torch.arange(40))
+    np.testing.assert_allclose(x, of_images.normalize(torch.from_numpy(z[plain])), rtol=1e-4, atol=1e-4)
+    assert len(load_training(functaset, training_normalizer(functaset, how), cpu)) == 120
+    assert len(load_split(functaset, "train").z) == 40
