@@ -23,7 +23,7 @@ from flows.operate import OperateError, up
 from models import compilation
 from tests.flows.serving import PROJECT, Served, eventually, free_port, serving
 
-DEPLOYMENTS = {"pipeline"} | {stage.replace("_", "-") for stage in STAGES}
+DEPLOYMENTS = {"pipeline", "re-encode"} | {stage.replace("_", "-") for stage in STAGES}
 
 
 @pytest.fixture
@@ -256,6 +256,8 @@ def snapshot(served: Served) -> dict[str, Any]:
         "queues": served.ask("work_queues/filter", {}),
         "deployments": served.ask("deployments/filter", {}),
     }
+    for row in tables["deployments"]:  # `prefect deploy` writes a schedule anew
+        row["schedules"] = [schedule["schedule"] for schedule in row["schedules"]]
     return {
         name: sorted(({k: v for k, v in row.items() if k not in volatile} for row in rows), key=lambda row: row["id"])
         for name, rows in tables.items()
@@ -291,8 +293,26 @@ def test_up_deploys_every_stage_with_a_run_form_that_is_filled_in(served: Served
         assert deployment["work_queue_name"] == ("cpu" if name == "pipeline" else "gpu")
         assert deployment["enforce_parameter_schema"]
         assert deployment["description"]
-        assert PipelineConfig.model_validate(deployment["parameters"]["config"]) == load_config("digits")
         assert deployment["parameters"]["root"] == str(served.root)
+        if name != "re-encode":  # which goes by what its root was encoded with
+            assert PipelineConfig.model_validate(deployment["parameters"]["config"]) == load_config("digits")
+
+
+@pytest.mark.server
+def test_up_makes_the_limit_the_schedule_the_trigger_and_the_watch(served: Served) -> None:
+    from deploy.bootstrap import NIGHTLY, WATCH
+
+    limit = served.ask(f"v2/concurrency_limits/{server.GPU_LIMIT}")
+    assert (limit["limit"], limit["active"], limit["active_slots"]) == (1, True, 0)
+    (again,) = (d for d in served.ask("deployments/filter", {}) if d["name"] == "re-encode")
+    (schedule,) = again["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["active"]) == (NIGHTLY, True)
+    assert again["global_concurrency_limit"]["limit"] == 1
+    automations = {each["name"]: each for each in served.ask("automations/filter", {})}
+    assert set(automations) == {WATCH, "re-encode when images arrive"}
+    assert all(each["enabled"] for each in automations.values())
+    runs = served.ask("flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [again["id"]]}}})
+    assert any(run["auto_scheduled"] for run in runs), "the server has not planned the schedule's runs"
 
 
 @pytest.mark.server
