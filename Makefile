@@ -9,7 +9,7 @@ WORKERS ?= 2
 # tests compiles torch and Prefect again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test test-s3 test-browser test-slow bench-install bench lint format clean
+.PHONY: help install demo test test-s3 test-postgres test-browser test-slow bench-install bench lint format clean
 
 help:            ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,17 +32,20 @@ demo: $(READY)   ## the whole pipeline on scikit-learn's digits, about 3 minutes
 	$(BIN)/functa run digits
 
 test: $(READY)   ## all tests but the slow ones, those in a browser and those on a real S3 server
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not browser and not slow and not s3"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not browser and not slow and not s3 and not postgres"
 
 test-s3: $(READY)  ## the storage tests on a real S3 server: Ceph from Debian's packages, unpacked, not installed
 	@$(BIN)/python -m tests.storage.ceph_packages
 	$(BIN)/python -m pytest -m s3 tests/storage
 
+test-postgres: $(READY)  ## the pipeline with Prefect's server on Postgres (installs Debian's where it may)
+	$(BIN)/python -m pytest -m postgres
+
 test-browser: $(READY)  ## the Prefect UI in a real browser (installs Debian's chromium where it may)
 	$(BIN)/python -m pytest -m browser
 
 test-slow: $(READY)  ## real images, minutes each
-	$(BIN)/python -m pytest -m "slow and not browser and not s3"
+	$(BIN)/python -m pytest -m "slow and not browser and not s3 and not postgres"
 
 $(VENV)/.bench: $(READY) requirements-bench.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements-bench.lock

@@ -1,37 +1,66 @@
-"""Work pool, queues and deployments on the server at PREFECT_API_URL. Run twice, it changes nothing.
+"""What the server at PREFECT_API_URL needs: work pool, queues, limit, deployments, the watch over dead runs.
 
-python -m deploy.bootstrap [--root URI]       (from the project's folder; `functa up` does it by itself)
+python -m deploy.bootstrap [--root URI] [--gpus N] [--cron EXPRESSION]     (from the project's folder)
+
+Run twice, it changes nothing. `functa up` does it by itself.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL
+from prefect.states import StateType
 from prefect.utilities.templating import apply_values
 
 from flows.config import ConfigError, load_config
+from flows.server import GPU_LIMIT
 
 PROJECT = Path(__file__).resolve().parents[1]
 PREFECT_FILE = PROJECT / "deploy" / "prefect.yaml"
-POOL_TYPE = "process"
+POOL_TYPES = ("process", "docker", "kubernetes")
+NIGHTLY = "0 3 * * *"
+WATCH = "functa: runs without a heartbeat have crashed"
+SILENCE = timedelta(seconds=90)  # three heartbeats of flows/server.py
 
 
 class BootstrapError(Exception):
     """The server refused something, or cannot be reached: one line."""
 
 
-def bootstrap(root: str) -> dict[str, list[str]]:
-    """Create what is missing, bring the rest up to date; returns {"pools", "queues", "deployments"} by name."""
-    document = render(yaml.safe_load(PREFECT_FILE.read_text()), root)
+@dataclass(frozen=True)
+class Place:
+    """Where runs go and what runs them. gpus: slots of the limit, None leaves an operator's number as it is."""
+
+    root: str
+    gpus: int | None = None
+    cron: str = NIGHTLY
+    project: str = str(PROJECT)  # where the checkout lies on the workers
+    pool_type: str = "process"
+    job_template: Path | None = None
+
+
+def bootstrap(place: Place) -> dict[str, list[str]]:
+    """Creates what is missing, brings the rest up to date; the names of what is there, by kind."""
+    document = render(yaml.safe_load(PREFECT_FILE.read_text()), place)
     queues: dict[str, list[str]] = {}
     for deployment in document["deployments"]:
         pool = deployment["work_pool"]
@@ -44,38 +73,85 @@ def bootstrap(root: str) -> dict[str, list[str]]:
         if fault := client.api_healthcheck():
             raise BootstrapError(f"{client.api_url}: no Prefect server answers ({fault}); set PREFECT_API_URL to one")
         for pool_name, names in queues.items():
-            create_pool(client, pool_name, names)
+            create_pool(client, place, pool_name, names)
+        slots = create_limit(client, place.gpus)
+        watch_over_runs(client)
     deploy(document)
     return {
         "pools": list(queues),
         "queues": [name for names in queues.values() for name in names],
+        "limits": [f"{GPU_LIMIT} ({slots} slot{'s'[: slots != 1]})"],
+        "automations": [WATCH],
         "deployments": [deployment["name"] for deployment in document["deployments"]],
     }
 
 
-def render(document: dict[str, Any], root: str) -> dict[str, Any]:
-    """prefect.yaml with this machine's folders, and the preset as every deployment's `config` parameter."""
-    os.environ["FUNCTA_PROJECT"] = str(PROJECT)
-    os.environ["FUNCTA_ROOT"] = root
+def render(document: dict[str, Any], place: Place) -> dict[str, Any]:
+    """prefect.yaml with this machine's folders, and the preset as `config` parameter of those that have one."""
+    os.environ["FUNCTA_PROJECT"] = place.project
+    os.environ["FUNCTA_ROOT"] = place.root
+    os.environ["FUNCTA_CRON"] = place.cron
     config = load_config(document["definitions"]["preset"]).model_dump(mode="json")
-    deployments = [d | {"parameters": {"config": config} | d.get("parameters", {})} for d in document["deployments"]]
-    return cast(dict[str, Any], apply_values(document | {"deployments": deployments}, {}, remove_notset=False))
+    return cast(dict[str, Any], apply_values(document, {"config": config}, remove_notset=False))
 
 
-def create_pool(client: SyncPrefectClient, pool: str, queues: list[str]) -> None:
+def create_pool(client: SyncPrefectClient, place: Place, pool: str, queues: list[str]) -> None:
     """The pool and its queues, where they are missing; an operator's limits on existing ones stay."""
+    template = {} if place.job_template is None else {"base_job_template": json.loads(place.job_template.read_text())}
+    described = "Spatial functa's workers."
     try:
-        client.create_work_pool(WorkPoolCreate(name=pool, type=POOL_TYPE, description="Spatial functa's workers."))
+        client.create_work_pool(WorkPoolCreate(name=pool, type=place.pool_type, description=described, **template))
     except ObjectAlreadyExists:
         found = client.read_work_pool(pool).type
-        if found != POOL_TYPE:
+        if found != place.pool_type:
             raise BootstrapError(
-                f"work pool '{pool}' is of type '{found}', not '{POOL_TYPE}': delete or rename it"
+                f"work pool '{pool}' is of type '{found}', not '{place.pool_type}': delete or rename it"
             ) from None
+        if template:
+            client.update_work_pool(pool, WorkPoolUpdate(**template))
     standing = {queue.name for queue in client.read_work_queues(work_pool_name=pool)}
     for queue in queues:
         if queue not in standing:
             client.create_work_queue(queue, work_pool_name=pool)
+
+
+def create_limit(client: SyncPrefectClient, gpus: int | None) -> int:
+    """The concurrency limit of runs that compute; its slots."""
+    try:
+        standing = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+    except ObjectNotFound:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=gpus or 1))
+        return gpus or 1
+    if gpus is not None and standing.limit != gpus:
+        client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(limit=gpus))
+    return standing.limit if gpus is None else gpus
+
+
+def watch_over_runs(client: SyncPrefectClient) -> None:
+    """The automation that marks a run as Crashed when its process and its worker are gone: nobody else would."""
+    ends = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")]
+    heartbeat = "prefect.flow-run.heartbeat"
+    trigger = EventTrigger(
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        for_each={"prefect.resource.id"},
+        after={heartbeat},
+        expect={heartbeat, *ends},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=SILENCE,
+    )
+    message = f"No heartbeat for {SILENCE.seconds} s: the process is gone. What it wrote stands; run it again."
+    watch = AutomationCore(
+        name=WATCH,
+        description="Made by deploy/bootstrap.py. A run that ends says so; one that was killed only falls silent.",
+        trigger=trigger,
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)],
+    )
+    standing = client.read_automations_by_name(WATCH)
+    if standing:
+        client.update_automation(standing[0].id, watch)
+    else:
+        client.create_automation(watch)
 
 
 def deploy(document: dict[str, Any]) -> None:
@@ -96,17 +172,49 @@ def last_line(text: str) -> str:
 
 
 def main() -> int:
-    """Exit status 0 done, 1 the server, 2 the preset."""
+    """Exit status 0 done, 1 the server, 2 the arguments or the preset."""
     parser = argparse.ArgumentParser(prog="python -m deploy.bootstrap", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=str(PROJECT / "functa-runs" / "digits"), help="where runs go by default")
-    arguments = parser.parse_args()
+    parser.add_argument("--gpus", type=positive, help="slots of the limit, one for each device (new: 1)")
+    parser.add_argument("--cron", type=schedule, default=NIGHTLY, help="when to look for new images, in UTC")
+    parser.add_argument("--type", choices=POOL_TYPES, default="process", help="of the work pool")
+    parser.add_argument("--project", default=str(PROJECT), help="where the checkout lies on the workers")
+    parser.add_argument("--job-template", type=template, help="a JSON file: the work pool's base job template")
+    given = parser.parse_args()
+    place = Place(given.root, given.gpus, given.cron, given.project, given.type, given.job_template)
     try:
-        made = bootstrap(arguments.root)
+        made = bootstrap(place)
     except (BootstrapError, ConfigError) as error:
         sys.stderr.write(f"bootstrap: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
     sys.stdout.write("; ".join(f"{what}: {', '.join(names)}" for what, names in made.items()) + "\n")
     return 0
+
+
+def positive(text: str) -> int:
+    """A number of devices."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+    return int(text)
+
+
+def schedule(text: str) -> str:
+    """A cron expression, as Prefect checks it."""
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        return CronSchedule(cron=text).cron
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no cron expression, such as '0 3 * * *'") from None
+
+
+def template(text: str) -> Path:
+    """A file of JSON."""
+    try:
+        json.loads(Path(text).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: no JSON file ({' '.join(str(error).split())})") from None
+    return Path(text)
 
 
 if __name__ == "__main__":

@@ -339,12 +339,15 @@ def up(
         int | None,
         Parameter(converter=whole, help="Workers with a device each; default: the GPUs of this machine, or 1."),
     ] = None,
+    cron: Annotated[
+        str | None, Parameter(help="When to look for new images of that root, in UTC; default: every night at 3.")
+    ] = None,
     open_browser: Annotated[bool, Parameter(name="--open", help="Open the UI.", negative="")] = False,
 ) -> int:
     """Prefect server, work pool, workers and the deployments on this machine, until Ctrl-C."""
     from flows.operate import up as serve
 
-    serve(port, root, open_browser, gpus=gpus)
+    serve(port, root, open_browser, gpus=gpus, cron=cron)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`functa up`: Prefect's server, a worker and the deployments on this machine, stopped together.
+"""`functa up`: Prefect's server, its workers and the deployments on this machine, stopped together.
 
 The other things that an operator calls stand in flows/doctor.py and flows/deployed.py.
 """
@@ -9,6 +9,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from flows.server import (
     HOST,
     POOL,
     PORT,
-    QUEUES,
     STARTUP_SECONDS,
     OperateError,
     absolute,
@@ -42,28 +42,60 @@ WORKER_SECONDS = 90
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
-def up(port: int = PORT, root: str | None = None, open_browser: bool = False, console: Console | None = None) -> None:
+@dataclass(frozen=True)
+class Worker:
+    """A process that takes runs of one queue. device: what it sees as CUDA_VISIBLE_DEVICES; None: what we see."""
+
+    name: str
+    queue: str
+    limit: int | None = None
+    device: str | None = None
+    threads: int | None = None
+
+    def command(self) -> list[str]:
+        """Prefect's own worker, which starts a process for each run."""
+        limit = [] if self.limit is None else ["--limit", str(self.limit)]
+        queue = ["--pool", POOL, "--work-queue", self.queue, "--type", "process", "--install-policy", "never"]
+        return [*PREFECT, "worker", "start", "--name", self.name, *queue, *limit]
+
+    def environment(self) -> dict[str, str]:
+        """What its runs see of the machine."""
+        device = {} if self.device is None else {"CUDA_VISIBLE_DEVICES": self.device}
+        return device | ({} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)})
+
+
+def up(
+    port: int = PORT,
+    root: str | None = None,
+    open_browser: bool = False,
+    console: Console | None = None,
+    gpus: int | None = None,
+    cron: str | None = None,
+) -> None:
     """Serve until Ctrl-C or SIGTERM; then everything that was started is stopped, flow runs included.
 
     root: where runs started from the UI go unless the form says otherwise; default ./functa-runs/digits.
-    Raises ConfigError for an impossible port, OperateError for a port that is taken or a child that died.
+    gpus: workers with a device each; default: as many as this process sees, at least one.
+    cron: when to look for new images of that root, in UTC; default: every night.
+    Raises ConfigError for an impossible port or number, OperateError for a port that is taken or a child that died.
     """
     console = console or Console()
     prepare_environment()
     check_port(port)
+    workers = workers_of_this_machine(port, gpus)
     root = absolute(root or DEFAULT_ROOT)
     children: list[Child] = []
     with signals_caught() as caught:
         try:
             serve(children, caught, port, console)
-            set_up(children, caught, port, root, console)
-            work(children, caught, port, console)
-            print_addresses(console, port, root)
+            set_up(children, caught, port, [*bootstrap_options(root, cron), "--gpus", str(len(workers) - 1)], console)
+            work(children, caught, port, workers, console)
+            print_addresses(console, port, root, workers)
             if open_browser:
                 webbrowser.open(f"http://{HOST}:{port}")
             wait(children, caught, lambda: False)
         except Interrupted:
-            console.print("\nStopping server, worker and runs (again: at once).")
+            console.print("\nStopping server, workers and runs (again: at once).")
         finally:
             stop(children, caught)
     console.print("Stopped: no process is left.")
@@ -78,6 +110,35 @@ def check_port(port: int) -> None:
         raise OperateError(f"port {port} {fault}: name a free one, such as --port {port + 1 if port < 65535 else PORT}")
 
 
+def workers_of_this_machine(port: int, gpus: int | None) -> list[Worker]:
+    """One for the pipelines, without a limit since they only wait; and one for each device, with a limit of one run.
+
+    Raises ConfigError where more devices are asked for than there are.
+    """
+    from tasks.cluster import visible_devices
+    from tasks.dispatch import threads_of_a_run
+
+    devices = visible_devices()
+    count = max(1, len(devices)) if gpus is None else gpus
+    if count < 1:
+        raise ConfigError(f"--gpus {gpus}: expected at least 1 (without a GPU, its worker computes on the CPU)")
+    if devices and count > len(devices):
+        raise ConfigError(f"--gpus {gpus}, but this process sees {len(devices)}: {', '.join(devices)}")
+    machine = f"{platform.node() or 'worker'}-{port}"
+    threads = max(1, threads_of_a_run() // count) if count > 1 else None
+    # On a machine without GPUs nothing is pinned: its runs share the cores.
+    pinned = devices[:count] if devices else [None] * count
+    return [
+        Worker(f"{machine}-cpu", "cpu"),
+        *(Worker(f"{machine}-gpu-{i}", "gpu", 1, device, threads) for i, device in enumerate(pinned)),
+    ]
+
+
+def bootstrap_options(root: str, cron: str | None) -> list[str]:
+    """Of deploy/bootstrap.py."""
+    return ["--root", root] + ([] if cron is None else ["--cron", cron])
+
+
 def serve(children: list[Child], caught: list[int], port: int, console: Console) -> None:
     """Prefect's server, on this machine's own address alone."""
     with console.status("") as status:
@@ -86,10 +147,10 @@ def serve(children: list[Child], caught: list[int], port: int, console: Console)
         wait(children, caught, lambda: progress() and healthy(local_api(port)), STARTUP_SECONDS)
 
 
-def set_up(children: list[Child], caught: list[int], port: int, root: str, console: Console) -> None:
-    """Work pool, queues and deployments, by a child that ends by itself."""
+def set_up(children: list[Child], caught: list[int], port: int, options: list[str], console: Console) -> None:
+    """Work pool, queues, limit and deployments, by a child that ends by itself."""
     with console.status("") as status:
-        child = begin("bootstrap", [sys.executable, "-m", "deploy.bootstrap", "--root", root], port)
+        child = begin("bootstrap", [sys.executable, "-m", "deploy.bootstrap", *options], port)
         progress = progress_line(status.update, "Work pool, queues and deployments are set up", BOOTSTRAP_SECONDS)
         try:
             wait(children, caught, lambda: progress() and child.process.poll() is not None, BOOTSTRAP_SECONDS)
@@ -99,29 +160,33 @@ def set_up(children: list[Child], caught: list[int], port: int, root: str, conso
         raise OperateError(child.death())
 
 
-def work(children: list[Child], caught: list[int], port: int, console: Console) -> None:
-    """One worker for all queues: a pipeline run waits in it for its stages' runs, so it has no limit."""
+def work(children: list[Child], caught: list[int], port: int, workers: list[Worker], console: Console) -> None:
+    """The workers, all of which have answered in the end."""
     started = datetime.now(UTC)
-    name = f"{platform.node() or 'worker'}-{port}"
-    queues = [option for queue in QUEUES for option in ("--work-queue", queue)]
-    command = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--name", name, *queues]
+    names = {worker.name for worker in workers}
+    for worker in workers:
+        suffix = worker.name.rpartition(f"-{port}-")[2]
+        children.append(begin(f"worker-{suffix}", worker.command(), port, worker.environment()))
     with console.status("") as status:
-        children.append(begin("worker", [*command, "--install-policy", "never"], port))
-        progress = progress_line(status.update, "The worker starts", WORKER_SECONDS)
-        wait(children, caught, lambda: progress() and worker_answers(port, name, started), WORKER_SECONDS)
+        progress = progress_line(status.update, f"{len(workers)} workers start", WORKER_SECONDS)
+        wait(children, caught, lambda: progress() and names <= answering(port, started), WORKER_SECONDS)
 
 
-def begin(name: str, command: list[str], port: int) -> Child:
+def begin(name: str, command: list[str], port: int, own: dict[str, str] | None = None) -> Child:
     """A child that speaks to this server alone, whatever the user's profile says, and can import the project."""
-    environment = os.environ | {
-        "PREFECT_API_URL": local_api(port),
-        "PREFECT_UI_URL": f"http://{HOST}:{port}",
-        "PREFECT_SERVER_API_HOST": HOST,
-        "PREFECT_SERVER_API_PORT": str(port),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")])),
-        "PYTHONUNBUFFERED": "1",
-        "NO_COLOR": "1",
-    }
+    environment = (
+        os.environ
+        | (own or {})
+        | {
+            "PREFECT_API_URL": local_api(port),
+            "PREFECT_UI_URL": f"http://{HOST}:{port}",
+            "PREFECT_SERVER_API_HOST": HOST,
+            "PREFECT_SERVER_API_PORT": str(port),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")])),
+            "PYTHONUNBUFFERED": "1",
+            "NO_COLOR": "1",
+        }
+    )
     return start(name, command, environment, PROJECT, log_folder() / f"{name}-{port}.log")
 
 
@@ -141,24 +206,27 @@ def progress_line(show: Callable[[str], None], what: str, limit: int) -> Callabl
     return tell
 
 
-def worker_answers(port: int, name: str, since: datetime) -> bool:
-    """Whether this worker has reported to the server since then."""
+def answering(port: int, since: datetime) -> set[str]:
+    """Names of the workers that have reported to the server since then."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: local_api(port)}), get_client(sync_client=True) as client:
         workers = client.read_workers_for_work_pool(POOL)
-    return any(w.name == name and w.last_heartbeat_time and w.last_heartbeat_time > since for w in workers)
+    return {w.name for w in workers if w.last_heartbeat_time and w.last_heartbeat_time > since}
 
 
-def print_addresses(console: Console, port: int, root: str) -> None:
+def print_addresses(console: Console, port: int, root: str, workers: list[Worker]) -> None:
     """What an operator needs next."""
+    devices = [worker.device for worker in workers if worker.queue == "gpu"]
+    on = ", ".join(f"device {device}" for device in devices if device) or "no device"
     variable = "" if port == PORT else f"PREFECT_API_URL={local_api(port)} "
     for line in (
         f"Prefect UI   http://{HOST}:{port}",
         f"Run it       there: Deployments > pipeline > Run; or here: {variable}functa run digits --deployment",
         f"Runs go to   {root}",
+        f"Workers      1 on queue cpu, {len(devices)} on queue gpu ({on})",
         f"Logs         {log_folder()}",
-        "Ctrl-C stops server, worker and runs.",
+        "Ctrl-C stops server, workers and runs.",
     ):
         console.print(line, soft_wrap=True, highlight=False, markup=False)

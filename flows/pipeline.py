@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 from prefect import flow, get_run_logger
-from prefect.deployments import run_deployment
 
 from flows import stages
 from flows.config import OPTIONAL, PipelineConfig, stages_of
 from flows.ledger import Ledger
 from flows.preflight import preflight
+from flows.stage_runs import run_stage
 from tasks.dispatch import allow_children, stop_children
 from tasks.report.publish import publish
 from tasks.report.run import load_folder, report_data
@@ -76,16 +76,9 @@ def _here(stage: str, parameters: dict[str, Any]) -> None:
 
 
 def _by_deployment(stage: str, parameters: dict[str, Any]) -> None:
-    """Raises StageFailed if the child run does not complete: a failed child fails its parent."""
-    name = stage.replace("_", "-")
+    """A failed child fails its parent."""
     config = parameters["config"].model_dump(mode="json")
-    run: Any = run_deployment(f"{name}/{name}", parameters=parameters | {"config": config}, as_subflow=True)
-    if not run.state.is_completed():
-        raise StageFailed(f"{name}: run '{run.name}' ended as {run.state.name}: {run.state.message or 'see its logs'}")
-
-
-class StageFailed(Exception):
-    """A stage's run on a worker did not complete."""
+    run_stage(stage.replace("_", "-"), parameters | {"config": config})
 
 
 def _side_by_side(calls: Sequence[Callable[[], None]]) -> None:

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from flows.config import PipelineConfig
 from flows.ledger import MissingInput
-from flows.slots import on_gpu
+from flows.slots import gpu_slot
 from flows.stages import encode
 from storage.config import ImagesConfig
 from storage.errors import StorageError
@@ -20,7 +20,6 @@ PATIENCE_SECONDS = 24 * 3600.0  # behind another encoding of the same root
 
 
 @flow(name="re-encode", flow_run_name="re-encode {root}", persist_result=False)
-@on_gpu
 def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = None) -> None:
     """Encodes the images of a root that are new or changed, and no longer shows those that are gone.
 
@@ -42,8 +41,13 @@ def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = 
         check_source(root, config.images, images)
     if dispatch is not None:
         config = config.model_copy(update={"dispatch": dispatch})
-    _wait_for_others(root)
-    encode(root, config=config)
+    begun = time.monotonic()
+    while True:
+        _wait_for_others(root, begun)
+        with gpu_slot():
+            if not others_at_work(root):  # while this waited for its slot
+                encode(root, config=config)
+                return
 
 
 def config_to_repeat(root: str, record: StageRecord | None) -> PipelineConfig:
@@ -70,19 +74,25 @@ def check_source(root: str, source: ImagesConfig, images: str) -> None:
         raise MissingInput(f"{root}: images arrived in {images}, but it reads those in {source.location}")
 
 
-def _wait_for_others(root: str) -> None:
-    location, begun = open_location(root), time.monotonic()
+def _wait_for_others(root: str, begun: float) -> None:
+    """Returns when no other process encodes into the root. Raises StorageError after a day."""
     told = False
-    while True:
-        record = read_record(location, "encode")
-        try:
-            if record is not None:
-                check_not_at_work(location, record)
-            return
-        except StorageError as error:
-            if time.monotonic() - begun > PATIENCE_SECONDS:
-                raise
-            if not told:
-                get_run_logger().info(f"waits: {error}")
-                told = True
-            time.sleep(POLL_SECONDS)
+    while others := others_at_work(root):
+        if time.monotonic() - begun > PATIENCE_SECONDS:
+            raise StorageError(f"gave up after {PATIENCE_SECONDS / 3600:.0f} hours: {others}")
+        if not told:
+            get_run_logger().info(f"waits: {others}")
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+def others_at_work(root: str) -> str:
+    """Who encodes into the root; empty: nobody."""
+    location = open_location(root)
+    record = read_record(location, "encode")
+    try:
+        if record is not None:
+            check_not_at_work(location, record)
+    except StorageError as error:
+        return str(error)
+    return ""

@@ -56,7 +56,7 @@ def prefect_server() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The image sets beside the checkout; a test that needs them says so when they are missing."""
     if not (SHARED / "data").is_dir():

@@ -17,11 +17,11 @@ DEPLOYMENTS = {deployment["name"]: deployment for deployment in DOCUMENT["deploy
 
 
 def rendered(root: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    from deploy.bootstrap import render
+    from deploy.bootstrap import Place, render
 
-    for name in ("FUNCTA_PROJECT", "FUNCTA_ROOT"):
+    for name in ("FUNCTA_PROJECT", "FUNCTA_ROOT", "FUNCTA_CRON"):
         monkeypatch.setenv(name, "")  # render sets them; monkeypatch takes them back
-    return render(DOCUMENT, root)
+    return render(DOCUMENT, Place(root, cron="30 2 * * 1"))
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)
@@ -45,8 +45,39 @@ def test_rendering_fills_in_project_root_and_a_config_that_runs(monkeypatch: pyt
     assert document["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(PROJECT)}}]
     for deployment in document["deployments"]:
         assert deployment["parameters"]["root"] == "s3://bucket/runs"
-        assert PipelineConfig.model_validate(deployment["parameters"]["config"]) == load_config("digits")
-    assert "{{" not in yaml.safe_dump(document)
+        if deployment["name"] != "re-encode":  # which goes by what its root was encoded with
+            assert PipelineConfig.model_validate(deployment["parameters"]["config"]) == load_config("digits")
+    (schedule,) = document["deployments"][-1]["schedules"]
+    assert schedule["cron"] == "30 2 * * 1"
+    left = [line for line in yaml.safe_dump(document).splitlines() if "{{" in line]
+    assert [line.split("{{ ")[1].split()[0] for line in left] == ["event.payload.images", "event.payload.root"]
+
+
+def test_arrivals_ask_for_what_the_command_emits() -> None:
+    from flows.notify import DEPLOYMENT, EVENT
+
+    (trigger,) = DEPLOYMENTS["re-encode"]["triggers"]
+    assert trigger["expect"] == [EVENT]
+    assert DEPLOYMENT == "re-encode/re-encode"
+    assert DEPLOYMENTS["re-encode"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--gpus=0", "0: expected a whole number from 1"),
+        ("--cron=at noon", "'at noon' is no cron expression"),
+        ("--job-template=nowhere.json", "nowhere.json: no JSON file"),
+        ("--type=cloud", "invalid choice"),
+    ],
+)
+def test_a_wrong_option_of_bootstrap_is_told_before_a_server_is_asked(option: str, said: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.bootstrap", option],
+        cwd=PROJECT, env=clean_environment(tmp_path), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 def test_parameters_fit_the_flows_schema(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE = 60  # seconds that a busy server is asked again
-COMMAND = "import sys; from flows.operate import up; up(int(sys.argv[1]), sys.argv[2])"
+COMMAND = "import sys, json; from flows.operate import up; up(int(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3]))"
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,17 @@ def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Served]:
-    """`functa up` with a home of its own; stopped at the end, where the test has not done it."""
+def serving(folder: Path, devices: str | None = None, **options: Any) -> Iterator[Served]:
+    """`functa up` with a home of its own; stopped at the end, where the test has not done it.
+
+    devices: what it sees as CUDA_VISIBLE_DEVICES, for workers that hold a device each where there is none.
+    """
     port, home, root = free_port(), folder / "home", folder / "root"
+    faked = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(port), str(root)],
+        [sys.executable, "-c", COMMAND, str(port), str(root), json.dumps(options)],
         cwd=PROJECT,
-        env=clean_environment(home) | {"PYTHONUNBUFFERED": "1"},
+        env=clean_environment(home) | {"PYTHONUNBUFFERED": "1"} | faked,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

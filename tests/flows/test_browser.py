@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from flows.config import STAGES, PipelineConfig, load_config
+from tests.debian import install
 from tests.flows.serving import PROJECT, Served, eventually, serving
 from tests.flows.tiny import TINY
 
@@ -43,14 +44,7 @@ def chromium() -> dict[str, str]:
     """Where the browser and its driver are, installed where that is allowed; a skip says why not."""
     missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
     if missing:
-        wanted = f"apt-get install -y --no-install-recommends {' '.join(missing)}"
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            pytest.skip(f"no {' and '.join(missing)}, and this user may not install it: {wanted}")
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in ("apt-get update", wanted):
-            done = subprocess.run(command.split(), env=environment, capture_output=True, text=True, timeout=600)
-            if done.returncode:
-                pytest.skip(f"{command} failed: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+        install(*missing)
     return {program: str(shutil.which(program)) for program in PACKAGES}
 
 
@@ -65,7 +59,7 @@ def page(served: Served) -> str:
     """The address that `functa run --deployment` prints, once the pipeline has run on the worker."""
     command = [sys.executable, "-c", RUN, f"{served.root}-tiny", *TINY]
     done = subprocess.run(command, cwd=PROJECT, env=served.environment(), capture_output=True, text=True, timeout=600)
-    log = served.home / "functa" / f"worker-{served.port}.log"
+    log = served.home / "functa" / f"worker-gpu-0-{served.port}.log"
     assert done.returncode == 0, done.stdout + done.stderr + log.read_text()[-4000:]
     (address,) = re.findall(r"^Run 'pipeline digits': (http://\S+/flow-run/\S+)$", done.stdout, re.MULTILINE)
     return str(address)
@@ -138,6 +132,7 @@ def test_every_stages_run_page_shows_its_artifacts(browser: Any, served: Served,
     base = page.rsplit("/", 1)[0]
     artifacts = {
         "meta-train": ["meta-train-progress"],
+        "encode": ["encode-progress", "functaset"],
         "train-classifier": ["classifier-progress"],
         "train-diffusion": ["diffusion-progress"],
         "evaluate": ARTIFACTS,
@@ -159,6 +154,19 @@ def test_artifacts_render(browser: Any, served: Served, page: str, key: str, wan
         widths = browser.execute_script("return [...document.querySelectorAll('img')].map(i => i.naturalWidth)")
         assert widths
         assert min(widths) > 1
+
+
+def test_the_automations_page_shows_the_watch_and_the_trigger(browser: Any, page: str) -> None:
+    from deploy.bootstrap import WATCH
+
+    browser.get(f"{page.split('/runs/')[0]}/automations")
+    shown(browser, [WATCH, "re-encode when images arrive"], "automations")
+
+
+def test_the_deployments_page_shows_every_stage_and_the_schedule(browser: Any, page: str) -> None:
+    browser.get(f"{page.split('/runs/')[0]}/deployments")
+    names = [stage.replace("_", "-") for stage in STAGES]
+    shown(browser, [*names, "pipeline", "re-encode", "At 03:00 AM"], "deployments", 1600)
 
 
 def descriptions(schema: dict[str, Any]) -> list[str]:

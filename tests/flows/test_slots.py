@@ -1,0 +1,135 @@
+"""One run per device: the workers of `functa up`, the lock of a device, and what a waiting pipeline says."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from prefect.states import Completed, Running, Scheduled
+
+from flows import stage_runs
+from flows.config import ConfigError
+from flows.operate import workers_of_this_machine
+from flows.slots import device_lock
+from flows.stage_runs import StageFailed, follow
+from tests.flows.serving import PROJECT
+
+HOLDER = """
+import sys, time
+from flows.slots import device_lock
+with device_lock("7"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_each_device_has_a_worker_of_one_run_and_the_pipelines_one_without_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    waiting, *computing = workers_of_this_machine(4200, None)
+    assert (waiting.queue, waiting.limit, waiting.environment()) == ("cpu", None, {})
+    assert "--limit" not in waiting.command()
+    assert [worker.environment()["CUDA_VISIBLE_DEVICES"] for worker in computing] == ["3", "5"]
+    for worker in computing:
+        command = worker.command()
+        assert (worker.queue, command[command.index("--limit") + 1]) == ("gpu", "1")
+        assert worker.environment()["OMP_NUM_THREADS"] == "4"
+    assert len({worker.name for worker in (waiting, *computing)}) == 3
+    assert [worker.device for worker in workers_of_this_machine(4200, 1)[1:]] == ["3"]
+
+
+@pytest.mark.parametrize(("gpus", "said"), [(3, "--gpus 3, but this process sees 2: 3, 5"), (0, "expected at least 1")])
+def test_an_impossible_number_of_devices_is_wrong_from_the_arguments_alone(
+    gpus: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with pytest.raises(ConfigError, match=said):
+        workers_of_this_machine(4200, gpus)
+
+
+def test_without_a_gpu_nothing_is_pinned_and_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    _, *computing = workers_of_this_machine(4200, 2)
+    assert [worker.environment() for worker in computing] == [{"OMP_NUM_THREADS": "1"}] * 2
+
+
+def test_a_device_is_held_by_one_process_and_free_again_when_that_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER], cwd=PROJECT, env=environment, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    got = threading.Event()
+
+    def take() -> None:
+        with device_lock("7"):
+            got.set()
+
+    with device_lock("8"):  # another device is nobody's concern
+        thread = threading.Thread(target=take)
+        thread.start()
+        assert not got.wait(2.5)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert got.wait(10)
+        thread.join()
+
+
+class Played:
+    """A client whose answers about one run are given, the last one for ever."""
+
+    def __init__(self, *answers: Any, polled: bool = True) -> None:
+        self.answers = list(answers)
+        self.polled = polled
+
+    def read_flow_run(self, _: object) -> Any:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(state=answer, name="its run", work_queue_name="gpu")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(stage_runs, "get_run_logger", lambda: SimpleNamespace(warning=lines.append))
+    monkeypatch.setattr(stage_runs, "POLL_SECONDS", 0.01)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("unpolled", "expected"),
+    [(["gpu"], "encode: no worker has polled queue gpu of pool 'functa' for"), ([], "every worker of queue gpu is at")],
+)
+def test_a_pipeline_says_why_its_stage_waits(
+    unpolled: list[str], expected: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_runs, "WAITING_SECONDS", 0.05)
+    monkeypatch.setattr(stage_runs, "unpolled_queues", lambda client: unpolled)
+    client: Any = Played(*[Scheduled()] * 20, Running(), Completed())
+    assert follow(client, "run", "encode").state.is_completed()  # type: ignore[arg-type, union-attr]
+    assert said
+    assert expected in said[0]
+
+
+def test_a_server_that_is_away_for_a_while_does_not_fail_the_pipeline(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = httpx.ConnectError("refused")
+    client: Any = Played(Running(), away, away, Completed())
+    assert follow(client, "run", "encode").state.is_completed()  # type: ignore[arg-type, union-attr]
+    monkeypatch.setattr(stage_runs, "SILENCE_SECONDS", 0.05)
+    with pytest.raises(StageFailed, match=r"encode: the server has not answered for 0 s \(ConnectError\)"):
+        follow(Played(Running(), away), "run", "encode")  # type: ignore[arg-type]
+    assert not said
