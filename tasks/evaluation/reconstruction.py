@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from models.metrics import pca_psnr, pooled_psnr, psnr_of_errors
+from storage.commits import committed_receipt, live_shards, visible_rows
 from storage.errors import StorageError
-from storage.plans import row_id
+from storage.fragments import read_array
+from storage.plans import plan_rows, row_id
 from tasks.encoding.ranges import choose_quantizer
 from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
 from tasks.training.pictures import spread
@@ -44,13 +46,29 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
 def _pixels_of(bench: Bench, ids: np.ndarray) -> Tensor:
     """The test images of the stored rows, by id: the store's order is its own."""
     places = {row_id(key): i for i, key in enumerate(bench.test.keys)}
-    gone = sum(bytes(i) not in places for i in ids)
-    if gone:
+    gone, changed = sum(bytes(i) not in places for i in ids), _changed(bench)
+    if gone or changed:
         raise StorageError(
-            f"{gone} of {len(ids)} test images of {bench.job.functaset} are no longer there or readable: "
-            f"restore them, or encode again in another root"
+            f"{gone} of {len(ids)} test images of {bench.job.functaset} are no longer there or readable, {changed} "
+            "changed: restore them, or encode again"
         )
     return bench.test.batch(np.array([places[bytes(i)] for i in ids]))
+
+
+def _changed(bench: Bench) -> int:
+    """How many test images have other bytes than those that were encoded. Read again is what has another token."""
+    split, place, changed = bench.test.split, bench.functaset.location, 0
+    today = {key: row for row, key in enumerate(split.keys)}
+    for entry, plan in bench.functaset.fragments:
+        for shard in live_shards(entry, plan) if entry.split == "test" else ():
+            receipt, table = committed_receipt(place, entry, plan, shard), plan_rows(place, plan, shard)
+            rows = [int(row) for row in np.flatnonzero(visible_rows(entry, plan, receipt)) if table.keys[row] in today]
+            other = [row for row in rows if table.tokens[row] != split.tokens[today[table.keys[row]]]]
+            if other:
+                encoded = read_array(place, plan, receipt, "source_sha256")[other]
+                found = split.read([today[table.keys[row]] for row in other]).sha256
+                changed += int((encoded != found).any(1).sum())
+    return changed
 
 
 def _decode_raw(bench: Bench, z: Tensor) -> Tensor:

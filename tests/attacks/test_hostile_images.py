@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from storage.config import ImagesConfig
-from storage.decoding import BadImage, decode
+from storage.decoding import MAX_FILE_BYTES, BadImage, decode
 from storage.errors import StorageError
 from storage.images import open_images
+from storage.locations import Entry, LocalLocation
 from tests.storage.pictures import class_folders, encoded, noise
 
 pytestmark = [
@@ -147,3 +148,45 @@ def test_a_link_to_itself_hides_nothing_else(tmp_path: Path) -> None:
     os.symlink("one", tmp_path / "two")
     images = open_images(ImagesConfig(source="folder", location=str(tmp_path)))
     assert len(images.split("train")) + len(images.split("test")) == 8
+
+
+def test_a_file_of_more_bytes_than_the_cap_is_not_read(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", per_class=2)
+    class_folders(tmp_path / "test", per_class=1)
+    with open(tmp_path / "train/cat/huge.png", "wb") as file:
+        file.write(encoded(Image.fromarray(noise(1))))
+        file.truncate(MAX_FILE_BYTES + 1)  # a hole: it takes no room on the disk
+    split = open_images(ImagesConfig(source="folder", location=str(tmp_path))).split("train")
+    tracemalloc.start()
+    try:
+        batch = split.read(range(len(split)))
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+    (row,) = batch.reasons
+    assert split.keys[row] == "train/cat/huge.png"
+    assert "more bytes than a file may have" in batch.reasons[row]
+    assert batch.good.sum() == 4
+
+
+def test_a_file_that_grew_while_it_was_read_is_bad_until_it_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders(tmp_path / "train", per_class=2)
+    class_folders(tmp_path / "test", per_class=1)
+    path = tmp_path / "train/cat/000.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60])
+    split = open_images(ImagesConfig(source="folder", location=str(tmp_path), resolution=8)).split("train")
+    real = LocalLocation.entry
+
+    def then_it_grows(place: LocalLocation, key: str) -> Entry | None:
+        entry = real(place, key)
+        path.write_bytes(whole)
+        return entry
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalLocation, "entry", then_it_grows)
+        batch = split.read([split.keys.index("train/cat/000.png")])
+    assert batch.reasons == {0: "changed while it was read"}
+    assert split.read([split.keys.index("train/cat/000.png")]).good.all()

@@ -19,9 +19,12 @@ from storage.functaset import Functaset
 from storage.locations import open_location
 from storage.plans import load_plan, plan_rows
 from storage.verification import verify
+from tasks.config import EvaluationConfig
 from tasks.encoding.finalise import finalise
 from tasks.encoding.group import encode_group
 from tasks.encoding.plan import EncodeJob, plan
+from tasks.evaluation import reconstruction
+from tasks.evaluation.job import EvaluationJob
 from tests.tasks.test_encoding import bytes_of, encode, job
 from tests.tasks.test_encoding import field as field
 
@@ -398,6 +401,34 @@ def test_an_encoding_that_was_killed_after_its_commit_has_nothing_left_to_do(fie
     assert plan(work).groups == ()
     assert encode(work) == first
     assert bytes_of(tmp_path / "s") == before
+
+
+def test_a_test_image_that_is_another_by_now_is_not_compared_with_its_old_latent(field: Path, tmp_path: Path) -> None:
+    start(tmp_path / "x")
+    work = work_on(field, tmp_path)
+    encode(work)
+
+    def measure() -> float:
+        figures = reconstruction.measure(
+            EvaluationJob(
+                seed=0, images=work.images, quantization=work.encode.quantization,
+                evaluation=EvaluationConfig(bits=(8,), shown=2), calibration_images=20, functaset=work.functaset,
+                field=work.field, output=str(tmp_path / "run"), device="cpu",
+            )
+        )  # fmt: skip
+        return float(figures["psnr_test"])
+
+    before = measure()
+    os.utime(tmp_path / "x/test/a/000.png", ns=(5, 5))
+    assert measure() == before  # another time, the same bytes
+    put(tmp_path / "x", "test/a/000.png", 99)
+    with pytest.raises(StorageError, match=r"0 of 6 test images .*, 1 changed: restore them, or encode again"):
+        measure()
+    (tmp_path / "x/test/a/000.png").unlink()
+    with pytest.raises(StorageError, match=r"1 of 6 test images .* no longer there or readable, 0 changed"):
+        measure()
+    encode(work)
+    assert measure() != before
 
 
 def held(tmp_path: Path) -> dict[str, tuple[bytes, int]]:
