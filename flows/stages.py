@@ -1,6 +1,7 @@
 """One flow per stage. Each reads its inputs from the root, writes its output there, and does nothing if it stands."""
 
 from typing import Any
+from uuid import uuid4
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
@@ -22,8 +23,10 @@ from flows.preflight import preflight
 from flows.slots import on_gpu
 from storage.images import open_images
 from tasks import units
+from tasks.config import DispatchConfig
 from tasks.encoding.following import Following, encoding_speed
 from tasks.encoding.plan import Planned
+from tasks.encoding.planned import forget_images
 from tasks.fan_out import fan_out
 from tasks.progress import as_far_as_heard
 
@@ -87,11 +90,7 @@ def encode(
         # Before anything is planned: what comes after that is for the next time. A repair looks for nothing new.
         seen = "" if repair else images_digest(config.images)
         planned = units.retried(units.plan_encoding, config.dispatch)(job)
-        groups = planned["groups"]
-        images = sum(group["images"] for group in groups)
-        each = [{"job": job, "group": group, "images": images} for group in groups]
-        following = Following(job["functaset"], Planned.model_validate(planned))
-        stats = fan_out(units.retried(units.encode_shards, config.dispatch), each, config.dispatch, following)
+        stats = encode_groups(job, planned, config.dispatch)
         done = units.retried(units.finalise_encoding, config.dispatch)(job, planned)
         figures = done | encoding_speed(stats) | {"images_digest": seen}
         ledger.finish(record, done["info"]["content"], figures)
@@ -101,6 +100,18 @@ def encode(
             key="functaset",
             description=f"What {ledger.output(record)} holds",
         )
+
+
+def encode_groups(job: dict[str, Any], planned: dict[str, Any], dispatch: DispatchConfig) -> list[dict[str, Any]]:
+    """Maps over the planned groups of shards, wherever the config says; the stats of each."""
+    groups, run = planned["groups"], uuid4().hex
+    images = sum(group["images"] for group in groups)
+    each = [{"job": job, "group": group, "images": images, "run": run} for group in groups]
+    following = Following(job["functaset"], Planned.model_validate(planned))
+    try:
+        return fan_out(units.retried(units.encode_shards, dispatch), each, dispatch, following)
+    finally:
+        forget_images()
 
 
 @flow(name="train-classifier", flow_run_name="train-classifier {config.name}", persist_result=False)
