@@ -1,6 +1,7 @@
 """One flow per stage. Each reads its inputs from the root, writes its output there, and does nothing if it stands."""
 
 from typing import Any
+from uuid import uuid4
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
@@ -23,8 +24,10 @@ from flows.preflight import preflight
 from flows.slots import on_gpu
 from storage.images import open_images
 from tasks import units
+from tasks.config import DispatchConfig
 from tasks.encoding.following import Following, encoding_speed
 from tasks.encoding.plan import Planned
+from tasks.encoding.planned import forget_images
 from tasks.fan_out import fan_out
 from tasks.progress import as_far_as_heard
 
@@ -90,11 +93,7 @@ def encode(
         images = open_images(config.images)
         seen, classes = "" if repair else images_digest(images), images.classes
         planned = units.retried(units.plan_encoding, config.dispatch)(job)
-        groups = planned["groups"]
-        count = sum(group["images"] for group in groups)
-        each = [{"job": job, "group": group, "images": count} for group in groups]
-        following = Following(job["functaset"], Planned.model_validate(planned))
-        stats = fan_out(units.retried(units.encode_shards, config.dispatch), each, config.dispatch, following)
+        stats = encode_groups(job, planned, config.dispatch)
         done = units.retried(units.finalise_encoding, config.dispatch)(job, planned)
         # What a model that learns from it must have in common with it. A repair keeps the labels that there were.
         choices = digest({"fingerprint": done["info"]["fingerprint_digest"], "classes": classes})
@@ -107,6 +106,18 @@ def encode(
             key="functaset",
             description=f"What {ledger.output(record)} holds",
         )
+
+
+def encode_groups(job: dict[str, Any], planned: dict[str, Any], dispatch: DispatchConfig) -> list[dict[str, Any]]:
+    """Maps over the planned groups of shards, wherever the config says; the stats of each."""
+    groups, run = planned["groups"], uuid4().hex
+    images = sum(group["images"] for group in groups)
+    each = [{"job": job, "group": group, "images": images, "run": run} for group in groups]
+    following = Following(job["functaset"], Planned.model_validate(planned))
+    try:
+        return fan_out(units.retried(units.encode_shards, dispatch), each, dispatch, following)
+    finally:
+        forget_images()
 
 
 @flow(name="train-classifier", flow_run_name="train-classifier {config.name}", persist_result=False)

@@ -8,10 +8,12 @@ may send one runs code here.
 import logging
 import os
 import platform
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import DispatchConfig
@@ -23,19 +25,20 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 RESOURCES = {"GPU": 1}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CONNECT_SECONDS = 20
 WORKER_SECONDS = 90  # until a first worker is there
-LOST_SECONDS = 20  # without the scheduler: it would have come back
 
 
 @contextmanager
 def dask_runner(dispatch: DispatchConfig) -> "Iterator[tuple[DaskTaskRunner, Callable[[], None]]]":
     """A started task runner whose submissions ask for a GPU worker, and a call that raises when the cluster is lost.
 
-    Raises DispatchError: no scheduler answers, no worker has the resource, two of them share a device.
+    Raises DispatchError: no scheduler answers, no worker has the resource, two of them share a device; later that the
+    cluster was lost, or that one unit of work killed worker after worker.
     """
     import dask
-    from distributed import Client
+    from distributed import CancelledError, Client, KilledWorker
     from prefect_dask import DaskTaskRunner
 
     with _cluster(dispatch) as address:
@@ -52,7 +55,15 @@ def dask_runner(dispatch: DispatchConfig) -> "Iterator[tuple[DaskTaskRunner, Cal
         given: dict[str, Any] = {"address": address} if isinstance(address, str) else {"cluster": address}
         runner = DaskTaskRunner(**given, client_kwargs=client)
         with runner, dask.annotate(resources=RESOURCES):
-            yield runner, _watch(runner.client, dispatch)
+            try:
+                yield runner, _watch(runner.client, dispatch)
+            except CancelledError:  # before the loss itself was seen
+                raise _lost(dispatch) from None
+            except KilledWorker as error:
+                raise DispatchError(
+                    f"Dask cluster {_where(dispatch)}: {error.allowed_failures + 1} workers died one after the other "
+                    "of the same work (out of memory?); a smaller batch needs less"
+                ) from None
 
 
 @contextmanager
@@ -60,20 +71,19 @@ def _cluster(dispatch: DispatchConfig) -> "Iterator[str | SpecCluster]":
     if dispatch.address:
         yield dispatch.address
         return
+    import dask
     from distributed import Nanny, Scheduler, SpecCluster
     from distributed.security import Security
     from prefect.settings import PREFECT_API_URL
 
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # it tells of every connection
+    # They tell of every connection, of each that is not there when workers are ended at work, and of no dashboard.
+    for name, level in (("distributed", logging.CRITICAL), ("prefect.task_runner.dask", logging.WARNING)):
+        logging.getLogger(name).setLevel(level)
+    own = environments(dispatch.workers)
     security = Security.temporary()
     nanny = {"nthreads": 1, "host": HOST, "resources": RESOURCES, "memory_limit": 0, "dashboard": False}
-    nanny |= {"security": security, "protocol": "tls://", "silence_logs": logging.ERROR}
-    # Not every thread of a worker takes Prefect's settings from the run: each would start a server of its own.
-    told = {"PREFECT_API_URL": PREFECT_API_URL.value() or ""}
-    workers = {
-        number: {"cls": Nanny, "options": nanny | {"env": environment | told}}
-        for number, environment in enumerate(environments(dispatch.workers))
-    }
+    nanny |= {"security": security, "protocol": "tls://", "silence_logs": logging.CRITICAL}
+    workers = {number: {"cls": Nanny, "options": nanny | {"env": each}} for number, each in enumerate(own)}
     scheduler = {
         "host": HOST,
         "port": 0,
@@ -82,8 +92,48 @@ def _cluster(dispatch: DispatchConfig) -> "Iterator[str | SpecCluster]":
         "security": security,
         "protocol": "tls://",
     }
-    with SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": scheduler}, security=security) as cluster:
+    # Not every thread of a worker takes Prefect's settings from the run: each would start a server of its own.
+    told = {"PREFECT_API_URL": PREFECT_API_URL.value() or "", "DASK_LOGGING__DISTRIBUTED": "critical"}
+    told |= {name: own[0][name] for name in THREADS}
+    no_pages = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}  # plain HTTP, for anyone
+    with (
+        _environment(told),
+        dask.config.set(no_pages),
+        _begun_deaf(
+            lambda: SpecCluster(workers, scheduler={"cls": Scheduler, "options": scheduler}, security=security)
+        ) as cluster,
+    ):
         yield cluster
+
+
+def _begun_deaf(begin: "Callable[[], SpecCluster]") -> "SpecCluster":
+    """Begun in a thread that is deaf to SIGINT, as are all threads and processes that it starts.
+
+    Of a Ctrl-C, which a terminal sends to all of them, this process alone is to hear; it ends the others.
+    """
+    resource_tracker.ensure_running()  # or a first process would start it, and hear again afterwards
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return begin()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _environment(told: Mapping[str, str]) -> Iterator[None]:
+    """Adds to this process's environment, which is afterwards what it was.
+
+    A worker's torch may be loaded before its nanny gives it an environment of its own, so that it must inherit its
+    number of threads; and a nanny leaves words of its own in this one (a single thread), which trainings would heed.
+    """
+    before = dict(os.environ)
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
 
 
 def environments(workers: int) -> list[dict[str, str]]:
@@ -97,9 +147,8 @@ def environments(workers: int) -> list[dict[str, str]]:
             f"dispatch.workers={workers}, but this process sees {len(devices)} GPUs (one for each): lower it"
         )
     threads = str(max(1, threads_of_a_run() // workers))
-    shared = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     return [
-        shared | ({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {})
+        dict.fromkeys(THREADS, threads) | ({"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {})
         for number in range(workers)
     ]
 
@@ -120,7 +169,7 @@ def _sees_gpus() -> int:
 
 def _check_workers(client: "Client", dispatch: DispatchConfig) -> None:
     """There is a worker with the resource, each can import the project, and no two have the same GPU."""
-    where = dispatch.address or "of this machine"
+    where = _where(dispatch)
     begun = time.monotonic()
     while not (able := _able_workers(client)):
         if time.monotonic() - begun > WORKER_SECONDS:
@@ -164,20 +213,36 @@ def describe_worker() -> dict[str, Any]:
 
 
 def _watch(client: "Client", dispatch: DispatchConfig) -> Callable[[], None]:
-    """What raises DispatchError once the scheduler has been away for a while."""
-    heard = time.monotonic()
+    """What raises DispatchError once the scheduler is lost: whatever it was asked for has gone with it."""
 
     def check() -> None:
-        nonlocal heard
-        if client.status == "running":
-            heard = time.monotonic()
-        elif client.status == "closed" or time.monotonic() - heard > LOST_SECONDS:
-            raise DispatchError(
-                f"lost the Dask scheduler {dispatch.address or 'of this machine'}; what was written stands, the same "
-                "command continues"
-            )
+        if client.status != "running":
+            raise _lost(dispatch)
 
     return check
+
+
+def _lost(dispatch: DispatchConfig) -> DispatchError:
+    return DispatchError(
+        f"lost the Dask scheduler {_where(dispatch)}; what was written stands, the same command continues"
+    )
+
+
+def _where(dispatch: DispatchConfig) -> str:
+    return dispatch.address or "of this machine"
+
+
+def given_up() -> bool:
+    """On a worker, in the thread of a unit of work: whether nobody waits for it any more."""
+    from distributed import Status, get_worker
+
+    try:
+        worker = get_worker()
+        key = worker.get_current_task()
+    except ValueError:  # no worker's thread
+        return False
+    task = worker.state.tasks.get(key)
+    return task is None or task.state == "cancelled" or worker.status in (Status.closing, Status.closed, Status.failed)
 
 
 def _line(error: Exception) -> str:

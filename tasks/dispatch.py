@@ -21,6 +21,10 @@ class DispatchError(Exception):
     """Workers cannot be had, or were lost: one line. The work itself is not at fault."""
 
 
+class GivenUp(Exception):
+    """A unit of work ended early: the run that asked for it has."""
+
+
 class TrainingFailed(Exception):
     """A training process failed; the message is its own last word, or how it ended."""
 

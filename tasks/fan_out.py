@@ -1,8 +1,11 @@
 """Many units of work at once: in threads of this process, or on a Dask cluster, as the config says."""
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from tasks.config import DispatchConfig
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 TICK_SECONDS = 1.0
 POLL_SECONDS = 0.1
 
+_over: ContextVar[threading.Event] = ContextVar("over")  # set for the threads of a fan-out, once that has ended
+
 
 def fan_out(
     unit: "Task[..., Any]",
@@ -24,12 +29,12 @@ def fan_out(
     """Calls the task with each of the parameters; the results, in their order.
 
     `tick` is called about every second with the results that are there, in the order in which they came. What a task
-    raises is raised here as soon as it is known, and what was not begun is not.
+    raises is raised here as soon as it is known: what was not begun is not, and what runs finds itself given_up.
     Raises DispatchError where the Dask cluster cannot be reached, has no workers, or is lost.
     """
     if not each:
         return []
-    with _runner(dispatch) as (runner, check):
+    with _runner(dispatch) as (runner, check), _ending():
         futures = [runner.submit(unit, parameters=parameters) for parameters in each]
         came: dict[int, Any] = {}
         told = time.monotonic()
@@ -45,6 +50,30 @@ def fan_out(
                 told = time.monotonic()
                 tick(list(came.values()))
         return [came[number] for number in range(len(futures))]
+
+
+def given_up() -> bool:
+    """In a unit of work: whether its fan-out has ended without it (a failure, Ctrl-C, a run that was killed)."""
+    over = _over.get(None)
+    if over is not None:
+        return over.is_set()
+    if "distributed" not in sys.modules:
+        return False
+    from tasks import cluster
+
+    return cluster.given_up()
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Threads that are begun inside hear of its end."""
+    over = threading.Event()
+    before = _over.set(over)
+    try:
+        yield
+    finally:
+        over.set()
+        _over.reset(before)
 
 
 @contextmanager

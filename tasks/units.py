@@ -10,7 +10,8 @@ from prefect.tasks import Task
 
 from storage.errors import StorageError, TransientError
 from tasks.config import DispatchConfig
-from tasks.dispatch import TrainingFailed, train_in_child
+from tasks.dispatch import GivenUp, TrainingFailed, train_in_child
+from tasks.fan_out import given_up
 from tasks.progress import Lines, Progress, describe_row, time_left
 
 
@@ -20,7 +21,7 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
         state.result()
     except TransientError:
         return True
-    except (StorageError, ValueError, KeyError, NotImplementedError):
+    except (StorageError, GivenUp, ValueError, KeyError, NotImplementedError):
         return False
     except TrainingFailed as error:
         return error.may_pass
@@ -63,12 +64,13 @@ def plan_encoding(job: dict[str, Any]) -> dict[str, Any]:
 
 
 @unit("encode-shards", "encode {group[split]} shards {group[shards]}")
-def encode_shards(job: dict[str, Any], group: dict[str, Any], images: int) -> dict[str, Any]:
-    """Encodes one group of shards; its stats."""
+def encode_shards(job: dict[str, Any], group: dict[str, Any], images: int, run: str) -> dict[str, Any]:
+    """Encodes one group of shards; its stats. `images` are those of all groups, `run` a name that these share."""
     from tasks.encoding.group import encode_group
     from tasks.encoding.plan import EncodeJob, ShardGroup
 
-    return encode_group(EncodeJob.model_validate(job), ShardGroup.model_validate(group), images, Lines().show)
+    todo = ShardGroup.model_validate(group)
+    return encode_group(EncodeJob.model_validate(job), todo, images, Lines().show, run=run, given_up=given_up)
 
 
 @unit("finalise-encoding", "finalise encoding")
@@ -107,6 +109,8 @@ def sample_slice(job: dict[str, Any]) -> str:
     begun = time.monotonic()
 
     def show(done: int, total: int) -> None:
+        if given_up():
+            raise GivenUp(f"{done}/{total} samples were drawn when their run ended")
         left = time_left(done, total, done / max(1e-9, time.monotonic() - begun))
         progress.show(done, total, f"{done}/{total} samples drawn, {left}")
 

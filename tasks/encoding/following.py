@@ -20,7 +20,7 @@ class Following:
         self._shards = sum(len(group.shards) for group in planned.groups)
         self._images = sum(group.images for group in planned.groups)
         self._progress = Progress("encode-progress", f"Encoding of {self._images} images in {self._shards} shards")
-        self._before = written(self._location, planned.fragments)
+        self._before = self._done()
         self._begun = self._looked = time.monotonic()
 
     def __call__(self, stats: list[dict[str, Any]]) -> None:
@@ -30,16 +30,22 @@ class Following:
         if not last and now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        try:
-            done = written(self._location, self._planned.fragments)
-        except StorageError:
-            return  # a store that is away for a while; who must read it says so
-        self._progress.show(done, self._shards, self._line(done, now - self._begun, stats))
+        done = self._done()
+        if done is not None:
+            self._before = done if self._before is None else self._before
+            self._progress.show(done, self._shards, self._line(done, done - self._before, now - self._begun, stats))
 
-    def _line(self, done: int, seconds: float, stats: list[dict[str, Any]]) -> str:
-        since = (done - self._before) / max(1e-9, seconds)
+    def _done(self) -> int | None:
+        """Shards that stand; None from a store that is away for a while: who must read it says so."""
+        try:
+            return written(self._location, self._planned.fragments)
+        except StorageError:
+            return None
+
+    def _line(self, done: int, new: int, seconds: float, stats: list[dict[str, Any]]) -> str:
+        since = new / max(1e-9, seconds)
         parts = [f"{done} of {self._shards} shards"]
-        if done > self._before:
+        if new:
             parts.append(f"{since * self._images / self._shards:.0f} images/s")
         good = sum(each["images"] - each["bad"] for each in stats)
         if good:

@@ -25,10 +25,11 @@ from storage.fragments import Receipt, read_receipt, write_shard
 from storage.images import ImageBatch, Images
 from storage.locations import open_location
 from storage.plans import Plan, ShardRows, load_plan, plan_rows
+from tasks.dispatch import GivenUp
 from tasks.encoding.ahead import in_order
 from tasks.encoding.environment import environment
 from tasks.encoding.plan import EncodeJob, ShardGroup, check_fits
-from tasks.encoding.planned import PlannedImages
+from tasks.encoding.planned import PlannedImages, planned_images
 from tasks.progress import time_left
 from tasks.training.device import lent_device
 from tasks.training.meta_train import load_field
@@ -55,12 +56,22 @@ class _Shard:
         return sum(len(batch.good) for batch in self.read)
 
 
-def encode_group(job: EncodeJob, group: ShardGroup, images_in_run: int, progress: Tell | None = None) -> Stats:
+def encode_group(
+    job: EncodeJob,
+    group: ShardGroup,
+    images_in_run: int,
+    progress: Tell | None = None,
+    *,
+    run: str = "",
+    given_up: Callable[[], bool] = lambda: False,
+) -> Stats:
     """Encodes every shard of the group that has no receipt yet; returns its stats.
 
     They are images, bad, psnr (a sum), adopted (shards), seconds from start (`begun`, seconds since the epoch) to end,
     those that reading, encoding and writing took side by side, and mode (compiled or eager, and why). `progress` is
-    called after each shard with (shards done, shards, one line).
+    called after each shard with (shards done, shards, one line). Groups of one `run` share what this process has
+    listed of the images. Raises GivenUp before the next batch once `given_up` says so; shards that are whole are
+    written.
     """
     location = open_location(job.functaset)
     plan = load_plan(location, group.fragment)
@@ -71,10 +82,10 @@ def encode_group(job: EncodeJob, group: ShardGroup, images_in_run: int, progress
     if not left:
         tell(len(group.shards), len(group.shards), describe_stats(stats))
         return stats
-    images = PlannedImages(job.images, job.encode.augmentation)
+    images = planned_images(job.images, job.encode.augmentation, run)
     with lent_device(job.device) as device:
         loop, stats["mode"] = _loop(job, images.images, images_in_run, device)
-        work = _Work(job, group, plan, images, loop, stats, tell)
+        work = _Work(job, group, plan, images, loop, stats, tell, given_up)
         work.encode(left)
     return stats
 
@@ -90,6 +101,7 @@ class _Work:
     loop: InnerLoop
     stats: Stats
     tell: Tell
+    given_up: Callable[[], bool]
     begun: float = field(default_factory=time.monotonic)
     written: int = 0
 
@@ -103,6 +115,8 @@ class _Work:
         read = in_order(partial(self._read, rows) for _, rows in pieces)
         with _one_at_a_time() as write:
             for (shard, _), batch in zip(pieces, read, strict=True):
+                if self.given_up():
+                    raise GivenUp(f"shard {shard.number} of {self.group.split} was left: its run has ended")
                 self._encode(shard, batch)
                 if shard.encoded == len(shard.rows.keys):
                     write(partial(self._write, shard))

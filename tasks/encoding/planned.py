@@ -1,5 +1,6 @@
 """The images of a plan, found again by their keys: what came, went or changed since then shifts no other row."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from storage.plans import Name, ShardRows, row_id
 from tasks.config import AugmentationConfig
 from tasks.encoding.augment import Augmentation
 
+_listed: "dict[str, PlannedImages]" = {}  # of one run at most
+_listing = threading.Lock()
 NAMED = 5  # keys that a message names
 READ_ROWS = 256  # images in memory at once while their digests are compared
 
@@ -114,6 +117,29 @@ class PlannedImages:
                 batch = of_split.read([self._places[key][1] for key in some])
                 changed |= {key for key, found in zip(some, batch.sha256, strict=True) if bytes(found) != sha256[key]}
         return changed
+
+
+def planned_images(config: ImagesConfig, augmentation: AugmentationConfig, run: str) -> PlannedImages:
+    """The source as it is now; for groups of one run in one process, as it was when the first of them opened it.
+
+    To list a large folder, or to read a large array, takes longer than many a group. Nothing is read that is not of
+    the planned version: only an image that came back in between counts as gone. Kept until `forget_images`, or until
+    another run; "" is no run.
+    """
+    if not run:
+        return PlannedImages(config, augmentation)
+    with _listing:
+        if run not in _listed:
+            opened = PlannedImages(config, augmentation)
+            _listed.clear()
+            _listed[run] = opened
+        return _listed[run]
+
+
+def forget_images() -> None:
+    """Lets go of what planned_images has kept."""
+    with _listing:
+        _listed.clear()
 
 
 def some(keys: set[str]) -> str:
