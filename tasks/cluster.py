@@ -44,7 +44,12 @@ def dask_runner(dispatch: DispatchConfig) -> "Iterator[tuple[DaskTaskRunner, Cal
     with _cluster(dispatch) as address:
         try:
             probe = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-        except (OSError, ValueError) as error:  # unreachable; a tls:// address without certificates
+        except TypeError:
+            raise DispatchError(
+                f"dispatch.address={dispatch.address}: needs certificates; name them in Dask's configuration "
+                "(distributed.comm.tls: ca-file, client.cert, client.key)"
+            ) from None
+        except (OSError, ValueError) as error:
             raise DispatchError(
                 f"dispatch.address={dispatch.address}: no Dask scheduler answers ({_line(error)}); start one with "
                 "`dask scheduler`, or leave the address empty for processes of this machine"
@@ -180,7 +185,7 @@ def _check_workers(client: "Client", dispatch: DispatchConfig) -> None:
         time.sleep(0.5)
     try:
         described = client.run(describe_worker, workers=able)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # what a worker could not even unpickle comes as a plain Exception
         raise DispatchError(
             f"Dask cluster {where}: a worker cannot run this project ({_line(error)}): install it there"
         ) from None

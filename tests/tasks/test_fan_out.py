@@ -1,5 +1,6 @@
 """Many units at once, in threads and on Dask workers: order, failures, and that nothing outlives whoever asked."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -28,11 +30,13 @@ from storage.errors import StorageError, TransientError
 from storage.functaset import Functaset
 from tasks import units
 from tasks.config import AugmentationConfig, DispatchConfig
-from tasks.dispatch import GivenUp
+from tasks.dispatch import DispatchError, GivenUp
 from tasks.encoding import planned
 from tasks.encoding.finalise import finalise
+from tasks.encoding.following import Following
 from tasks.encoding.group import encode_group
-from tasks.encoding.plan import EncodeJob, Planned, plan
+from tasks.encoding.plan import EncodeJob, Planned, ShardGroup, plan
+from tests.tasks.dask_processes import scheduler, worker
 from tests.tasks.played import all_of, pids
 from tests.tasks.test_encoding import bytes_of, job, put
 from tests.tasks.test_encoding import field as field
@@ -56,6 +60,10 @@ def nothing_is_left(prefect_server: None) -> Iterator[None]:
     assert below() <= processes
     changed = {name for name in {*environment, *os.environ} if environment.get(name) != os.environ.get(name)}
     assert changed <= {"__DASK_PARENT_PID", "PYTEST_CURRENT_TEST"}
+
+
+def api() -> str:
+    return PREFECT_API_URL.value() or ""
 
 
 def eventually(true: Callable[[], object], seconds: float = 60) -> None:
@@ -82,7 +90,7 @@ def test_results_come_in_order_and_no_two_units_hold_a_device_at_once(
         turns = sorted((row["begun"], row["ended"]) for row in ran if row["CUDA_VISIBLE_DEVICES"] == device)
         assert all(ended <= begun for (_, ended), (begun, _) in pairwise(turns))
     assert {(row["threads"], row["OMP_NUM_THREADS"]) for row in ran} == {(1, "1")}  # its share of two
-    assert {row["PREFECT_API_URL"] for row in ran} == {PREFECT_API_URL.value()}
+    assert {row["PREFECT_API_URL"] for row in ran} == {api()}
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -106,7 +114,7 @@ def test_nothing_to_do_starts_nothing() -> None:
 def test_whoever_asked_is_killed_or_interrupted_and_nothing_is_left(
     runner: str, how: signal.Signals, tmp_path: Path
 ) -> None:
-    environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value() or "", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PREFECT_API_URL": api(), "OMP_NUM_THREADS": "1"}
     asking = subprocess.Popen(
         [sys.executable, "-m", "tests.tasks.played", runner, str(tmp_path)],
         cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -123,6 +131,55 @@ def test_whoever_asked_is_killed_or_interrupted_and_nothing_is_left(
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     if how == signal.SIGINT:
         assert errors.count("Traceback") == 1, errors
+
+
+def test_a_scheduler_that_is_lost_while_units_run_is_told_and_its_worker_works_on_for_nobody(tmp_path: Path) -> None:
+    with scheduler() as (address, process), worker(address, "--resources", "GPU=1", PREFECT_API_URL=api()):
+
+        def lose() -> None:
+            eventually(lambda: pids(tmp_path, 0))
+            process.kill()
+
+        losing = threading.Thread(target=lose)
+        losing.start()
+        each = [{"number": number, "folder": str(tmp_path), "seconds": 600} for number in range(3)]
+        with pytest.raises(DispatchError) as caught:
+            all_of(each, runner="dask", address=address)
+        losing.join()
+        said = f"lost the Dask scheduler {address}; what was written stands, the same command continues"
+        assert str(caught.value) == said
+        eventually((tmp_path / "0-given-up").exists)
+
+
+def test_a_server_that_does_not_answer_for_a_while_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("encoding.following.LOOK_SECONDS", "progress.ARTIFACT_SECONDS", "progress.LOG_SECONDS"):
+        monkeypatch.setattr(f"tasks.{name}", 0.0)
+    groups = [ShardGroup(fragment="f", split="train", shards=(n,), images=20) for n in range(3)]
+    todo = Planned(groups=tuple(groups), fragments=("f",))
+    (receipts := tmp_path / "fragments" / "f" / "receipts").mkdir(parents=True)
+
+    def nobody(*_: object) -> None:
+        httpx.get("http://127.0.0.1:9/api")  # a real refusal; a flow's own client never changes its server
+
+    def follow() -> None:
+        told = Following(str(tmp_path), todo)
+        for shard in range(2):
+            (receipts / f"{shard:06d}.0.json").touch()
+            with monkeypatch.context() as away:
+                if shard == 0:
+                    away.setattr("prefect.artifacts.update_progress_artifact", nobody)
+                told([])
+
+    logging.getLogger("prefect.flow_runs").addHandler(caplog.handler)
+    try:
+        in_a_flow(follow)
+    finally:
+        logging.getLogger("prefect.flow_runs").removeHandler(caplog.handler)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("progress could not be published: ") for line in lines)
+    assert any(line.startswith("2 of 3 shards, ") for line in lines)
 
 
 def encoding(field: Path, store: Path) -> tuple[EncodeJob, dict[str, Any]]:
