@@ -210,11 +210,10 @@ def test_the_images_of_the_project_hold_all_of_its_packages() -> None:
 
 
 def test_server_and_project_have_the_same_versions() -> None:
-    """Where both have a package. sqlalchemy apart: Prefect's scheduler needs one below 2.1."""
-    assert SERVER_LOCK.keys() - PROJECT_LOCK.keys() <= {"prefect-redis"}
-    shared = (SERVER_LOCK.keys() & PROJECT_LOCK.keys()) - {"sqlalchemy"}
+    """Of everything that both have."""
+    assert SERVER_LOCK.keys() - PROJECT_LOCK.keys() == {"prefect-redis"}
+    shared = SERVER_LOCK.keys() & PROJECT_LOCK.keys()
     assert {name: SERVER_LOCK[name] for name in shared} == {name: PROJECT_LOCK[name] for name in shared}
-    assert SERVER_LOCK["sqlalchemy"].startswith("2.0.")
 
 
 def test_one_version_of_prefect_everywhere() -> None:
