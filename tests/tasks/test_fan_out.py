@@ -100,7 +100,8 @@ def test_the_first_failure_is_raised_soon_and_ends_the_others(runner: str, tmp_p
     with pytest.raises(ValueError, match="the first of many"):
         all_of(each, runner=runner, workers=2)
     begun = {number for number in range(8) if pids(tmp_path, number)}
-    assert begun <= {0, 1, 2}  # 2: where 0 ran, before its failure was heard of
+    assert 0 in begun
+    assert len(begun) <= 3  # the third: where 0 ran, before its failure was heard of; Dask chooses which
     ended = {number for number in range(8) if (tmp_path / f"{number}-given-up").exists()}
     assert ended == begun - {0} if runner == "threads" else ended <= begun - {0}  # or their processes were ended
 
