@@ -73,6 +73,7 @@ def encode_group(
     listed of the images. Raises GivenUp before the next batch once `given_up` says so; shards that are whole are
     written.
     """
+    begun = time.monotonic()
     location = open_location(job.functaset)
     plan = load_plan(location, group.fragment)
     left = [shard for shard in group.shards if read_receipt(location, plan, shard) is None]
@@ -85,7 +86,7 @@ def encode_group(
     images = planned_images(job.images, job.encode.augmentation, run)
     with lent_device(job.device) as device:
         loop, stats["mode"] = _loop(job, images.images, images_in_run, device)
-        work = _Work(job, group, plan, images, loop, stats, tell, given_up)
+        work = _Work(job, group, plan, images, loop, stats, tell, given_up, begun)
         work.encode(left)
     return stats
 
@@ -102,7 +103,7 @@ class _Work:
     stats: Stats
     tell: Tell
     given_up: Callable[[], bool]
-    begun: float = field(default_factory=time.monotonic)
+    begun: float  # of the group, opening and compiling included
     written: int = 0
 
     def encode(self, left: Sequence[int]) -> None:
