@@ -23,12 +23,13 @@ from models.compilation import compiled
 from models.config import InnerConfig
 from models.field import Field
 from models.grid import patch_shape, pixel_coordinates
-from models.parallel import side_by_side
+from models.parallel import keep_memory, side_by_side
 from models.passes import FirstStep, first_gradient, first_step, inner_gradient, patch_errors, tensor_cores
 from models.patches import Patches, at, cut
 from models.sweep import Sweep
 
 Hot = Callable[..., Tensor]  # (field, first step, patches, rates, inner, scale) -> one value per patch
+Arguments = Callable[[slice, Patches], tuple[Any, ...]]  # (rows, their chunk) -> what a function takes of it
 
 
 def encode_patches(
@@ -127,6 +128,26 @@ class InnerLoop:
                 errors = sweep.errors(sweep.latents(first, rates))
         return errors.reshape(len(images), -1).mean(1)
 
+    def errors_at(self, images: Tensor, z: Tensor) -> Tensor:
+        """Squared error of each image decoded from latents z [B, s, s, c], [B]: of float32 passes at any precision.
+
+        What decoding the batch would give, but in chunks that stay in cache and compiled where the loop is. Raises
+        ValueError as encode.
+        """
+        self._check(images)
+        with torch.no_grad(), tensor_cores("float32"):
+            patches, latents = cut(self.field.config, images), z.flatten(0, -2)
+            if self._whole:
+                fields = self._copies
+
+                def of(field: Field) -> Arguments:
+                    return lambda rows, chunk: (field, latents[rows, None], chunk.targets, chunk.x, None, "float32")
+
+                errors = self._spread(patch_errors, patches, [of(field) for field in fields])
+            else:
+                errors = self._sweep(patches).errors(latents, "float32")
+        return errors.reshape(len(images), -1).mean(1)
+
     def outer_backward(self, images: Tensor, positions: Tensor | None = None, share: float = 1.0) -> Tensor:
         """Adds the gradient of share times the outer loss to every shared parameter; returns each image's error [B].
 
@@ -181,7 +202,7 @@ class InnerLoop:
             for output, jacobian, leaf in [[t.detach().requires_grad_() for t in shared]]
         ]
         if self._whole:
-            errors = self._spread(encoded_errors, patches, workers)
+            errors = self._spread(encoded_errors, patches, [self._of_loop(worker, patches) for worker in workers])
         else:
             errors = self._sweep(patches).backward(workers[0].first, workers[0].rates)
         # What the chunks share is differentiated once, from the sum of the chunks' cotangents.
@@ -197,23 +218,31 @@ class InnerLoop:
 
     def _over_chunks(self, function: Hot, patches: Patches, first: FirstStep, rates: Tensor) -> Tensor:
         """The function's values for all patches, without a graph."""
-        return self._spread(function, patches, [Worker(field, first, rates) for field in self._copies])
+        workers = [Worker(field, first, rates) for field in self._copies]
+        return self._spread(function, patches, [self._of_loop(worker, patches) for worker in workers])
 
-    def _spread(self, function: Hot, patches: Patches, workers: list[Worker]) -> Tensor:
+    def _of_loop(self, worker: Worker, patches: Patches) -> Arguments:
+        """What a Hot function takes of a chunk."""
+        scale = self._scale(patches)
+
+        def arguments(_: slice, chunk: Patches) -> tuple[Any, ...]:
+            first, rates = worker.first.at(chunk.positions), at(worker.rates, chunk.positions)
+            return worker.field, first, chunk, rates, self.inner, scale
+
+        return arguments
+
+    def _spread(self, function: Callable[..., Tensor], patches: Patches, workers: Sequence[Arguments]) -> Tensor:
         """The function over all chunks, worker i taking chunks i, i + n, ...; differentiated where gradients are on.
 
         Which chunks a worker takes, and in which order it adds their gradients up, is fixed: so are all results.
         """
-        scale = self._scale(patches)
-        chunks = [chunk for _, chunk in patches.chunks(self.inner.chunk, len(workers))]
+        chunks = list(patches.chunks(self.inner.chunk, len(workers)))
         values: list[Tensor] = [patches.targets] * len(chunks)
 
         def work(number: int) -> None:
             worker = workers[number]
             for place in range(number, len(chunks), len(workers)):
-                chunk = chunks[place]
-                first, rates = worker.first.at(chunk.positions), at(worker.rates, chunk.positions)
-                value = run(worker.field, first, chunk, rates, self.inner, scale)
+                value = run(*worker(*chunks[place]))
                 if torch.is_grad_enabled():
                     value.sum().backward()
                 # A CUDA graph's next run writes where its last one's output lies.
@@ -221,8 +250,9 @@ class InnerLoop:
 
         parts = [partial(work, number) for number in range(min(len(workers), len(chunks)))]
         run = self._run(function, one_core=len(parts) > 1)
-        signature = (function, torch.is_grad_enabled(), chunks[0].targets.shape)
+        signature = (function, torch.is_grad_enabled(), chunks[0][1].targets.shape)
         if len(parts) == 1:
+            keep_memory()
             work(0)
         elif signature in self._built:
             side_by_side(parts)

@@ -8,6 +8,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -38,7 +39,7 @@ def side_by_side(parts: Sequence[Callable[[], Result]], threads: int | None = No
 def _pool(threads: int) -> ThreadPoolExecutor:
     with _lock:
         if threads not in _pools:
-            _keep_memory()
+            keep_memory()
             every = torch.get_num_threads()
             gate = threading.Barrier(threads)
 
@@ -52,10 +53,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         return _pools[threads]
 
 
-def _keep_memory() -> None:
-    """Asks glibc to keep what the threads free, lest every chunk pay for page faults (a third of the time was seen).
+@cache
+def keep_memory() -> None:
+    """Asks glibc to keep what was freed, lest every chunk pay for page faults (a third of the time was seen).
 
-    Only the main thread's heap learns this by itself. Other C libraries know no mallopt, and are left as they are.
+    Only a main thread's heap learns this by itself, and in a Dask worker not even that: Dask sets the environment
+    variable that makes malloc forget. Other C libraries know no mallopt, and are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -45,11 +45,11 @@ class Sweep:
                 z = z - rates * gradient
         return z
 
-    def errors(self, z: Tensor) -> Tensor:
-        """Mean squared error [N] of every patch at latents z, without a graph."""
+    def errors(self, z: Tensor, precision: str | None = None) -> Tensor:
+        """Mean squared error [N] of every patch at latents z, without a graph; in another precision if asked for."""
         with torch.no_grad():
             gathered = self._gather(z)
-            return torch.cat([self._errors(gathered[rows], chunk) for rows, chunk in self._chunks()])
+            return torch.cat([self._errors(gathered[rows], chunk, precision) for rows, chunk in self._chunks()])
 
     def backward(self, first: FirstStep, rates: Tensor) -> Tensor:
         """Adds the gradient of the sum of all errors to the field's parameters, `first` and `rates` (leaves).
@@ -95,9 +95,9 @@ class Sweep:
         run = self.run(inner_gradient)
         return run(self.field, z, chunk.targets, chunk.x, chunk.weights, self.scale, self.inner.precision)
 
-    def _errors(self, z: Tensor, chunk: Patches) -> Tensor:
+    def _errors(self, z: Tensor, chunk: Patches, precision: str | None = None) -> Tensor:
         run = self.run(patch_errors)
-        return run(self.field, z, chunk.targets, chunk.x, chunk.weights, self.inner.precision)
+        return run(self.field, z, chunk.targets, chunk.x, chunk.weights, precision or self.inner.precision)
 
     def _gather(self, z: Tensor) -> Tensor:
         config, index = self.field.config, neighbours(self.field.config)

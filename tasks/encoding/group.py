@@ -244,8 +244,7 @@ def encode_images(loop: InnerLoop, images: np.ndarray, batch: int) -> tuple[Tens
         filled[: len(part)] = part
         pixels = as_float(filled).to(device)
         z = loop.encode(pixels)
-        with torch.no_grad():
-            error = (loop.field(z, loop.resolution) - pixels).square().mean((1, 2, 3))
+        error = loop.errors_at(pixels, z)
         latents.append(z[: len(part)].cpu())
         errors.append(error[: len(part)].cpu())
     return torch.cat(latents), torch.cat(errors)

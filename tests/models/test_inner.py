@@ -65,7 +65,19 @@ def test_latents_and_errors_equal_the_plain_loop(variant: dict[str, Any]) -> Non
     torch.testing.assert_close(loop.prepared(1000).encode(images), expected)
     decoded = plain.reconstruct(loop.field, expected, loop.resolution)
     torch.testing.assert_close(loop.field(expected, loop.resolution), decoded)
-    torch.testing.assert_close(loop.errors(images), (decoded - images).square().flatten(1).mean(1).detach())
+    errors = (decoded - images).square().flatten(1).mean(1).detach()
+    torch.testing.assert_close(loop.errors(images), errors)
+    torch.testing.assert_close(loop.errors_at(images, expected), errors)
+
+
+def test_errors_at_latents_are_float32s_at_any_precision() -> None:
+    loop, images = make(precision="bf16")
+    loop.field.float()
+    images = images.float()
+    z = loop.encode(images)
+    expected = (loop.field(z, loop.resolution) - images).square().flatten(1).mean(1).detach()
+    torch.testing.assert_close(loop.errors_at(images, z), expected, rtol=1e-5, atol=0)
+    assert not torch.allclose(loop.errors(images), expected, rtol=1e-4, atol=0)  # bf16's own
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
