@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
@@ -26,13 +27,13 @@ from prefect.client.schemas.actions import (
 )
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL
 from prefect.states import StateType
 from prefect.utilities.templating import apply_values
 
 from flows.config import ConfigError, load_config
-from flows.server import GPU_LIMIT
+from flows.server import GPU_LIMIT, absolute
 
 PROJECT = Path(__file__).resolve().parents[1]
 PREFECT_FILE = PROJECT / "deploy" / "prefect.yaml"
@@ -52,6 +53,7 @@ class Place:
 
     root: str
     gpus: int | None = None
+    at_least: bool = False  # more slots than gpus stay
     cron: str = NIGHTLY
     project: str = str(PROJECT)  # where the checkout lies on the workers
     pool_type: str = "process"
@@ -74,7 +76,7 @@ def bootstrap(place: Place) -> dict[str, list[str]]:
             raise BootstrapError(f"{client.api_url}: no Prefect server answers ({fault}); set PREFECT_API_URL to one")
         for pool_name, names in queues.items():
             create_pool(client, place, pool_name, names)
-        slots = create_limit(client, place.gpus)
+        slots = create_limit(client, place.gpus, place.at_least)
         watch_over_runs(client)
     deploy(document)
     return {
@@ -115,13 +117,15 @@ def create_pool(client: SyncPrefectClient, place: Place, pool: str, queues: list
             client.create_work_queue(queue, work_pool_name=pool)
 
 
-def create_limit(client: SyncPrefectClient, gpus: int | None) -> int:
-    """The concurrency limit of runs that compute; its slots."""
+def create_limit(client: SyncPrefectClient, gpus: int | None, at_least: bool = False) -> int:
+    """The concurrency limit of runs that compute; its slots. Those that an operator added stay with at_least."""
     try:
         standing = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
     except ObjectNotFound:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=gpus or 1))
         return gpus or 1
+    if gpus is not None and at_least:
+        gpus = max(gpus, standing.limit)
     if gpus is not None and standing.limit != gpus:
         client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(limit=gpus))
     return standing.limit if gpus is None else gpus
@@ -148,10 +152,15 @@ def watch_over_runs(client: SyncPrefectClient) -> None:
         actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)],
     )
     standing = client.read_automations_by_name(WATCH)
-    if standing:
-        client.update_automation(standing[0].id, watch)
-    else:
+    if not standing:
         client.create_automation(watch)
+    elif _told(standing[0]) != _told(watch):  # written anew it would forget the runs that it is watching
+        client.update_automation(standing[0].id, watch)
+
+
+def _told(automation: AutomationCore) -> dict[str, Any]:
+    """What it is, without the ids that a server adds."""
+    return automation.model_dump(include=set(AutomationCore.model_fields), exclude={"trigger": {"id"}})
 
 
 def deploy(document: dict[str, Any]) -> None:
@@ -176,16 +185,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.bootstrap", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=str(PROJECT / "functa-runs" / "digits"), help="where runs go by default")
     parser.add_argument("--gpus", type=positive, help="slots of the limit, one for each device (new: 1)")
+    parser.add_argument("--at-least", action="store_true", help="never fewer slots than there are")
     parser.add_argument("--cron", type=schedule, default=NIGHTLY, help="when to look for new images, in UTC")
     parser.add_argument("--type", choices=POOL_TYPES, default="process", help="of the work pool")
     parser.add_argument("--project", default=str(PROJECT), help="where the checkout lies on the workers")
     parser.add_argument("--job-template", type=template, help="a JSON file: the work pool's base job template")
     given = parser.parse_args()
-    place = Place(given.root, given.gpus, given.cron, given.project, given.type, given.job_template)
+    place = Place(
+        absolute(given.root), given.gpus, given.at_least, given.cron, given.project, given.type, given.job_template
+    )
     try:
         made = bootstrap(place)
-    except (BootstrapError, ConfigError) as error:
-        sys.stderr.write(f"bootstrap: {error}\n")
+    except (BootstrapError, ConfigError, httpx.HTTPError, PrefectException) as error:
+        sys.stderr.write(f"bootstrap: {' '.join(str(error).split()) or type(error).__name__}\n")
         return 2 if isinstance(error, ConfigError) else 1
     sys.stdout.write("; ".join(f"{what}: {', '.join(names)}" for what, names in made.items()) + "\n")
     return 0

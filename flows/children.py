@@ -45,6 +45,8 @@ def start(name: str, command: list[str], environment: dict[str, str], folder: Pa
     """A child whose output goes to the log, out of reach of the terminal's Ctrl-C."""
     log.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
+    if log.exists():  # what the last one said may explain why there is a new one
+        log.replace(log.with_suffix(f"{log.suffix}.1"))
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

@@ -1,6 +1,7 @@
 """Run the pipeline on a server's workers (`functa run --deployment`) and follow it."""
 
 import json
+import os
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -120,7 +121,6 @@ def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRu
         "config": config.model_dump(mode="json"),
         "root": absolute(root),
         "from_root": absolute(from_root) if from_root else None,
-        "through_deployments": True,
     }
     try:
         run: FlowRun = run_deployment(  # type: ignore[assignment]
@@ -141,9 +141,10 @@ def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRu
 
 def run_address(api: str, run_id: "UUID") -> str:
     """The run's page, in the UI that this server shows by default (the old addresses open the old UI)."""
-    base = api.removesuffix("/api")
+    served = api.removesuffix("/api")
+    base = os.environ.get("PREFECT_UI_URL", served).rstrip("/")  # a container reaches the API by another name
     try:
-        settings = json.loads(fetch(f"{base}/ui-settings"))
+        settings = json.loads(fetch(f"{served}/ui-settings"))
         path = settings[f"{settings['default_ui']}_base_url"].rstrip("/")
     except (OSError, ValueError, KeyError, AttributeError):
         path = ""
@@ -164,7 +165,7 @@ def follow(client: "SyncPrefectClient", run_id: "UUID", address: str, console: C
                 if run.state is not None and run.state.is_final():
                     return run.state
                 time.sleep(POLL_SECONDS)
-            except httpx.TransportError:
+            except httpx.HTTPError:  # of a proxy before a server that starts again too
                 silence = time.monotonic() - heard
                 if silence > SILENCE_SECONDS:
                     raise OperateError(f"no answer for {silence:.0f} s; the run may go on: {address}") from None

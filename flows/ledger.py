@@ -1,7 +1,6 @@
 """What of a run already stands: stage records, digests, and what another root can lend. Free of torch and Prefect."""
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from flows.config import OPTIONAL, PipelineConfig, digest, inputs_of, stage_config, stages_of
+from flows.others import check_nobody_at_work, current_flow_run
 from storage.errors import StorageError
 from storage.images import Images, open_images
 from storage.locations import Location, open_location
@@ -19,7 +19,6 @@ from storage.root import read_root
 from storage.stages import (
     OUTPUTS,
     StageRecord,
-    check_not_at_work,
     check_same_config,
     is_borrowed,
     output_location,
@@ -178,7 +177,7 @@ class Ledger:
         """
         before = read_record(self.location, stage)
         if before is not None:
-            check_not_at_work(self.location, before)
+            check_nobody_at_work(self.location, before)
         record = self._begin(stage)
         try:
             yield record
@@ -205,7 +204,7 @@ class Ledger:
             started=now(),
             owner=this_process(),
             device=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            flow_run=_flow_run(),
+            flow_run=current_flow_run(),
             versions={name: version(name) for name in PACKAGES},
         )
         before = read_record(self.location, stage)
@@ -262,16 +261,6 @@ class Ledger:
 
 def _same_work(one: StageRecord, other: StageRecord) -> bool:
     return (one.config, one.inputs) == (other.config, other.inputs)
-
-
-def _flow_run() -> str:
-    """Id of the flow run that this is part of; empty outside of one. Does not load Prefect."""
-    if "prefect.context" not in sys.modules:
-        return ""
-    from prefect.context import FlowRunContext
-
-    context = FlowRunContext.get()
-    return "" if context is None or context.flow_run is None else str(context.flow_run.id)
 
 
 class MissingInput(Exception):

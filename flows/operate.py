@@ -82,13 +82,15 @@ def up(
     console = console or Console()
     prepare_environment()
     check_port(port)
+    check_cron(cron)
     workers = workers_of_this_machine(port, gpus)
     root = absolute(root or DEFAULT_ROOT)
     children: list[Child] = []
     with signals_caught() as caught:
         try:
             serve(children, caught, port, console)
-            set_up(children, caught, port, [*bootstrap_options(root, cron), "--gpus", str(len(workers) - 1)], console)
+            slots = ["--gpus", str(len(workers) - 1), "--at-least"]  # other machines may have added theirs
+            set_up(children, caught, port, [*bootstrap_options(root, cron), *slots], console)
             work(children, caught, port, workers, console)
             print_addresses(console, port, root, workers)
             if open_browser:
@@ -108,6 +110,18 @@ def check_port(port: int) -> None:
         raise ConfigError(f"--port {port} {fault}")
     if fault:
         raise OperateError(f"port {port} {fault}: name a free one, such as --port {port + 1 if port < 65535 else PORT}")
+
+
+def check_cron(cron: str | None) -> None:
+    """Raises ConfigError for what is no cron expression; Prefect is loaded only for one."""
+    if cron is None:
+        return
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        CronSchedule(cron=cron)
+    except ValueError:
+        raise ConfigError(f"--cron '{cron}': expected a cron expression, such as '0 3 * * *'") from None
 
 
 def workers_of_this_machine(port: int, gpus: int | None) -> list[Worker]:
@@ -182,6 +196,8 @@ def begin(name: str, command: list[str], port: int, own: dict[str, str] | None =
             "PREFECT_UI_URL": f"http://{HOST}:{port}",
             "PREFECT_SERVER_API_HOST": HOST,
             "PREFECT_SERVER_API_PORT": str(port),
+            # Without a password: no page of another origin may speak to it through the operator's browser.
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")])),
             "PYTHONUNBUFFERED": "1",
             "NO_COLOR": "1",
@@ -208,11 +224,15 @@ def progress_line(show: Callable[[str], None], what: str, limit: int) -> Callabl
 
 def answering(port: int, since: datetime) -> set[str]:
     """Names of the workers that have reported to the server since then."""
+    import httpx
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: local_api(port)}), get_client(sync_client=True) as client:
-        workers = client.read_workers_for_work_pool(POOL)
+    try:
+        with temporary_settings({PREFECT_API_URL: local_api(port)}), get_client(sync_client=True) as client:
+            workers = client.read_workers_for_work_pool(POOL)
+    except httpx.HTTPError:  # too busy to answer just now
+        return set()
     return {w.name for w in workers if w.last_heartbeat_time and w.last_heartbeat_time > since}
 
 

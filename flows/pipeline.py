@@ -14,6 +14,7 @@ from flows import stages
 from flows.config import OPTIONAL, PipelineConfig, stages_of
 from flows.ledger import Ledger
 from flows.preflight import preflight
+from flows.slots import started_by_worker
 from flows.stage_runs import run_stage
 from tasks.dispatch import allow_children, stop_children
 from tasks.report.publish import publish
@@ -23,29 +24,30 @@ Stage = Callable[[str, dict[str, Any]], None]
 
 
 @flow(name="pipeline", flow_run_name="pipeline {config.name}", persist_result=False)
-def pipeline(
-    root: str, *, from_root: str | None = None, through_deployments: bool = False, config: PipelineConfig
-) -> dict[str, Any]:
+def pipeline(root: str, *, from_root: str | None = None, config: PipelineConfig) -> dict[str, Any]:
     """Runs every stage that does not stand yet; returns the metrics.
+
+    As a run of its deployment each stage is a run of its own deployment too, on a worker that the server chooses; else
+    all are computed in this process.
 
     Args:
         root: Where everything goes: a folder or s3://bucket/prefix. A config other than the one that stands there needs
             another root.
         config: Everything that the run is made of.
         from_root: Finished stages are taken over from this root where their digests agree.
-        through_deployments: Each stage is a run of its own deployment, on a worker that the server chooses.
     """
     preflight(config, root, "pipeline")
     ledger = Ledger(config, root, from_root)
     ledger.all_standing()  # a conflict in a late stage is told before the first one starts
     allow_children()
-    run = _logged(_by_deployment if through_deployments else _here)
+    by_deployment = started_by_worker()
+    run = _logged(_by_deployment if by_deployment else _here)
     parameters = {"config": config, "root": root, "from_root": from_root}
     run("meta_train", parameters)
     run("encode", parameters)
     trainings = [stage for stage in stages_of(config) if stage in OPTIONAL]
     # Two trainings share the cores of one machine; on workers of their own each has all.
-    apart = through_deployments or len(trainings) < 2
+    apart = by_deployment or len(trainings) < 2
     share = {} if apart else {"threads": max(1, (os.cpu_count() or 1) // 2)}
     _side_by_side([partial(run, stage, parameters | share) for stage in trainings])
     run("evaluate", parameters)

@@ -7,12 +7,13 @@ from pydantic import ValidationError
 
 from flows.config import PipelineConfig
 from flows.ledger import MissingInput
+from flows.others import check_nobody_at_work
 from flows.slots import gpu_slot
 from flows.stages import encode
 from storage.config import ImagesConfig
 from storage.errors import StorageError
 from storage.locations import open_location
-from storage.stages import StageRecord, check_not_at_work, is_borrowed, read_record
+from storage.stages import StageRecord, is_borrowed, read_record
 from tasks.config import DispatchConfig
 
 POLL_SECONDS = 5.0
@@ -36,18 +37,23 @@ def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = 
     if record is None and not images:
         get_run_logger().info(f"{root}: nothing has been encoded there yet, so there is nothing to do again")
         return
-    config = config_to_repeat(root, record)
-    if images:
-        check_source(root, config.images, images)
-    if dispatch is not None:
-        config = config.model_copy(update={"dispatch": dispatch})
+    _check(root, images)
     begun = time.monotonic()
     while True:
         _wait_for_others(root, begun)
         with gpu_slot():
             if not others_at_work(root):  # while this waited for its slot
-                encode(root, config=config)
+                config = _check(root, images)  # what was waited for may have encoded by another one
+                encode(root, config=config if dispatch is None else config.model_copy(update={"dispatch": dispatch}))
                 return
+
+
+def _check(root: str, images: str) -> PipelineConfig:
+    """The root's own config. Raises MissingInput where there is none, or images arrived that are not the root's."""
+    config = config_to_repeat(root, read_record(open_location(root), "encode"))
+    if images:
+        check_source(root, config.images, images)
+    return config
 
 
 def config_to_repeat(root: str, record: StageRecord | None) -> PipelineConfig:
@@ -92,7 +98,7 @@ def others_at_work(root: str) -> str:
     record = read_record(location, "encode")
     try:
         if record is not None:
-            check_not_at_work(location, record)
+            check_nobody_at_work(location, record)
     except StorageError as error:
         return str(error)
     return ""

@@ -11,14 +11,16 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from flows.server import GPU_LIMIT, OperateError
+from tasks.progress import as_far_as_heard
 
 LEASE_SECONDS = 60.0  # a run that died holds its slot so long
 POLL_SECONDS = 1.0
+SILENCE_SECONDS = 120.0  # that a server may be away while a run waits for its slot
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,25 +56,57 @@ def gpu_slot() -> Iterator[None]:
         yield
         return
     from prefect import get_run_logger
-    from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
-    from prefect.concurrency.sync import concurrency
 
     begun = time.monotonic()
     with ExitStack() as held:
-        slot = concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False)
-        try:
-            held.enter_context(slot)
-        except ConcurrencySlotAcquisitionError:
-            raise OperateError(
-                f"the server has no concurrency limit '{GPU_LIMIT}': make it with `python -m deploy.bootstrap`"
-            ) from None
+        held.enter_context(_slot())
         device = os.environ.get("CUDA_VISIBLE_DEVICES")
-        for name in filter(None, (part.strip() for part in (device or "").split(","))):
+        names = {part.strip() for part in (device or "").split(",")} - {""}
+        for name in sorted(names):  # in one order, or two runs could wait for each other
             held.enter_context(device_lock(name))
         told = "its device" if device is None else f"device {device}" if device else "no GPU"
         waited = time.monotonic() - begun
         get_run_logger().info(f"has {told} of {platform.node()}, after {waited:.0f} s of waiting for a slot")
         yield
+
+
+@contextmanager
+def _slot() -> Iterator[None]:
+    """One slot of the server's limit. A server that is away when it is given back changes nothing: its lease ends."""
+    slot = _taken()
+    try:
+        yield
+    finally:
+        with as_far_as_heard("the end of its slot's lease"):
+            slot.__exit__(None, None, None)
+
+
+def _taken() -> AbstractContextManager[None]:
+    """The slot, once it is held. Raises OperateError: no such limit, or the server refuses or stays away."""
+    import httpx
+    from prefect import get_run_logger
+    from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+    from prefect.concurrency.sync import concurrency
+
+    away: float | None = None
+    while True:
+        slot = concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False)
+        asked = time.monotonic()
+        try:
+            slot.__enter__()
+            return slot
+        except ConcurrencySlotAcquisitionError as error:
+            fault = error.__cause__
+        if fault is None:
+            raise OperateError(
+                f"the server has no concurrency limit '{GPU_LIMIT}': make it with `python -m deploy.bootstrap`"
+            )
+        told = " ".join(str(fault).split()) or type(fault).__name__
+        away = asked if away is None else away
+        if not isinstance(fault, httpx.TransportError) or time.monotonic() - away > SILENCE_SECONDS:
+            raise OperateError(f"no slot of concurrency limit '{GPU_LIMIT}' could be had: {told}")
+        get_run_logger().warning(f"waits for a slot, but the server does not answer ({told})")
+        time.sleep(POLL_SECONDS)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def follow(client: "SyncPrefectClient", run_id: "UUID", name: str) -> "FlowRun":
     While no worker takes the run the log says so, and why. Raises StageFailed when the server stays away.
     """
     import httpx
+    from prefect.exceptions import ObjectNotFound
 
     heard = told = time.monotonic()
     while True:
@@ -51,6 +52,8 @@ def follow(client: "SyncPrefectClient", run_id: "UUID", name: str) -> "FlowRun":
             if waits and heard - told >= WAITING_SECONDS:
                 told = heard
                 get_run_logger().warning(f"{name}: {_why_it_waits(client, run)}")
+        except ObjectNotFound:
+            raise StageFailed(f"{name}: its run was deleted from the server; what it wrote stands") from None
         except httpx.HTTPError as error:
             silence = time.monotonic() - heard
             if silence > SILENCE_SECONDS:

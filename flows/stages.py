@@ -114,10 +114,7 @@ def encode_groups(job: dict[str, Any], planned: dict[str, Any], dispatch: Dispat
     images = sum(group["images"] for group in groups)
     each = [{"job": job, "group": group, "images": images, "run": run} for group in groups]
     following = Following(job["functaset"], Planned.model_validate(planned))
-    try:
-        return fan_out(units.retried(units.encode_shards, dispatch), each, dispatch, following)
-    finally:
-        forget_images()
+    return fan_out(units.retried(units.encode_shards, dispatch), each, dispatch, following, forget_images)
 
 
 @flow(name="train-classifier", flow_run_name="train-classifier {config.name}", persist_result=False)

@@ -137,7 +137,7 @@ def _process(pid: int) -> str:
 def check_not_at_work(root: Location, record: StageRecord) -> None:
     """Raises StorageError if another process of this machine is at the stage now: two would spoil each other's files.
 
-    A process of another machine cannot be asked; a server's concurrency limits keep those apart.
+    A process of another machine cannot be asked; flows/others.py asks the server about its run.
     """
     if record.state == "running" and record.owner != this_process() and _lives_here(record.owner):
         pid = record.owner.split("/")[1]
@@ -151,6 +151,11 @@ def ended_unsaid(record: StageRecord) -> bool:
     """Whether the record says that somebody of this machine is at work, and that process is gone: it was killed."""
     here = record.owner.partition("/")[0] == socket.gethostname()
     return record.state == "running" and here and not _lives_here(record.owner)
+
+
+def is_elsewhere(record: StageRecord) -> bool:
+    """Whether the record says that a process of another machine is at work."""
+    return record.state == "running" and record.owner.partition("/")[0] != socket.gethostname()
 
 
 def _lives_here(owner: str) -> bool:

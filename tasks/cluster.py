@@ -12,7 +12,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,12 @@ WORKER_SECONDS = 90  # until a first worker is there
 
 
 @contextmanager
-def dask_runner(dispatch: DispatchConfig) -> "Iterator[tuple[DaskTaskRunner, Callable[[], None]]]":
+def dask_runner(
+    dispatch: DispatchConfig, ended: Callable[[], None] = lambda: None
+) -> "Iterator[tuple[DaskTaskRunner, Callable[[], None]]]":
     """A started task runner whose submissions ask for a GPU worker, and a call that raises when the cluster is lost.
 
+    `ended` is called at the end on every worker of an operator's cluster: ours end themselves.
     Raises DispatchError: no scheduler answers, no worker has the resource, two of them share a device; later that the
     cluster was lost, or that one unit of work killed worker after worker.
     """
@@ -69,6 +72,10 @@ def dask_runner(dispatch: DispatchConfig) -> "Iterator[tuple[DaskTaskRunner, Cal
                     f"Dask cluster {_where(dispatch)}: {error.allowed_failures + 1} workers died one after the other "
                     "of the same work (out of memory?); a smaller batch needs less"
                 ) from None
+            finally:
+                if dispatch.address and runner.client.status == "running":
+                    with suppress(Exception):  # a courtesy, which says nothing of the work
+                        runner.client.run(ended)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """How training leaves the flow's process: in a child that ends with it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -62,6 +63,8 @@ def train_in_child(
         )  # fmt: skip
         _children.add(child)
         try:
+            if _stopping.is_set():  # since it was asked above
+                _signal(child, signal.SIGTERM)
             return _converse(child, job, on_row, errors)
         finally:
             _stop(child)
@@ -104,15 +107,21 @@ def _tail(errors: IO[str], length: int = 2000) -> str:
 
 def _stop(child: subprocess.Popen[str]) -> None:
     if child.poll() is None:
-        os.killpg(child.pid, signal.SIGTERM)
+        _signal(child, signal.SIGTERM)
         try:
             child.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
+            _signal(child, signal.SIGKILL)
             child.wait()
     for stream in (child.stdin, child.stdout):
         if stream:
             stream.close()
+
+
+def _signal(child: "subprocess.Popen[str]", number: int) -> None:
+    """To the child and what it started, unless it has just ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
 
 
 def threads_of_a_run() -> int:
@@ -131,7 +140,7 @@ def stop_children() -> None:
     _stopping.set()  # a retry must not start what was just stopped
     for child in list(_children):
         if child.poll() is None:
-            os.killpg(child.pid, signal.SIGTERM)
+            _signal(child, signal.SIGTERM)
 
 
 def allow_children() -> None:

@@ -25,16 +25,18 @@ def fan_out(
     each: Sequence[dict[str, Any]],
     dispatch: DispatchConfig,
     tick: Callable[[list[Any]], None] = lambda results: None,
+    ended: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """Calls the task with each of the parameters; the results, in their order.
 
     `tick` is called about every second with the results that are there, in the order in which they came. What a task
     raises is raised here as soon as it is known: what was not begun is not, and what runs finds itself given_up.
+    `ended` is called afterwards in every process in which tasks ran and which lives on, to let go of what they kept.
     Raises DispatchError where the Dask cluster cannot be reached, has no workers, or is lost.
     """
     if not each:
         return []
-    with _runner(dispatch) as (runner, check), _ending():
+    with _runner(dispatch, ended) as (runner, check), _ending():
         futures = [runner.submit(unit, parameters=parameters) for parameters in each]
         came: dict[int, Any] = {}
         told = time.monotonic()
@@ -77,15 +79,20 @@ def _ending() -> Iterator[None]:
 
 
 @contextmanager
-def _runner(dispatch: DispatchConfig) -> "Iterator[tuple[TaskRunner[Any], Callable[[], None]]]":
+def _runner(
+    dispatch: DispatchConfig, ended: Callable[[], None]
+) -> "Iterator[tuple[TaskRunner[Any], Callable[[], None]]]":
     """The task runner, started, and what raises DispatchError if it was lost."""
     if dispatch.runner == "dask":
         from tasks.cluster import dask_runner
 
-        with dask_runner(dispatch) as started:
+        with dask_runner(dispatch, ended) as started:
             yield started
         return
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    with ThreadPoolTaskRunner(max_workers=dispatch.workers) as runner:
-        yield runner, lambda: None
+    try:
+        with ThreadPoolTaskRunner(max_workers=dispatch.workers) as runner:
+            yield runner, lambda: None
+    finally:
+        ended()

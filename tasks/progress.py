@@ -63,7 +63,7 @@ class Progress(Lines):
         """A log line and the artifact, each at most every few seconds; the last one always."""
         super().show(done, total, line)
         if done >= total or time.monotonic() - self._published >= ARTIFACT_SECONDS:
-            self._publish(100.0 * done / max(1, total))
+            self._publish(min(100.0, 100.0 * done / max(1, total)))
 
     def _publish(self, percent: float) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact

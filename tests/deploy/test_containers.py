@@ -194,6 +194,7 @@ def test_the_images_of_the_project_differ_in_their_environment_alone() -> None:
     )
     differing = [line for line in {*cpu, *gpu} if (line in cpu) != (line in gpu)]
     assert all(line.startswith("ENV ") for line in differing)
+    assert not any("NVIDIA_VISIBLE_DEVICES" in line for line in differing), "a pod without a device would see them all"
 
 
 def test_the_images_of_the_project_hold_all_of_its_packages() -> None:
@@ -267,6 +268,17 @@ def test_a_pod_has_the_devices_that_its_deployment_asks_for(variables: dict[str,
     container = rendered(variables)["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"] == limits
     assert "{{" not in json.dumps(container["resources"])
+
+
+def test_each_stages_pod_has_one_device_and_the_waiting_pipelines_none() -> None:
+    """By what deploy/prefect.yaml itself asks for."""
+    document = yaml.safe_load((DEPLOY / "prefect.yaml").read_text())
+    for deployment in document["deployments"]:
+        pool = deployment["work_pool"]
+        limits = rendered(pool.get("job_variables", {}))["spec"]["template"]["spec"]["containers"][0]["resources"][
+            "limits"
+        ]
+        assert limits.get("nvidia.com/gpu", 0) == (1 if pool["work_queue_name"] == "gpu" else 0)
 
 
 def test_pods_run_without_rights_and_have_their_secrets_by_reference() -> None:

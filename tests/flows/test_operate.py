@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -264,9 +265,9 @@ def snapshot(served: Served) -> dict[str, Any]:
     }
 
 
-def bootstrap(served: Served) -> None:
+def bootstrap(served: Served, *options: str) -> None:
     subprocess.run(
-        [sys.executable, "-m", "deploy.bootstrap", "--root", str(served.root)],
+        [sys.executable, "-m", "deploy.bootstrap", "--root", str(served.root), *options],
         cwd=PROJECT,
         env=served.environment(),
         check=True,
@@ -327,6 +328,34 @@ def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: S
     assert after["queues"] == before["queues"]
     untouched = {d["id"]: d for d in after["deployments"] if d["name"] != "evaluate"}
     assert untouched == {d["id"]: d for d in before["deployments"] if d["name"] != "evaluate"}
+
+
+@pytest.mark.server
+def test_bootstrap_again_leaves_the_watch_and_an_operators_slots(served: Served) -> None:
+    """Written anew the watch would forget the runs that it is watching."""
+
+    def standing() -> tuple[str, int]:
+        automations = {each["name"]: each for each in served.ask("automations/filter", {})}
+        return automations[WATCH]["trigger"]["id"], served.ask(f"v2/concurrency_limits/{server.GPU_LIMIT}")["limit"]
+
+    from deploy.bootstrap import WATCH
+
+    watch, slots = standing()
+    bootstrap(served, "--gpus", str(slots + 2))
+    bootstrap(served, "--gpus", str(slots), "--at-least")
+    assert standing() == (watch, slots + 2)
+    bootstrap(served, "--gpus", str(slots))
+    assert standing() == (watch, slots)
+
+
+@pytest.mark.server
+def test_pages_of_another_origin_may_not_speak_to_the_server(served: Served) -> None:
+    """It has no password: else any page in the operator's browser could start runs."""
+    asked = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    own = asked | {"Origin": f"http://127.0.0.1:{served.port}"}
+    for headers, allowed in ((asked, False), (own, True)):
+        answer = httpx.options(f"http://127.0.0.1:{served.port}/api/flow_runs/filter", headers=headers)
+        assert (answer.headers.get("access-control-allow-origin") == headers["Origin"]) == allowed
 
 
 @pytest.mark.server

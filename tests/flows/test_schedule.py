@@ -219,9 +219,7 @@ def test_no_device_is_ever_held_twice_and_every_stage_ran_on_queue_gpu(served: S
     wait_until_idle(served)
     config = load_config("digits", TINY).model_dump(mode="json")
     roots = [served.root.parent / name for name in ("one", "two")]
-    runs = [
-        start(served, "pipeline", {"config": config, "root": str(root), "through_deployments": True}) for root in roots
-    ]
+    runs = [start(served, "pipeline", {"config": config, "root": str(root)}) for root in roots]
     held, slots = [], []
     while any(served.ask(f"flow_runs/{run}")["state_type"] not in ("COMPLETED", "FAILED", "CRASHED") for run in runs):
         held.append(devices_in_use(served))

@@ -1,6 +1,7 @@
 """One run per device: the workers of `functa up`, the lock of a device, and what a waiting pipeline says."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.states import Completed, Running, Scheduled
 
-from flows import stage_runs
+from flows import slots, stage_runs
 from flows.config import ConfigError
 from flows.operate import workers_of_this_machine
-from flows.slots import device_lock
+from flows.server import OperateError
+from flows.slots import device_lock, gpu_slot
 from flows.stage_runs import StageFailed, follow
 from tests.flows.serving import PROJECT
 
@@ -84,6 +87,88 @@ def test_a_device_is_held_by_one_process_and_free_again_when_that_is_killed(
         holder.wait()
         assert got.wait(10)
         thread.join()
+
+
+class PlayedLimit:
+    """prefect's `concurrency`: what comes of each attempt to take a slot (None: it is held), and of giving it back."""
+
+    def __init__(self, *attempts: Exception | None, fault: Exception | None = None) -> None:
+        self.attempts, self.fault, self.held = list(attempts), fault, 0
+
+    def __call__(self, *_: object, **__: object) -> "PlayedLimit":
+        return self
+
+    def __enter__(self) -> None:
+        if (error := self.attempts.pop(0)) is not None:
+            raise error
+        self.held += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.held -= 1
+        if self.fault is not None:
+            raise self.fault
+
+
+def refused(cause: Exception | None) -> Exception:
+    """As prefect wraps whatever happened."""
+    error = ConcurrencySlotAcquisitionError("Unable to acquire concurrency slots")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.fixture
+def slot(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Warnings that were logged; within, this process is a run of a deployment, without a device."""
+    lines: list[str] = []
+    log = SimpleNamespace(warning=lines.append, info=lambda line: None)
+    monkeypatch.setattr("prefect.get_run_logger", lambda: log)
+    monkeypatch.setattr(slots, "started_by_worker", lambda: True)
+    monkeypatch.setattr(slots, "POLL_SECONDS", 0.01)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return lines
+
+
+def test_a_server_that_is_away_when_the_slot_is_given_back_does_not_fail_what_was_done(
+    slot: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = PlayedLimit(None, None, fault=httpx.ConnectError("refused"))
+    monkeypatch.setattr("prefect.concurrency.sync.concurrency", limit)
+    with gpu_slot():
+        assert limit.held == 1
+    assert slot == ["the end of its slot's lease could not be published: refused"]
+    with pytest.raises(KeyError, match="of the stage itself"), gpu_slot():
+        raise KeyError("of the stage itself")
+
+
+def test_a_server_that_is_away_is_waited_for_before_a_slot_is_held(
+    slot: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = refused(httpx.ConnectError("refused"))
+    monkeypatch.setattr("prefect.concurrency.sync.concurrency", PlayedLimit(away, away, None))
+    with gpu_slot():
+        assert slot == ["waits for a slot, but the server does not answer (refused)"] * 2
+    monkeypatch.setattr(slots, "SILENCE_SECONDS", -1.0)
+    monkeypatch.setattr("prefect.concurrency.sync.concurrency", PlayedLimit(away))
+    with (
+        pytest.raises(OperateError, match=r"no slot of .*'functa-gpu' could be had: refused"),
+        gpu_slot(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (None, "the server has no concurrency limit 'functa-gpu': make it with `python -m deploy.bootstrap`"),
+        (ValueError("401 Unauthorized"), "no slot of concurrency limit 'functa-gpu' could be had: 401 Unauthorized"),
+    ],
+)
+def test_what_will_not_mend_itself_is_told_at_once(
+    cause: Exception | None, said: str, slot: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect.concurrency.sync.concurrency", PlayedLimit(refused(cause)))
+    with pytest.raises(OperateError, match=re.escape(said)), gpu_slot():
+        pass
 
 
 class Played:

@@ -1,0 +1,60 @@
+"""What the benchmark of dispatch says: its rates in closed form, and the whole of it on something small."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.dispatch import lanes, steady_rate
+from tests.benchmarks.script import answer
+
+
+def encoded(store: Path, groups: list[tuple[float, list[float]]], rows: int) -> tuple[Any, Any]:
+    """Stats and groups of so many rows a shard: (seconds when it began, seconds when each shard was written)."""
+    stats, planned, shard = [], [], 0
+    receipts = store / "fragments" / "f" / "receipts"
+    receipts.mkdir(parents=True)
+    for begun, ends in groups:
+        planned.append({"fragment": "f", "shards": list(range(shard, shard + len(ends)))})
+        stats.append({"begun": begun, "images": rows * len(ends)})
+        for end in ends:
+            path = receipts / f"{shard:06d}.0.json"
+            path.write_text("{}")
+            os.utime(path, (end, end))
+            shard += 1
+    return stats, planned
+
+
+def test_a_rate_is_that_of_the_time_in_which_every_worker_is_busy(tmp_path: Path) -> None:
+    one = [(0.0, [11.0, 12.0, 13.0]), (13.0, [14.0, 15.0, 16.0])]  # ten seconds of start-up, then a shard a second
+    other = [(5.0, [12.0, 14.0, 16.0]), (16.5, [18.0, 20.0, 22.0])]
+    found = lanes(*encoded(tmp_path, one + other, rows=8), tmp_path)
+    assert [[end for end, _ in lane] for lane in found] == [[11, 12, 13, 14, 15, 16], [12, 14, 16, 18, 20, 22]]
+    assert steady_rate(found) == pytest.approx(8 / 1 + 8 / 2)  # from 12 to 16, when both had written and were at work
+
+
+def test_empty_time_between_groups_counts(tmp_path: Path) -> None:
+    found = lanes(*encoded(tmp_path, [(0.0, [1.0, 2.0]), (6.0, [7.0, 8.0])], rows=14), tmp_path)
+    assert len(found) == 1
+    assert steady_rate(found) == pytest.approx(3 * 14 / 7)
+
+
+@pytest.mark.server
+@pytest.mark.timeout(300)
+def test_dispatch_is_measured_beside_bare_processes() -> None:
+    small = ["images.channels=3", "images.resolution=32", "field.width=32"]
+    options = [f"--set={value}" for value in small]
+    rows = answer(
+        "dispatch", "--preset", "digits", *options, "--eager", "--seconds", "0.5", "--alternations", "1",
+        "--empty", "3,5",
+    )  # fmt: skip
+    threads, dask, encoding = rows
+    assert [row["runner"] for row in (threads, dask)] == ["threads", "dask"]
+    assert threads["seconds_per_group"].keys() == {"3", "5"}
+    assert encoding["images_per_s"].keys() == {"bare", "two workers", "one worker"}
+    assert encoding["ratio"] == pytest.approx(
+        encoding["images_per_s"]["two workers"] / encoding["images_per_s"]["bare"], rel=0.01
+    )
+    assert json.dumps(encoding)
