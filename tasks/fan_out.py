@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prefect.tasks import Task
 
 TICK_SECONDS = 1.0
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.25
 
 _over: ContextVar[threading.Event] = ContextVar("over")  # set for the threads of a fan-out, once that has ended
 
