@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 RESOURCES = {"GPU": 1}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Of our own cluster: pages are plain HTTP, for anyone on the machine, and a worker that looks at its own stack a hundred
-# times a second, and at its clock fifty times, takes that time from what it computes.
+# Of our own cluster: a worker that looks at its own stack a hundred times a second, and at its clock fifty times, takes
+# that time from what it computes.
 QUIET = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
@@ -116,10 +116,10 @@ def _cluster(dispatch: DispatchConfig) -> "Iterator[str | SpecCluster]":
     # Not every thread of a worker takes Prefect's settings from the run: each would start a server of its own.
     told = {"PREFECT_API_URL": PREFECT_API_URL.value() or "", "DASK_LOGGING__DISTRIBUTED": "critical"}
     told |= {name: own[0][name] for name in THREADS}
-    settings = QUIET | {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}
+    no_pages = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}  # plain HTTP, for anyone
     with (
         _environment(told),
-        dask.config.set(settings),
+        dask.config.set(QUIET | no_pages),
         _begun_deaf(
             lambda: SpecCluster(workers, scheduler={"cls": Scheduler, "options": scheduler}, security=security)
         ) as cluster,
