@@ -212,3 +212,20 @@ def test_the_server_is_away_for_half_a_minute_and_the_run_goes_on(
     ends(workplace, run, "COMPLETED")
     assert stored(place(workplace, "server")) == undisturbed
     eventually(lambda: workplace.slots_held() == 0, LEASE_SECONDS + 60, "the slot is free")
+
+
+def test_the_server_is_away_when_the_run_ends_and_hears_of_it_later(
+    workplace: Cluster, config: PipelineConfig, two_workers: list[str], undisturbed: dict[str, str]
+) -> None:
+    """The slot's lease cannot be given back then, which must not fail what was done."""
+    run = begin(workplace, config, "late")
+    middle(workplace, "late", run)
+    workplace.kill("server")
+    try:
+        eventually(lambda: receipts(workplace, "late") == SHARDS, RUN_SECONDS, "every shard is written")
+        time.sleep(5)
+    finally:
+        workplace.start_server()
+    ends(workplace, run, "COMPLETED")
+    assert stored(place(workplace, "late")) == undisturbed
+    eventually(lambda: workplace.slots_held() == 0, LEASE_SECONDS + 60, "the slot is free")
