@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.server,
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1200),
 ]
 
 ARTIFACTS = ["metrics", "lineage", "reconstructions", "samples", "report"]
@@ -102,6 +102,10 @@ def shown(browser: Any, wanted: list[str], name: str, height: int = 1200) -> str
         browser.set_window_size(1500, height)
         browser.save_screenshot(str(Path(folder, f"{name}.png")))
         browser.set_window_size(1500, 1200)
+        phone = {"width": 390, "height": 1600, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+        browser.save_screenshot(str(Path(folder, f"{name}-phone.png")))
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     return text_of(browser)
 
 
@@ -205,7 +209,9 @@ def test_the_pages_report_to_nobody(browser: Any, page: str) -> None:
     assert not sent
 
 
-def test_submitting_the_run_form_as_it_is_starts_a_run_on_the_worker(browser: Any, served: Served, page: str) -> None:
+def test_submitting_the_run_form_as_it_is_runs_the_pipeline_on_the_workers(
+    browser: Any, served: Served, page: str
+) -> None:
     (deployment,) = (d for d in served.ask("deployments/filter", {}) if d["name"] == "pipeline")
     browser.get(f"{page.split('/runs/')[0]}/deployments/deployment/{deployment['id']}/run")
     shown(browser, ["Submit"], "form-top")
@@ -221,3 +227,5 @@ def test_submitting_the_run_form_as_it_is_starts_a_run_on_the_worker(browser: An
     sent, prefilled = (PipelineConfig.model_validate(row["parameters"]["config"]) for row in (run, deployment))
     assert sent == prefilled
     assert run["parameters"]["root"] == str(served.root)
+    eventually(lambda: served.ask(f"flow_runs/{run['id']}")["state_type"] == "COMPLETED", 800, "the pipeline has run")
+    assert json.loads((served.root / "metrics.json").read_text())["psnr_test"] > 25
