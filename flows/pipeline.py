@@ -13,6 +13,7 @@ from prefect import flow, get_run_logger
 from flows import stages
 from flows.config import OPTIONAL, PipelineConfig, stages_of
 from flows.ledger import Ledger
+from flows.orphans import outlive_the_worker
 from flows.preflight import preflight
 from flows.slots import started_by_worker
 from flows.stage_runs import run_stage
@@ -41,6 +42,8 @@ def pipeline(root: str, *, from_root: str | None = None, config: PipelineConfig)
     ledger.all_standing()  # a conflict in a late stage is told before the first one starts
     allow_children()
     by_deployment = started_by_worker()
+    if by_deployment:
+        outlive_the_worker()
     run = _logged(_by_deployment if by_deployment else _here)
     parameters = {"config": config, "root": root, "from_root": from_root}
     run("meta_train", parameters)

@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from flows.config import PipelineConfig
 from flows.ledger import MissingInput
+from flows.orphans import outlive_the_worker
 from flows.others import check_nobody_at_work
-from flows.slots import gpu_slot
+from flows.slots import gpu_slot, started_by_worker
 from flows.stages import encode
 from storage.config import ImagesConfig
 from storage.errors import StorageError
@@ -31,6 +32,8 @@ def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = 
         images: Where images arrived, as an event tells; they must be of the root's own source. Empty: by schedule.
         dispatch: Another dispatch than the one that the root was encoded with.
     """
+    if started_by_worker():
+        outlive_the_worker()
     if not root.strip():
         raise MissingInput("an event without payload.root: `functa notify ROOT --images URI` says which root it is for")
     record = read_record(open_location(root), "encode")

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from flows.orphans import outlive_the_worker
 from flows.server import GPU_LIMIT, OperateError
 from tasks.progress import as_far_as_heard
 
@@ -57,6 +58,7 @@ def gpu_slot() -> Iterator[None]:
         return
     from prefect import get_run_logger
 
+    outlive_the_worker()
     begun = time.monotonic()
     with ExitStack() as held:
         held.enter_context(_slot())
