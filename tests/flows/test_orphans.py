@@ -13,7 +13,7 @@ setup_logging()
 from flows.orphans import outlive_the_worker
 if sys.argv[1] == "outlives":
     outlive_the_worker()
-log = logging.getLogger("prefect.flow_runs")
+log = logging.getLogger("prefect.tests")
 log.info("first")
 sys.stdin.readline()  # the reader of this output is gone by now
 for number in range(3):
@@ -24,7 +24,7 @@ open(sys.argv[2], "w").write("done")
 """
 
 
-QUIET = {"PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
+QUIET = {"PREFECT_LOGGING_TO_API_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "INFO"}
 
 
 def run(how: str, done: str) -> int:
