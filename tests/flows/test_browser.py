@@ -214,7 +214,7 @@ def test_submitting_the_run_form_as_it_is_runs_the_pipeline_on_the_workers(
 ) -> None:
     (deployment,) = (d for d in served.ask("deployments/filter", {}) if d["name"] == "pipeline")
     browser.get(f"{page.split('/runs/')[0]}/deployments/deployment/{deployment['id']}/run")
-    shown(browser, ["Submit"], "form-top")
+    shown(browser, ["Where everything goes", "Submit"], "form-top")  # Submit is there before what it would submit
     (submit,) = (b for b in browser.find_elements("tag name", "button") if b.text.strip() == "Submit")
     browser.execute_script("arguments[0].scrollIntoView()", submit)
     submit.click()
