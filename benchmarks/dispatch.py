@@ -25,11 +25,9 @@ from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
 import numpy as np
 
+QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "WARNING"}
 Stats = list[dict[str, Any]]
 SHARDS = 4  # in a group
 SIDES = ("bare", "two workers", "one worker")
@@ -310,6 +308,8 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     options = arguments()
     if options.bare:
         print(json.dumps(encode_bare(json.load(sys.stdin))))

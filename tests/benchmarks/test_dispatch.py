@@ -28,11 +28,11 @@ def encoded(store: Path, groups: list[tuple[float, list[float]]], rows: int) -> 
 
 
 def test_a_rate_is_that_of_the_time_in_which_every_worker_is_busy(tmp_path: Path) -> None:
-    one = [(0.0, [11.0, 12.0, 13.0]), (13.0, [14.0, 15.0, 16.0])]  # ten seconds of start-up, then a shard a second
+    one = [(0.0, [11.0, 12.0, 13.0]), (13.0, [14.0, 15.0, 17.0])]  # ten seconds of start-up, then a shard a second
     other = [(5.0, [12.0, 14.0, 16.0]), (16.5, [18.0, 20.0, 22.0])]
     found = lanes(*encoded(tmp_path, one + other, rows=8), tmp_path)
-    assert [[end for end, _ in lane] for lane in found] == [[11, 12, 13, 14, 15, 16], [12, 14, 16, 18, 20, 22]]
-    assert steady_rate(found) == pytest.approx(8 / 1 + 8 / 2)  # from 12 to 16, when both had written and were at work
+    assert [[end for end, _ in lane] for lane in found] == [[11, 12, 13, 14, 15, 17], [12, 14, 16, 18, 20, 22]]
+    assert steady_rate(found) == pytest.approx((4 + 2.5) * 8 / 5)  # from 12 to 17: both had written and were at work
 
 
 def test_empty_time_between_groups_counts(tmp_path: Path) -> None:

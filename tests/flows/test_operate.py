@@ -312,8 +312,9 @@ def test_up_makes_the_limit_the_schedule_the_trigger_and_the_watch(served: Serve
     automations = {each["name"]: each for each in served.ask("automations/filter", {})}
     assert set(automations) == {WATCH, "re-encode when images arrive"}
     assert all(each["enabled"] for each in automations.values())
-    runs = served.ask("flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [again["id"]]}}})
-    assert any(run["auto_scheduled"] for run in runs), "the server has not planned the schedule's runs"
+    of_it = {"flow_runs": {"deployment_id": {"any_": [again["id"]]}}}
+    planned = "the server has planned the schedule's runs"
+    eventually(lambda: any(run["auto_scheduled"] for run in served.ask("flow_runs/filter", of_it)), 120, planned)
 
 
 @pytest.mark.server
