@@ -102,6 +102,20 @@ def stop(children: list[Child], caught: list[int]) -> None:
         child.process.wait()
 
 
+def left_behind(port: int) -> list[int]:
+    """Ids of a server and workers of this port whose parent is gone: it was killed, and could not stop them."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ()
+            ours = MARK in environment and environment.get("PREFECT_SERVER_API_PORT") == str(port)
+            if ours and process.ppid() == 1 and alive(process):
+                found.append(process.pid)
+    return sorted(found)
+
+
 def family(child: Child) -> "set[psutil.Process]":
     """The child and everything that it started, by the mark that they inherited.
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,7 +129,11 @@ def _run_deployed(config: PipelineConfig, root: str, from_root: str | None) -> i
     from flows.operate import run_deployed
 
     state = run_deployed(config, root, from_root)
-    return 0 if state.is_completed() else 1
+    if not state.is_completed():
+        return 1
+    with suppress(Exception):  # a root that the workers alone can reach
+        _tell(Ledger(config, root, from_root), "done")
+    return 0
 
 
 def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | None, **how: bool) -> None:

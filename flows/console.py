@@ -79,8 +79,9 @@ def print_summary(ledger: Ledger, word: str) -> None:
 
 
 def read_status(root: str) -> dict[str, Any]:
-    """{stages{name: state}, shards{done, left, bad}, images_per_s, damage[]}, from records and receipts alone.
+    """{stages{name: state}, shards{done, left, bad}, images_per_s, damage[], errors{}}, of records and receipts alone.
 
+    `errors` is what ended a stage's last try, by stage; one that stood before that still stands.
     A state is one of a record, or "not started", "missing" (its output is gone) or "damaged" (a line of `damage` says
     what). Who was killed cannot say so: of a process of this machine that is gone the state is "interrupted".
     """
@@ -97,7 +98,9 @@ def read_status(root: str) -> dict[str, Any]:
         garbled = any(f"/stages/{stage}.json" in line for line in damage)
         states[stage] = "damaged" if garbled else "not started" if record is None else _state(record, location, damage)
     shards: dict[str, Any] = {"done": 0, "left": 0, "bad": 0}
+    errors = {stage: record.error for stage, record in records.items() if record is not None and record.error}
     told: dict[str, Any] = {"stages": states, "shards": shards, "images_per_s": None, "damage": damage}
+    told["errors"] = errors
     encoded = records["encode"]
     if encoded is not None and states["encode"] != "missing":
         from storage.progress import status
@@ -148,6 +151,8 @@ def print_status(root: str, told: dict[str, Any]) -> None:
     shards = told["shards"]
     speed = "" if told["images_per_s"] is None else f"; {told['images_per_s']:.0f} images/s while encoding"
     console.print(f"Shards: {shards['done']} done, {shards['left']} left; {shards['bad']} bad inputs{speed}")
+    for stage, line in told["errors"].items():
+        console.print(f"{stage}, last try: {line}", soft_wrap=True, highlight=False, markup=False)
     for line in told["damage"]:
         console.print(f"Damaged: {line}", soft_wrap=True, highlight=False, markup=False)
 

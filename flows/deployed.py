@@ -69,8 +69,8 @@ def find_api() -> str:
     api = configured_api() or local_api(PORT)
     if healthy(api):
         return api
-    where = "PREFECT_API_URL names" if configured_api() else "PREFECT_API_URL is not set, and"
-    raise OperateError(f"{where} {api}, where no Prefect server answers: start one with `functa up`")
+    where = "which PREFECT_API_URL names" if configured_api() else "and PREFECT_API_URL names no other"
+    raise OperateError(f"no Prefect server answers at {api}, {where}: start one with `functa up`")
 
 
 def check_deployment(client: "SyncPrefectClient", api: str) -> None:
@@ -173,7 +173,7 @@ def follow(client: "SyncPrefectClient", run_id: "UUID", address: str, console: C
                 time.sleep(POLL_SECONDS)
             except KeyboardInterrupt:
                 console.print(f"The run goes on; cancel it on its page: {address}", soft_wrap=True, highlight=False)
-                raise
+                raise SystemExit(130) from None
 
 
 def state_name(run: "FlowRun") -> str:

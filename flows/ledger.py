@@ -182,11 +182,12 @@ class Ledger:
         try:
             yield record
         except BaseException as error:
+            told = " ".join(str(error).split())[:500]
             if record.output_digest:
-                write_record(self.location, record.model_copy(update={"state": "finished"}))
+                stands = {"state": "finished", "error": told or type(error).__name__}
+                write_record(self.location, record.model_copy(update=stands))
                 raise
             state = "failed" if isinstance(error, Exception) else "interrupted"
-            told = " ".join(str(error).split())[:500]
             by_config = isinstance(error, TrainingFailed) and error.by_config
             ended: dict[str, Any] = {"state": state, "error": told, "by_config": by_config}
             write_record(self.location, record.model_copy(update=ended))

@@ -1,6 +1,7 @@
 """`functa notify`: tells the server that images arrived, upon which deployment re-encode runs."""
 
 import asyncio
+from pathlib import Path
 
 from flows.deployed import find_api
 from flows.ledger import MissingInput
@@ -24,6 +25,8 @@ def notify(root: str, images: str) -> str:
 
     config = config_to_repeat(root, read_record(open_location(root), "encode"))
     check_source(root, config.images, images)
+    if Path(images).is_file():
+        raise MissingInput(f"{images}: is a file; name the folder that it came to")
     if "://" not in images and not open_location(images).entries():
         raise MissingInput(f"{images}: nothing is there, so nothing arrived")
     api = find_api()

@@ -9,13 +9,14 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from flows.children import Child, Interrupted, signals_caught, start, stop, wait
+from flows.children import Child, Interrupted, left_behind, signals_caught, start, stop, wait
 from flows.config import ConfigError
 from flows.deployed import run_deployed
 from flows.doctor import Check, doctor, print_checks
@@ -92,15 +93,40 @@ def up(
             slots = ["--gpus", str(len(workers) - 1), "--at-least"]  # other machines may have added theirs
             set_up(children, caught, port, [*bootstrap_options(root, cron), *slots], console)
             work(children, caught, port, workers, console)
-            print_addresses(console, port, root, workers)
+            print_addresses(console, port, root, workers, cron)
             if open_browser:
                 webbrowser.open(f"http://{HOST}:{port}")
             wait(children, caught, lambda: False)
         except Interrupted:
             console.print("\nStopping server, workers and runs (again: at once).")
         finally:
-            stop(children, caught)
+            stop(children[1:], caught)
+            if children and len(caught) < 2:
+                cancel_waiting(port)
+            stop(children[:1], caught)
     console.print("Stopped: no process is left.")
+
+
+def cancel_waiting(port: int) -> None:
+    """Cancels runs that no worker has begun: the next `functa up` would start them, for nobody.
+
+    Those that a schedule has planned stay. As far as the server answers: it ends next.
+    """
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.exceptions import PrefectException
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Cancelled, StateType
+
+    waiting = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])
+    asked = FlowRunFilter(state=FlowRunFilterState(type=waiting))
+    with suppress(httpx.HTTPError, PrefectException):
+        with temporary_settings({PREFECT_API_URL: local_api(port)}), get_client(sync_client=True) as client:
+            for run in client.read_flow_runs(flow_run_filter=asked):
+                if run.deployment_id is not None and not run.auto_scheduled:
+                    ended = Cancelled(message="`functa up` was stopped before a worker took it.")
+                    client.set_flow_run_state(run.id, ended, force=True)
 
 
 def check_port(port: int) -> None:
@@ -108,6 +134,11 @@ def check_port(port: int) -> None:
     fault = port_fault(port)
     if fault.startswith("is no port"):
         raise ConfigError(f"--port {port} {fault}")
+    if fault and (left := left_behind(port)):
+        raise OperateError(
+            f"port {port} {fault} that a killed `functa up` left behind, with its workers: end them (kill "
+            f"{' '.join(map(str, left))}), then start again"
+        )
     if fault:
         raise OperateError(f"port {port} {fault}: name a free one, such as --port {port + 1 if port < 65535 else PORT}")
 
@@ -236,7 +267,7 @@ def answering(port: int, since: datetime) -> set[str]:
     return {w.name for w in workers if w.last_heartbeat_time and w.last_heartbeat_time > since}
 
 
-def print_addresses(console: Console, port: int, root: str, workers: list[Worker]) -> None:
+def print_addresses(console: Console, port: int, root: str, workers: list[Worker], cron: str | None = None) -> None:
     """What an operator needs next."""
     devices = [worker.device for worker in workers if worker.queue == "gpu"]
     on = ", ".join(f"device {device}" for device in devices if device) or "no device"
@@ -245,6 +276,7 @@ def print_addresses(console: Console, port: int, root: str, workers: list[Worker
         f"Prefect UI   http://{HOST}:{port}",
         f"Run it       there: Deployments > pipeline > Run; or here: {variable}functa run digits --deployment",
         f"Runs go to   {root}",
+        f"New images   of that root are encoded {'every night at 3' if cron is None else f'at {cron}'} (UTC)",
         f"Workers      1 on queue cpu, {len(devices)} on queue gpu ({on})",
         f"Logs         {log_folder()}",
         "Ctrl-C stops server, workers and runs.",

@@ -9,6 +9,7 @@ from storage.progress import written
 from tasks.encoding.plan import Planned
 from tasks.progress import Progress, time_left
 
+TOLD_IMAGES = 32  # that a rate is told of
 LOOK_SECONDS = 5.0  # between listings
 
 
@@ -56,9 +57,12 @@ class Following:
 
 
 def encoding_speed(stats: list[dict[str, Any]]) -> dict[str, float]:
-    """{encode_images_per_s}: of all groups, from the begin of the first to the end of the last; empty: none ran."""
+    """{encode_images_per_s}: of all groups, from the begin of the first to the end of the last.
+
+    Empty where a few images or none were encoded: the time of those is what it takes to begin.
+    """
     worked = [each for each in stats if each["images"]]
-    if not worked:
+    if sum(each["images"] for each in worked) < TOLD_IMAGES:
         return {}
     seconds = max(each["begun"] + each["seconds"] for each in worked) - min(each["begun"] for each in worked)
     return {"encode_images_per_s": round(sum(each["images"] for each in worked) / max(1e-9, seconds), 2)}

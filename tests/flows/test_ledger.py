@@ -234,6 +234,9 @@ def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: Bas
     assert before is not None
     assert after is not None
     assert (after.state, after.output_digest, after.figures) == ("finished", before.output_digest, before.figures)
+    said = str(error) or type(error).__name__
+    assert after.error == said
+    assert read_status(book.root)["errors"] == {"encode": said}
     assert book.all_standing()
     # Killed at it, and failed the next time.
     write_record(book.location, after.model_copy(update={"state": "running", "owner": ""}))

@@ -96,7 +96,7 @@ def test_embedded_server_is_allowed_only_where_no_api_is_configured(
 
 def test_run_deployed_without_a_server_says_which_and_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
-    with pytest.raises(OperateError, match=r"PREFECT_API_URL names http://127.*functa up"):
+    with pytest.raises(OperateError, match=r"answers at http://127.*, which PREFECT_API_URL names: .*functa up"):
         deployed.run_deployed(PipelineConfig(), "root")
 
 
@@ -152,6 +152,26 @@ def test_stop_ends_grandchildren_in_other_sessions_that_ignore_term(
     children.stop([child], [])
     assert not children.alive(grandchild)
     assert child.process.returncode is not None
+
+
+ORPHAN = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+
+
+def test_what_a_killed_up_left_behind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("PREFECT_SERVER_API_PORT", str(port))
+    monkeypatch.setenv(children.MARK, "of-a-killed-up")
+    subprocess.run([sys.executable, "-c", ORPHAN], check=True)
+    (left,) = eventually(lambda: children.left_behind(port), 10, "the orphan is found")
+    try:
+        if psutil.Process(left).ppid() != 1:
+            pytest.skip("orphans have another parent here")
+        monkeypatch.setattr("flows.operate.port_fault", lambda _: "is taken by a Prefect server")
+        with pytest.raises(OperateError, match=rf"end them \(kill {left}\), then start again"):
+            up(port)
+    finally:
+        psutil.Process(left).kill()
+    assert children.left_behind(free_port()) == []
 
 
 def test_a_second_ctrl_c_kills_at_once(tmp_path: Path) -> None:
@@ -420,6 +440,7 @@ def test_ctrl_c_ends_worker_server_and_a_running_stage_and_leaves_no_process(ser
     config = load_config("digits", ["meta_train.steps=1000000"]).model_dump(mode="json")
     run = start_run(served, "meta-train", config)
     eventually(lambda: served.ask(f"flow_runs/{run['id']}")["state_type"] == "RUNNING", 90, "the stage runs")
+    waiting = start_run(served, "meta-train", config)  # the worker takes one at a time
     family = served.family()
     assert len(family) >= 4  # up, server, worker, flow run
     served.process.send_signal(signal.SIGINT)
@@ -428,5 +449,6 @@ def test_ctrl_c_ends_worker_server_and_a_running_stage_and_leaves_no_process(ser
     assert not [process for process in family if children.alive(process)]
     assert server.port_fault(served.port) == ""
     with contextlib.closing(sqlite3.connect(served.home / "prefect.db")) as database:
-        (state,) = database.execute("select state_type from flow_run where id = ?", (run["id"],)).fetchone()
-    assert state == "CRASHED"
+        states = dict(database.execute("select id, state_type from flow_run").fetchall())
+    assert states[run["id"]] == "CRASHED"
+    assert states[waiting["id"]] == "CANCELLED", "the next `functa up` would start it"
