@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.config import PipelineConfig, load_config, preset_names
+from flows.config import PipelineConfig, digest, load_config, preset_names, stage_config
+from flows.describe import describe_preset
 from flows.fit import known_images
+from models.classifier import check_classifier
 from models.cost import encode_passes, forward_flops, outer_flops
 from models.denoiser import check_denoiser
 
@@ -47,11 +49,11 @@ TABLE_4 = {  # width, depth, outer learning rate; C.1: steps
     "4x4x64": (256, 10, 3e-5, 500_000),
     "4x4x64_linear": (256, 10, 3e-5, 500_000),
 }
-TABLE_5 = {  # width, feed-forward width, blocks, learning rate, dropout, batch
-    "8x8x16": (128, 256, 12, 1e-2, 0.1, 256),
-    "8x8x16_linear": (128, 256, 12, 1e-2, 0.2, 256),
-    "4x4x64": (384, 768, 12, 2e-3, 0.1, 512),
-    "4x4x64_linear": (384, 768, 16, 2e-3, 0.2, 512),
+TABLE_5 = {  # normalization scale, width, feed-forward width, blocks, learning rate, dropout, batch
+    "8x8x16": (0.08, 128, 256, 12, 1e-2, 0.1, 256),
+    "8x8x16_linear": (0.1, 128, 256, 12, 1e-2, 0.2, 256),
+    "4x4x64": (0.01, 384, 768, 12, 2e-3, 0.1, 512),
+    "4x4x64_linear": (0.01, 384, 768, 16, 2e-3, 0.2, 512),
 }
 TABLE_6 = {  # schedule, residual blocks, multipliers, attention, dropout
     "8x8x16": ("linear", 1, (1, 1), (4,), 0.4),
@@ -97,6 +99,8 @@ def test_a_preset_fits_its_images_and_its_models_fit_the_latent(name: str) -> No
     assert channels is not None
     assert resolution % config.field.spatial == 0
     assert config.field.numbers <= resolution**2 * channels
+    if config.classifier is not None:
+        check_classifier(config.classifier.model, config.field.latent_shape)
     if config.diffusion is not None:
         check_denoiser(config.diffusion.model, config.field.latent_shape)
 
@@ -145,6 +149,7 @@ def test_what_a_classifier_learns_from_is_augmented_as_b1_and_c_say(name: str) -
 
 def test_there_is_a_preset_for_every_row_of_tables_1_2_and_3() -> None:
     rows = [f"paper_cifar10_vector_{numbers}" for numbers in TABLE_1]
+    rows += ["paper_cifar10_vector_256_transformer"]  # B.1's best Transformer
     rows += [f"paper_cifar10_{row}" for row in TABLE_6]
     rows += [f"paper_imagenet_{row}" for row in TABLE_3]
     rows += [f"paper_celeba_64x64_{numbers}" for numbers in (64, 128, 256, 512, 1024)]
@@ -175,7 +180,73 @@ def test_table_1_and_b1(numbers: int) -> None:
     field, training = config.field, config.meta_train
     assert (field.spatial, field.channels, field.width, field.depth, field.w0) == (1, numbers, 512, 15, 30)
     assert (training.batch, training.learning_rate, training.steps) == (128, 3e-6, 500_000)
-    assert config.classifier is config.diffusion is None
+
+
+@pytest.mark.parametrize("numbers", TABLE_1)
+def test_b1_gives_the_mlp_of_512_numbers(numbers: int) -> None:
+    config = load_config(f"paper_cifar10_vector_{numbers}")
+    assert config.classifier is not None
+    model = config.classifier.model
+    check_b1(config, factor=0.01)
+    assert (model.kind, model.width, model.depth, model.dropout) == ("mlp", 1024, 3, 0.2)
+    best = ["learning_rate", "weight_decay", "label_smoothing", "normalization.factor"]
+    best += ["model.width", "model.depth", "model.dropout"]
+    of_all = ["steps", "batch", "ema", "normalization.kind", "model.kind"]
+    assert marks_of(config, "classifier", of_all) == {"paper"}
+    assert marks_of(config, "classifier", best) == {"paper" if numbers == 512 else "assumed"}
+
+
+def test_b1_gives_the_transformer_of_256_numbers() -> None:
+    """A preset that takes over field and functaset of paper_cifar10_vector_256 by --from."""
+    first, config = load_config("paper_cifar10_vector_256"), load_config("paper_cifar10_vector_256_transformer")
+    for stage in ("meta_train", "encode"):
+        assert digest(stage_config(first, stage)) == digest(stage_config(config, stage))
+    assert config.paper == {"psnr": 27.6, "top1": 63.5}
+    assert config.diffusion is None
+    assert config.classifier is not None
+    model = config.classifier.model
+    check_b1(config, factor=0.1)
+    assert (model.kind, model.width, model.mlp_ratio * model.width) == ("transformer", 256, 512)
+    assert (model.depth, model.dropout, model.token_channels) == (2, 0.1, 1)
+    given = ["learning_rate", "weight_decay", "label_smoothing", "steps", "batch", "ema"]
+    given += ["normalization.kind", "normalization.factor"]
+    given += [f"model.{key}" for key in ("kind", "width", "depth", "mlp_ratio", "dropout")]
+    assert marks_of(config, "classifier", given) == {"paper"}
+    assert marks_of(config, "classifier.model", ["heads", "token_channels"]) == {"assumed"}
+
+
+def check_b1(config: PipelineConfig, factor: float) -> None:
+    """What both of B.1's best classifiers have."""
+    assert config.classifier is not None
+    training, normalization = config.classifier, config.classifier.normalization
+    assert (training.steps, training.batch, training.learning_rate, training.ema) == (300_000, 256, 1e-3, 0.9999)
+    assert (training.label_smoothing, training.weight_decay) == (0.1, 0.1)
+    assert (normalization.kind, normalization.factor) == ("fixed", factor)
+
+
+def marks_of(config: PipelineConfig, section: str, keys: list[str]) -> set[str]:
+    return {config.provenance.of(f"{section}.{key}") for key in keys}
+
+
+@pytest.mark.parametrize("numbers", TABLE_1)
+def test_b1_gives_the_denoiser_of_256_numbers(numbers: int) -> None:
+    config = load_config(f"paper_cifar10_vector_{numbers}")
+    assert config.diffusion is not None
+    training, process, model = config.diffusion, config.diffusion.process, config.diffusion.model
+    assert (training.steps, training.batch) == (1_000_000, 128)
+    assert (training.learning_rate, training.warmup, training.decay) == (3e-4, 4000, "inverse_sqrt")
+    assert (training.normalization.kind, training.normalization.gamma) == ("array", 1)  # elementwise mean and sd
+    assert (model.kind, model.channels, model.blocks) == ("mlp", 4096, 2)
+    assert (process.conditional, process.guidance, process.sampler) == (False, 1, "ddpm")
+    assert (process.timesteps, process.schedule, process.timestep_ratio) == (1000, "cosine", 1)  # App. C's
+    of_all = ["steps", "batch", "learning_rate", "warmup", "decay", "normalization.kind", "normalization.gamma"]
+    of_all += ["process.conditional", "process.sampler", "model.kind"]
+    silent = ["ema", "process.timesteps", "process.schedule", "process.timestep_ratio", "process.sampling_steps"]
+    silent += ["process.variance", "process.clip", "model.dropout"]
+    assert marks_of(config, "diffusion", of_all) == {"paper"}
+    assert marks_of(config, "diffusion", silent) == {"assumed"}
+    best = marks_of(config, "diffusion.model", ["channels", "blocks"])
+    assert best == {"paper" if numbers == 256 else "assumed"}
 
 
 @pytest.mark.parametrize("numbers", [64, 128, 256, 512, 1024])
@@ -191,7 +262,7 @@ def test_tables_2_4_5_and_6(row: str) -> None:
     field, training = config.field, config.meta_train
     assert (field.width, field.depth, training.learning_rate, training.steps) == TABLE_4[like]
     assert (field.w0, training.batch) == (10, 128)
-    check_classifier(config, TABLE_5[like])
+    check_table_5(config, TABLE_5[like])
     assert config.diffusion is not None
     process, model = config.diffusion.process, config.diffusion.model
     drawn = (process.schedule, model.blocks, model.multipliers, model.attention, model.dropout)
@@ -204,13 +275,23 @@ def test_tables_2_4_5_and_6(row: str) -> None:
     assert process.timesteps == 1000
 
 
-def check_classifier(config: PipelineConfig, row: tuple[float, ...]) -> None:
+def check_table_5(config: PipelineConfig, row: tuple[float, ...]) -> None:
     assert config.classifier is not None
     training, model = config.classifier, config.classifier.model
+    check_factor(config, row[0], "paper")
     feed_forward = model.mlp_ratio * model.width
-    assert (model.width, feed_forward, model.depth, training.learning_rate, model.dropout, training.batch) == row
+    assert (model.width, feed_forward, model.depth, training.learning_rate, model.dropout, training.batch) == row[1:]
+    assert model.kind == "transformer"
     assert (model.heads, training.label_smoothing, training.weight_decay) == (16, 0.1, 0.1)
     assert training.steps == 100_000
+
+
+def check_factor(config: PipelineConfig, factor: float, mark: str) -> None:
+    """What latents are divided by before they reach the classifier, and whether the paper gives it for this row."""
+    assert config.classifier is not None
+    normalization = config.classifier.normalization
+    assert (normalization.kind, normalization.factor) == ("fixed", factor)
+    assert marks_of(config, "classifier.normalization", ["kind", "factor"]) == {mark}
 
 
 @pytest.mark.parametrize("row", ["8x8x16", "8x8x16_linear", "4x4x64", "4x4x64_linear"])
@@ -230,6 +311,8 @@ def test_table_3(row: str) -> None:
     assert (config.classifier is None) == (top1 is None)
     assert (config.diffusion is None) == (fid is None)
     assert (config.meta_train.batch, config.meta_train.steps) == (16, 500_000)
+    if config.classifier is not None:  # C.3 gives one factor, for 16x16x128
+        check_factor(config, 0.005, "paper" if row == "16x16x128" else "assumed")
     if config.diffusion is not None:
         assert config.diffusion.process.guidance == 5
 
@@ -260,3 +343,28 @@ def test_a_tuned_preset_is_of_the_field_alone(name: str) -> None:
     config = load_config(name)
     assert config.classifier is config.diffusion is None
     assert (config.images.source, config.images.location) == ("npz", "cifar10")
+
+
+# Millions of parameters, from the reference notes; C.3's own figure for the classifier, 64M, does not follow from it.
+DENOISERS = {
+    "paper_cifar10_8x8x16": 34.949, "paper_cifar10_8x8x16_linear": 157.562, "paper_cifar10_4x4x64": 158.115,
+    "paper_cifar10_4x4x64_linear": 166.326, "paper_cifar10_8x8x16_cond": 313.329,
+    "paper_cifar10_8x8x16_linear_cond": 324.825, "paper_cifar10_4x4x64_cond": 214.705,
+    "paper_cifar10_4x4x64_linear_cond": 325.378, "paper_imagenet_32x32x64_3x3": 277.402,
+}  # fmt: skip
+CLASSIFIERS = {
+    "paper_cifar10_8x8x16": 1.60, "paper_cifar10_8x8x16_linear": 1.60, "paper_cifar10_4x4x64": 14.24,
+    "paper_cifar10_4x4x64_linear": 18.98, "paper_imagenet_16x16x128": 86.15,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(DENOISERS | CLASSIFIERS))
+def test_presets_report_the_parameters_of_the_papers_models(name: str) -> None:
+    """On the meta device. The paper's 277M are ImageNet's denoiser; there the number of classes is the folder's."""
+    sets = ["images.classes=1000"] if "imagenet" in name else []
+    counts = describe_preset(load_config(name, sets))["parameters"]
+    if name in DENOISERS:
+        assert round(counts["denoiser"] / 1e6, 3) == DENOISERS[name]
+    if name in CLASSIFIERS:
+        assert round(counts["classifier"] / 1e6, 2) == CLASSIFIERS[name]
+    assert counts["field"] is not None or "imagenet" in name
