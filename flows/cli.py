@@ -336,6 +336,28 @@ def _sample_request(**options: Any) -> SampleRequest:
 
 
 @app.command
+def classify(
+    root: Annotated[str, Parameter(help="A run's root with a trained classifier.")],
+    images: Annotated[str, Parameter(help="A folder of images, or one image.")],
+    *,
+    as_json: Json = False,
+) -> int:
+    """Tell the class of each image: the root's field encodes it, its classifier judges. Status 1 if no file is one."""
+    from tasks.classify import classify_images
+
+    rows = []
+    for row in classify_images(root, images):
+        rows.append(row)
+        if not as_json:
+            from flows.console import print_class
+
+            print_class(row)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    return 1 if all("error" in row for row in rows) else 0
+
+
+@app.command
 def up(
     *,
     port: Annotated[int, Parameter(converter=whole, help="Port of server and UI on 127.0.0.1.")] = 4200,

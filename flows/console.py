@@ -141,6 +141,17 @@ def _planned(records: dict[str, StageRecord | None]) -> tuple[str, ...]:
     return max(begun, key=lambda record: record.started).stages if begun else STAGES
 
 
+def print_class(row: dict[str, Any]) -> None:
+    """One line for an image: its class, how sure, what else it may be."""
+    console = Console()
+    if "error" in row:
+        told = f"cannot be read: {row['error']}"
+    else:
+        (first, sure), *others = row["top"]
+        told = f"{first} {sure:.0%}" + (f" (or {', '.join(f'{name} {p:.0%}' for name, p in others)})" if others else "")
+    console.print(f"{row['image']}: {told}", soft_wrap=True, highlight=False, markup=False)
+
+
 def print_status(root: str, told: dict[str, Any]) -> None:
     """A table of stages, and a line of shards."""
     console = Console()

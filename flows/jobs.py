@@ -71,8 +71,8 @@ def classifier_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) 
     version, name = _commit_to_train_on(ledger, record, functaset)
     return ClassifierJob(
         seed=config.seed, classifier=config.classifier, functaset=ledger.output(functaset),
-        classes=len(classes(ledger)), device=config.dispatch.device, devices=config.dispatch.devices,
-        output=ledger.output(record), version=version, digest=name,
+        classes=len(classes(ledger)), class_names=tuple(classes(ledger)), device=config.dispatch.device,
+        devices=config.dispatch.devices, output=ledger.output(record), version=version, digest=name,
     ).model_dump(mode="json")  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Classifiers: a pre-LN Transformer on latent tokens (App. C.1, C.3), and a small convolutional one on pixels."""
+"""Classifiers: a Transformer on latent tokens (App. C.1, C.3), an MLP on vectors (B.1), a small network on pixels."""
 
 import math
 from typing import Any, cast
@@ -9,29 +9,46 @@ from torch import Tensor, nn
 from models.config import ClassifierConfig
 
 
-class LatentClassifier(nn.Module):
-    """Takes channels-last latents to a network that wants [B, c, s, s]."""
+class TokenClassifier(nn.Module):
+    """Takes channels-last latents to a network that wants an image of tokens, [B, c, n, 1]."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, channels: int) -> None:
         super().__init__()
         self.network = network
+        self.channels = channels
 
     def forward(self, z: Tensor) -> Tensor:
         """Normalised latents [B, s, s, c] -> logits [B, K]."""
-        return cast(Tensor, self.network(z.permute(0, 3, 1, 2)))  # [B, c, s, s] -> [B, K]
+        tokens = z.reshape(len(z), -1, 1, self.channels)  # [B, n, 1, token's numbers]
+        return cast(Tensor, self.network(tokens.permute(0, 3, 1, 2)))
+
+
+class VectorClassifier(nn.Sequential):
+    """Hidden layers with SiLU and dropout, then a linear one (App. B.1); it flattens whatever latent it is given."""
+
+    def __init__(self, numbers: int, width: int, depth: int, dropout: float, classes: int) -> None:
+        hidden: list[nn.Module] = []
+        for inputs in (numbers, *[width] * (depth - 1)):
+            hidden += [nn.Linear(inputs, width), nn.SiLU(), nn.Dropout(dropout)]
+        super().__init__(nn.Flatten(), *hidden, nn.Linear(width, classes))
 
 
 def build_classifier(config: ClassifierConfig, latent_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The Transformer classifier: one token per latent position, learned positions, mean pooling, GELU.
+    """A classifier of normalised latents. forward: [B, s, s, c] -> logits [B, K].
 
-    forward: [B, s, s, c] -> logits [B, K]. timm's `drop_rate` is the paper's "dropout only once before the final
-    linear"; every other dropout of the network is zero. C.3's hyperparameters give 86.15M parameters, not 64M.
+    transformer: one token per latent position, or several where a vector is cut into tokens; learned positions, mean
+    pooling, GELU. timm's `drop_rate` is the paper's "dropout only once before the final linear"; every other dropout
+    of the network is zero. C.3's hyperparameters give 86.15M parameters, not 64M. mlp: SiLU and dropout after each of
+    `depth` hidden layers. Raises ValueError where the configuration does not fit the latent.
     """
+    check_classifier(config, latent_shape)
+    if config.kind == "mlp":
+        return VectorClassifier(math.prod(latent_shape), config.width, config.depth, config.dropout, classes)
     from timm.models.vision_transformer import VisionTransformer
 
-    spatial, _, channels = latent_shape
+    channels = config.token_channels or latent_shape[2]
     network = VisionTransformer(
-        img_size=spatial,
+        img_size=(math.prod(latent_shape) // channels, 1),
         patch_size=1,
         in_chans=channels,
         num_classes=classes,
@@ -43,7 +60,17 @@ def build_classifier(config: ClassifierConfig, latent_shape: tuple[int, int, int
         global_pool="avg",
         drop_rate=config.dropout,
     )
-    return LatentClassifier(network)
+    return TokenClassifier(network, channels)
+
+
+def check_classifier(config: ClassifierConfig, latent_shape: tuple[int, int, int]) -> None:
+    """Raises ValueError, in one line, where the classifier does not fit latents [s, s, c]. Free of heavy imports."""
+    channels = config.token_channels
+    if channels is not None and latent_shape[2] % channels:
+        raise ValueError(
+            f"a position's {latent_shape[2]} numbers cannot be cut into tokens of {channels}: choose a divisor for "
+            f"token_channels, or leave it empty"
+        )
 
 
 class PixelClassifier(nn.Module):

@@ -39,16 +39,14 @@ def has_compiler(device: torch.device) -> bool:
     return not missing(device)
 
 
-def should_compile(mode: str, flops: float, device: torch.device) -> tuple[bool, str]:
-    """(compile?, why) for `auto`, `on` or `off`. Raises ValueError if `on` cannot be had."""
+def should_compile(mode: str, flops: float, device: torch.device, key: str = "inner.compile") -> tuple[bool, str]:
+    """(compile?, why) for `auto`, `on` or `off`. Raises ValueError, naming the config's key, if `on` cannot be had."""
     if mode == "off":
         return False, "eager: compile=off"
     if lacking := missing(device):
         what, packages = " and ".join(lacking), " ".join(lacking.values())
         if mode == "on":
-            raise ValueError(
-                f"inner.compile=on needs {what}: apt-get install {packages} (Debian), or set inner.compile=auto"
-            )
+            raise ValueError(f"{key}=on needs {what}: apt-get install {packages} (Debian), or set {key}=auto")
         return False, f"eager: no {what} found (Debian: apt-get install {packages})"
     if mode == "auto" and flops < COMPILE_WORTH_FLOPS:
         return False, f"eager: {flops:.1e} FLOPs are done sooner than compiled"

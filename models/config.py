@@ -107,43 +107,70 @@ class InnerConfig(Config):
 
 
 class NormalizationConfig(Config):
-    """z' = (z - mean) / (gamma sd), moments of the training split (App. C.4.1)."""
+    """z' = (z - mean) / (gamma sd), moments of the training split (App. C.4.1); or z / factor (App. B.1, Table 5)."""
 
-    kind: Literal["scalar", "vector", "array"] = Field(
-        "vector", description="Moments over everything, per channel, or per latent element."
+    kind: Literal["scalar", "vector", "array", "fixed"] = Field(
+        "vector", description="Moments over everything, per channel, or per latent element; fixed: z / factor."
     )
     gamma: float = Field(1.0, gt=0, le=1000, description="Scale factor; larger gamma, smaller normalised latents.")
+    factor: float = Field(
+        1.0, gt=0, le=1000, description="kind=fixed: what latents are divided by (the tables' normalization scale)."
+    )
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> "NormalizationConfig":
+        if self.kind == "fixed" and self.gamma != 1:
+            raise ValueError(f"kind=fixed divides by factor alone: leave gamma at 1 instead of {self.gamma:g}")
+        if self.kind != "fixed" and self.factor != 1:
+            raise ValueError(f"factor={self.factor:g} is of kind=fixed, but kind={self.kind} has gamma")
+        return self
 
 
 class ClassifierConfig(Config):
-    """Pre-LN Transformer on the s^2 latent tokens (App. C)."""
+    """Pre-LN Transformer on latent tokens (App. C), or the SiLU MLP of vector latents (App. B.1)."""
 
-    width: int = Field(128, ge=8, le=4096, description="Token width.")
-    depth: int = Field(4, ge=1, le=64, description="Blocks.")
-    heads: int = Field(4, ge=1, le=64, description="Attention heads.")
-    mlp_ratio: float = Field(2.0, gt=0, le=16, description="Width of the feed-forward layer over the token width.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Once, before the head.")
+    kind: Literal["transformer", "mlp"] = Field(
+        "transformer", description="A Transformer on latent tokens, or an MLP on all numbers of the latent."
+    )
+    width: int = Field(128, ge=8, le=8192, description="Token width; mlp: units per hidden layer.")
+    depth: int = Field(4, ge=1, le=64, description="Blocks; mlp: hidden layers.")
+    heads: int = Field(4, ge=1, le=64, description="transformer: attention heads.")
+    mlp_ratio: float = Field(
+        2.0, gt=0, le=16, description="transformer: width of the feed-forward layer over the token width."
+    )
+    token_channels: int | None = Field(
+        None, ge=1, le=16384, description="transformer: a position's latent is cut into tokens of so many numbers, as "
+        "a vector must be; empty: one token per position.",
+    )  # fmt: skip
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="transformer: once, before the head; mlp: after every hidden layer."
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ClassifierConfig":
-        if self.width % self.heads:
+        if self.kind == "transformer" and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.kind == "mlp" and self.token_channels is not None:
+            raise ValueError("an mlp has no tokens: leave token_channels empty")
         return self
 
 
 class DenoiserConfig(Config):
-    """The ADM UNet on latents (Table 6)."""
+    """The ADM UNet on latents (Table 6), or the ResidualMLP of vector latents (App. B.1)."""
 
-    channels: int = Field(64, ge=8, le=1024, description="Base channels.")
+    kind: Literal["unet", "mlp"] = Field("unet", description="ADM's UNet, or residual MLP blocks for vectors.")
+    channels: int = Field(64, ge=8, le=8192, description="Base channels; mlp: units per block.")
     groups: int = Field(
         32, ge=1, le=64, description="Of every group normalisation (ADM: 32); fewer keep the scale of tiny latents."
     )
     multipliers: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
-        (1, 2), min_length=1, max_length=6, description="Channel multiplier of each level, finest first."
+        (1, 2), min_length=1, max_length=6, description="unet: channel multiplier of each level, finest first."
     )
-    blocks: int = Field(1, ge=1, le=8, description="Residual blocks per level.")
-    attention: tuple[int, ...] = Field((), description="Latent resolutions with attention (the middle always has it).")
-    head_channels: int = Field(64, ge=8, le=512, description="Channels per attention head.")
+    blocks: int = Field(1, ge=1, le=64, description="Residual blocks per level; mlp: in all.")
+    attention: tuple[int, ...] = Field(
+        (), description="unet: latent resolutions with attention (the middle always has it)."
+    )
+    head_channels: int = Field(64, ge=8, le=512, description="unet: channels per attention head.")
     dropout: float = Field(0.0, ge=0, lt=1, description="In the residual blocks.")
 
     @model_validator(mode="after")
@@ -160,6 +187,9 @@ class DiffusionConfig(Config):
     schedule: Literal["cosine", "linear"] = Field("cosine", description="Noise schedule.")
     timestep_ratio: float = Field(
         1.0, ge=1, le=100, description="How much likelier t = 0 is drawn than t = T, linear between (C.4.3)."
+    )
+    weighted: bool = Field(
+        False, description="Losses are weighted by 1 / (T p(t)): unlikely timesteps count as if all were as likely."
     )
     label_drop: float = Field(0.2, ge=0, le=1, description="Share of training labels replaced by the dummy class.")
     conditional: bool = Field(True, description="Whether the denoiser sees class labels.")

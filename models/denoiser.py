@@ -1,10 +1,14 @@
-"""The denoiser: ADM's UNet (Dhariwal & Nichol 2021; Table 6), which diffusers' UNet2DModel is, given these settings."""
+"""Denoisers: ADM's UNet (Dhariwal & Nichol 2021; Table 6), which diffusers' UNet2DModel is, and ResidualMLP (B.1)."""
 
+import math
 from typing import Any, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import DenoiserConfig
+
+SINUSOID = 256  # numbers of ResidualMLP's time embedding before its MLP
 
 
 class Denoiser(nn.Module):
@@ -23,14 +27,67 @@ class Denoiser(nn.Module):
         return cast(Tensor, noise.permute(0, 2, 3, 1))  # [B, s, s, c]
 
 
+class ResidualMLP(nn.Module):
+    """Residual blocks of linear layers on the latent's numbers (App. B.1, after Dupont et al. 2022a).
+
+    The paper names it and gives widths and numbers of blocks; where norms, activations and the time embedding stand is
+    our reading, and so is that labels are embedded beside the time, as in the UNet.
+    """
+
+    def __init__(self, numbers: int, config: DenoiserConfig, classes: int | None) -> None:
+        super().__init__()
+        from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+
+        width = config.channels
+        self.sinusoid = Timesteps(SINUSOID, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time = TimestepEmbedding(SINUSOID, width)
+        self.labels = None if classes is None else nn.Embedding(classes + 1, width)
+        self.begin = nn.Linear(numbers, width)
+        self.blocks = nn.ModuleList(_ResidualBlock(width, config) for _ in range(config.blocks))
+        self.norm = nn.GroupNorm(config.groups, width, eps=1e-5)
+        self.end = _zeroed(nn.Linear(width, numbers))
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Noisy latents [B, s, s, c], timesteps int64 [B], labels int64 [B] (K: no label) -> noise [B, s, s, c].
+
+        A network with classes always wants labels, one without never (ValueError).
+        """
+        if (self.labels is None) != (labels is None):
+            raise ValueError("labels are for a conditional denoiser, and it always wants them")
+        embedding = self.time(self.sinusoid(t).to(x.dtype))  # [B, width]
+        if self.labels is not None:
+            embedding = embedding + self.labels(labels)
+        embedding = F.silu(embedding)
+        hidden = self.begin(x.flatten(1))  # [B, numbers] -> [B, width]
+        for block in self.blocks:
+            hidden = block(hidden, embedding)
+        return cast(Tensor, self.end(F.silu(self.norm(hidden))).view_as(x))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(config.groups, width, eps=1e-5) for _ in range(2))
+        self.linears = nn.ModuleList([nn.Linear(width, width), _zeroed(nn.Linear(width, width))])
+        self.time = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """x and activated embedding, [B, width] each -> [B, width]."""
+        hidden = self.linears[0](F.silu(self.norms[0](x))) + self.time(embedding)
+        return cast(Tensor, x + self.linears[1](self.dropout(F.silu(self.norms[1](hidden)))))
+
+
 def build_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int], classes: int | None) -> nn.Module:
-    """The noise-predicting UNet. With classes it has K + 1 label embeddings: id K is the dummy of guidance.
+    """The noise-predicting network. With classes it has K + 1 label embeddings: id K is the dummy of guidance.
 
     Attention is given by resolution (8 = on the 8x8 level), as ADM's flags are read. The time embedding's inner width
     follows the finest level, which for a first multiplier of 2 is 2 x channels (ADM: channels): +0.4M parameters.
-    Raises ValueError where the configuration does not fit the latent.
+    What ADM starts at zero starts at zero. Raises ValueError where the configuration does not fit the latent.
     """
     check_denoiser(config, latent_shape)
+    if config.kind == "mlp":
+        return ResidualMLP(math.prod(latent_shape), config, classes)
     from diffusers import UNet2DModel
 
     attends = [latent_shape[0] >> level in config.attention for level in range(len(config.multipliers))]
@@ -59,6 +116,8 @@ def build_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int], c
 
 def check_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -> None:
     """Raises ValueError, in one line, where the UNet does not fit latents [s, s, c]. Free of heavy imports."""
+    if config.kind == "mlp":
+        return
     spatial, levels = latent_shape[0], len(config.multipliers)
     if spatial % 2 ** (levels - 1):
         raise ValueError(
@@ -102,5 +161,10 @@ def _start_at_zero(unet: Any) -> None:
         elif isinstance(module, Attention):
             last.append(module.to_out[0])
     for layer in last:
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+        _zeroed(layer)
+
+
+def _zeroed(layer: Any) -> Any:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,58 +49,67 @@ def timestep_probabilities(config: DiffusionConfig) -> Tensor:
     return weights / weights.sum()
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """What the loss looks up, on its device: cumulative timestep probabilities, sqrt(ab), sqrt(1 - ab), [T] each."""
+class Tables(NamedTuple):
+    """What the loss looks up, on its device: sqrt(alpha_bar), sqrt(1 - alpha_bar) and losses' weights, float32 [T]."""
 
-    cumulative: Tensor
     signal: Tensor
     noise: Tensor
+    weight: Tensor
+
+
+def loss_tables(config: DiffusionConfig, device: torch.device | str) -> Tables:
+    """Of the config. The weights are 1, or with `weighted` 1 / (T p(t)): then the expected loss is that of r = 1."""
+    alpha_bar = alphas_cumprod(config)
+    weight = 1 / (config.timesteps * timestep_probabilities(config)) if config.weighted else torch.ones_like(alpha_bar)
+    return Tables(*(x.float().to(device) for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), weight)))
+
+
+class Draw(NamedTuple):
+    """What is random in the loss of a batch: timesteps int64 [B], noise [B, s, s, c], which labels drop bool [B]."""
+
+    t: Tensor
+    noise: Tensor
+    dropped: Tensor
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(config: DiffusionConfig, device: torch.device) -> _Tables:
-    with torch.inference_mode(False):  # or the cached tensors could never be trained with
-        alpha_bar = alphas_cumprod(config)
-        cumulative = timestep_probabilities(config).cumsum(0)
-        signal, noise = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
-        return _Tables(cumulative.to(device), signal.to(device), noise.to(device))
+def _cumulative(config: DiffusionConfig, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # or the cached tensor could never be trained with
+        return timestep_probabilities(config).cumsum(0).to(device)
 
 
 def sample_timesteps(config: DiffusionConfig, n: int, generator: torch.Generator) -> Tensor:
     """n timesteps int64 [n] from timestep_probabilities, by its inverse; on the generator's device."""
     uniform = torch.rand(n, dtype=torch.float64, generator=generator, device=generator.device)
-    cumulative = _tables(config, generator.device).cumulative
+    cumulative = _cumulative(config, generator.device)
     return torch.searchsorted(cumulative, uniform, right=True).clamp(max=config.timesteps - 1)
 
 
+def draw(config: DiffusionConfig, shape: Sequence[int], generator: torch.Generator) -> Draw:
+    """For a batch [B, s, s, c], on the generator's device: on the one that computes, the host never waits."""
+    device = generator.device
+    t = sample_timesteps(config, shape[0], generator)
+    noise = torch.randn(tuple(shape), generator=generator, device=device)
+    return Draw(t, noise, torch.rand(shape[0], generator=generator, device=device) < config.label_drop)
+
+
 def diffusion_loss(
-    denoiser: Denoise,
-    config: DiffusionConfig,
-    x0: Tensor,
-    labels: Tensor | None,
-    generator: torch.Generator,
-    classes: int | None,
+    denoiser: Denoise, tables: Tables, x0: Tensor, labels: Tensor | None, drawn: Draw, classes: int | None
 ) -> Tensor:
     """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14), a scalar.
 
-    x0: normalised latents [B, s, s, c]. labels int64 [B], of which a share label_drop becomes the dummy class K
-    (C.1); None for an unconditional denoiser. All randomness is the generator's; its device may differ from x0's, but
-    only on the same one does the host never wait. Ratio sampling of timesteps is not weighted back: it changes the
-    objective (C.4.3).
+    x0: normalised latents [B, s, s, c]. labels int64 [B], of which the drawn ones become the dummy class K (C.1);
+    None for an unconditional denoiser. All tensors are on one device. Ratio sampling of timesteps is not weighted back
+    unless the tables say so: it changes the objective (C.4.3).
     """
-    batch, device = len(x0), x0.device
-    t = sample_timesteps(config, batch, generator).to(device)  # [B]
-    noise = torch.randn(x0.shape, generator=generator, device=generator.device).to(device)
     if labels is not None:
         if classes is None:
             raise ValueError("labels need the number of classes: the dummy label is the one after the last")
-        dropped = torch.rand(batch, generator=generator, device=generator.device) < config.label_drop
-        labels = labels.masked_fill(dropped.to(device), classes)
-    tables = _tables(config, device)
-    signal_t, noise_t = (table[t].reshape(-1, 1, 1, 1) for table in (tables.signal, tables.noise))  # [B, 1, 1, 1]
-    predicted = denoiser(signal_t * x0 + noise_t * noise, t, labels)
-    return (predicted.float() - noise).square().mean()
+        labels = labels.masked_fill(drawn.dropped, classes)
+    signal_t, noise_t, weight = (table[drawn.t] for table in tables)  # [B] each
+    x_t = signal_t[:, None, None, None] * x0 + noise_t[:, None, None, None] * drawn.noise
+    predicted = denoiser(x_t, drawn.t, labels)
+    return (weight * (predicted.float() - drawn.noise).square().mean((1, 2, 3))).mean()
 
 
 def guided(denoiser: Denoise, labels: Tensor | None, guidance: float, classes: int | None) -> Predict:

@@ -87,6 +87,8 @@ def normalizer(config: NormalizationConfig, mean: npt.ArrayLike | Tensor, var: n
         raise ValueError(f"moments of latents are [s, s, c], not {tuple(means.shape)} and {tuple(variances.shape)}")
     if not (torch.isfinite(means).all() and torch.isfinite(variances).all() and (variances >= 0).all()):
         raise ValueError("moments of latents are not finite, or a variance is negative: verify the functaset")
+    if config.kind == "fixed":
+        return Normalizer(torch.zeros(1, 1, 1), torch.full((1, 1, 1), config.factor))
     pooled = _POOLED[config.kind]
     if pooled:  # an empty tuple would reduce over everything
         centre = means.mean(pooled, keepdim=True)

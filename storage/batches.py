@@ -146,7 +146,10 @@ class Reader(ABC):
 
 
 class Indexed(Reader):
-    """A reader that has every row at hand."""
+    """A reader that has every row at hand; labels int32 [n] and ids uint8 [n, 16] of them all in memory."""
+
+    labels: np.ndarray
+    ids: np.ndarray
 
     def read(self, rows: np.ndarray, *, ids: bool = False, out: np.ndarray | None = None) -> Batch:
         """The rows asked for, int [b], numbered 0 ... rows - 1 as they are stored; z in `out` [b, s, s, c] if given.

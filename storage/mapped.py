@@ -53,8 +53,8 @@ class Mapped(Indexed):
                 pieces.append(_hydrated(fragment, shards))
             else:
                 pieces += [_raw(split, shard) for shard in shards]
-        self._labels = np.concatenate([piece.labels for piece in pieces])
-        self._ids = np.concatenate([piece.ids for piece in pieces])
+        self.labels = np.concatenate([piece.labels for piece in pieces])
+        self.ids = np.concatenate([piece.ids for piece in pieces])
         self._which = np.concatenate([piece.which for piece in pieces]) if len(split.quantizers) > 1 else None
         self._begins = np.concatenate([piece.begins for piece in pieces])
         self._files = np.repeat(np.arange(len(pieces), dtype=np.int32), [len(piece.begins) for piece in pieces])
@@ -78,7 +78,7 @@ class Mapped(Indexed):
                 out[:] = z
                 z = out
         which = None if self._which is None else self._which[rows]
-        return Batch(z, self._labels[rows], self._ids[rows] if ids else None, which)
+        return Batch(z, self.labels[rows], self.ids[rows] if ids else None, which)
 
 
 def mappable(split: SplitShards, folder: str | None = None) -> bool:

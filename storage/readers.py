@@ -30,16 +30,17 @@ def open_reader(
     *,
     hydrated: str | None = None,
     buffer_shards: int = 8,
+    plain: bool = False,
 ) -> Reader:
     """A reader of the visible rows of a split.
 
     `auto` holds them in memory if they take at most 60 % of what is free (codes count a byte a number), maps them if
     they are hydrated in the folder `hydrated` (default: where `functa store hydrate` puts them) or raw on this
     machine, and else streams them, two pools of `buffer_shards` shards in memory. memory and mapped are Indexed: they
-    read any rows. Raises StorageError: no such split, nothing to show, damage (memory and mapped check everything
-    now, streamed every shard when its turn comes).
+    read any rows. plain: images as they are, without their augmentations. Raises StorageError: no such split, nothing
+    to show, damage (memory and mapped check everything now, streamed every shard when its turn comes).
     """
-    shards = SplitShards(functaset, split)
+    shards = SplitShards(functaset, split, plain)
     if not shards.rows:
         raise StorageError(f"{shards.name}: has no row to show: all are bad or retired")
     if kind == "auto":

@@ -25,13 +25,24 @@ class TrainingConfig(Config):
     batch: int = Field(64, ge=1, le=65536, description="Examples per step, over all devices.")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate.")
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    decay: Literal["constant", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
+    decay: Literal["constant", "cosine", "inverse_sqrt"] = Field(
+        "constant", description="Learning rate after the warm-up: as it is, cosine to zero, or peak sqrt(warmup/step)."
+    )
     clip_norm: float | None = Field(None, gt=0, description="Global gradient norm is clipped to this.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights; 0: none.")
+    ema_ramp: bool = Field(
+        False, description="The decay grows as (1 + step) / (10 + step) up to ema: else short runs average their start."
+    )
     log_every: int = Field(20, ge=1, description="Steps between lines of metrics.jsonl.", json_schema_extra=ENVIRONMENT)
     checkpoint_seconds: float = Field(
         60, gt=0, description="Seconds between checkpoints.", json_schema_extra=ENVIRONMENT
     )
+
+    @model_validator(mode="after")
+    def _has_a_warmup_to_fall_from(self) -> "TrainingConfig":
+        if self.decay == "inverse_sqrt" and not self.warmup:
+            raise ValueError("decay inverse_sqrt falls from the end of the warm-up: give a warmup of at least 1 step")
+        return self
 
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> "TrainingConfig":
@@ -116,8 +127,21 @@ class EncodeConfig(Config):
         return self
 
 
-class TrainClassifierConfig(TrainingConfig):
-    """Classifier on latents (App. C)."""
+class LatentTrainingConfig(TrainingConfig):
+    """What both trainings on latents have."""
+
+    precision: Literal["float32", "tf32", "bf16"] = Field(
+        "float32", description="Of matmuls and convolutions, by autocast; weights and the optimiser stay float32."
+    )
+    compile: Literal["auto", "on", "graphs", "off"] = Field(
+        "auto",
+        description="torch.compile: auto = when a compiler is there and the work repays it; graphs: CUDA graphs too.",
+        json_schema_extra=ENVIRONMENT,
+    )
+
+
+class TrainClassifierConfig(LatentTrainingConfig):
+    """Classifier on latents (App. C). An epoch sees every image once, as it is or in a stored augmentation."""
 
     weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW's, on matrices only.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing.")
@@ -127,7 +151,7 @@ class TrainClassifierConfig(TrainingConfig):
     model: ClassifierConfig = Field(ClassifierConfig(), title="Classifier model")
 
 
-class TrainDiffusionConfig(TrainingConfig):
+class TrainDiffusionConfig(LatentTrainingConfig):
     """Diffusion model on latents (App. C)."""
 
     normalization: NormalizationConfig = Field(NormalizationConfig(), title="Normalization")

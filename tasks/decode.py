@@ -1,6 +1,8 @@
 """Latents to PNG files: rows of a functaset, or fresh samples."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +23,17 @@ SHEET_COLUMNS = 8
 SHEET_SIDE = 64  # pixels that small images are enlarged to, so that a person can see them
 
 
-def field_of(functaset: Functaset) -> tuple[Field, int]:
-    """The field that lies inside a functaset, and the resolution it was fitted at: a copied functaset decodes alone."""
+def field_of(functaset: Functaset) -> tuple[Field, InnerConfig, int]:
+    """The field that lies inside a functaset, its inner loop, the resolution it was fitted at.
+
+    So a copied functaset decodes, and encodes, alone.
+    """
     tensors, described, _ = functaset.field()
     inner = InnerConfig.model_validate(described["inner"])
     fitted = (described["resolution"],) * 2
     field = Field(FieldConfig.model_validate(described["field"]), inner, described["image_channels"], resolution=fitted)
     field.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
-    return field.requires_grad_(False), described["resolution"]
+    return field.requires_grad_(False), inner, described["resolution"]
 
 
 def decode_rows(uri: str, split: str, rows: tuple[int, int], resolution: int | None, out: Path) -> int:
@@ -48,17 +53,14 @@ def sample_images(root: str, request: SampleRequest, out: Path) -> Path:
 
     The process is the one in the checkpoint: sampler, steps, clipping and variance as they were when it was trained.
     """
-    from storage.checkpoints import load_checkpoint
     from tasks.sample import SampleJob, sample_latents
+    from tasks.training.diffusion import load_denoiser
 
     location = open_location(root)
-    checkpoint_uri = _output(location, "train_diffusion").uri
-    functaset = Functaset.open(_output(location, "encode"))
-    checkpoint = load_checkpoint(open_location(checkpoint_uri))
-    if checkpoint is None:
-        raise StorageError(f"{checkpoint_uri}: no diffusion model has been trained there; run `functa train-diffusion`")
-    meta = checkpoint.metadata
-    _check_same_functaset(functaset, meta, root)
+    checkpoint_uri = stage_output(location, "train_diffusion").uri
+    functaset = Functaset.open(stage_output(location, "encode"))
+    *_, meta = load_denoiser(checkpoint_uri)
+    check_same_functaset(functaset, meta, root, "diffusion model")
     chosen = {} if request.guidance is None else {"guidance": request.guidance}
     if chosen and meta["classes"] is None:
         raise StorageError(f"{root}: its diffusion model is unconditional, so it takes no --guidance")
@@ -75,7 +77,8 @@ def sample_images(root: str, request: SampleRequest, out: Path) -> Path:
     return sheet
 
 
-def _output(root: Location, stage: str) -> Location:
+def stage_output(root: Location, stage: str) -> Location:
+    """Where a finished stage's output is. Raises StorageError where it has not finished."""
     record: StageRecord | None = read_record(root, stage)
     # A functaset to which images are being added can be read as it was.
     going_on = record is not None and record.state == "running" and bool(record.output_digest)
@@ -84,10 +87,17 @@ def _output(root: Location, stage: str) -> Location:
     return output_location(record, root)
 
 
-def _check_same_functaset(functaset: Functaset, meta: dict, root: str) -> None:  # type: ignore[type-arg]
-    if meta["functaset"]["fingerprint"] != functaset.fingerprint:
+def check_same_functaset(functaset: Functaset, meta: Mapping[str, Any], root: str, what: str) -> None:
+    """Raises StorageError, naming what differs, where a model was trained on latents that mean something else.
+
+    Later commits of the same functaset are as good.
+    """
+    trained, here = meta["functaset"]["fingerprint"], functaset.fingerprint
+    if trained != here:
+        keys = sorted(key for key in trained.keys() | here.keys() if trained.get(key) != here.get(key))
         raise StorageError(
-            f"{root}: its diffusion model was trained on a functaset of another fingerprint; train it again"
+            f"{root}: its {what} was trained on a functaset of another fingerprint ({', '.join(keys)} differ); "
+            f"train it again"
         )
 
 
@@ -102,7 +112,7 @@ def _labels(request: SampleRequest, classes: int | None, root: str) -> tuple[int
 
 
 def _decode(functaset: Functaset, z: torch.Tensor, resolution: int | None) -> np.ndarray:
-    field, fitted = field_of(functaset)
+    field, _, fitted = field_of(functaset)
     side = fitted if resolution is None else resolution
     try:
         patch_shape((side, side), field.config.spatial)

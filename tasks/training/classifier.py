@@ -1,5 +1,7 @@
 """Training of a classifier on latents (App. C)."""
 
+import logging
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,12 +13,17 @@ from models.normalize import Normalizer
 from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainClassifierConfig
-from tasks.training.latents import Split, load_split, load_training, training_normalizer
+from tasks.training.batches import Batches, check_labels, training_batches
+from tasks.training.graph import graphed
+from tasks.training.latents import Split, load_split, training_normalizer
 from tasks.training.loop import train
-from tasks.training.ranks import join_ranks
-from tasks.training.run import Emit, Run
-from tasks.training.saving import best_weights, finished_checkpoint
-from tasks.training.seeds import batch_rows, mix, stage_number
+from tasks.training.ranks import Ranks, join_ranks
+from tasks.training.run import Emit, Learner, Run
+from tasks.training.saving import trained_weights
+from tasks.training.seeds import mix, stage_number
+from tasks.training.work import step_work
+
+logger = logging.getLogger(__name__)
 
 
 class ClassifierJob(Config):
@@ -28,6 +35,7 @@ class ClassifierJob(Config):
     functaset: str
     version: int | None = None  # the commit; None: the newest
     classes: int
+    class_names: tuple[str, ...] = ()
     device: str
     devices: int = 1
     output: str
@@ -40,41 +48,33 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
     Over several devices the order of the rows and their noise stay those of one; dropout's masks do not.
     """
     ranks = join_ranks(job.device)
-    device = ranks.device
+    device, config = ranks.device, job.classifier
     functaset = Functaset.open(job.functaset, job.version)
-    normalizer = training_normalizer(functaset, job.classifier.normalization)
-    training, test = load_training(functaset, normalizer, device), load_split(functaset, "test")
-    torch.manual_seed(mix(job.seed, stage_number("classifier")))
-    model = build_classifier(job.classifier.model, functaset.latent_shape, job.classes).to(device)
-    stream = mix(job.seed, stage_number("classifier"))
-
-    batch = job.classifier.batch
-    part, share = ranks.part(batch), ranks.share(batch)
-
-    def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.from_numpy(batch_rows(len(training), batch, stream, step)[part]).to(device)
-        x = training(rows)
-        if job.classifier.noise:
-            noise = torch.randn(batch, *x.shape[1:], generator=generator)[part]  # an example's, whoever computes it
-            x = x + job.classifier.noise * noise.to(device)
-        loss = share * classification_loss(model.train()(x), training.labels[rows], job.classifier.label_smoothing)
-        loss.backward()
-        return {"loss": loss}
-
+    normalizer = training_normalizer(functaset, config.normalization)
+    test = load_split(functaset, "test")
+    check_labels(f"{job.functaset}, split 'test'", test.labels.numpy(), job.classes)
+    seed = mix(job.seed, stage_number("classifier"))
+    batches = training_batches(
+        functaset, normalizer, config.batch, seed, part=ranks.part(config.batch), steps=config.steps, device=device,
+        classes=job.classes,
+    )  # fmt: skip
+    learner = classifier_learner(config, functaset.latent_shape, job.classes, batches, ranks, seed)
     run = Run(
         stage="classifier",
-        config=job.classifier,
+        config=config,
         seed=job.seed,
-        module=model,
-        gradients=gradients,
-        optimizer=torch.optim.AdamW(decay_groups(model, job.classifier.weight_decay), lr=job.classifier.learning_rate),
+        module=learner.model,
+        gradients=learner.gradients,
+        optimizer=learner.optimizer,
         output=open_location(job.output),
         metadata=_metadata(job, functaset, normalizer),
         emit=emit,
-        evaluate=_test_accuracy(test, normalizer, device),
-        evaluate_every=job.classifier.evaluate_every,
+        evaluate=_test_accuracy(test, normalizer, device) if ranks.first else None,
+        evaluate_every=config.evaluate_every,
         ranks=ranks,
+        work=learner.work,
     )
+    logger.info("classifier: %s", learner.mode)
     metadata = train(run)
     if not ranks.first:
         return {}
@@ -88,12 +88,47 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
     }
 
 
+def classifier_learner(
+    config: TrainClassifierConfig,
+    latent_shape: tuple[int, int, int],
+    classes: int,
+    batches: Batches,
+    ranks: Ranks,
+    seed: int,
+) -> Learner:
+    """The classifier of the config as `seed` starts it, and its step on these batches."""
+    device, part, share = ranks.device, ranks.part(config.batch), ranks.share(config.batch)
+    shape = (config.batch, *latent_shape)
+    build = partial(build_classifier, config.model, latent_shape, classes)
+    work = step_work(build, [torch.empty(shape)], config, ranks)
+    torch.manual_seed(seed)
+    model = build().to(device)
+
+    def loss(x: Tensor, labels: Tensor) -> Tensor:
+        return share * classification_loss(model(x), labels, config.label_smoothing)
+
+    total = work.flops * config.steps
+    loss_of, mode = graphed(loss, config.precision, config.compile, total, device, "classifier.compile")
+
+    def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        x, labels = batches(step)
+        if config.noise:  # drawn for the whole batch: an example's, whoever computes it
+            x = x + config.noise * torch.randn(shape, generator=generator, device=device)[part]
+        value = loss_of(x, labels)
+        value.backward()
+        return {"loss": value}
+
+    groups = decay_groups(model, config.weight_decay)
+    return Learner(model, torch.optim.AdamW(groups, lr=config.learning_rate, fused=True), gradients, work, mode)
+
+
 def _metadata(job: ClassifierJob, functaset: Functaset, normalizer: Normalizer) -> dict[str, Any]:
     return {
         "digest": job.digest,
         "model": job.classifier.model.model_dump(mode="json"),
         "latent_shape": list(functaset.latent_shape),
         "classes": job.classes,
+        "class_names": list(job.class_names),
         "normalizer": normalizer.state(),
         "functaset": {"fingerprint": functaset.fingerprint, "version": functaset.version},
     }
@@ -119,11 +154,10 @@ def logits_of(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:
 
 
 def load_classifier(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
-    """A trained classifier, the normaliser of its inputs, and its checkpoint's metadata."""
-    checkpoint = finished_checkpoint(uri, "classifier", "train-classifier")
-    meta = dict(checkpoint.metadata)
+    """A trained classifier, the normaliser of its inputs, and what else was recorded of it."""
+    weights, meta = trained_weights(uri, "classifier", "train-classifier")
     model = build_classifier(
         ClassifierConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"]
     )
-    model.load_state_dict(best_weights(checkpoint.tensors))
+    model.load_state_dict(weights)
     return model.requires_grad_(False).eval(), Normalizer.from_state(meta["normalizer"]), meta

@@ -1,5 +1,7 @@
 """Training of a diffusion model on latents (App. C)."""
 
+import logging
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -7,17 +9,22 @@ from torch import Tensor, nn
 
 from models.config import Config, DenoiserConfig
 from models.denoiser import build_denoiser
-from models.diffusion import diffusion_loss
+from models.diffusion import Draw, diffusion_loss, draw, loss_tables
 from models.normalize import Normalizer
 from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainDiffusionConfig
-from tasks.training.latents import load_training, training_normalizer
+from tasks.training.batches import Batches, training_batches
+from tasks.training.graph import graphed
+from tasks.training.latents import training_normalizer
 from tasks.training.loop import train
-from tasks.training.ranks import join_ranks
-from tasks.training.run import Emit, Run
-from tasks.training.saving import best_weights, finished_checkpoint
-from tasks.training.seeds import batch_rows, mix, stage_number
+from tasks.training.ranks import Ranks, join_ranks
+from tasks.training.run import Emit, Learner, Run
+from tasks.training.saving import trained_weights
+from tasks.training.seeds import mix, stage_number
+from tasks.training.work import step_work
+
+logger = logging.getLogger(__name__)
 
 
 class DiffusionJob(Config):
@@ -38,48 +45,74 @@ class DiffusionJob(Config):
 def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
     """Trains the denoiser on the normalised latents of the training images as they are; returns its figures.
 
-    Over several devices the order of the rows stays that of one; timesteps, noise, dropped labels and dropout of a
-    part of the batch derive from (seed, step, rank).
+    Over several devices rows, timesteps, noise and dropped labels stay those of one; dropout's masks do not.
     """
     ranks = join_ranks(job.device)
-    device = ranks.device
+    config = job.diffusion
     functaset = Functaset.open(job.functaset, job.version)
-    normalizer = training_normalizer(functaset, job.diffusion.normalization, plain=True)
-    training = load_training(functaset, normalizer, device, plain=True)
-    torch.manual_seed(mix(job.seed, stage_number("diffusion")))
-    classes = job.classes if job.diffusion.process.conditional else None
-    model = build_denoiser(job.diffusion.model, functaset.latent_shape, classes).to(device)
-    stream = mix(job.seed, stage_number("diffusion"))
-
-    batch = job.diffusion.batch
-    part, share = ranks.part(batch), ranks.share(batch)
-
-    def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.from_numpy(batch_rows(len(training), batch, stream, step)[part]).to(device)
-        given = training.labels[rows] if classes else None
-        if not ranks.first:
-            generator = torch.Generator().manual_seed(mix(generator.initial_seed(), ranks.rank))
-        x0 = training(rows)
-        loss = share * diffusion_loss(model.train(), job.diffusion.process, x0, given, generator, classes)
-        loss.backward()
-        return {"loss": loss}
-
+    normalizer = training_normalizer(functaset, config.normalization, plain=True)
+    classes = job.classes if config.process.conditional else None
+    seed = mix(job.seed, stage_number("diffusion"))
+    batches = training_batches(
+        functaset, normalizer, config.batch, seed, part=ranks.part(config.batch), steps=config.steps,
+        device=ranks.device, classes=classes, plain=True,
+    )  # fmt: skip
+    learner = diffusion_learner(config, functaset.latent_shape, classes, batches, ranks, seed)
+    logger.info("diffusion: %s", learner.mode)
     metadata = train(
         Run(
             stage="diffusion",
-            config=job.diffusion,
+            config=config,
             seed=job.seed,
-            module=model,
-            gradients=gradients,
-            optimizer=torch.optim.Adam(model.parameters(), lr=job.diffusion.learning_rate),
+            module=learner.model,
+            gradients=learner.gradients,
+            optimizer=learner.optimizer,
             output=open_location(job.output),
             metadata=_metadata(job, functaset, normalizer, classes),
             emit=emit,
             ranks=ranks,
+            work=learner.work,
         )
     )
-    told = {"weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"], "commit": functaset.version}
-    return told if ranks.first else {}
+    if not ranks.first:
+        return {}
+    return {
+        "weights_digest": metadata["weights_digest"], "seconds": metadata["seconds"], "commit": functaset.version,
+    }  # fmt: skip
+
+
+def diffusion_learner(
+    config: TrainDiffusionConfig,
+    latent_shape: tuple[int, int, int],
+    classes: int | None,
+    batches: Batches,
+    ranks: Ranks,
+    seed: int,
+) -> Learner:
+    """The denoiser of the config as `seed` starts it, and its step on these batches."""
+    device, part, share = ranks.device, ranks.part(config.batch), ranks.share(config.batch)
+    shape, process, tables = (config.batch, *latent_shape), config.process, loss_tables(config.process, device)
+    build = partial(build_denoiser, config.model, latent_shape, classes)
+    number = torch.zeros(config.batch, dtype=torch.int64)
+    work = step_work(build, [torch.empty(shape), number, None if classes is None else number], config, ranks)
+    torch.manual_seed(seed)
+    model = build().to(device)
+
+    def loss(x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
+        given = labels if classes is not None else None
+        return share * diffusion_loss(model, tables, x0, given, Draw(t, noise, dropped), classes)
+
+    total = work.flops * config.steps
+    loss_of, mode = graphed(loss, config.precision, config.compile, total, device, "diffusion.compile")
+
+    def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = draw(process, shape, generator)  # for the whole batch: an example's, whoever computes it
+        value = loss_of(*batches(step), *(tensor[part] for tensor in drawn))
+        value.backward()
+        return {"loss": value}
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    return Learner(model, optimizer, gradients, work, mode)
 
 
 def _metadata(job: DiffusionJob, functaset: Functaset, normalizer: Normalizer, classes: int | None) -> dict[str, Any]:
@@ -95,9 +128,8 @@ def _metadata(job: DiffusionJob, functaset: Functaset, normalizer: Normalizer, c
 
 
 def load_denoiser(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
-    """A trained denoiser (averaged weights where there are), its normaliser, and its checkpoint's metadata."""
-    checkpoint = finished_checkpoint(uri, "diffusion model", "train-diffusion")
-    meta = dict(checkpoint.metadata)
+    """A trained denoiser (averaged weights where there are), its normaliser, and what else was recorded of it."""
+    weights, meta = trained_weights(uri, "diffusion model", "train-diffusion")
     model = build_denoiser(DenoiserConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"])
-    model.load_state_dict(best_weights(checkpoint.tensors))
+    model.load_state_dict(weights)
     return model.requires_grad_(False).eval(), Normalizer.from_state(meta["normalizer"]), meta

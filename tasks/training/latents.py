@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from models.config import NormalizationConfig
-from models.normalize import Affine, Normalizer, normalizer
+from models.normalize import Normalizer, normalizer
 from storage.functaset import Functaset
 from storage.moments import Moments, merge, moments_of
-from storage.resident import Resident
 from storage.shards import Shard, SplitShards
 
 
@@ -28,38 +27,6 @@ def load_split(functaset: Functaset, split: str) -> Split:
     rows = np.flatnonzero(latents.augmentation == 0)
     z = latents.dequantized() if len(rows) == len(latents) else latents.dequantized(rows)
     return Split(torch.from_numpy(z), torch.from_numpy(latents.labels[rows].astype(np.int64)))
-
-
-@dataclass(frozen=True)
-class TrainingLatents:
-    """A split on the device: codes, a byte a number, or normalised float32; labels int64 [n] beside them."""
-
-    stored: Tensor  # [n, s, s, c]
-    labels: Tensor
-    affine: Affine | None  # of codes: what makes them normalised latents
-    which: Tensor | None  # int64 [n]: which quantiser's codes, where there are several
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Normalised latents float32 [b, s, s, c] of the rows."""
-        stored = self.stored[rows]
-        if self.affine is None:
-            return stored
-        return self.affine(stored, None if self.which is None else self.which[rows])
-
-
-def load_training(
-    functaset: Functaset, normalizer: Normalizer, device: torch.device, plain: bool = False
-) -> TrainingLatents:
-    """The training split, in memory on the device, in the store's order; plain: without the images' augmentations."""
-    reader = Resident(SplitShards(functaset, "train", plain))
-    stored, labels = torch.from_numpy(reader.z), torch.from_numpy(reader.labels.astype(np.int64)).to(device)
-    if not reader.quantizers:
-        return TrainingLatents(normalizer.normalize(stored).to(device), labels, None, None)
-    which = None if reader.which is None else torch.from_numpy(reader.which.astype(np.int64)).to(device)
-    return TrainingLatents(stored.to(device), labels, normalizer.fused(*reader.affine).to(device), which)
 
 
 def training_normalizer(functaset: Functaset, config: NormalizationConfig, plain: bool = False) -> Normalizer:

@@ -26,25 +26,44 @@ SILENT_SECONDS = 10.0  # and after so long without one the loop speaks between t
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Of the update that makes step + 1: linear warm-up, then constant or cosine to zero."""
+    """Of the update that makes step + 1: linear warm-up, then constant, cosine to zero, or falling as 1 / sqrt(step).
+
+    The last goes on from the peak at the end of the warm-up, peak * sqrt(warmup / step) (App. B.1).
+    """
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     if config.decay == "constant":
         return config.learning_rate
+    if config.decay == "inverse_sqrt":
+        return config.learning_rate * math.sqrt(max(1, config.warmup) / (step + 1))
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def average_decay(config: TrainingConfig, step: int) -> float:
+    """Of the averaged weights after the update that makes step + 1; ramped: so that short runs forget their start."""
+    return min(config.ema, (1 + step) / (10 + step)) if config.ema_ramp else config.ema
+
+
 def train(run: Run) -> Mapping[str, Any]:
-    """Trains to config.steps from wherever the newest checkpoint of the same digest stands; returns its metadata."""
+    """Trains to config.steps from wherever the newest checkpoint of the same digest stands; returns its metadata.
+
+    On a GPU the host looks at the figures when a line of the curve is due, and else runs ahead of the device.
+    """
     average = _average(run)
     start = resume(run, average)
     run.ranks.check_equal(start, *run.examples)
     pace = _Pace(start, run.metadata.get("seconds", 0.0))
+    run.module.train()
     with _Stop() as stop:
+        watch = _Watch(run)
         for step in range(start, run.config.steps):
-            figures, stopping = _update(run, average, step, stop)
+            figures, asked = _update(run, average, step, stop, watch)
             done, last = step + 1, step + 1 == run.config.steps
+            if not (watch.looks_always or last or done % run.config.log_every == 0 or _evaluates(run, done)):
+                continue
+            watch.check()
+            stopping = bool(asked)
             if run.ranks.first:
                 _tell(run, average, done, figures, pace)
                 if last or stopping or pace.since_save() >= run.config.checkpoint_seconds:
@@ -56,29 +75,61 @@ def train(run: Run) -> Mapping[str, Any]:
     return run.metadata
 
 
-def _update(run: Run, average: nn.Module | None, step: int, stop: "_Stop") -> tuple[dict[str, Tensor], bool]:
+def _update(
+    run: Run, average: nn.Module | None, step: int, stop: "_Stop", watch: "_Watch"
+) -> tuple[dict[str, Tensor], Tensor | bool]:
     """One optimiser step; its figures, and whether any rank was asked to stop."""
     seed = mix(run.seed, stage_number(run.stage), step)
     torch.manual_seed(mix(seed, run.ranks.rank) if run.ranks.rank else seed)  # dropout: another mask on every rank
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(run.ranks.device).manual_seed(seed)
     run.optimizer.zero_grad(set_to_none=True)
     parameters = run.parameters
     figures = run.gradients(step, generator)
-    figures, stopping = run.ranks.sum_up(parameters, figures, stop.asked)
-    loss = figures["loss"]
+    figures, asked = run.ranks.sum_up(parameters, figures, stop.asked)
     norm = nn.utils.clip_grad_norm_(parameters, run.config.clip_norm or math.inf)
-    if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-        raise NonFiniteLoss(
-            f"{run.stage}: the loss is {loss.item():.3g} and its gradient's norm {norm.item():.3g} at step {step + 1}, "
-            f"so training stopped before the update; lower learning_rate or set clip_norm"
-        )
+    watch.see(step, figures["loss"], norm)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.config, step) * group.get("factor", 1.0)
     run.optimizer.step()
     if average is not None:
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(run.module.parameters()), 1 - run.config.ema)
-    return {name: value.detach() for name, value in figures.items()}, stopping
+            weight = 1 - average_decay(run.config, step)
+            torch._foreach_lerp_(list(average.parameters()), list(run.module.parameters()), weight)
+    return {name: value.detach() for name, value in figures.items()}, asked
+
+
+class _Watch:
+    """Stops training at the first loss or gradient that is no number.
+
+    On a CPU before that update. A GPU is not waited for: what it saw is read when a line is due, and nothing is saved
+    in between, so the last checkpoint is of before that step either way.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._stage = run.stage
+        self.looks_always = run.ranks.device.type == "cpu"
+        self._first: Tensor | None = None  # [step, loss, norm] of the first bad one; step 0: none was
+
+    def see(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Notes the step, if it is bad and the first one that is."""
+        loss = loss.detach()
+        norm = norm.to(loss)
+        bad = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        row = torch.stack([bad * (step + 1.0), loss, norm])
+        self._first = row if self._first is None else torch.where(self._first[0] > 0, self._first, row)
+        if self.looks_always:
+            self.check()
+
+    def check(self) -> None:
+        """Raises NonFiniteLoss, naming the step, where one was bad."""
+        if self._first is None:
+            return
+        step, loss, norm = self._first.tolist()
+        if step:
+            raise NonFiniteLoss(
+                f"{self._stage}: the loss is {loss:.3g} and its gradient's norm {norm:.3g} at step {step:.0f}, so "
+                f"training stopped before the update; lower learning_rate or set clip_norm"
+            )
 
 
 def _average(run: Run) -> nn.Module | None:
@@ -114,8 +165,7 @@ class _Pace:
 
 def _tell(run: Run, average: nn.Module | None, step: int, figures: dict[str, Tensor], pace: _Pace) -> None:
     """A row for the curve when one is due, emitted at most every second; a passing word after a long silence."""
-    last = step == run.config.steps
-    evaluating = run.evaluate is not None and (last or (run.evaluate_every and step % run.evaluate_every == 0))
+    last, evaluating = step == run.config.steps, _evaluates(run, step)
     if last or evaluating or step % run.config.log_every == 0:
         row = _row(run, step, figures, pace)
         if run.evaluate is not None and evaluating:
@@ -130,13 +180,21 @@ def _tell(run: Run, average: nn.Module | None, step: int, figures: dict[str, Ten
         pace.emitted = time.monotonic()
 
 
+def _evaluates(run: Run, step: int) -> bool:
+    if run.evaluate is None:
+        return False
+    return step == run.config.steps or bool(run.evaluate_every and step % run.evaluate_every == 0)
+
+
 def _row(run: Run, step: int, figures: dict[str, Tensor], pace: _Pace) -> Row:
-    return {
-        "stage": run.stage, "step": step, "steps": run.config.steps,
-        **{name: value.item() for name, value in figures.items()},
+    told = {name: value.item() for name, value in figures.items()}  # on a GPU: waits until the step is done
+    speed = pace.steps_per_second(step)
+    row = {
+        "stage": run.stage, "step": step, "steps": run.config.steps, **told,
         "learning_rate": learning_rate(run.config, step - 1),
-        "images_per_s": round(pace.steps_per_second(step) * run.config.batch, 2), "seconds": round(pace.seconds(), 2),
+        "images_per_s": round(speed * run.config.batch, 2), "seconds": round(pace.seconds(), 2),
     }  # fmt: skip
+    return row | (run.work.rates(speed) if run.work is not None else {})
 
 
 class _Stop:

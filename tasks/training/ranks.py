@@ -60,8 +60,11 @@ class Ranks:
 
     def sum_up(
         self, parameters: Sequence[nn.Parameter], figures: dict[str, Tensor], asked: bool
-    ) -> tuple[dict[str, Tensor], bool]:
-        """Sums gradients (in place) and figures over the ranks; also whether any rank was asked to stop."""
+    ) -> tuple[dict[str, Tensor], Tensor | bool]:
+        """Sums gradients (in place) and figures over the ranks; also whether any rank was asked to stop.
+
+        Of several ranks a tensor, which is not waited for here: bool() of it is.
+        """
         if self.world == 1:
             return figures, asked
         pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -71,7 +74,7 @@ class Ranks:
         *summed, own = flat.split([piece.numel() for piece in [*pieces, own]])
         for parameter, piece in zip(parameters, summed):
             parameter.grad = piece.view_as(parameter)
-        return dict(zip(figures, own[:-1])), bool(own[-1] > 0)
+        return dict(zip(figures, own[:-1])), own[-1] > 0
 
     def check_equal(self, step: int, count: int, digest: str) -> None:
         """Raises StorageError unless all ranks go on from the same step with the same training images.

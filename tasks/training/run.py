@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from storage.locations import Location
 from tasks.config import TrainingConfig
 from tasks.training.ranks import Ranks
+from tasks.training.work import Work
 
 Row = dict[str, Any]
 Emit = Callable[[Row], None]
@@ -17,6 +18,23 @@ Emit = Callable[[Row], None]
 
 class NonFiniteLoss(Exception):
     """The loss or its gradient is NaN or infinite; the last good checkpoint stands."""
+
+
+# Adds the gradients of this rank's part of the step to the parameters; returns the step's figures, "loss" among them,
+# scalar tensors on the module's device. Gradients and figures are summed over the ranks, so each rank weighs its own by
+# its share of the batch.
+Gradients = Callable[[int, torch.Generator], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model, what updates it, and its step; what a step costs, and how it is computed (eager, compiled)."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    gradients: Gradients
+    work: Work
+    mode: str
 
 
 @dataclass
@@ -27,10 +45,7 @@ class Run:
     config: TrainingConfig
     seed: int
     module: nn.Module
-    # Adds the gradients of this rank's part of the step to the parameters; returns the step's figures, "loss" among
-    # them, scalar tensors on the module's device. Gradients and figures are summed over the ranks, so each rank weighs
-    # its own by its share of the batch.
-    gradients: Callable[[int, torch.Generator], dict[str, Tensor]]
+    gradients: Gradients
     optimizer: torch.optim.Optimizer
     output: Location
     metadata: dict[str, Any]  # stored in every checkpoint; its "digest" tells whose checkpoint it is
@@ -39,6 +54,7 @@ class Run:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     evaluate_every: int = 0
     ranks: Ranks = field(default_factory=Ranks)
+    work: Work | None = None  # what a step costs; None: rows tell no rate of it
     # How many images it trains on, and hex digits of which: ranks that read them each for themselves must agree.
     examples: tuple[int, str] = (0, "0")
     rows: list[Row] = field(default_factory=list)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from storage.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from storage.errors import StorageError
 from storage.locations import Location, open_location
+from storage.weights import read_weights, write_weights
 from tasks.training.run import Row, Run
 
 logger = logging.getLogger(__name__)
@@ -28,10 +30,13 @@ def save(run: Run, average: nn.Module | None, step: int) -> None:
         tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
     arrays = {k: v.detach().cpu().numpy() for k, v in tensors.items()}
     finished = step == run.config.steps
-    if finished:
-        run.metadata["weights_digest"] = weights_digest(arrays)
     lines = "".join(json.dumps(row) + "\n" for row in run.rows)
     run.output.write(CURVE, lines.encode())  # before the checkpoint: it may know more steps, never fewer
+    if finished:
+        run.metadata["weights_digest"] = weights_digest(arrays)
+        described = {"stage": run.stage, "step": step, "config": run.config.model_dump(mode="json")}
+        exported = {name: value.numpy() for name, value in best_weights(arrays).items()}
+        write_weights(run.output, exported, described | run.metadata)
     save_checkpoint(run.output, step, arrays, run.metadata | {"finished": finished})
 
 
@@ -89,6 +94,19 @@ def best_weights(tensors: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def trained_weights(uri: str, what: str, command: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights that are to be used, what they are) of a finished training: averaged ones where there are some.
+
+    From the exported file, which is all that must be copied to use a model elsewhere; from the checkpoint where a
+    training left none. Raises StorageError, naming the command to run, where there is neither.
+    """
+    exported = read_weights(open_location(uri))
+    if exported is not None:
+        return {name: torch.from_numpy(value) for name, value in exported.tensors.items()}, exported.metadata
+    checkpoint = finished_checkpoint(uri, what, command)
+    return best_weights(checkpoint.tensors), dict(checkpoint.metadata)
 
 
 def finished_checkpoint(uri: str, what: str, command: str) -> Checkpoint:

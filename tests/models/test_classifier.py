@@ -34,6 +34,35 @@ def small(dropout: float = 0.2) -> nn.Module:
     return build_classifier(ClassifierConfig(width=16, depth=2, heads=4, dropout=dropout), (4, 4, 6), 7)
 
 
+def test_the_mlp_of_vectors_is_hidden_layers_with_silu_and_dropout() -> None:
+    """B.1: width 1024, depth 3, dropout 0.2, on 512 numbers."""
+    config = ClassifierConfig(kind="mlp", width=1024, depth=3, dropout=0.2)
+    with torch.device("meta"):
+        model = build_classifier(config, (1, 1, 512), 10)
+    kinds = [type(layer).__name__ for layer in model.children()]
+    assert kinds == ["Flatten", *["Linear", "SiLU", "Dropout"] * 3, "Linear"]
+    sizes = [(layer.in_features, layer.out_features) for layer in model.children() if isinstance(layer, nn.Linear)]
+    assert sizes == [(512, 1024), (1024, 1024), (1024, 1024), (1024, 10)]
+    assert {layer.p for layer in model.children() if isinstance(layer, nn.Dropout)} == {0.2}
+
+
+def test_a_vector_is_cut_into_tokens_in_order() -> None:
+    config = ClassifierConfig(width=16, depth=1, heads=4, token_channels=3, dropout=0)
+    torch.manual_seed(0)
+    model = build_classifier(config, (1, 1, 12), 7)
+    assert model.network.pos_embed.shape == (1, 4, 16)  # type: ignore[union-attr]
+    seen: list[torch.Tensor] = []
+    model.network.patch_embed.register_forward_pre_hook(lambda _, args: seen.append(args[0]))  # type: ignore[union-attr]
+    z = torch.arange(24.0).reshape(2, 1, 1, 12)
+    assert model(z).shape == (2, 7)
+    assert torch.equal(seen[0].permute(0, 2, 3, 1).reshape(2, 4, 3), z.reshape(2, 4, 3))
+
+
+def test_tokens_that_do_not_divide_a_position_are_refused() -> None:
+    with pytest.raises(ValueError, match="12 numbers cannot be cut into tokens of 5: choose a divisor"):
+        build_classifier(ClassifierConfig(token_channels=5), (1, 1, 12), 7)
+
+
 def test_latents_become_logits() -> None:
     assert small()(torch.randn(3, 4, 4, 6)).shape == (3, 7)
 

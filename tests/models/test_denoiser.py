@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.config import DenoiserConfig
-from models.denoiser import Denoiser, build_denoiser
+from models.denoiser import build_denoiser
 
 U8, U4 = (8, 8, 16), (4, 4, 64)
 
@@ -57,7 +57,37 @@ def test_noise_has_the_latents_shape_and_starts_at_zero(config, latent_shape) ->
     assert eps.abs().max() == 0
 
 
-def _awake(model: Denoiser) -> Denoiser:
+MLP = DenoiserConfig(kind="mlp", channels=64, blocks=3)
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_the_residual_mlp_has_the_parameters_of_its_layers(classes: int | None) -> None:
+    width, numbers = 64, 24
+    block = 2 * 2 * width + 2 * (width**2 + width) + width**2 + width  # norms, linears, time
+    expected = (256 * width + width) + (width**2 + width) + (numbers * width + width) + 3 * block
+    expected += 2 * width + width * numbers + numbers + (0 if classes is None else (classes + 1) * width)
+    with torch.device("meta"):
+        model = build_denoiser(MLP, (1, 1, numbers), classes)
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def test_the_residual_mlp_starts_at_zero_and_sees_time_and_label() -> None:
+    torch.manual_seed(0)
+    x, t, labels = torch.randn(3, 1, 1, 24), torch.tensor([5, 500, 999]), torch.tensor([1, 2, 10])
+    model = build_denoiser(MLP, (1, 1, 24), 10).eval()
+    assert model(x, t, labels).shape == x.shape
+    assert model(x, t, labels).abs().max() == 0
+    eps = _awake(model)(x, t, labels)
+    assert (eps - model(x, t + 1 - 2 * (t > 900), labels)).abs().amax((1, 2, 3)).min() > 1e-6
+    assert (eps - model(x, t, torch.tensor([4, 5, 6]))).abs().amax((1, 2, 3)).min() > 1e-6
+    torch.testing.assert_close(model(x[1:2], t[1:2], labels[1:2]), eps[1:2], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="always wants them"):
+        model(x, t)
+    with pytest.raises(ValueError, match="labels are for a conditional denoiser"):
+        build_denoiser(MLP, (1, 1, 24), None)(x, t, labels)
+
+
+def _awake(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if parameter.ndim >= 2:
             nn.init.normal_(parameter, std=0.05)

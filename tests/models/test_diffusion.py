@@ -1,6 +1,7 @@
 """Diffusion against its equations in float64, diffusers, and distributions whose answer is known."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +18,16 @@ from models.diffusion import (
     betas,
     diffusion_loss,
     dpm_solver,
+    draw,
     gaussian_noise,
     guided,
+    loss_tables,
     sample,
     sample_timesteps,
     timestep_probabilities,
 )
 
+CPU = "cpu"
 PEER = {"cosine": {"beta_schedule": "squaredcos_cap_v2"}, "linear": {"beta_schedule": "linear"}}
 
 
@@ -213,6 +217,26 @@ def test_timesteps_follow_the_linear_ratio() -> None:
     assert set(sample_timesteps(few, 100, generator()).tolist()) == {0, 1}
 
 
+def drawn_loss(
+    denoiser: Any, config: DiffusionConfig, x0: Tensor, labels: Tensor | None, draws: torch.Generator, classes: Any
+) -> Tensor:
+    return diffusion_loss(denoiser, loss_tables(config, CPU), x0, labels, draw(config, x0.shape, draws), classes)
+
+
+def test_weights_undo_the_ratio_in_expectation() -> None:
+    """Each timestep's error weighs as in uniform sampling, whatever the ratio."""
+
+    def denoiser(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        return torch.zeros_like(x) + (t.float() / 1000)[:, None, None, None]  # an error that grows with t
+
+    x0, losses = torch.zeros(200_000, 1, 1, 1), {}
+    for ratio, weighted in ((1.0, False), (5.0, False), (5.0, True)):
+        config = DiffusionConfig(timestep_ratio=ratio, weighted=weighted)
+        losses[ratio, weighted] = drawn_loss(denoiser, config, x0, None, generator(), None).item()
+    assert losses[5.0, True] == pytest.approx(losses[1.0, False], abs=0.02)  # 1.333
+    assert losses[5.0, False] < losses[1.0, False] - 0.08
+
+
 def test_loss_drops_labels_at_the_stated_rate_and_leaves_the_callers_alone() -> None:
     seen: list[Tensor] = []
 
@@ -222,14 +246,14 @@ def test_loss_drops_labels_at_the_stated_rate_and_leaves_the_callers_alone() -> 
 
     labels = torch.arange(20_000) % 10
     before, config = labels.clone(), DiffusionConfig(label_drop=0.2)
-    loss = diffusion_loss(denoiser, config, torch.zeros(20_000, 1, 1, 2), labels, generator(), 10)
+    loss = drawn_loss(denoiser, config, torch.zeros(20_000, 1, 1, 2), labels, generator(), 10)
     dropped = seen[0] == 10
     assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.012)  # 4 sd
     assert torch.equal(labels, before)
     assert torch.equal(seen[0][~dropped], labels[~dropped])
     assert loss.item() == pytest.approx(1, abs=0.04)  # the noise itself
     with pytest.raises(ValueError, match="number of classes"):
-        diffusion_loss(denoiser, config, torch.zeros(2, 1, 1, 2), labels[:2], generator(), None)
+        drawn_loss(denoiser, config, torch.zeros(2, 1, 1, 2), labels[:2], generator(), None)
 
 
 def test_loss_is_the_noise_error_at_the_drawn_timesteps() -> None:
@@ -241,8 +265,8 @@ def test_loss_is_the_noise_error_at_the_drawn_timesteps() -> None:
         bar = bars[t].reshape(-1, 1, 1, 1)
         return (x - bar.sqrt() * x0) / (1 - bar).sqrt()
 
-    assert diffusion_loss(exact, config, x0, None, generator(), None) < 1e-6
-    first, again, other = (diffusion_loss(tiny(), config, x0, None, generator(s), None) for s in (1, 1, 2))
+    assert drawn_loss(exact, config, x0, None, generator(), None) < 1e-6
+    first, again, other = (drawn_loss(tiny(), config, x0, None, generator(s), None) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -253,8 +277,8 @@ def test_sixty_steps_overfit_eight_latents() -> None:
     model = build_denoiser(DenoiserConfig(channels=32, head_channels=32), (4, 4, 4), 2)
     x0, labels, draws = torch.randn(8, 4, 4, 4), torch.arange(8) % 2, generator()
 
-    def loss(draw: torch.Generator) -> Tensor:
-        return diffusion_loss(model, config, x0.repeat(8, 1, 1, 1), labels.repeat(8), draw, 2)
+    def loss(draws: torch.Generator) -> Tensor:
+        return drawn_loss(model, config, x0.repeat(8, 1, 1, 1), labels.repeat(8), draws, 2)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     start = loss(generator(99)).item()

@@ -35,14 +35,15 @@ from storage.arrays import (
     new_document,
     shard_slice,
 )
-from storage.batches import Batch, Order, Reader
+from storage.batches import Batch, Indexed, Order, Reader
 from storage.committing import commit
 from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.hydrate import hydrate
 from storage.locations import open_location
 from storage.readers import open_reader
-from tasks.training.latents import load_split, load_training, training_normalizer
+from tasks.training.batches import FromHost, OnDevice
+from tasks.training.latents import load_split, training_normalizer
 from tasks.training.readers import LatentDataset, LatentStream
 from tests.storage.filled import SHAPE, fill, filled, new_store, plan, write
 
@@ -412,12 +413,16 @@ def test_fused_normalisation_is_the_plain_one_within_rounding(kind: str, gamma: 
 def test_training_latents_are_the_normalised_split(tmp_path: Path, bits: int) -> None:
     functaset = store_with_bad_rows(tmp_path / "s", bits)
     built = training_normalizer(functaset, NormalizationConfig(kind="vector"))
-    training, split = load_training(functaset, built, torch.device("cpu")), load_split(functaset, "train")
-    assert training.stored.dtype == (torch.uint8 if bits == 8 else torch.float32)
-    assert torch.equal(training.labels, split.labels)
-    rows = torch.tensor([5, 0, 28, 28, 17])
-    tolerance = 1e-5 if bits == 8 else 0
-    torch.testing.assert_close(training(rows), built.normalize(split.z[rows]), rtol=tolerance, atol=tolerance)
+    split, tolerance = load_split(functaset, "train"), 1e-5 if bits == 8 else 0
+    reader, cpu = open_reader(functaset, "train", "memory"), torch.device("cpu")
+    assert isinstance(reader, Indexed)
+    rows = np.array([5, 0, 28, 28, 17])
+    for x, labels in (
+        OnDevice(reader, built, lambda step: rows, slice(1, 4), cpu)(0),
+        FromHost(reader, built, lambda step: rows, slice(1, 4), cpu, steps=1)(0),
+    ):
+        assert labels.tolist() == split.labels[rows[1:4]].tolist()
+        torch.testing.assert_close(x, built.normalize(split.z[rows[1:4]]), rtol=tolerance, atol=tolerance)
 
 
 def test_memory_of_a_stream_does_not_grow_with_the_rows(tmp_path: Path) -> None:

@@ -113,18 +113,23 @@ def test_two_processes_train_the_pixel_classifier_that_one_trains(tmp_path: Path
     equal_on_one_and_two(pixels_job, tmp_path, 1e-5)  # nearly zero are the gradients of biases before a group norm
 
 
+def diffusion_job(output: Path, devices: int, functaset: str) -> Job:
+    sets = ["diffusion.steps=5", "diffusion.warmup=0", "diffusion.batch=7", "diffusion.model.dropout=0"]
+    config = load_config("digits", sets)
+    return DiffusionJob(
+        **COMMON, diffusion=config.diffusion, functaset=functaset, classes=10, output=str(output), devices=devices
+    ).model_dump(mode="json")
+
+
 @pytest.mark.slow
-def test_two_processes_train_a_diffusion_model(tmp_path: Path) -> None:
+def test_two_processes_train_the_diffusion_model_that_one_trains(tmp_path: Path) -> None:
+    """Timesteps, noise and dropped labels are of the whole batch."""
     filled(tmp_path / "z")
-    config = load_config("digits", ["diffusion.steps=3", "diffusion.warmup=0", "diffusion.batch=7"])
-    job = DiffusionJob(
-        **COMMON, diffusion=config.diffusion, functaset=str(tmp_path / "z"), classes=10, output=str(tmp_path / "out"),
-        devices=2,
-    )  # fmt: skip
     rows: list[Job] = []
-    figures = train_in_child(job.model_dump(mode="json"), rows.append)
+    equal_on_one_and_two(lambda output, devices: diffusion_job(output, devices, str(tmp_path / "z")), tmp_path, 5e-5)
+    figures = train_in_child(diffusion_job(tmp_path / "again", 2, str(tmp_path / "z")), rows.append)
     assert len(figures["weights_digest"]) == 16
-    assert [row["step"] for row in rows if "step" in row] == [3]  # one process speaks
+    assert [row["step"] for row in rows if "step" in row] == [5]  # one process speaks
 
 
 def test_parts_of_a_batch_are_disjoint_and_whole_and_weigh_one() -> None:

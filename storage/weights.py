@@ -1,0 +1,70 @@
+"""Weights of a trained model for whoever uses it: one safetensors file, and beside it a JSON file of what they are.
+
+weights.json is written last and carries the length and sha256 of weights.safetensors: without it there are no weights.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from storage.errors import DamagedObject
+from storage.locations import Location, read_json, write_json
+from storage.records import Record
+
+TENSORS, SIDECAR = "weights.safetensors", "weights.json"
+
+
+class Sidecar(Record):
+    """What the tensors are."""
+
+    sha256: str
+    bytes: int = Field(ge=0)
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and all that is needed to use them."""
+
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+
+
+def write_weights(location: Location, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Replaces what stands; killed in between, nothing stands. Raises StorageError."""
+    from safetensors.numpy import save
+
+    # safetensors stores a non-contiguous array's memory in the wrong order, without a word.
+    data = save({name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()})
+    sidecar = Sidecar(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), metadata=dict(metadata))
+    if location.exists(SIDECAR):
+        location.delete(SIDECAR)
+    location.write(TENSORS, data)
+    write_json(location, SIDECAR, sidecar.model_dump(mode="json"))
+
+
+def read_weights(location: Location) -> Weights | None:
+    """None where there are none. Raises DamagedObject for what was altered."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if not location.exists(SIDECAR):
+        return None
+    try:
+        sidecar = Sidecar.model_validate(read_json(location, SIDECAR))
+    except ValidationError as error:
+        raise DamagedObject(
+            f"{location.uri}/{SIDECAR}: does not describe weights ({error.errors()[0]['msg']})"
+        ) from None
+    name = f"{location.uri}/{TENSORS}"
+    data = location.read(TENSORS)
+    if len(data) != sidecar.bytes or hashlib.sha256(data).hexdigest() != sidecar.sha256:
+        raise DamagedObject(f"{name}: was altered (length or sha256 does not match); train again, or restore a copy")
+    try:
+        return Weights(load(data), sidecar.metadata)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DamagedObject(f"{name}: not a safetensors file ({error}); train again, or restore a copy") from None

@@ -1,0 +1,38 @@
+"""What is called again and again on tensors, under autocast and as one compiled graph where that repays itself."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from models.compilation import GRAPHS, should_compile
+
+Function = Callable[..., Tensor]
+
+
+def graphed(
+    function: Function, precision: str, compilation: str, flops: float, device: torch.device, key: str
+) -> tuple[Function, str]:
+    """The function as it is to be called, and in which mode; `flops` is the work of all its calls.
+
+    Everything that it takes must be a tensor or None, so that one graph without breaks serves every call; whatever
+    else it knows is frozen into that graph. `compilation` is auto, on, graphs (CUDA graphs too) or off. bf16 goes by
+    autocast; tf32 is a switch of the process. Raises ValueError, naming the key, where compilation cannot be had.
+    """
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+
+    def precise(*tensors: Tensor | None) -> Tensor:
+        half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        with half:
+            return function(*tensors)
+
+    wanted = "on" if compilation == "graphs" else compilation
+    compile_it, why = should_compile(wanted, flops, device, key)
+    if not compile_it:
+        return precise, why
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+    graphs = compilation == "graphs" and device.type == "cuda"
+    compiled = torch.compile(precise, dynamic=False, fullgraph=True, mode="reduce-overhead" if graphs else None)
+    return compiled, why + (", CUDA graphs" if graphs else "")

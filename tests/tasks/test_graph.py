@@ -1,0 +1,59 @@
+"""A compiled step against the plain one, and what is said where nothing can be compiled."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.compilation import has_compiler
+from models.config import DenoiserConfig, DiffusionConfig
+from models.denoiser import build_denoiser
+from models.diffusion import Draw, diffusion_loss, draw, loss_tables
+from tasks.training.graph import graphed
+
+CPU = torch.device("cpu")
+
+
+def test_without_a_compiler_on_is_refused_and_auto_is_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.compilation.missing", lambda device: {"C++ compiler": "g++"})
+    with pytest.raises(ValueError, match=r"^diffusion.compile=on needs C\+\+ compiler: apt-get install g\+\+"):
+        graphed(torch.sin, "float32", "graphs", 1.0, CPU, "diffusion.compile")
+    function, why = graphed(torch.sin, "float32", "auto", 1e15, CPU, "diffusion.compile")
+    assert why.startswith("eager: no C++ compiler")
+    assert torch.equal(function(torch.ones(2)), torch.ones(2).sin())
+
+
+def test_half_precision_is_of_matmuls_alone() -> None:
+    layer = nn.Linear(64, 64)
+    function, _ = graphed(lambda x: layer(x), "bf16", "off", 0.0, CPU, "k")
+    x = torch.randn(8, 64)
+    assert function(x).dtype == torch.bfloat16
+    function(x).float().square().mean().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.skipif(not has_compiler(CPU), reason="no C++ compiler here")
+def test_one_graph_gives_the_loss_and_gradients_of_the_plain_step() -> None:
+    """fullgraph: a break would raise."""
+    config = DiffusionConfig(timestep_ratio=3, weighted=True)
+    torch.manual_seed(0)
+    model = build_denoiser(DenoiserConfig(channels=32, multipliers=(1,), groups=4, head_channels=32), (2, 2, 4), 3)
+    for parameter in model.parameters():  # what starts at zero hides what is wrong
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    tables = loss_tables(config, "cpu")
+
+    def loss(x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
+        return diffusion_loss(model, tables, x0, labels, Draw(t, noise, dropped), 3)
+
+    compiled, why = graphed(loss, "float32", "on", 0.0, CPU, "k")
+    assert why == "compiled with torch.compile"
+    x0, labels = torch.randn(6, 2, 2, 4), torch.arange(6) % 3
+    drawn = draw(config, x0.shape, torch.Generator().manual_seed(1))
+    gradients = []
+    for function in (loss, compiled):
+        model.zero_grad()
+        value = function(x0, labels, *drawn)
+        value.backward()
+        gradients.append([value.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for plain, fast in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-6)
