@@ -36,7 +36,7 @@ DECODED = 128  # images at a time
 def measure(uri: str, folder: str, options: argparse.Namespace) -> dict[str, Any]:
     """The row: PSNR of float32 latents, and of every bits x granularity x range, with bits per number by codec."""
     source = Functaset.open(_functaset(uri))
-    field, side = field_of(source)
+    field, _, side = field_of(source)
     latents = source.load("test")
     keys = sorted(latents.keys)[: options.images]
     pixels = _pixels(folder, keys)
