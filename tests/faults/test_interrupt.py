@@ -18,7 +18,7 @@ from tests.flows.tiny import TINY
 PROJECT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 # Long enough to be interrupted in, and both trainings log often.
-LONG = [*TINY, "classifier.steps=300", "diffusion.steps=200", "classifier.log_every=5", "diffusion.log_every=5"]
+LONG = [*TINY, "classifier.steps=2000", "diffusion.steps=1500", "classifier.log_every=5", "diffusion.log_every=5"]
 
 
 def command(root: Path) -> list[str]:
@@ -37,9 +37,7 @@ def run_until_both_train(root: Path) -> tuple[subprocess.Popen[bytes], list[psut
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
         below = psutil.Process(process.pid).children(recursive=True)
-        if sum("tasks.training" in " ".join(p.cmdline()) for p in below if p.is_running()) >= 2 and started(
-            root, "diffusion"
-        ):
+        if sum("tasks.training" in " ".join(cmdline(p)) for p in below) >= 2 and started(root, "diffusion"):
             time.sleep(8)  # into their steps
             return process, psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.2)
