@@ -55,7 +55,6 @@ class Work:
         )  # fmt: skip
         planned = plan(self.job).model_dump(mode="json")
         self.groups = [group for group in planned["groups"] if group["split"] == "train"]
-        self.planned = planned
 
     @contextmanager
     def copy(self) -> Iterator[tuple[dict[str, Any], Path]]:

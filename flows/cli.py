@@ -15,6 +15,7 @@ from flows.arguments import whole
 from flows.cli_store import Functaset, Json, Split, functaset_of, store
 from flows.config import ConfigError, PipelineConfig, load_config, preset_names, require_stage
 from flows.ledger import Ledger
+from storage.errors import StorageError
 from tasks.config import SampleRequest
 
 app = App(
@@ -131,8 +132,10 @@ def _run_deployed(config: PipelineConfig, root: str, from_root: str | None) -> i
     state = run_deployed(config, root, from_root)
     if not state.is_completed():
         return 1
-    with suppress(Exception):  # a root that the workers alone can reach
-        _tell(Ledger(config, root, from_root), "done")
+    with suppress(StorageError):  # a root that the workers alone can reach
+        ledger = Ledger(config, root)
+        if ledger.standing("evaluate") is not None:
+            return _tell(ledger, "done")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from flows.config import ConfigError, PipelineConfig
 from flows.fit import check_field
+from models.classifier import check_classifier
 from models.denoiser import check_denoiser
 from storage.errors import StorageError
 from storage.images import open_images
@@ -11,11 +12,13 @@ from tasks.training.device import choose_device
 
 def preflight(config: PipelineConfig, root: str, stage: str) -> None:
     """Raises ConfigError for a config that does not fit itself, StorageError for a world that it does not fit."""
-    if config.diffusion is not None and stage in ("pipeline", "train_diffusion"):
-        try:
+    try:
+        if config.classifier is not None and stage in ("pipeline", "train_classifier"):
+            check_classifier(config.classifier.model, config.field.latent_shape)
+        if config.diffusion is not None and stage in ("pipeline", "train_diffusion"):
             check_denoiser(config.diffusion.model, config.field.latent_shape)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     images = open_images(config.images)
     try:
         check_field(config.field, images.resolution)

@@ -98,12 +98,12 @@ def encode(
         # What a model that learns from it must have in common with it. A repair keeps the labels that there were.
         choices = digest({"fingerprint": done["info"]["fingerprint_digest"], "classes": classes})
         choices = record.figures.get("choices", choices) if repair else choices
-        speed = {name: record.figures[name] for name in ("encode_images_per_s",) if name in record.figures}
-        figures = done | speed | encoding_speed(stats) | {"images_digest": seen, "choices": choices}
+        speed = encoding_speed(stats, record.figures)
+        figures = done | speed | {"images_digest": seen, "choices": choices}
         ledger.finish(record, done["info"]["content"], figures)
     with as_far_as_heard("the functaset's figures"):
         create_table_artifact(
-            [{"figure": key, "value": value} for key, value in _flat(done["info"] | encoding_speed(stats)).items()],
+            [{"figure": key, "value": value} for key, value in _flat(done["info"] | speed).items()],
             key="functaset",
             description=f"What {ledger.output(record)} holds",
         )

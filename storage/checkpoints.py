@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from storage.errors import DamagedObject, StorageError, TransientError
 from storage.locations import Location, read_json, write_json
 from storage.records import Record
+from storage.tensors import packed, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,7 @@ def save_checkpoint(
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step {step} and keep {keep} must be at least 0 and 1")
-    from safetensors.numpy import save
-
-    # safetensors stores a non-contiguous array's memory in the wrong order, without a word.
-    data = save({name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()})
+    data = packed(tensors)
     marker = Marker(step=step, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), metadata=dict(metadata))
     location.write(f"{_stem(step)}.safetensors", data)
     write_json(location, f"{_stem(step)}.json", marker.model_dump(mode="json"))
@@ -113,9 +111,6 @@ def _marker(location: Location, step: int) -> Marker:
 
 
 def _load(location: Location, step: int) -> Checkpoint:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     marker = _marker(location, step)
     name = f"{location.uri}/{_stem(step)}.safetensors"
     size = location.size(f"{_stem(step)}.safetensors")
@@ -124,10 +119,7 @@ def _load(location: Location, step: int) -> Checkpoint:
     data = location.read(f"{_stem(step)}.safetensors")
     if hashlib.sha256(data).hexdigest() != marker.sha256:
         raise DamagedObject(f"{name}: was altered (sha256 does not match); delete this checkpoint")
-    try:
-        return Checkpoint(step, load(data), marker.metadata)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DamagedObject(f"{name}: not a safetensors file ({error}); delete this checkpoint") from None
+    return Checkpoint(step, unpacked(data, name, "delete this checkpoint"), marker.metadata)
 
 
 def _prune(location: Location, keep: int) -> None:

@@ -238,7 +238,7 @@ def _open_folder(config: ImagesConfig) -> Images:
     location = open_location(config.location)
     if isinstance(location, LocalLocation) and not Path(location.uri).is_dir():
         raise StorageError(f"{location.uri}: no such folder; images.location is the one that holds the class folders")
-    entries = [entry for entry in location.entries() if _is_image(entry.key)]
+    entries = [entry for entry in location.entries() if is_image(entry.key)]
     if not entries:
         known = ", ".join(ENDINGS)
         raise StorageError(
@@ -271,7 +271,7 @@ def _open_folder(config: ImagesConfig) -> Images:
     return Images(channels, resolution, classes, splits)
 
 
-def _is_image(key: str) -> bool:
+def is_image(key: str) -> bool:
     """By ending, hidden files and folders left out."""
     return key.lower().endswith(ENDINGS) and not any(part.startswith(".") for part in key.split("/"))
 

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from storage.errors import DamagedObject
 from storage.locations import Location, read_json, write_json
 from storage.records import Record
+from storage.tensors import packed, unpacked
 
 TENSORS, SIDECAR = "weights.safetensors", "weights.json"
 
@@ -36,10 +37,7 @@ class Weights:
 
 def write_weights(location: Location, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
     """Replaces what stands; killed in between, nothing stands. Raises StorageError."""
-    from safetensors.numpy import save
-
-    # safetensors stores a non-contiguous array's memory in the wrong order, without a word.
-    data = save({name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()})
+    data = packed(tensors)
     sidecar = Sidecar(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), metadata=dict(metadata))
     if location.exists(SIDECAR):
         location.delete(SIDECAR)
@@ -47,24 +45,29 @@ def write_weights(location: Location, tensors: Mapping[str, np.ndarray], metadat
     write_json(location, SIDECAR, sidecar.model_dump(mode="json"))
 
 
+def read_description(location: Location) -> dict[str, Any] | None:
+    """The metadata alone, None where there are no weights. Raises DamagedObject."""
+    sidecar = _sidecar(location)
+    return None if sidecar is None else sidecar.metadata
+
+
 def read_weights(location: Location) -> Weights | None:
     """None where there are none. Raises DamagedObject for what was altered."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    sidecar = _sidecar(location)
+    if sidecar is None:
+        return None
+    name, mend = f"{location.uri}/{TENSORS}", "train again, or restore a copy"
+    data = location.read(TENSORS)
+    if len(data) != sidecar.bytes or hashlib.sha256(data).hexdigest() != sidecar.sha256:
+        raise DamagedObject(f"{name}: was altered (length or sha256 does not match); {mend}")
+    return Weights(unpacked(data, name, mend), sidecar.metadata)
 
+
+def _sidecar(location: Location) -> Sidecar | None:
     if not location.exists(SIDECAR):
         return None
     try:
-        sidecar = Sidecar.model_validate(read_json(location, SIDECAR))
+        return Sidecar.model_validate(read_json(location, SIDECAR))
     except ValidationError as error:
-        raise DamagedObject(
-            f"{location.uri}/{SIDECAR}: does not describe weights ({error.errors()[0]['msg']})"
-        ) from None
-    name = f"{location.uri}/{TENSORS}"
-    data = location.read(TENSORS)
-    if len(data) != sidecar.bytes or hashlib.sha256(data).hexdigest() != sidecar.sha256:
-        raise DamagedObject(f"{name}: was altered (length or sha256 does not match); train again, or restore a copy")
-    try:
-        return Weights(load(data), sidecar.metadata)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DamagedObject(f"{name}: not a safetensors file ({error}); train again, or restore a copy") from None
+        fault = error.errors()[0]["msg"]
+        raise DamagedObject(f"{location.uri}/{SIDECAR}: does not describe weights ({fault})") from None

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from models.inner import InnerLoop
+from storage.config import ImagesConfig
 from storage.decoding import ENDINGS, BadImage, decode, fit
 from storage.errors import StorageError
 from storage.functaset import Functaset
+from storage.images import is_image
 from storage.locations import Location, open_location
 from tasks.decode import check_same_functaset, field_of, stage_output
 from tasks.training.classifier import load_classifier, logits_of
@@ -19,7 +21,6 @@ from tasks.training.pictures import as_float
 
 BATCH = 64
 TOP = 3
-MAX_PIXELS = 50_000_000
 
 Row = dict[str, Any]
 
@@ -62,7 +63,7 @@ def _files(images: str) -> tuple[Location, list[str]]:
     if "://" not in images and path.is_file():
         return open_location(str(path.parent)), [path.name]
     location = open_location(images)
-    keys = sorted(key for key in location.list() if key.lower().endswith(ENDINGS))
+    keys = sorted(filter(is_image, location.list()))
     if not keys:
         raise StorageError(f"{images}: no image is there ({', '.join(ENDINGS)}); name a folder of images, or one file")
     return location, keys
@@ -73,7 +74,7 @@ def _read(folder: Location, keys: list[str], resolution: int, channels: int) -> 
     pixels, errors = np.zeros((len(keys), resolution, resolution, channels), np.uint8), []
     for row, key in enumerate(keys):
         try:
-            pixels[row] = fit(decode(folder.read(key), channels, MAX_PIXELS), resolution)
+            pixels[row] = fit(decode(folder.read(key), channels, ImagesConfig().max_pixels), resolution)
             errors.append("")
         except (BadImage, StorageError) as error:
             errors.append(str(error))

@@ -54,12 +54,12 @@ def sample_images(root: str, request: SampleRequest, out: Path) -> Path:
     The process is the one in the checkpoint: sampler, steps, clipping and variance as they were when it was trained.
     """
     from tasks.sample import SampleJob, sample_latents
-    from tasks.training.diffusion import load_denoiser
+    from tasks.training.diffusion import describe_denoiser
 
     location = open_location(root)
     checkpoint_uri = stage_output(location, "train_diffusion").uri
     functaset = Functaset.open(stage_output(location, "encode"))
-    *_, meta = load_denoiser(checkpoint_uri)
+    meta = describe_denoiser(checkpoint_uri)
     check_same_functaset(functaset, meta, root, "diffusion model")
     chosen = {} if request.guidance is None else {"guidance": request.guidance}
     if chosen and meta["classes"] is None:

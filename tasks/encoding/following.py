@@ -1,6 +1,7 @@
 """How an encoding run comes along, told from its receipts: rate, time left, a progress artifact."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from storage.errors import StorageError
@@ -56,13 +57,14 @@ class Following:
         return ", ".join(parts + ([left] if left and done < self._shards else []))
 
 
-def encoding_speed(stats: list[dict[str, Any]]) -> dict[str, float]:
+def encoding_speed(stats: list[dict[str, Any]], before: Mapping[str, Any] | None = None) -> dict[str, float]:
     """{encode_images_per_s}: of all groups, from the begin of the first to the end of the last.
 
-    Empty where a few images or none were encoded: the time of those is what it takes to begin.
+    Where a few images or none were encoded it is that of the figures before, if they have it: the time of a few is what
+    it takes to begin.
     """
     worked = [each for each in stats if each["images"]]
     if sum(each["images"] for each in worked) < TOLD_IMAGES:
-        return {}
+        return {name: value for name, value in (before or {}).items() if name == "encode_images_per_s"}
     seconds = max(each["begun"] + each["seconds"] for each in worked) - min(each["begun"] for each in worked)
     return {"encode_images_per_s": round(sum(each["images"] for each in worked) / max(1e-9, seconds), 2)}

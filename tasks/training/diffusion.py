@@ -20,7 +20,7 @@ from tasks.training.latents import training_normalizer
 from tasks.training.loop import train
 from tasks.training.ranks import Ranks, join_ranks
 from tasks.training.run import Emit, Learner, Run
-from tasks.training.saving import trained_weights
+from tasks.training.saving import trained_description, trained_weights
 from tasks.training.seeds import mix, stage_number
 from tasks.training.work import step_work
 
@@ -125,6 +125,11 @@ def _metadata(job: DiffusionJob, functaset: Functaset, normalizer: Normalizer, c
         "normalizer": normalizer.state(),
         "functaset": {"fingerprint": functaset.fingerprint, "version": functaset.version},
     }
+
+
+def describe_denoiser(uri: str) -> dict[str, Any]:
+    """What was recorded of a trained denoiser: process, latent shape, classes, functaset, config."""
+    return trained_description(uri, "diffusion model", "train-diffusion")
 
 
 def load_denoiser(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from storage.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from storage.errors import StorageError
 from storage.locations import Location, open_location
-from storage.weights import read_weights, write_weights
+from storage.weights import read_description, read_weights, write_weights
 from tasks.training.run import Row, Run
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,12 @@ def trained_weights(uri: str, what: str, command: str) -> tuple[dict[str, Tensor
         return {name: torch.from_numpy(value) for name, value in exported.tensors.items()}, exported.metadata
     checkpoint = finished_checkpoint(uri, what, command)
     return best_weights(checkpoint.tensors), dict(checkpoint.metadata)
+
+
+def trained_description(uri: str, what: str, command: str) -> dict[str, Any]:
+    """What trained_weights says of them, without reading them where they were exported."""
+    described = read_description(open_location(uri))
+    return dict(finished_checkpoint(uri, what, command).metadata) if described is None else described
 
 
 def finished_checkpoint(uri: str, what: str, command: str) -> Checkpoint:

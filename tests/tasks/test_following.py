@@ -106,3 +106,9 @@ def test_the_speed_is_that_of_all_groups_from_the_first_begin_to_the_last_end() 
     stats = [STATS, STATS | {"begun": 103.0, "seconds": 7.0}, STATS | {"images": 0, "begun": 500.0}]
     assert encoding_speed(stats) == {"encode_images_per_s": 4.0}
     assert encoding_speed([]) == {}
+
+
+def test_a_few_newcomers_do_not_replace_the_rate_of_all() -> None:
+    few, before = [STATS | {"images": 3}], {"encode_images_per_s": 4.0, "bad_inputs": []}
+    assert encoding_speed(few, before) == {"encode_images_per_s": 4.0}
+    assert encoding_speed(few, {}) == {}
