@@ -5,18 +5,16 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter, validators
-from pydantic import ValidationError
+from cyclopts import App, CycloptsError, Parameter
 
 from flows.arguments import whole
-from flows.cli_store import Functaset, Json, Split, functaset_of, store
+from flows.cli_models import classify, decode, sample
+from flows.cli_store import Json, store
 from flows.config import ConfigError, PipelineConfig, load_config, preset_names, require_stage
 from flows.ledger import Ledger
 from storage.errors import StorageError
-from tasks.config import SampleRequest
 
 app = App(
     name="functa",
@@ -26,6 +24,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # or cyclopts exits before _guarded has said how to go on
 )
 app.command(store)
+for command in (decode, sample, classify):
+    app.command(command)
 
 Preset = Annotated[str, Parameter(help="A preset's name (see `functa presets`) or a YAML file.")]
 Overrides = Annotated[
@@ -38,15 +38,6 @@ Root = Annotated[str | None, Parameter(help="Where everything goes; default ./fu
 FromRoot = Annotated[
     str | None, Parameter(name="--from", help="Take finished stages from this root where digests agree.")
 ]
-Resolution = Annotated[
-    int | None,
-    Parameter(
-        converter=whole,
-        help="Pixels a side; default: that of the images.",
-        validator=validators.Number(gte=1, lte=8192),
-    ),
-]
-
 # Errors whose own words are the whole story. By name: their modules need not be loaded for a name to be compared.
 TOLD = (
     "ConfigError",
@@ -277,87 +268,6 @@ def status(root: Annotated[str, Parameter(help="A run's root.")], *, as_json: Js
     else:
         print_status(root, told)
     return 0
-
-
-@app.command
-def decode(
-    uri: Functaset,
-    *,
-    rows: Annotated[str, Parameter(help="START:STOP of the split's rows.")] = "0:16",
-    split: Split = "test",
-    resolution: Resolution = None,
-    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
-) -> int:
-    """Decode latents into PNG images, at any resolution that the latent grid divides."""
-    wanted = _rows(rows)
-    from tasks.decode import decode_rows
-
-    count = decode_rows(functaset_of(uri), split, wanted, resolution, out)
-    print(f"{count} images in {out}")
-    return 0
-
-
-def _rows(text: str) -> tuple[int, int]:
-    start, colon, stop = text.partition(":")
-    if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-        raise ConfigError(f"--rows {text}: expected START:STOP with START < STOP, such as 0:16")
-    return int(start), int(stop)
-
-
-@app.command
-def sample(
-    root: Annotated[str, Parameter(help="A run's root with a trained diffusion model.")],
-    *,
-    count: Annotated[int, Parameter(converter=whole, help="How many.")] = 16,
-    label: Annotated[
-        int | None, Parameter(converter=whole, help="Class of all samples; default: the classes in turn.")
-    ] = None,
-    guidance: Annotated[float | None, Parameter(help="Classifier-free guidance; default: the config's.")] = None,
-    seed: Annotated[int, Parameter(converter=whole, help="Sample i depends on seed and i alone.")] = 0,
-    resolution: Resolution = None,
-    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
-) -> int:
-    """Draw samples from the diffusion model and decode them into PNG images with a contact sheet.
-
-    Sampler, steps and clipping are those of the config that the model was trained with; only guidance can be chosen.
-    """
-    request = _sample_request(count=count, label=label, guidance=guidance, seed=seed, resolution=resolution)
-    from tasks.decode import sample_images
-
-    sheet = sample_images(root, request, out)
-    print(f"{count} images in {out}; contact sheet: {sheet}")
-    return 0
-
-
-def _sample_request(**options: Any) -> SampleRequest:
-    try:
-        return SampleRequest(**options)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        told = fault["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"--{fault['loc'][0]} {fault['input']}: {told[:1].lower()}{told[1:]}") from None
-
-
-@app.command
-def classify(
-    root: Annotated[str, Parameter(help="A run's root with a trained classifier.")],
-    images: Annotated[str, Parameter(help="A folder of images, or one image.")],
-    *,
-    as_json: Json = False,
-) -> int:
-    """Tell the class of each image: the root's field encodes it, its classifier judges. Status 1 if no file is one."""
-    from tasks.classify import classify_images
-
-    rows = []
-    for row in classify_images(root, images):
-        rows.append(row)
-        if not as_json:
-            from flows.console import print_class
-
-            print_class(row)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    return 1 if all("error" in row for row in rows) else 0
 
 
 @app.command

@@ -124,3 +124,12 @@ def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         matrix = parameter.ndim >= 2 and not name.endswith("pos_embed")
         (decayed if matrix else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of every linear layer but the last one, the head: what an optimiser may treat as matrices.
+
+    A Transformer's token embedding is a convolution, its positions a parameter of their own: neither is among them.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return [layer.get_parameter("weight") for layer in layers[:-1]]

@@ -18,6 +18,9 @@ Bits = Annotated[int, Field(ge=1, le=8)]
 MEMORY_BYTES = 4 << 30  # so many bytes of a split's pixels training keeps; more are read on demand
 
 
+MUON_FACTOR: float = Field(3.0, gt=0, le=100, description="Muon's learning rate over Adam's.")
+
+
 class TrainingConfig(Config):
     """What every training run has: the loop's length, its optimiser, how often it speaks and saves."""
 
@@ -58,7 +61,7 @@ class MetaTrainConfig(TrainingConfig):
     optimizer: Literal["adam", "muon"] = Field(
         "adam", description="Adam (the paper), or Muon on hidden weights and modulation map and Adam on the rest."
     )
-    muon_factor: float = Field(3.0, gt=0, le=100, description="Muon's learning rate over Adam's.")
+    muon_factor: float = MUON_FACTOR
     patches_per_image: int | None = Field(
         None, ge=1, description="Random patches of every image that a step trains on; empty: all. Nearest and 1x1 only."
     )
@@ -143,6 +146,10 @@ class LatentTrainingConfig(TrainingConfig):
 class TrainClassifierConfig(LatentTrainingConfig):
     """Classifier on latents (App. C). An epoch sees every image once, as it is or in a stored augmentation."""
 
+    optimizer: Literal["adam", "muon"] = Field(
+        "adam", description="AdamW (the paper), or Muon on hidden matrices and AdamW on the rest."
+    )
+    muon_factor: float = MUON_FACTOR
     weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW's, on matrices only.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing.")
     noise: float = Field(0.0, ge=0, le=10, description="Gaussian noise on normalised latents while training, its sd.")

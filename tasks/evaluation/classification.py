@@ -17,7 +17,7 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
     device = choose_device(job.device)
     model, normalizer, _ = load_classifier(job.classifier)
     test = load_split(Functaset.open(job.functaset), "test")
-    logits = logits_of(model.to(device), normalizer.normalize(test.z).to(device)).cpu()
+    logits = logits_of(model.to(device), normalizer.normalize(test.z)).cpu()
     return {
         "top1_test": accuracy(logits, test.labels),
         "ece": expected_calibration_error(torch.softmax(logits, -1), test.labels),

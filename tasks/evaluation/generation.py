@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from models.config import NormalizationConfig
-from models.metrics import FrechetStatistics, frechet_distance
+from models.metrics import FrechetStatistics, accuracy, frechet_distance
 from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
 from tasks.sample import read_slices
+from tasks.training.classifier import logits_of
 from tasks.training.latents import Split, load_split, training_normalizer
 from tasks.training.pictures import spread
 from tasks.training.pixel_classifier import load_pixel_classifier
@@ -27,7 +28,10 @@ def reference_labels(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def measure(job: EvaluationJob, slices: list[str], labels: list[int] | None) -> dict[str, Any]:
-    """fd, fd_reconstruction and fd_noise in the spaces `classifier` and `latent`, with their counts."""
+    """fd, fd_reconstruction and fd_noise in the spaces `classifier` and `latent`, with their counts.
+
+    Of a conditional model also label_agreement: the share of samples that the pixel classifier takes for their label.
+    """
     bench = open_bench(job)
     training = load_split(bench.functaset, "train")
     rows = torch.from_numpy(spread(len(training.z), len(read_slices(slices))))
@@ -50,6 +54,9 @@ def measure(job: EvaluationJob, slices: list[str], labels: list[int] | None) -> 
     figures["fd_reference"] = {
         "images": "train", "count": len(bench.training), "samples": len(rows), "dimensions": dimensions,
     }  # fmt: skip
+    if labels is not None:
+        model = load_pixel_classifier(bench.job.pixel_classifier).to(bench.device)
+        figures["label_agreement"] = accuracy(logits_of(model, images["fd"], 256).cpu(), torch.tensor(labels))
     return figures
 
 

@@ -129,6 +129,12 @@ METRICS = {
         "plain",
         _FRECHET.format("decoded noise latents") + ": the ceiling for samples.",
     ),
+    "label_agreement": Described(
+        _GENERATION,
+        "Label agreement",
+        "share",
+        "Share of conditional samples that the pixel classifier takes for their label.",
+    ),
     "distinct": Described(
         _GENERATION,
         "Distinct nearest neighbours",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.classifier import build_classifier, classification_loss, decay_groups
+from models.classifier import build_classifier, classification_loss
 from models.config import ClassifierConfig, Config
 from models.normalize import Normalizer
 from storage.functaset import Functaset
@@ -17,6 +17,7 @@ from tasks.training.batches import Batches, check_labels, training_batches
 from tasks.training.graph import graphed
 from tasks.training.latents import Split, load_split, training_normalizer
 from tasks.training.loop import train
+from tasks.training.optimizer import classifier_optimizer
 from tasks.training.ranks import Ranks, join_ranks
 from tasks.training.run import Emit, Learner, Run
 from tasks.training.saving import trained_weights
@@ -118,8 +119,7 @@ def classifier_learner(
         value.backward()
         return {"loss": value}
 
-    groups = decay_groups(model, config.weight_decay)
-    return Learner(model, torch.optim.AdamW(groups, lr=config.learning_rate, fused=True), gradients, work, mode)
+    return Learner(model, classifier_optimizer(model, config), gradients, work, mode)
 
 
 def _metadata(job: ClassifierJob, functaset: Functaset, normalizer: Normalizer) -> dict[str, Any]:
@@ -144,11 +144,11 @@ def _test_accuracy(test: Split, normalizer: Normalizer, device: torch.device) ->
 
 
 def logits_of(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:
-    """Logits [n, K] of inputs [n, ...], in evaluation mode, without gradients."""
-    training = model.training
+    """Logits [n, K] of inputs [n, ...], in evaluation mode, without gradients, on the model's device."""
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     with torch.no_grad():
-        logits = torch.cat([model(part) for part in x.split(batch)])
+        logits = torch.cat([model(part.to(device)) for part in x.split(batch)])
     model.train(training)
     return logits
 

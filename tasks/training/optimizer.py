@@ -1,4 +1,4 @@
-"""The outer optimiser of meta-training: Adam as the paper, or Muon on the field's matrices beside it."""
+"""Optimisers: Adam and AdamW as the paper, or Muon on hidden matrices beside them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.classifier import decay_groups, hidden_matrices
 from models.field import Field
-from tasks.config import MetaTrainConfig
+from tasks.config import MetaTrainConfig, TrainClassifierConfig
 
 
 def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimizer:
@@ -24,19 +25,42 @@ def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimi
     return MuonAndAdam(matrices, others, config.learning_rate, config.muon_factor)
 
 
+def classifier_optimizer(model: nn.Module, config: TrainClassifierConfig) -> torch.optim.Optimizer:
+    """AdamW on everything, or Muon on the matrices of blocks and hidden layers and AdamW on the rest.
+
+    Both decay matrices alone, and weights by the same factor a step.
+    """
+    if config.optimizer == "adam":
+        return torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate, fused=True)
+    matrices = hidden_matrices(model)
+    taken = {id(matrix) for matrix in matrices}
+    others = [
+        group | {"params": [parameter for parameter in group["params"] if id(parameter) not in taken]}
+        for group in decay_groups(model, config.weight_decay)
+    ]
+    return MuonAndAdam(matrices, others, config.learning_rate, config.muon_factor, config.weight_decay)
+
+
 class MuonAndAdam(torch.optim.Optimizer):
-    """torch's Muon on matrices, its Adam on other parameters, under one roof: one state, one list of groups.
+    """torch's Muon on matrices, its AdamW on other parameters, under one roof: one state, one list of groups.
 
     Muon takes the orthogonal factor of the momentum as its step (Jordan et al. 2024), scaled to the size of an Adam
-    step (Liu et al. 2025) and then by `factor`, which its groups carry for whoever sets their rates.
+    step (Liu et al. 2025) and then by `factor`, which its groups carry for whoever sets their rates. `weight_decay` is
+    the matrices', relative to Adam's rate; others bring their own, by groups, or have none.
     """
 
     def __init__(
-        self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], lr: float, factor: float
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        factor: float,
+        weight_decay: float = 0.0,
     ) -> None:
+        decay = weight_decay / factor
         self._parts = (
-            torch.optim.Muon(matrices, lr=factor * lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.Adam(others, lr=lr),
+            torch.optim.Muon(matrices, lr=factor * lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=lr, weight_decay=0.0),
         )
         for group in self._parts[0].param_groups:
             group["factor"] = factor

@@ -20,7 +20,7 @@ class Work:
     def rates(self, steps_per_second: float) -> dict[str, float]:
         """{flops_per_s, utilization}, as rows of the curve carry them."""
         rate = steps_per_second * self.flops
-        return {"flops_per_s": round(rate), "utilization": round(rate / self.peak, 4)}
+        return {"flops_per_s": round(rate), "utilization": float(f"{rate / self.peak:.4g}")}
 
 
 def step_work(

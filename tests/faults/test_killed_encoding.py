@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,31 +201,32 @@ def test_a_machine_dies_and_the_automation_marks_its_run_as_crashed(
     assert stored(place(workplace, "machine")) == undisturbed
 
 
-def test_the_server_is_away_for_half_a_minute_and_the_run_goes_on(
-    workplace: Cluster, config: PipelineConfig, two_workers: list[str], undisturbed: dict[str, str]
-) -> None:
-    run = begin(workplace, config, "server")
-    middle(workplace, "server", run)
-    workplace.kill("server")
+def for_half_a_minute(workplace: Cluster) -> None:
     time.sleep(30)
-    workplace.start_server()
-    ends(workplace, run, "COMPLETED")
-    assert stored(place(workplace, "server")) == undisturbed
-    eventually(lambda: workplace.slots_held() == 0, LEASE_SECONDS + 60, "the slot is free")
 
 
-def test_the_server_is_away_when_the_run_ends_and_hears_of_it_later(
-    workplace: Cluster, config: PipelineConfig, two_workers: list[str], undisturbed: dict[str, str]
-) -> None:
+def when_the_run_ends(workplace: Cluster) -> None:
     """The slot's lease cannot be given back then, which must not fail what was done."""
-    run = begin(workplace, config, "late")
-    middle(workplace, "late", run)
+    eventually(lambda: receipts(workplace, "when_the_run_ends") == SHARDS, RUN_SECONDS, "every shard is written")
+    time.sleep(5)
+
+
+@pytest.mark.parametrize("away", [for_half_a_minute, when_the_run_ends])
+def test_the_server_is_away_and_hears_of_the_run_later(
+    away: Callable[[Cluster], None],
+    workplace: Cluster,
+    config: PipelineConfig,
+    two_workers: list[str],
+    undisturbed: dict[str, str],
+) -> None:
+    name = away.__name__
+    run = begin(workplace, config, name)
+    middle(workplace, name, run)
     workplace.kill("server")
     try:
-        eventually(lambda: receipts(workplace, "late") == SHARDS, RUN_SECONDS, "every shard is written")
-        time.sleep(5)
+        away(workplace)
     finally:
         workplace.start_server()
     ends(workplace, run, "COMPLETED")
-    assert stored(place(workplace, "late")) == undisturbed
+    assert stored(place(workplace, name)) == undisturbed
     eventually(lambda: workplace.slots_held() == 0, LEASE_SECONDS + 60, "the slot is free")

@@ -1,43 +1,26 @@
-"""What an operator is promised: `functa up`, `functa run --deployment`, `functa doctor`."""
+"""What an operator is promised: `functa up` and `functa run --deployment`."""
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-import torch
 
-from flows import children, deployed, doctor, server
+from flows import children, deployed, server
 from flows.config import STAGES, ConfigError, PipelineConfig, load_config
 from flows.operate import OperateError, up
-from models import compilation
 from tests.flows.serving import PROJECT, Served, eventually, free_port, serving
 
 DEPLOYMENTS = {"pipeline", "re-encode"} | {stage.replace("_", "-") for stage in STAGES}
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Prefect home without profiles, and no setting in the environment."""
-    for name in [name for name in os.environ if name.startswith("PREFECT_") or name == "DO_NOT_TRACK"]:
-        monkeypatch.delenv(name)
-    for name in (*server.MANNERS, "PREFECT_SERVER_EPHEMERAL_ENABLED"):
-        # prepare_environment sets these; having been here, monkeypatch takes them away afterwards
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
 
 
 def write_profile(home: Path, **settings: str) -> None:
@@ -103,161 +86,6 @@ def test_run_deployed_without_a_server_says_which_and_what_to_do(home: Path, mon
 def test_the_light_commands_load_neither_prefect_nor_torch() -> None:
     code = "import sys, flows.operate; sys.exit(bool({'prefect', 'torch', 'psutil'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
-
-
-# --- children
-
-STUBBORN = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-)
-PARENT = (
-    "import subprocess, sys, time\n"
-    f"subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], start_new_session=True)\n"
-    "time.sleep(600)\n"
-)
-
-
-def begin(code: str, folder: Path) -> children.Child:
-    return children.start(
-        "helper", [sys.executable, "-c", code], dict(os.environ), folder, folder / "logs" / "helper.log"
-    )
-
-
-def test_a_child_that_dies_is_named_with_its_last_word_and_its_log(tmp_path: Path) -> None:
-    child = begin("raise SystemExit('no space left')", tmp_path)
-    with pytest.raises(OperateError) as caught:
-        children.wait([child], [], lambda: False, 30)
-    assert str(caught.value) == f"the helper ended with status 1: no space left; log: {child.log}"
-
-
-def test_a_child_that_never_gets_ready_is_given_up(tmp_path: Path) -> None:
-    child = begin("import time; time.sleep(600)", tmp_path)
-    with pytest.raises(OperateError, match="the helper was not ready within 0 s; log: "):
-        children.wait([child], [], lambda: False, 0.2)
-    children.stop([child], [])
-    assert child.process.returncode == -signal.SIGTERM
-
-
-@pytest.mark.parametrize("parent_killed", [False, True])
-def test_stop_ends_grandchildren_in_other_sessions_that_ignore_term(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_killed: bool
-) -> None:
-    monkeypatch.setattr(children, "GRACE_SECONDS", 1)
-    child = begin(PARENT, tmp_path)
-    eventually(lambda: "up" in child.log.read_text(), 30, "the grandchild is up")
-    (grandchild,) = psutil.Process(child.process.pid).children()
-    if parent_killed:
-        child.process.kill()
-        child.process.wait()
-    children.stop([child], [])
-    assert not children.alive(grandchild)
-    assert child.process.returncode is not None
-
-
-ORPHAN = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
-
-
-def test_what_a_killed_up_left_behind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = free_port()
-    monkeypatch.setenv("PREFECT_SERVER_API_PORT", str(port))
-    monkeypatch.setenv(children.MARK, "of-a-killed-up")
-    subprocess.run([sys.executable, "-c", ORPHAN], check=True)
-    (left,) = eventually(lambda: children.left_behind(port), 10, "the orphan is found")
-    try:
-        if psutil.Process(left).ppid() != 1:
-            pytest.skip("orphans have another parent here")
-        monkeypatch.setattr("flows.operate.port_fault", lambda _: "is taken by a Prefect server")
-        with pytest.raises(OperateError, match=rf"end them \(kill {left}\), then start again"):
-            up(port)
-    finally:
-        psutil.Process(left).kill()
-    assert children.left_behind(free_port()) == []
-
-
-def test_a_second_ctrl_c_kills_at_once(tmp_path: Path) -> None:
-    child = begin(STUBBORN, tmp_path)
-    eventually(lambda: "up" in child.log.read_text(), 30, "the child is up")
-    began = time.monotonic()
-    children.stop([child], [signal.SIGINT, signal.SIGINT])
-    assert child.process.returncode == -signal.SIGKILL
-    assert time.monotonic() - began < children.GRACE_SECONDS
-
-
-# --- doctor
-
-
-def test_doctor_names_what_it_finds_and_how_to_mend_what_is_missing(home: Path, tmp_path: Path) -> None:
-    checks = {check.name: check for check in doctor.doctor(str(tmp_path / "not" / "yet"))}
-    assert list(checks) == ["python", "torch", "compiler", "disk", "memory", "prefect", "port", "lock", "versions"]
-    assert all(check.mend for check in checks.values() if check.ok is False)
-    assert checks["python"].ok
-    assert checks["lock"].ok
-    assert "embedded" in checks["prefect"].detail
-
-
-def empty_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.delenv("CXX", raising=False)
-
-
-def no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "HEADERS", "no-such-header.h")
-
-
-@pytest.mark.parametrize(("spoil", "package"), [(empty_path, "g++"), (no_headers, "python3-dev")])
-def test_a_missing_piece_of_the_compiler_is_named_with_its_package_before_anything_is_built(
-    spoil: Callable[[pytest.MonkeyPatch], None], package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spoil(monkeypatch)
-    device = torch.device("cpu")
-    check = doctor.check_compiler()
-    compiled, why = compilation.should_compile("auto", 1e18, device)
-    assert check.ok is None
-    assert package in check.mend
-    assert not compiled
-    assert package in why
-    with pytest.raises(ValueError, match=re.escape(package)):
-        compilation.should_compile("on", 1e18, device)
-
-
-def test_another_compiler_counts_only_where_inductor_is_told_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Inductor calls $CXX or g++; a clang++ that lies in the path is not tried."""
-    empty_path(monkeypatch)
-    compiler = tmp_path / "clang++"
-    compiler.write_text("#!/bin/sh\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "C++ compiler" in compilation.missing(torch.device("cpu"))
-    monkeypatch.setenv("CXX", "clang++")
-    assert "C++ compiler" not in compilation.missing(torch.device("cpu"))
-
-
-def test_doctor_reports_a_server_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
-    check = doctor.check_prefect()
-    assert check.ok is False
-    assert "does not answer" in check.detail
-
-
-def test_doctor_reads_pins_of_this_platform_alone() -> None:
-    lock = (
-        "numpy==2.1.0 ; sys_platform == 'never' \\\n    --hash=sha256:00\n"
-        "numpy==2.2.0 ; sys_platform != 'never' \\\n    --hash=sha256:00\n"
-        "torch==2.11.0+cpu\n# comment==1\n"
-    )
-    assert doctor.read_pins(lock) == {"numpy": ["2.2.0"], "torch": ["2.11.0"]}
-
-
-def test_a_broken_package_is_a_finding_not_a_traceback() -> None:
-    def check_torch() -> doctor.Check:
-        raise OSError("libtorch.so: cannot open\nshared object")
-
-    check = doctor.guarded(check_torch)
-    assert (check.name, check.ok) == ("torch", False)
-    assert "\n" not in check.detail
 
 
 # --- a real `functa up`; the last test ends it

@@ -27,8 +27,16 @@ def test_the_demo_is_as_good_as_it_says(tmp_path: Path) -> None:
     assert metrics["bits_per_dim"] <= 8
     sample, floor, ceiling = (metrics[key]["classifier"] for key in ("fd", "fd_reconstruction", "fd_noise"))
     assert (sample - floor) / (ceiling - floor) <= 0.25
+    assert metrics["label_agreement"] >= 0.9
     assert metrics["psnr_pca_patch"] == pytest.approx(18.8, abs=0.4)
     assert metrics["psnr_pca_image"] == pytest.approx(26.4, abs=0.4)
+
+
+def test_latents_of_any_seed_tell_the_digits_apart(tmp_path: Path) -> None:
+    """Logistic regression on the pixels reaches 0.98."""
+    quick = ["--set", "diffusion=null"]
+    top1 = [run(tmp_path / str(seed), "digits", "--set", f"seed={seed}", *quick)["top1_test"] for seed in range(3)]
+    assert sum(top1) / 3 >= 0.96
 
 
 @pytest.mark.shared

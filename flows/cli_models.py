@@ -1,0 +1,100 @@
+"""`functa decode`, `sample` and `classify`: what trained models make of latents and of images."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter, validators
+from pydantic import ValidationError
+
+from flows.arguments import whole
+from flows.cli_store import Functaset, Json, Split, functaset_of
+from flows.config import ConfigError
+from tasks.config import SampleRequest
+
+Resolution = Annotated[
+    int | None,
+    Parameter(
+        converter=whole,
+        help="Pixels a side; default: that of the images.",
+        validator=validators.Number(gte=1, lte=8192),
+    ),
+]
+
+
+def decode(
+    uri: Functaset,
+    *,
+    rows: Annotated[str, Parameter(help="START:STOP of the split's rows.")] = "0:16",
+    split: Split = "test",
+    resolution: Resolution = None,
+    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
+) -> int:
+    """Decode latents into PNG images, at any resolution that the latent grid divides."""
+    wanted = _rows(rows)
+    from tasks.decode import decode_rows
+
+    count = decode_rows(functaset_of(uri), split, wanted, resolution, out)
+    print(f"{count} images in {out}")
+    return 0
+
+
+def _rows(text: str) -> tuple[int, int]:
+    start, colon, stop = text.partition(":")
+    if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise ConfigError(f"--rows {text}: expected START:STOP with START < STOP, such as 0:16")
+    return int(start), int(stop)
+
+
+def sample(
+    root: Annotated[str, Parameter(help="A run's root with a trained diffusion model.")],
+    *,
+    count: Annotated[int, Parameter(converter=whole, help="How many.")] = 16,
+    label: Annotated[
+        int | None, Parameter(converter=whole, help="Class of all samples; default: the classes in turn.")
+    ] = None,
+    guidance: Annotated[float | None, Parameter(help="Classifier-free guidance; default: the config's.")] = None,
+    seed: Annotated[int, Parameter(converter=whole, help="Sample i depends on seed and i alone.")] = 0,
+    resolution: Resolution = None,
+    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
+) -> int:
+    """Draw samples from the diffusion model and decode them into PNG images with a contact sheet.
+
+    Sampler, steps and clipping are those of the config that the model was trained with; only guidance can be chosen.
+    """
+    request = _sample_request(count=count, label=label, guidance=guidance, seed=seed, resolution=resolution)
+    from tasks.decode import sample_images
+
+    sheet = sample_images(root, request, out)
+    print(f"{count} images in {out}; contact sheet: {sheet}")
+    return 0
+
+
+def _sample_request(**options: Any) -> SampleRequest:
+    try:
+        return SampleRequest(**options)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        told = fault["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--{fault['loc'][0]} {fault['input']}: {told[:1].lower()}{told[1:]}") from None
+
+
+def classify(
+    root: Annotated[str, Parameter(help="A run's root with a trained classifier.")],
+    images: Annotated[str, Parameter(help="A folder of images, or one image.")],
+    *,
+    as_json: Json = False,
+) -> int:
+    """Tell the class of each image: the root's field encodes it, its classifier judges. Status 1 if no file is one."""
+    from tasks.classify import classify_images
+
+    rows = []
+    for row in classify_images(root, images):
+        rows.append(row)
+        if not as_json:
+            from flows.console import print_class
+
+            print_class(row)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    return 1 if all("error" in row for row in rows) else 0
