@@ -65,7 +65,8 @@ def test_every_figure_is_in_metrics_json(root: Path) -> None:
     assert {
         "psnr_test", "psnr_test_pooled", "psnr_pca_patch", "psnr_pca_image", "psnr_by_bits", "mae_255", "top1_test",
         "ece", "label_agreement", "fd", "fd_reconstruction", "fd_noise", "fd_reference", "bits_per_dim", "rows",
-        "bad_inputs", "encode_images_per_s", "meta_images_per_s", "seconds_by_stage", "parameters", "fingerprint", "versions",
+        "bad_inputs", "encode_images_per_s", "meta_images_per_s", "seconds_by_stage", "parameters", "fingerprint",
+        "versions",
     } <= metrics.keys()  # fmt: skip
     assert metrics["rows"] == 400
     assert set(metrics["fd"]) == {"classifier", "latent"}
