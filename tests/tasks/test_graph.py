@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.classifier import build_classifier, classification_loss
 from models.compilation import has_compiler
-from models.config import DenoiserConfig, DiffusionConfig
+from models.config import ClassifierConfig, DenoiserConfig, DiffusionConfig
 from models.denoiser import build_denoiser
 from models.diffusion import Draw, diffusion_loss, draw, loss_tables
 from tasks.training.graph import graphed
@@ -57,3 +58,24 @@ def test_one_graph_gives_the_loss_and_gradients_of_the_plain_step() -> None:
         gradients.append([value.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     for plain, fast in zip(*gradients, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_on_a_cpu_attention_is_written_out_and_gives_what_the_fused_one_gives() -> None:
+    """The fused one is slow backwards there."""
+    torch.manual_seed(0)
+    model = build_classifier(ClassifierConfig(width=32, depth=2, heads=2, dropout=0), (4, 4, 8), 10)
+    z, labels = torch.randn(6, 4, 4, 8), torch.arange(6)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return classification_loss(model(x), y, 0.1)
+
+    gradients, called = [], []
+    for function in (loss, graphed(loss, "float32", "off", 0.0, CPU, "k")[0]):
+        model.zero_grad()
+        with torch.profiler.profile() as profile:
+            function(z, labels).backward()
+        called.append(any("flash_attention" in event.key for event in profile.key_averages()))
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert called == [True, False]
+    for fused, written in zip(*gradients, strict=True):
+        torch.testing.assert_close(written, fused, rtol=1e-4, atol=1e-6)
