@@ -1,6 +1,8 @@
 """`functa presets` and `functa show`: what a config is made of, what it will cost."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -29,14 +31,17 @@ def describe_preset(config: PipelineConfig) -> dict[str, Any]:
 
 
 def describe_run(config: PipelineConfig) -> dict[str, Any]:
-    """{config, digests{}, parameters, estimate{flops, memory_bytes, store_bytes}, warnings[]}."""
+    """{config, digests{}, parameters, estimate, warnings[]}.
+
+    estimate{flops, memory_bytes, store_bytes} as _estimate tells, training_flops{classifier, denoiser}.
+    """
     resolution, channels, classes = _image_shape(config)
     warning = latent_surplus(config.field, resolution, channels)
     return {
         "config": config.model_dump(mode="json"),
         "digests": {stage: digest(stage_config(config, stage)) for stage in stages_of(config)},
         "parameters": parameters(config, resolution, channels, classes),
-        "estimate": _estimate(config, resolution, channels),
+        "estimate": _estimate(config, resolution, channels) | {"training_flops": training_flops(config, classes)},
         "warnings": [] if warning is None else [warning],
     }
 
@@ -49,34 +54,48 @@ def parameters(
     if channels is not None and (resolution is not None or config.field.coordinates != "binary"):
         sides = (resolution or config.field.spatial,) * 2  # only binary coordinates depend on them
         counts["field"] = parameter_count(config.field, config.inner, channels, sides)
-    if config.classifier is not None and classes is not None:
-        counts["classifier"] = _classifier_parameters(config, classes)
-    if config.diffusion is not None and (classes is not None or not config.diffusion.process.conditional):
-        counts["denoiser"] = _denoiser_parameters(config, classes)
+    for name, network in _networks(config, classes).items():
+        counts[name] = sum(p.numel() for p in network().parameters())
     return counts
 
 
-def _classifier_parameters(config: PipelineConfig, classes: int) -> int:
-    import torch
-
+def _networks(config: PipelineConfig, classes: int | None) -> dict[str, Callable[[], Any]]:
+    """What builds the config's classifier and denoiser, on shapes alone; without those that must know the classes."""
     from models.classifier import build_classifier
-
-    assert config.classifier is not None
-    with torch.device("meta"):  # shapes alone
-        model = build_classifier(config.classifier.model, config.field.latent_shape, classes)
-    return sum(p.numel() for p in model.parameters())
-
-
-def _denoiser_parameters(config: PipelineConfig, classes: int | None) -> int:
-    import torch
-
     from models.denoiser import build_denoiser
 
-    assert config.diffusion is not None
-    seen = classes if config.diffusion.process.conditional else None
-    with torch.device("meta"):
-        model = build_denoiser(config.diffusion.model, config.field.latent_shape, seen)
-    return sum(p.numel() for p in model.parameters())
+    def on_shapes(build: Callable[..., Any], *arguments: Any) -> Any:
+        import torch
+
+        with torch.device("meta"):
+            return build(*arguments)
+
+    found: dict[str, Callable[[], Any]] = {}
+    shape = config.field.latent_shape
+    if config.classifier is not None and classes is not None:
+        found["classifier"] = partial(on_shapes, build_classifier, config.classifier.model, shape, classes)
+    if config.diffusion is not None and (classes is not None or not config.diffusion.process.conditional):
+        seen = classes if config.diffusion.process.conditional else None
+        found["denoiser"] = partial(on_shapes, build_denoiser, config.diffusion.model, shape, seen)
+    return found
+
+
+def training_flops(config: PipelineConfig, classes: int | None) -> dict[str, int]:
+    """Of training the classifier and the denoiser: three forward passes an example."""
+    import torch
+
+    from models.flops import forward_flops as network_flops
+
+    found = {}
+    for name, network in _networks(config, classes).items():
+        training = config.classifier if name == "classifier" else config.diffusion
+        assert training is not None
+        inputs: list[torch.Tensor | None] = [torch.empty(1, *config.field.latent_shape)]
+        if name == "denoiser":
+            number = torch.zeros(1, dtype=torch.int64)
+            inputs += [number, number if config.diffusion.process.conditional else None]
+        found[name] = 3 * network_flops(network, inputs) * training.batch * training.steps
+    return found
 
 
 def _image_shape(config: PipelineConfig) -> ImageShape:
@@ -203,6 +222,9 @@ def _print_estimate(console: Console, described: dict[str, Any]) -> None:
     estimate, counts = described["estimate"], described["parameters"]
     shown = _counts(counts, list(described["digests"]))
     console.print("Parameters: " + ", ".join(f"{name} {count}" for name, count in shown.items()))
+    training = ", ".join(f"{name} {flops:.2e}" for name, flops in estimate["training_flops"].items())
+    if training:
+        console.print(f"Training on latents, FLOPs: {training}", soft_wrap=True)
     if estimate["flops"] is None:
         return
     size, processes = estimate["store_bytes"], described["config"]["dispatch"]["devices"]

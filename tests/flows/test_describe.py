@@ -131,3 +131,10 @@ def test_augmented_training_images_are_counted_and_test_images_once() -> None:
     one, two = (estimate("meta_train.warmup=0", f"meta_train.steps={steps}")["flops"] for steps in (1, 2))
     encoding = one - (two - one)  # without a step of meta-training
     assert augmented["flops"] - alone["flops"] == pytest.approx(encoding * 3 * 1497 / 1797, rel=1e-3)
+
+
+def test_learning_on_latents_is_three_forward_passes_of_every_example() -> None:
+    """An MLP's are two FLOPs a weight; the whole of a Transformer's are torch's to count."""
+    mlp = ["classifier.model.kind=mlp", "classifier.model.width=32", "classifier.model.depth=2"]
+    found = estimate(*mlp, "classifier.steps=70", "classifier.batch=10", "diffusion=null")["training_flops"]
+    assert found == {"classifier": 3 * 2 * (32 * 32 + 32 * 32 + 32 * 10) * 10 * 70}

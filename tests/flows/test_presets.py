@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from flows.config import PipelineConfig, digest, load_config, preset_names, stage_config
-from flows.describe import describe_preset
+from flows.describe import describe_preset, training_flops
 from flows.fit import known_images
 from models.classifier import check_classifier
 from models.cost import encode_passes, forward_flops, outer_flops
@@ -123,6 +123,15 @@ def test_a_presets_head_gives_its_command_and_its_cost(name: str) -> None:
     train, test = IMAGES[config.images.location]
     rows = (1 + config.encode.augmentation.count) * train + test
     assert float(told[2]) == pytest.approx(encoding * rows, rel=0.01)
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in ("digits", "cifar10_quick")])
+def test_a_presets_head_tells_the_work_of_learning_on_latents(name: str) -> None:
+    """Classes as data sets have them: ImageNet's are the folder's, and npz files tell theirs when they are there."""
+    config = load_config(name)
+    told = {model: float(flops) for model, flops in re.findall(r"(classifier|denoiser) (\S+) FLOPs", text_of(name))}
+    counted = training_flops(config, 1000 if "imagenet" in name else 10)
+    assert told == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize("name", PAPER)
