@@ -96,3 +96,9 @@ def read_arrays(output: str, name: str) -> dict[str, Any]:
         return {}
     with np.load(io.BytesIO(location.read(f"arrays/{name}.npz")), allow_pickle=False) as archive:
         return dict(archive)
+
+
+def all_arrays(output: str) -> dict[str, dict[str, np.ndarray]]:
+    """Everything that evaluators wrote into the run's folder, by name."""
+    names = sorted(key.rpartition("/")[2] for key in open_location(output).list("arrays/"))
+    return {name.removesuffix(".npz"): read_arrays(output, name.removesuffix(".npz")) for name in names}

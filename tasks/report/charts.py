@@ -23,7 +23,7 @@ INK, FAINT, PAPER = "#222222", "#d0d0d0", "#ffffff"
 WIDTH = 4.2  # inches; with 10 point text still readable at 330 CSS pixels
 SMOOTHED_FROM = 40  # rows; below that the points speak for themselves
 MAX_POINTS = 1500
-_RC: Any = {
+STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "functa", "font.family": "sans-serif", "font.size": 10,
     "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.titlelocation": "left",
@@ -39,12 +39,12 @@ def curves(rows: Sequence[Row]) -> bytes | None:
     panels = [(title, series) for title, words in _PANELS for series in [_series(rows, words)] if series]
     if not panels:
         return None
-    with matplotlib.rc_context(_RC):
-        figure, axes = _figure(len(panels))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(len(panels))
         for axis, (title, series) in zip(axes, panels, strict=True):
             _curve_panel(axis, title, series)
         axes[-1].set_xlabel("step")
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def psnr_histogram(psnr: npt.ArrayLike, baselines: Mapping[str, float]) -> bytes | None:
@@ -53,8 +53,8 @@ def psnr_histogram(psnr: npt.ArrayLike, baselines: Mapping[str, float]) -> bytes
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    with matplotlib.rc_context(_RC):
-        figure, (axis,) = _figure(1, height=2.9)
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = new_figure(1, height=2.9)
         bins = min(40, max(5, round(math.sqrt(len(values)))))
         axis.hist(values, bins=bins, color=BLUE, alpha=0.55, edgecolor=PAPER, linewidth=0.4)
         mean = float(values.mean())
@@ -66,7 +66,7 @@ def psnr_histogram(psnr: npt.ArrayLike, baselines: Mapping[str, float]) -> bytes
         axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.grid(axis="x", visible=False)
         figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=2.2)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def psnr_by_bits(by_bits: Mapping[str, Any]) -> bytes | None:
@@ -76,8 +76,8 @@ def psnr_by_bits(by_bits: Mapping[str, Any]) -> bytes | None:
         return None
     bits = sorted(known)
     places, values = np.arange(len(bits)), [known[b] for b in bits]
-    with matplotlib.rc_context(_RC):
-        figure, (axis,) = _figure(1)
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = new_figure(1)
         axis.plot(places, values, color=BLUE, marker="o", linewidth=2)
         for place, value in zip(places, values, strict=True):
             axis.annotate(f"{value:.1f}", (place, value), (-3, 6), textcoords="offset points", ha="right", fontsize=9)
@@ -85,7 +85,7 @@ def psnr_by_bits(by_bits: Mapping[str, Any]) -> bytes | None:
         axis.set(xlabel="bits per latent number", ylabel="test PSNR, dB")
         axis.grid(axis="x", visible=False)
         axis.margins(x=0.12, y=0.2)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 _PANELS = (("loss", ("loss",)), ("PSNR, dB", ("psnr",)), ("accuracy, %", ("accuracy", "top1")))
@@ -142,12 +142,14 @@ def _running_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[n
     return np.asarray((total[high] - total[low]) / (high - low), dtype=np.float64)
 
 
-def _figure(panels: int, height: float = 2.3) -> tuple[Figure, list[Axes]]:
+def new_figure(panels: int, height: float = 2.3) -> tuple[Figure, list[Axes]]:
+    """A figure of a phone's width with panels below each other; to be made inside rc_context(STYLE)."""
     figure = Figure(figsize=(WIDTH, height * panels), layout="constrained")
     return figure, list(figure.subplots(panels, 1, squeeze=False)[:, 0])
 
 
-def _svg(figure: Figure) -> bytes:
+def to_svg(figure: Figure) -> bytes:
+    """As SVG whose text stays text; equal figures give equal bytes."""
     buffer = io.BytesIO()
     unsaid = {"Date": None, "Creator": None, "Format": None, "Type": None}  # no metadata: no addresses, equal bytes
     figure.savefig(buffer, format="svg", metadata=unsaid)

@@ -30,6 +30,10 @@ class ReportData:
     sample_labels: list[str] | None = None
     psnr_per_image: npt.NDArray[np.floating[Any]] | None = None
     """[m], of the whole test split; m and its order are independent of the pictures shown."""
+    classes: list[str] = field(default_factory=list)
+    """Names of the image source's classes, by number."""
+    arrays: dict[str, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
+    """What evaluators left for the report, by file name: write_arrays(output, name, ...)."""
     lineage: list[Row] = field(default_factory=list)
     """Rows {what, name, digest, made_from, when, where}, in the order in which things were made."""
     bad_inputs: list[Row] = field(default_factory=list)

@@ -1,5 +1,6 @@
 """The run's pictures as files: every chart, and the labelled sheets of reconstructions and samples."""
 
+import csv
 import io
 import warnings
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tasks.report import charts, pixels
+from tasks.report.blocks import Block, Drawing, Sheet, Table
 from tasks.report.data import Pixels, ReportData
-from tasks.report.describe import number, short
+from tasks.report.describe import short
+from tasks.report.sections import sections
 
 COLUMNS = 8
 TILE = 0.75  # inches
@@ -21,7 +24,7 @@ TILE = 0.75  # inches
 def draw(data: ReportData) -> dict[str, bytes]:
     """File name -> content of every picture that this data has: runs/<id>/images/."""
     drawn = {f"curves_{_file_name(stage)}.svg": charts.curves(rows) for stage, rows in data.curves.items()}
-    drawn |= {"psnr_histogram.svg": psnr_histogram(data), "psnr_by_bits.svg": psnr_by_bits(data)}
+    drawn |= dict(_file(block) for section in sections(data) for block in section.blocks)
     if data.originals is not None and data.reconstructions is not None and len(data.originals):
         drawn["reconstructions.png"] = reconstruction_sheet(data.originals, data.reconstructions)
     if data.samples is not None and len(data.samples):
@@ -29,22 +32,38 @@ def draw(data: ReportData) -> dict[str, bytes]:
     return {name: content for name, content in drawn.items() if content is not None}
 
 
-def psnr_histogram(data: ReportData) -> bytes | None:
-    """SVG; None where no image's PSNR is known."""
-    return None if data.psnr_per_image is None else charts.psnr_histogram(data.psnr_per_image, baselines(data))
+def _file(block: Block) -> tuple[str, bytes]:
+    if isinstance(block, Drawing):
+        return f"{block.name}.svg", block.svg
+    if isinstance(block, Table):
+        return f"{block.name}.csv", _csv(block)
+    return f"{block.name}.png", labelled_sheet(block)
 
 
-def psnr_by_bits(data: ReportData) -> bytes | None:
-    """SVG; None where PSNR was not measured at two bit widths or more."""
-    by_bits = data.metrics.get("psnr_by_bits")
-    return charts.psnr_by_bits(by_bits) if isinstance(by_bits, dict) else None
+def _csv(table: Table) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
+    return text.getvalue().encode()
 
 
-def baselines(data: ReportData) -> dict[str, float]:
-    """The linear baselines that were measured, by name, in dB."""
-    named = {"patch PCA": "psnr_pca_patch", "whole-image PCA": "psnr_pca_image"}
-    values = {name: number(data.metrics, key) for name, key in named.items()}
-    return {name: value for name, value in values.items() if value is not None}
+def labelled_sheet(sheet: Sheet) -> bytes:
+    """PNG: the sheet's rows, their labels at the left, each picture's caption below it."""
+    count = max(len(row.images) for row in sheet.rows)
+    columns = min(sheet.columns or COLUMNS, count)
+    figure, grid = _grid(len(sheet.rows) * -(-count // columns), columns)
+    for place, axes in enumerate(grid):
+        row = sheet.rows[place % len(sheet.rows)]
+        label = short(row.label, 40).replace(" ", "\n", 1)
+        axes[0].text(
+            -0.12, 0.5, label, transform=axes[0].transAxes, ha="right", va="center", fontsize=7, parse_math=False
+        )
+        for column, axis in enumerate(axes):
+            index = place // len(sheet.rows) * columns + column
+            if index < len(row.images):
+                _show(axis, row.images[index])
+                if index < len(row.captions):
+                    _caption(axis, short(row.captions[index], 18))
+    return _png(figure)
 
 
 def reconstruction_sheet(originals: Pixels, reconstructions: Pixels) -> bytes:

@@ -10,10 +10,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.report import charts, describe, figures, pixels
+from tasks.report import charts, describe, pixels
 from tasks.report.artifacts import lineage_table
+from tasks.report.blocks import Drawing, Section, Sheet, Table
 from tasks.report.cards import cards
 from tasks.report.data import Pixels, ReportData, Row
+from tasks.report.sections import sections
 
 MAX_ROWS = 200  # of a table whose length the data decides
 MAX_SIDE = 256  # pixels; larger pictures are reduced for showing
@@ -51,6 +53,18 @@ class Chart:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A section, ready for the page: its charts, sheets and tables."""
+
+    anchor: str
+    title: str
+    about: str
+    charts: list[Chart]
+    sheets: list[tuple[str, str, list[Strip]]]
+    tables: list[tuple[str, str, Sequence[str], list[list[tuple[str, bool]]]]]
+
+
 def write_report(data: ReportData) -> str:
     """The page. Names may hold anything: markup is escaped, control characters and lone surrogates are spelt out."""
     environment = Environment(
@@ -70,8 +84,7 @@ def write_report(data: ReportData) -> str:
         samples=_samples(data),
         sample_width=_sample_width(data),
         curves=[chart for stage, rows in data.curves.items() for chart in _curves(stage, rows)],
-        histogram=_inline(figures.psnr_histogram(data), "psnr-histogram"),
-        bits=_inline(figures.psnr_by_bits(data), "psnr-by-bits"),
+        sections=[_shown(section) for section in sections(data)],
         groups=_groups(data),
         stages=_stages(data.stages),
         lineage=lineage_table(data.lineage[:MAX_ROWS]),
@@ -82,6 +95,42 @@ def write_report(data: ReportData) -> str:
         versions={str(name): describe.show(version) for name, version in data.versions.items()},
     )
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", page)
+
+
+def _shown(section: Section) -> Shown:
+    blocks = section.blocks
+    drawings = [block for block in blocks if isinstance(block, Drawing)]
+    return Shown(
+        section.anchor,
+        section.title,
+        section.about,
+        [Chart(b.title, svg, b.note) for b in drawings if (svg := _inline(b.svg, b.name)) is not None],
+        [(b.title, b.note, _strips(b)) for b in blocks if isinstance(b, Sheet)],
+        [(b.title, b.note, b.columns, _cells(b)) for b in blocks if isinstance(b, Table)],
+    )
+
+
+def _strips(sheet: Sheet) -> list[Strip]:
+    count = max(len(row.images) for row in sheet.rows)
+    columns = min(sheet.columns or _columns(sheet.rows[0].images), count)
+    return [
+        Strip(
+            columns,
+            [
+                (row.label, _tiles(row.images[start : start + columns], row.label, start, row.captions[start:]))
+                for row in sheet.rows
+            ],
+        )
+        for start in range(0, count, columns)
+    ]
+
+
+def _cells(table: Table) -> list[list[tuple[str, bool]]]:
+    """Each cell's text, and whether it is a number; rows beyond MAX_ROWS stand in the run's file alone."""
+    return [
+        [(cell if isinstance(cell, str) else describe.show(cell), not isinstance(cell, str)) for cell in row]
+        for row in table.rows[:MAX_ROWS]
+    ]
 
 
 def _reconstructions(data: ReportData) -> tuple[int, list[Strip]]:
@@ -122,7 +171,7 @@ def _sample_width(data: ReportData) -> int:
 
 
 def _tiles(images: Pixels, what: str, start: int, captions: Sequence[str] | None = None) -> list[Tile]:
-    captions = captions or [""] * len(images)
+    captions = [*(captions or [])] + [""] * len(images)
     encoded = [pixels.data_uri(pixels.png(pixels.fit(image, pixels.PIXEL_ART, MAX_SIDE))) for image in images]
     return [
         Tile(uri, f"{what} {start + place + 1}", caption)

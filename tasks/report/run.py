@@ -10,7 +10,7 @@ import yaml
 
 from models.config import Config
 from storage.locations import Location, open_location
-from tasks.evaluation.job import read_arrays
+from tasks.evaluation.job import all_arrays, read_arrays
 from tasks.report.data import ReportData
 from tasks.report.figures import draw
 from tasks.report.html import write_report
@@ -85,6 +85,8 @@ def report_data(folder: RunFolder) -> ReportData:
         samples=sampled.get("samples"),
         sample_labels=None if labels is None else _names(labels, folder.classes),
         psnr_per_image=shown.get("psnr"),
+        classes=folder.classes,
+        arrays=all_arrays(folder.run),
         lineage=lineage(folder),
         bad_inputs=folder.bad_inputs,
         stages=[
