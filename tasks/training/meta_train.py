@@ -1,5 +1,6 @@
 """Meta-training of the field: the outer loop (paper section 4)."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from tasks.training.ranks import Ranks, join_ranks
 from tasks.training.run import Emit, Run
 from tasks.training.saving import best_weights, finished_checkpoint
 from tasks.training.seeds import batch_rows, mix, stage_number
+
+FALLEN = 3.0  # dB below its best on the way: the noise of 64 validation images is a tenth of that
 
 
 class MetaTrainJob(Config):
@@ -68,7 +71,7 @@ def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
             output=open_location(job.output),
             metadata=_metadata(job, training),
             emit=emit,
-            evaluate=_validation(job, images, loop, ranks) if ranks.first else None,
+            evaluate=_validation(job, images, loop, ranks, emit) if ranks.first else None,
             evaluate_every=job.meta_train.validate_every,
             ranks=ranks,
             examples=(len(training), training.digest),
@@ -150,7 +153,7 @@ def _metadata(job: MetaTrainJob, training: Pictures) -> dict[str, Any]:
 
 
 def _validation(
-    job: MetaTrainJob, images: Images, loop: InnerLoop, ranks: Ranks
+    job: MetaTrainJob, images: Images, loop: InnerLoop, ranks: Ranks, emit: Emit
 ) -> Callable[[nn.Module], dict[str, float]] | None:
     if not job.meta_train.validation_images:
         return None
@@ -162,13 +165,28 @@ def _validation(
     size = min(_images_at_once(job.meta_train, ranks), count)
     pixels = held_out.batch(np.arange(-(-count // size) * size) % count)
 
+    best = -math.inf
+
     def evaluate(judged: nn.Module) -> dict[str, float]:
+        nonlocal best
         assert isinstance(judged, Field)
         judge = InnerLoop(judged, job.inner, loop.resolution, loop.compiled)
         errors = torch.cat([judge.errors(part.to(ranks.device)) for part in pixels.split(size)])[:count]
-        return {"psnr": psnr_of_errors(errors).mean().item()}
+        psnr = psnr_of_errors(errors).mean().item()
+        if psnr < best - FALLEN:
+            emit({"note": fallen(best, psnr, job.meta_train.learning_rate)})
+        best = max(best, psnr)
+        return {"psnr": psnr}
 
     return evaluate
+
+
+def fallen(best: float, psnr: float, learning_rate: float) -> str:
+    """What an operator is told of a training that no longer is what it was: its loss stays finite, so it goes on."""
+    return (
+        f"PSNR of the test images fell from {best:.1f} to {psnr:.1f} dB: the training diverges; interrupt it, and "
+        f"start again with a meta_train.learning_rate below {learning_rate:g} or a smaller meta_train.clip_norm"
+    )
 
 
 def load_field(uri: str, expected: FieldConfig | None = None) -> tuple[Field, InnerConfig, dict[str, Any]]:

@@ -98,7 +98,7 @@ def test_validation_counts_every_image_once_whatever_the_parts(validation_images
     pictures = Pictures(images, "test", made.images, limit=validation_images)
     field = Field(made.field, made.inner, 1, 0)
     loop = InnerLoop(field, made.inner, (8, 8))
-    evaluate = meta_train._validation(made, images, loop, Ranks())
+    evaluate = meta_train._validation(made, images, loop, Ranks(), lambda row: None)
     assert evaluate is not None
     expected = psnr_of_errors(loop.errors(pictures.batch(np.arange(len(pictures))))).mean().item()
     assert evaluate(field)["psnr"] == pytest.approx(expected, rel=1e-5)
@@ -129,3 +129,22 @@ def test_a_field_of_another_config_is_refused_naming_the_keys(tmp_path: Path) ->
 def test_a_field_of_before_a_key_existed_is_not_refused_for_it() -> None:
     stored = {k: v for k, v in config().field.model_dump(mode="json").items() if k != "axes"}
     refuse_other_field("here", {"field": stored}, config().field)
+
+
+def test_a_field_that_gets_far_worse_is_told_of_while_it_trains() -> None:
+    """Its loss stays finite, so nothing else would say it before the last step."""
+    made, told = job("", "meta_train.validation_images=16"), []
+    images = open_images(made.images)
+    pictures = Pictures(images, "train", made.images)
+    field = Field(made.field, made.inner, pictures.channels, 0)
+    loop = InnerLoop(field, made.inner, pictures.resolution)
+    evaluate = meta_train._validation(made, images, loop, Ranks(), told.append)
+    assert evaluate is not None
+    before = evaluate(field)["psnr"]
+    assert evaluate(field)["psnr"] == before and not told
+    with torch.no_grad():
+        field.biases[-1] += 1.0
+    after = evaluate(field)["psnr"]
+    assert after < before - 3
+    assert len(told) == 1
+    assert f"fell from {before:.1f} to {after:.1f} dB" in told[0]["note"] and "learning_rate" in told[0]["note"]
