@@ -3,7 +3,8 @@
     python benchmarks/train.py                              # every preset's, small batches of the large ones on a CPU
     python benchmarks/train.py --presets digits --seconds 5
 
-Steps are the pipeline's own (tasks/training/loop.py) on random latents. The plainest loop is what one writes first:
+Steps are the pipeline's own (tasks/training/loop.py) on one batch of random latents that lies ready: what reading costs
+is for benchmarks/store.py. The plainest loop is what one writes first:
 float32, eager, torch's optimiser with its defaults, the loss read at every step. Sides take turns; rates are medians,
 ratios are of turns. A preset's batch is cut until a forward pass takes at most --gflop.
 """

@@ -248,8 +248,11 @@ def presets(*, as_json: Json = False) -> int:
 def show(preset: Preset, *, overrides: Overrides = None, as_json: Json = False) -> int:
     """The resolved config, digests, parameter counts, estimated work, memory and bytes."""
     from flows.describe import describe_run, print_run
+    from flows.preflight import check_models
 
-    described = describe_run(load_config(preset, overrides))
+    config = load_config(preset, overrides)
+    check_models(config, "pipeline")
+    described = describe_run(config)
     if as_json:
         print(json.dumps(described, indent=1))
     else:

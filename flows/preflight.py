@@ -1,8 +1,12 @@
 """What can be known to fail is told in one line before a server is started or an hour is spent."""
 
+from collections.abc import Callable
+from functools import partial
+
 from flows.config import ConfigError, PipelineConfig
 from flows.fit import check_field
 from models.classifier import check_classifier
+from models.compilation import should_compile
 from models.denoiser import check_denoiser
 from storage.errors import StorageError
 from storage.images import open_images
@@ -12,13 +16,7 @@ from tasks.training.device import choose_device
 
 def preflight(config: PipelineConfig, root: str, stage: str) -> None:
     """Raises ConfigError for a config that does not fit itself, StorageError for a world that it does not fit."""
-    try:
-        if config.classifier is not None and stage in ("pipeline", "train_classifier"):
-            check_classifier(config.classifier.model, config.field.latent_shape)
-        if config.diffusion is not None and stage in ("pipeline", "train_diffusion"):
-            check_denoiser(config.diffusion.model, config.field.latent_shape)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_models(config, stage)
     images = open_images(config.images)
     try:
         check_field(config.field, images.resolution)
@@ -28,4 +26,36 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
         choose_device(config.dispatch.device)
     except ValueError as error:
         raise StorageError(str(error)) from None
+    check_compilers(config, stage)
     open_location(root).preflight_write()
+
+
+def check_compilers(config: PipelineConfig, stage: str) -> None:
+    """Raises StorageError where a stage that will run has compile=on, and what that needs is not installed."""
+    device = choose_device(config.dispatch.device)
+    sections = {
+        "inner": (config.inner, ("pipeline", "meta_train", "encode")),
+        "classifier": (config.classifier, ("pipeline", "train_classifier")),
+        "diffusion": (config.diffusion, ("pipeline", "train_diffusion")),
+    }
+    for name, (section, stages) in sections.items():
+        if section is not None and stage in stages and section.compile in ("on", "graphs"):
+            try:
+                should_compile("on", 0.0, device, f"{name}.compile")
+            except ValueError as error:
+                raise StorageError(str(error)) from None
+
+
+def check_models(config: PipelineConfig, stage: str) -> None:
+    """Raises ConfigError, naming the key, where a model of that stage (pipeline: of all) cannot take the latent."""
+    shape = config.field.latent_shape
+    checks: list[tuple[str, Callable[[], None]]] = []
+    if config.classifier is not None and stage in ("pipeline", "train_classifier"):
+        checks.append(("classifier.model", partial(check_classifier, config.classifier.model, shape)))
+    if config.diffusion is not None and stage in ("pipeline", "train_diffusion"):
+        checks.append(("diffusion.model", partial(check_denoiser, config.diffusion.model, shape)))
+    for section, check in checks:
+        try:
+            check()
+        except ValueError as error:
+            raise ConfigError(f"{section}.{error}") from None

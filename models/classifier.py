@@ -68,8 +68,8 @@ def check_classifier(config: ClassifierConfig, latent_shape: tuple[int, int, int
     channels = config.token_channels
     if channels is not None and latent_shape[2] % channels:
         raise ValueError(
-            f"a position's {latent_shape[2]} numbers cannot be cut into tokens of {channels}: choose a divisor for "
-            f"token_channels, or leave it empty"
+            f"token_channels: a position's {latent_shape[2]} numbers cannot be cut into tokens of {channels}: choose a "
+            f"divisor, or leave it empty"
         )
 
 

@@ -152,6 +152,8 @@ class ClassifierConfig(Config):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.kind == "mlp" and self.token_channels is not None:
             raise ValueError("an mlp has no tokens: leave token_channels empty")
+        if self.kind == "transformer" and int(self.width * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio:g} of width {self.width} is no unit at all: raise mlp_ratio")
         return self
 
 
@@ -207,4 +209,11 @@ class DiffusionConfig(Config):
             raise ValueError(f"sampling_steps {self.sampling_steps} exceeds timesteps {self.timesteps}")
         if not self.conditional and self.guidance != 1:
             raise ValueError("guidance needs a conditional model: set conditional=true or guidance=1")
+        if self.conditional and self.label_drop == 0 and self.guidance != 1:
+            raise ValueError(
+                f"guidance {self.guidance:g} needs a model that saw samples without labels: set label_drop above 0, or "
+                f"guidance=1"
+            )
+        if self.conditional and self.label_drop == 1:
+            raise ValueError("label_drop=1 leaves a conditional model no labels to learn from: set conditional=false")
         return self

@@ -121,14 +121,14 @@ def check_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -
     spatial, levels = latent_shape[0], len(config.multipliers)
     if spatial % 2 ** (levels - 1):
         raise ValueError(
-            f"{levels} levels halve the latent {levels - 1} times, but s = {spatial} is not divisible by "
+            f"multipliers: {levels} levels halve the latent {levels - 1} times, but s = {spatial} is not divisible by "
             f"{2 ** (levels - 1)}: choose fewer multipliers"
         )
     resolutions = [spatial >> level for level in range(levels)]
     for resolution in config.attention:
         if resolution not in resolutions:
             raise ValueError(
-                f"attention resolution {resolution} is no level of this UNet: its levels are "
+                f"attention: resolution {resolution} is no level of this UNet: choose among "
                 f"{', '.join(map(str, resolutions))}"
             )
     for resolution, multiplier in zip(resolutions, config.multipliers, strict=True):
@@ -136,7 +136,7 @@ def check_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -
         attends = resolution in config.attention or resolution == resolutions[-1]  # the middle always attends
         if attends and width % config.head_channels:
             raise ValueError(
-                f"the {resolution}x{resolution} level has attention and {width} channels, which are no multiple of "
+                f"head_channels: the {resolution}x{resolution} level has attention and {width} channels, which are no multiple of "
                 f"head_channels {config.head_channels}: lower head_channels"
             )
     # At 1x1 a group of one number normalises to nothing, and the convolution that leads there has the width before.
@@ -144,7 +144,7 @@ def check_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -
         config.channels * multiplier for multiplier in config.multipliers[-2:]
     ]:
         raise ValueError(
-            f"the UNet ends at 1x1, where {config.groups} channels are {config.groups} groups of one number each: "
+            f"channels: the UNet ends at 1x1, where {config.groups} channels are {config.groups} groups of one number each: "
             f"use at least {2 * config.groups} channels on its last two levels"
         )
 

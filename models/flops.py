@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
-MATMUL_SECONDS = 0.1
+MATMUL_SECONDS, MATMUL_RUNS = 0.1, 3
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,20 +29,26 @@ def forward_flops(build: Callable[[], nn.Module], inputs: Sequence[Tensor | None
 def matmul_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of one large matrix product here and now, with the threads that this process has: a practical ceiling.
 
-    The fastest of several, so that a busy moment does not count.
+    The fastest of at least three after one that loads the library, so that a busy moment does not count.
     """
     side, kind = MATMUL_SIDE.get(device.type, 1024), DTYPES[precision]
     a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
-    best, begun = 0.0, time.perf_counter()
+    best, runs, begun = 0.0, 0, 0.0
+
+    def product() -> None:
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     try:
-        while best == 0.0 or time.perf_counter() - begun < MATMUL_SECONDS:
+        product()
+        begun = time.perf_counter()
+        while runs < MATMUL_RUNS or time.perf_counter() - begun < MATMUL_SECONDS:
             start = time.perf_counter()
-            a @ b
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            best = max(best, 2 * side**3 / (time.perf_counter() - start))
+            product()
+            best, runs = max(best, 2 * side**3 / (time.perf_counter() - start)), runs + 1
     finally:
         torch.set_float32_matmul_precision(before)
     return best

@@ -75,8 +75,9 @@ def _bytes(reader: Indexed) -> int:
 
 def _choice(reader: Indexed, batch: int, seed: int, images_alone: bool) -> Choose:
     """Every row once an epoch, or every image once in one of its rows, drawn anew."""
+    count = len(reader)  # not the reader: on a GPU its copy in memory is not needed any more
     if images_alone:
-        return lambda step: batch_rows(len(reader), batch, seed, step)
+        return lambda step: batch_rows(count, batch, seed, step)
     order, starts, counts = rows_by_image(reader)
     stream = mix(seed, stage_number("augmentation"))
 
@@ -110,13 +111,11 @@ class OnDevice:
         self, reader: Resident, normalizer: Normalizer, choose: Choose, part: slice, device: torch.device
     ) -> None:
         self._affine, self._which = None, None
-        stored = torch.from_numpy(reader.z)
         if reader.quantizers:
             self._affine = normalizer.fused(*reader.affine).to(device)
             self._which = None if reader.which is None else torch.from_numpy(reader.which.astype(np.int64)).to(device)
-        else:
-            stored = normalizer.normalize(stored)
-        self._stored = stored.to(device)
+        self._normalizer = normalizer.to(device)
+        self._stored = torch.from_numpy(reader.z).to(device)  # as stored: normalised whole it would be there twice
         self._labels = torch.from_numpy(reader.labels.astype(np.int64)).to(device)
         self._choose, self._part, self._device = choose, part, device
         self._uploaded = 1 if device.type == "cpu" else UPLOADED_STEPS
@@ -130,7 +129,7 @@ class OnDevice:
         rows = self._rows[step - self._first]
         stored, labels = self._stored[rows], self._labels[rows]
         if self._affine is None:
-            return stored, labels
+            return self._normalizer.normalize(stored), labels
         return self._affine(stored, None if self._which is None else self._which[rows]), labels
 
 

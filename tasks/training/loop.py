@@ -60,7 +60,7 @@ def train(run: Run) -> Mapping[str, Any]:
         for step in range(start, run.config.steps):
             figures, asked = _update(run, average, step, stop, watch)
             done, last = step + 1, step + 1 == run.config.steps
-            if not (watch.looks_always or last or done % run.config.log_every == 0 or _evaluates(run, done)):
+            if not (watch.looks_always or last or _looks(run, done)):
                 continue
             watch.check()
             stopping = bool(asked)
@@ -178,6 +178,11 @@ def _tell(run: Run, average: nn.Module | None, step: int, figures: dict[str, Ten
     if speak:
         run.emit(row)
         pace.emitted = time.monotonic()
+
+
+def _looks(run: Run, step: int) -> bool:
+    """Whether figures are read after this step: decided by config alone, so by all ranks alike."""
+    return step % run.config.log_every == 0 or bool(run.evaluate_every and step % run.evaluate_every == 0)
 
 
 def _evaluates(run: Run, step: int) -> bool:

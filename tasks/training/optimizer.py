@@ -18,7 +18,7 @@ def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimi
     biases and rates stay with Adam.
     """
     if config.optimizer == "adam":
-        return torch.optim.Adam(field.parameters(), lr=config.learning_rate)
+        return torch.optim.Adam(field.parameters(), lr=config.learning_rate, fused=True)
     matrices = [*list(field.weights)[1:-1], field.modulation_weight]
     taken = {id(matrix) for matrix in matrices}
     others = [parameter for parameter in field.parameters() if id(parameter) not in taken]
@@ -60,7 +60,7 @@ class MuonAndAdam(torch.optim.Optimizer):
         decay = weight_decay / factor
         self._parts = (
             torch.optim.Muon(matrices, lr=factor * lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=lr, weight_decay=0.0),
+            torch.optim.AdamW(others, lr=lr, weight_decay=0.0, fused=True),
         )
         for group in self._parts[0].param_groups:
             group["factor"] = factor

@@ -67,7 +67,7 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
         seed=job.seed,
         module=model,
         gradients=gradients,
-        optimizer=torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate),
+        optimizer=torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate, fused=True),
         output=open_location(job.output),
         metadata={"digest": job.digest, "model": [config.width, config.features, *shape]},
         emit=emit,

@@ -100,7 +100,7 @@ class Ranks:
 
 
 def _number(asked: bool, device: torch.device) -> Tensor:
-    return torch.tensor(float(asked), device=device)
+    return torch.full((), float(asked), device=device)  # filled there: a copy from the host would be waited for
 
 
 def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:

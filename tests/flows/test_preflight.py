@@ -9,8 +9,16 @@ from flows.preflight import preflight
 @pytest.mark.parametrize(
     ("setting", "stage", "said"),
     [
-        ("classifier.model.token_channels=3", "train_classifier", "8 numbers cannot be cut into tokens of 3"),
-        ("diffusion.model.attention=[3]", "train_diffusion", "attention resolution 3 is no level of this UNet"),
+        (
+            "classifier.model.token_channels=3",
+            "train_classifier",
+            "classifier.model.token_channels: a position's 8 numbers cannot be cut into tokens of 3",
+        ),
+        (
+            "diffusion.model.attention=[3]",
+            "train_diffusion",
+            "diffusion.model.attention: resolution 3 is no level of this UNet: choose among 2",
+        ),
     ],
 )
 def test_a_model_that_does_not_fit_the_latent_is_one_line(setting: str, stage: str, said: str, tmp_path) -> None:  # type: ignore[no-untyped-def]

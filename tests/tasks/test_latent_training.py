@@ -1,5 +1,8 @@
 """Classifiers and diffusion models on a small functaset: exact resume, exported weights, what a GPU's loop does."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tasks.training.classifier import ClassifierJob, load_classifier
 from tasks.training.diffusion import DiffusionJob, load_denoiser
 from tests.storage.filled import filled
 
+PROJECT = Path(__file__).parents[2]
 STEPS = 9
 COMMON = {"seed": 0, "device": "cpu", "digest": "d", "classes": 10}
 SETS = {
@@ -58,11 +62,19 @@ def tensors(output: Path) -> dict[str, np.ndarray]:
     return found.tensors
 
 
-@pytest.mark.parametrize("kind", SETS)
+RESUMED = [
+    *((kind, ()) for kind in SETS),
+    ("classifier", ("optimizer=muon", "precision=bf16")),
+    ("diffusion", ("precision=bf16",)),
+    pytest.param("classifier", ("compile=on",), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("kind", "more"), RESUMED)
 def test_steps_then_a_kill_then_the_rest_are_all_steps_bit_for_bit(
-    kind: str, functaset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, more: tuple[str, ...], functaset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(job(kind, functaset, tmp_path / "whole"))
+    run(job(kind, functaset, tmp_path / "whole", *more))
     update, kill_at = loop._update, [2, 6]
 
     def killed(run: Any, average: Any, step: int, *rest: Any) -> Any:
@@ -74,12 +86,33 @@ def test_steps_then_a_kill_then_the_rest_are_all_steps_bit_for_bit(
     monkeypatch.setattr(loop, "_update", killed)
     for _ in range(2):
         with pytest.raises(Killed):
-            run(job(kind, functaset, tmp_path / "killed"))
-    run(job(kind, functaset, tmp_path / "killed"))
-    whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
+            run(job(kind, functaset, tmp_path / "killed", *more))
+    run(job(kind, functaset, tmp_path / "killed", *more))
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def same(one: Path, other: Path) -> None:
+    whole, resumed = tensors(one), tensors(other)
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "diffusion"])
+def test_a_training_killed_before_each_of_its_writes_ends_as_one_that_was_not(
+    kind: str, functaset: str, tmp_path: Path
+) -> None:
+    """SIGKILL in a process of its own before its k-th fsync, rename or unlink: in the middle of a save too."""
+    run(job(kind, functaset, tmp_path / "whole"))
+    described = tmp_path / "job.json"
+    described.write_text(job(kind, functaset, tmp_path / "killed").model_dump_json())
+    ends = []
+    for k in (3, 8, 2, 11, 5):
+        command = [sys.executable, "-m", "tests.tasks.killed_training", kind, described, str(k)]
+        ends.append(subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=240, check=False).returncode)
+    assert -signal.SIGKILL in ends, ends
+    run(job(kind, functaset, tmp_path / "killed"))
+    same(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.parametrize("kind", SETS)
