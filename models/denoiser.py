@@ -136,16 +136,16 @@ def check_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -
         attends = resolution in config.attention or resolution == resolutions[-1]  # the middle always attends
         if attends and width % config.head_channels:
             raise ValueError(
-                f"head_channels: the {resolution}x{resolution} level has attention and {width} channels, which are no multiple of "
-                f"head_channels {config.head_channels}: lower head_channels"
+                f"head_channels: the {resolution}x{resolution} level has attention and {width} channels, which are no "
+                f"multiple of {config.head_channels}: lower it"
             )
     # At 1x1 a group of one number normalises to nothing, and the convolution that leads there has the width before.
     if resolutions[-1] == 1 and config.groups in [
         config.channels * multiplier for multiplier in config.multipliers[-2:]
     ]:
         raise ValueError(
-            f"channels: the UNet ends at 1x1, where {config.groups} channels are {config.groups} groups of one number each: "
-            f"use at least {2 * config.groups} channels on its last two levels"
+            f"channels: the UNet ends at 1x1, where {config.groups} channels are {config.groups} groups of one number "
+            f"each: use at least {2 * config.groups} channels on its last two levels"
         )
 
 
