@@ -186,10 +186,10 @@ class CompressionConfig(Config):
 
     images: int = Field(1000, ge=1, le=1_000_000, description="Test images; fewer of large ones (2^24 pixels in all).")
     jpeg: tuple[Quality, ...] = Field(
-        (2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95), description="JPEG qualities of the rate-distortion plot."
+        (2, 5, 10, 20, 35, 50, 65, 80, 90, 95), description="JPEG qualities of the rate-distortion plot."
     )
     webp: tuple[Quality, ...] = Field(
-        (1, 5, 10, 20, 40, 60, 75, 85, 90, 95), description="WebP qualities (lossy) of the rate-distortion plot."
+        (1, 5, 10, 25, 50, 75, 90, 95), description="WebP qualities (lossy) of the rate-distortion plot."
     )
 
 

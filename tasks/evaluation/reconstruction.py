@@ -42,8 +42,9 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
         **_extremes(bench, latents, rows, psnr),
     )  # fmt: skip
     training = stored_subset(bench, "train", bounded(TRAIN_IMAGES, bench, TRAIN_PIXELS))
-    parts = (np.arange(len(training))[start : start + DECODED] for start in range(0, len(training), DECODED))
-    trained = torch.cat([image_errors(bench.decode_raw(training.z[p]), training.pixels(p)) for p in parts])
+    trained = torch.cat(
+        [image_errors(bench.decode_raw(training.z[p]), training.pixels(p)) for p in _batches(len(training))]
+    )
     by_step, counts = _by_step(bench)
     return {
         "psnr_test": float(psnr.mean()),
@@ -51,7 +52,7 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
         "psnr_train": psnr_of_errors(trained).mean().item(),
         "psnr_train_pooled": pooled_psnr(trained),
         "mae_255": 255 * mae,
-        **_baselines(bench),
+        **baselines(bench),
         "psnr_by_step": by_step,
         "psnr_images": {"test": len(rows), "train": len(training), "by_step": counts},
     }
@@ -138,7 +139,7 @@ def _steps_of(bench: Bench, pictures: Pictures, rows: np.ndarray) -> dict[str, f
     return {str(step): value for step, value in enumerate(psnr.tolist())}
 
 
-def _baselines(bench: Bench) -> dict[str, float]:
+def baselines(bench: Bench) -> dict[str, float]:
     """PCA at the field's own latent size: shared over patches, and of whole images (design section 4).
 
     None of as many numbers as there are values, which would be no reduction.

@@ -178,6 +178,10 @@ METRICS = {
     "versions": Described("Provenance", "Version", "text", "Of the software that measured this."),
 }
 GROUPS = tuple(dict.fromkeys(described.group for described in METRICS.values())) + ("Other",)
+COUNTED = {  # what an inner key that is a number counts
+    "psnr_by_step": "step {}", "compression": "{} bits",
+    "compression_jpeg": "quality {}", "compression_webp": "quality {}",
+}  # fmt: skip
 SPACES = {"classifier": "pixel-classifier features", "latent": "latents", "inception": "Inception features"}
 
 
@@ -256,6 +260,8 @@ def _flatten(key: str, inner: tuple[str, ...], value: Any) -> list[Figure]:
 def _inner_name(key: str, part: str) -> str:
     if key == "psnr_by_bits":
         return "float32" if part == "32" else f"{part} bits"
+    if part.isdigit() and key in COUNTED:
+        return COUNTED[key].format(part)
     if key == "seconds_by_stage":
         return stage_name(part)
     if key in ("fd", "fd_reconstruction", "fd_noise"):
