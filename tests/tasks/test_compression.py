@@ -202,7 +202,7 @@ def test_rate_and_distortion_are_a_plot_and_two_tables() -> None:
     ]  # fmt: skip
     ours, files = shown.blocks[1:]
     assert isinstance(ours, Table) and isinstance(files, Table)
-    assert ours.rows == (("8", 1.414, 1.5, 1.6, 99.0, 31.0, 33.0, "–"),)
+    assert ours.rows == (("8", 1.414, 31.0, 33.0, "–", 35.68, 1.5, 1.6, 99.0),)
     assert files.rows[-1] == ("WebP", 50, 1.9, 33.0)
     assert section(ReportData(title="an old run", metrics={"psnr_test": 30.0})) is None
 

@@ -51,20 +51,19 @@ def psnr_at(points: Curve, rate: float) -> float | None:
 
 
 def _rates(ours: dict[str, Any], jpeg: dict[str, Any], webp: dict[str, Any]) -> Table:
-    kinds = ("bpp", "bpp_fixed", "bpp_with_field", "bpp_unamortised")
+    peers = (curve(jpeg, "bpp"), curve(webp, "bpp"), curve(jpeg, "bpp_scan"))
     rows = []
     for bits, point in ours.items():
-        beside = [psnr_at(curve(peer, "bpp"), point["bpp"]) for peer in (jpeg, webp)]
-        rows.append(
-            (bits, *(round(point[kind], 3) for kind in kinds), _decibels(point["psnr"]), *map(_decibels, beside))
-        )
+        beside = [psnr_at(peer, point["bpp"]) if peer else None for peer in peers]
+        others = (round(point[kind], 3) for kind in ("bpp_fixed", "bpp_with_field", "bpp_unamortised"))
+        rows.append((bits, round(point["bpp"], 3), *map(_decibels, (point["psnr"], *beside)), *others))
     columns = (
-        "bits a number", "bits/pixel", "uncoded", "with the field's share", "with all of the field",
-        "PSNR, dB", "JPEG at this rate, dB", "WebP at this rate, dB",
+        "bits", "bits/pixel", "PSNR, dB", "JPEG, dB", "WebP, dB", "JPEG without headers, dB",
+        "bits/pixel, uncoded", "with the field's share", "with all of the field",
     )  # fmt: skip
     note = (
-        "JPEG's and WebP's PSNR is interpolated between measured qualities at the bits per pixel of the second column; "
-        "a dash: no quality gives such a rate."
+        "By bits a latent number. JPEG's and WebP's PSNR is interpolated between measured qualities at the rate of the "
+        "second column; a dash: no quality gives it."
     )
     return Table("compression", "Our rates, and what JPEG and WebP make of them", columns, tuple(rows), note)
 
