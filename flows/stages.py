@@ -210,6 +210,7 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
     """What can be measured of the stages that have run."""
     dispatch = ledger.config.dispatch
     metrics: dict[str, Any] = units.retried(units.measure_reconstruction, dispatch)(job)
+    metrics |= units.retried(units.measure_compression, dispatch)(job)
     if job["classifier"]:
         metrics |= units.retried(units.measure_classification, dispatch)(job)
     if job["diffusion"]:

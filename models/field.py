@@ -11,7 +11,8 @@ from models.config import FieldConfig, InnerConfig
 from models.cost import coordinate_inputs
 from models.grid import gather, interpolation_weights, neighbours, pixel_coordinates, unpatchify
 
-DECODE_PIXELS = 1 << 16
+DECODE_PIXELS = 1 << 16  # decoded at a time: bounds memory
+CACHED_PIXELS = 1 << 12  # on a CPU, whose caches then hold a layer: twice as fast
 
 
 class Field(nn.Module):
@@ -76,7 +77,8 @@ class Field(nn.Module):
         weights = interpolation_weights(self.config, resolution, z)  # [P, K]
         patches = gather(z.reshape(len(z), self.config.positions, -1), neighbours(self.config), self.config)
         positions = torch.arange(len(patches), device=z.device) % len(x)
-        size = max(1, DECODE_PIXELS // x.shape[1])  # bounds memory: activations are [size, P, W]
+        most = DECODE_PIXELS if z.is_cuda else min(DECODE_PIXELS, CACHED_PIXELS)
+        size = max(1, most // x.shape[1])  # activations are [size, P, W]
         parts = [
             self._in_parts(part, x if len(x) == 1 else x[rows], weights)
             for part, rows in zip(patches.split(size), positions.split(size))

@@ -36,13 +36,34 @@ def encode_patches(
     field: Field, first: FirstStep, patches: Patches, rates: Tensor, inner: InnerConfig, scale: float
 ) -> Tensor:
     """The whole loop over independent patches: rates broadcastable to [N, c] -> latents [N, c]."""
-    z = torch.zeros_like(patches.targets[:, 0, :1]).expand(-1, field.config.channels)
+    z = _zeros(field, patches)
     if first.shared:
         z = -rates * _kept(first_gradient(field, first, patches.targets, None, scale)[:, 0], inner)
     for _ in range(inner.steps - int(first.shared)):
-        gradient = inner_gradient(field, z[:, None], patches.targets, patches.x, None, scale, inner.precision)
-        z = z - rates * _kept(gradient[:, 0], inner)
+        z = _stepped(field, z, patches, rates, inner, scale)
     return z
+
+
+def patches_by_step(
+    field: Field, first: FirstStep, patches: Patches, rates: Tensor, inner: InnerConfig, scale: float
+) -> Tensor:
+    """The latents of encode_patches before the first inner step and after each, [N, steps + 1, c]."""
+    z = [_zeros(field, patches)]
+    if first.shared:
+        z.append(encode_patches(field, first, patches, rates, inner.model_copy(update={"steps": 1}), scale))
+    while len(z) <= inner.steps:
+        z.append(_stepped(field, z[-1], patches, rates, inner, scale))
+    return torch.stack(z, 1)
+
+
+def _zeros(field: Field, patches: Patches) -> Tensor:
+    return torch.zeros_like(patches.targets[:, 0, :1]).expand(-1, field.config.channels)
+
+
+def _stepped(field: Field, z: Tensor, patches: Patches, rates: Tensor, inner: InnerConfig, scale: float) -> Tensor:
+    """Latents [N, c] after an inner step more."""
+    gradient = inner_gradient(field, z[:, None], patches.targets, patches.x, None, scale, inner.precision)
+    return z - rates * _kept(gradient[:, 0], inner)
 
 
 def _kept(gradient: Tensor, inner: InnerConfig) -> Tensor:
@@ -114,6 +135,23 @@ class InnerLoop:
             else:
                 z = self._sweep(patches).latents(first, rates)
         return z.reshape(len(images), *self.field.config.latent_shape)
+
+    def by_step(self, images: Tensor) -> Tensor:
+        """Images [B, H, W, ch] -> latents before the first inner step and after each, [steps + 1, B, s, s, c].
+
+        One pass; the last are those of encode. Raises ValueError for images of another shape or type.
+        """
+        self._check(images)
+        with torch.no_grad(), tensor_cores(self.inner.precision):
+            first, rates = self._first(len(images), images), self._rates()
+            patches = cut(self.field.config, images)
+            if self._whole:
+                z = self._over_chunks(patches_by_step, patches, first, rates).transpose(0, 1)
+            else:
+                steps: list[tuple[Tensor, Tensor]] = []
+                last = self._sweep(patches).latents(first, rates, steps)
+                z = torch.stack([*(before for before, _ in steps), last])
+        return z.reshape(-1, len(images), *self.field.config.latent_shape)
 
     def errors(self, images: Tensor) -> Tensor:
         """Squared error of each image after the inner loop, [B], without gradients. Raises ValueError as encode."""

@@ -86,11 +86,7 @@ def pca_psnr(train: Tensor, test: Tensor, numbers: int, patch: int | tuple[int, 
     train [N, H, W, ch], test [M, H, W, ch] in [0, 1]. patch p (or height and width): one basis for all p x p patches,
     `numbers` per patch; None: one basis for whole images. Returns (mean of the images' PSNR, PSNR of the mean error).
     """
-    statistics = FrechetStatistics()
-    for part in torch.split(train, ROWS):
-        statistics.update(_rows(part, patch))
-    mean, covariance = statistics.moments()
-    basis = torch.linalg.eigh(covariance)[1][:, -numbers:]  # [D, numbers]: eigenvalues ascend
+    mean, basis = _principal(train, numbers, patch)
     errors = []
     for part in torch.split(test, ROWS):
         centred = _rows(part, patch).double().cpu() - mean  # [B patches, D]
@@ -98,6 +94,21 @@ def pca_psnr(train: Tensor, test: Tensor, numbers: int, patch: int | tuple[int, 
         errors.append(residual.square().reshape(len(part), -1).mean(1))  # [B]
     mse = torch.cat(errors)
     return psnr_of_errors(mse).mean().item(), pooled_psnr(mse)
+
+
+def _principal(train: Tensor, numbers: int, patch: int | tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """Mean [D] and the first `numbers` principal axes [D, numbers], the last the strongest."""
+    if patch is None and len(train) < train[0].numel():  # fewer images than values: by their products [N, N]
+        centred = train.flatten(1).double().cpu()
+        mean = centred.mean(0)
+        centred = centred - mean
+        strength, vectors = torch.linalg.eigh(centred @ centred.T)
+        return mean, centred.T @ (vectors[:, -numbers:] / strength[-numbers:].sqrt())
+    statistics = FrechetStatistics()
+    for part in torch.split(train, ROWS):
+        statistics.update(_rows(part, patch))
+    mean, covariance = statistics.moments()
+    return mean, torch.linalg.eigh(covariance)[1][:, -numbers:]  # eigenvalues ascend
 
 
 def _rows(images: Tensor, patch: int | tuple[int, int] | None) -> Tensor:

@@ -178,6 +178,21 @@ class PixelClassifierConfig(TrainingConfig):
     features: int = Field(64, ge=2, le=4096, description="Penultimate features.")
 
 
+Quality = Annotated[int, Field(ge=1, le=100)]
+
+
+class CompressionConfig(Config):
+    """Rate and distortion of test images, beside JPEG and WebP."""
+
+    images: int = Field(1000, ge=1, le=1_000_000, description="Test images; fewer of large ones (2^24 pixels in all).")
+    jpeg: tuple[Quality, ...] = Field(
+        (2, 5, 10, 20, 35, 50, 65, 80, 90, 95), description="JPEG qualities of the rate-distortion plot."
+    )
+    webp: tuple[Quality, ...] = Field(
+        (1, 5, 10, 25, 50, 75, 90, 95), description="WebP qualities (lossy) of the rate-distortion plot."
+    )
+
+
 class EvaluationConfig(Config):
     """What is measured at the end."""
 
@@ -188,6 +203,7 @@ class EvaluationConfig(Config):
     )
     shown: int = Field(16, ge=1, le=256, description="Images and samples shown in the report.")
     bits: tuple[Bits, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
+    compression: CompressionConfig = Field(CompressionConfig(), title="Compression")
     pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")
 
 

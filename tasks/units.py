@@ -91,6 +91,15 @@ def measure_reconstruction(job: dict[str, Any]) -> dict[str, Any]:
     return reconstruction.measure(EvaluationJob.model_validate(job))
 
 
+@unit("measure-compression", "measure compression")
+def measure_compression(job: dict[str, Any]) -> dict[str, Any]:
+    """PSNR by bits; rate and distortion beside JPEG and WebP."""
+    from tasks.evaluation import compression
+    from tasks.evaluation.job import EvaluationJob
+
+    return compression.measure(EvaluationJob.model_validate(job))
+
+
 @unit("measure-classification", "measure classification")
 def measure_classification(job: dict[str, Any]) -> dict[str, Any]:
     """Top-1 and calibration on test latents."""

@@ -55,6 +55,11 @@ class Bench:
         """The inner loop at the images' resolution, eager."""
         return InnerLoop(self.field, self.inner, self.training.resolution)
 
+    def decode_raw(self, z: Tensor, batch: int = 256) -> Tensor:
+        """Latents [n, s, s, c] -> images [n, H, W, ch] on the CPU, unclamped: so functa defines PSNR."""
+        with torch.no_grad():
+            return torch.cat([self.field(part.to(self.device), self.test.resolution).cpu() for part in z.split(batch)])
+
     def decode(self, z: Tensor, batch: int = 256) -> Tensor:
         """Latents [n, s, s, c] -> images [n, H, W, ch] in [0, 1], on the CPU."""
         resolution = self.training.resolution

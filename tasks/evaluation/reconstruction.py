@@ -1,50 +1,65 @@
-"""Reconstruction: PSNR of stored latents, beside linear baselines of the same size; PSNR by bits (Fig. 11)."""
+"""Reconstruction: PSNR of stored latents on test and training images, by inner step, beside linear baselines."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.metrics import pca_psnr, pooled_psnr, psnr_of_errors
+from models.metrics import image_errors, pca_psnr, pooled_psnr, psnr_of_errors
 from storage.commits import committed_receipt, live_shards, visible_rows
 from storage.errors import StorageError
 from storage.fragments import read_array
+from storage.functaset import Latents
 from storage.plans import plan_rows, row_id
-from tasks.encoding.ranges import choose_quantizer
 from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
-from tasks.training.pictures import spread
+from tasks.evaluation.stored import ENCODED, bounded, stored_subset
+from tasks.training.pictures import Pictures, spread
 
 PCA_IMAGES = 20_000  # enough to fit 3,072-dimensional covariances; more changes the baseline by hundredths of a dB
-BITS_IMAGES = 1_000
+PCA_VALUES = 1 << 26  # of all those images together
+TRAIN_IMAGES, TRAIN_PIXELS = 1_000, 1 << 22  # of all together
+STEP_IMAGES, STEP_PIXELS = 1_000, 1 << 19  # an inner step costs as much as many decodings
+DECODED = 256  # images at a time
+EXTREMES = 8
 
 
 def measure(job: EvaluationJob) -> dict[str, Any]:
-    """psnr_test, psnr_test_pooled, mae_255, psnr_pca_patch, psnr_pca_image, psnr_by_bits."""
+    """psnr_test, psnr_test_pooled, mae_255, psnr_train, psnr_train_pooled, psnr_by_step, psnr_pca_patch and _image.
+
+    Training images and those of psnr_by_step are a spread subset, counted in psnr_images.
+    """
     bench = open_bench(job)
     latents = bench.functaset.load("test")
-    pixels = _pixels_of(bench, latents.ids)
-    reconstructions = _decode_raw(bench, torch.from_numpy(latents.dequantized()))
-    errors = (reconstructions - pixels).square().mean((1, 2, 3))
-    shown = spread(len(pixels), job.evaluation.shown)
+    rows = _rows_of(bench, latents.ids)
+    errors, mae = _errors(bench, latents, rows)
+    psnr = psnr_of_errors(errors).numpy()
+    shown = spread(len(rows), job.evaluation.shown)
+    originals, reconstructions = _pictures(bench, latents, rows, shown)
     write_arrays(
-        job.output,
-        "reconstruction",
-        originals=as_uint8(pixels[shown]),
-        reconstructions=as_uint8(reconstructions[shown]),
-        psnr=psnr_of_errors(errors).numpy(),
+        job.output, "reconstruction", originals=originals, reconstructions=reconstructions, psnr=psnr,
+        **_extremes(bench, latents, rows, psnr),
+    )  # fmt: skip
+    training = stored_subset(bench, "train", bounded(TRAIN_IMAGES, bench, TRAIN_PIXELS))
+    trained = torch.cat(
+        [image_errors(bench.decode_raw(training.z[p]), training.pixels(p)) for p in _batches(len(training))]
     )
+    by_step, counts = _by_step(bench)
     return {
-        "psnr_test": psnr_of_errors(errors).mean().item(),
+        "psnr_test": float(psnr.mean()),
         "psnr_test_pooled": pooled_psnr(errors),
-        "mae_255": 255 * (reconstructions.clamp(0, 1) - pixels).abs().mean().item(),
-        **_baselines(bench),
-        "psnr_by_bits": _by_bits(bench),
+        "psnr_train": psnr_of_errors(trained).mean().item(),
+        "psnr_train_pooled": pooled_psnr(trained),
+        "mae_255": 255 * mae,
+        **baselines(bench),
+        "psnr_by_step": by_step,
+        "psnr_images": {"test": len(rows), "train": len(training), "by_step": counts},
     }
 
 
-def _pixels_of(bench: Bench, ids: np.ndarray) -> Tensor:
-    """The test images of the stored rows, by id: the store's order is its own."""
+def _rows_of(bench: Bench, ids: np.ndarray) -> np.ndarray:
+    """Rows of the test images of the stored latents, by id: the store's order is its own."""
     places = {row_id(key): i for i, key in enumerate(bench.test.keys)}
     gone, changed = sum(bytes(i) not in places for i in ids), _changed(bench)
     if gone or changed:
@@ -52,7 +67,7 @@ def _pixels_of(bench: Bench, ids: np.ndarray) -> Tensor:
             f"{gone} of {len(ids)} test images of {bench.job.functaset} are no longer there or readable, {changed} "
             "changed: restore them, or encode again"
         )
-    return bench.test.batch(np.array([places[bytes(i)] for i in ids]))
+    return np.array([places[bytes(i)] for i in ids])
 
 
 def _changed(bench: Bench) -> int:
@@ -71,48 +86,75 @@ def _changed(bench: Bench) -> int:
     return changed
 
 
-def _decode_raw(bench: Bench, z: Tensor) -> Tensor:
-    """Unclamped, as PSNR wants it (functa's definition)."""
-    with torch.no_grad():
-        parts = [bench.field(part.to(bench.device), bench.test.resolution).cpu() for part in z.split(256)]
-    return torch.cat(parts)
+def _errors(bench: Bench, latents: Latents, rows: np.ndarray) -> tuple[Tensor, float]:
+    """Mean squared error of every test image [n], and the mean absolute error of all, clamped as they are shown."""
+    errors, absolute = [], 0.0
+    for part in _batches(len(rows)):
+        pixels = bench.test.batch(rows[part])
+        images = bench.decode_raw(torch.from_numpy(latents.dequantized(part)))
+        errors.append(image_errors(images, pixels))
+        absolute += (images.clamp(0, 1) - pixels).abs().mean((1, 2, 3)).sum().item()
+    return torch.cat(errors), absolute / len(rows)
 
 
-def _baselines(bench: Bench) -> dict[str, float]:
-    """PCA at the field's own latent size: shared over patches, and of whole images (design section 4)."""
+def _batches(count: int, size: int = DECODED) -> Iterator[np.ndarray]:
+    return (np.arange(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _pictures(bench: Bench, latents: Latents, rows: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Originals and reconstructions uint8 [n, H, W, ch] of chosen latents."""
+    images = bench.decode_raw(torch.from_numpy(latents.dequantized(chosen)))
+    return as_uint8(bench.test.batch(rows[chosen])), as_uint8(images)
+
+
+def _extremes(bench: Bench, latents: Latents, rows: np.ndarray, psnr: np.ndarray) -> dict[str, np.ndarray]:
+    """The test images of lowest and of highest PSNR with their reconstructions, the extreme ones first."""
+    order = np.argsort(psnr, kind="stable")
+    count = min(EXTREMES, len(order) // 2)
+    arrays = {}
+    for name, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
+        if count:
+            originals, reconstructions = _pictures(bench, latents, rows, chosen)
+            arrays |= {f"{name}_originals": originals, f"{name}_reconstructions": reconstructions}
+            arrays[f"{name}_psnr"] = psnr[chosen]
+    return arrays
+
+
+def _by_step(bench: Bench) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """PSNR after 0, 1, ... inner steps, of latents before quantisation, of both splits; how many images."""
+    figures, counts = {}, {}
+    for split, pictures in (("test", bench.test), ("train", bench.training)):
+        rows = spread(len(pictures), bounded(STEP_IMAGES, bench, STEP_PIXELS))
+        figures[split], counts[split] = _steps_of(bench, pictures, rows), len(rows)
+    return figures, counts
+
+
+def _steps_of(bench: Bench, pictures: Pictures, rows: np.ndarray) -> dict[str, float]:
+    loop, errors = bench.loop.prepared(len(rows)), []
+    for part in _batches(len(rows), ENCODED):
+        pixels = pictures.batch(rows[part])
+        path = loop.by_step(pixels.to(bench.device)).cpu()  # [K + 1, B, s, s, c]
+        errors.append(torch.stack([image_errors(bench.decode_raw(z), pixels) for z in path]))
+    psnr = psnr_of_errors(torch.cat(errors, 1)).mean(1)
+    return {str(step): value for step, value in enumerate(psnr.tolist())}
+
+
+def baselines(bench: Bench) -> dict[str, float]:
+    """PCA at the field's own latent size: shared over patches, and of whole images (design section 4).
+
+    None of as many numbers as there are values, which would be no reduction.
+    """
     config = bench.field.config
-    training = bench.training.batch(spread(len(bench.training), PCA_IMAGES))
-    test = bench.test.batch(np.arange(len(bench.test)))
-    side = bench.test.resolution[0] // config.spatial
+    height, width = bench.test.resolution
+    values = height * width * bench.field.image_channels
+    most = min(PCA_IMAGES, max(2, PCA_VALUES // values))
+    training = bench.training.batch(spread(len(bench.training), most))
+    test = bench.test.batch(spread(len(bench.test), most))
+    side = height // config.spatial
     figures = {}
-    if config.channels <= side * side * bench.field.image_channels:
+    if config.channels < side * side * bench.field.image_channels:
         figures["psnr_pca_patch"], _ = pca_psnr(training, test, config.channels, side)
     numbers = config.spatial**2 * config.channels
-    if numbers <= min(len(training) - 1, training[0].numel()):
+    if numbers < min(len(training), values):
         figures["psnr_pca_image"], _ = pca_psnr(training, test, numbers, None)
     return figures
-
-
-def _by_bits(bench: Bench) -> dict[str, float]:
-    """Test PSNR from float32 latents and from their codes, ranges calibrated as for the functaset."""
-    job = bench.job
-    training = bench.training.batch(spread(len(bench.training), job.calibration_images))
-    calibration = _encoded(bench, training)
-    pixels = bench.test.batch(spread(len(bench.test), BITS_IMAGES))
-    z = _encoded(bench, pixels)
-    figures = {"32": _psnr(bench, z, pixels)}
-    for bits in job.evaluation.bits:
-        config = job.quantization.model_copy(update={"bits": bits})
-        quantizer = choose_quantizer(config, bench.loop, calibration, lambda rows: training[rows])
-        assert quantizer is not None
-        codes, _ = quantizer.encode(z.numpy())
-        figures[str(bits)] = _psnr(bench, torch.from_numpy(quantizer.decode(codes)), pixels)
-    return figures
-
-
-def _encoded(bench: Bench, pixels: Tensor) -> Tensor:
-    return torch.cat([bench.loop.encode(part.to(bench.device)).cpu() for part in pixels.split(64)])
-
-
-def _psnr(bench: Bench, z: Tensor, pixels: Tensor) -> float:
-    return psnr_of_errors((_decode_raw(bench, z) - pixels).square().mean((1, 2, 3))).mean().item()

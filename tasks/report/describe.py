@@ -49,6 +49,12 @@ METRICS = {
     "psnr_train": Described(
         _RECONSTRUCTION, "PSNR, training", "dB", "The same on training images; far above test means overfitting."
     ),
+    "psnr_train_pooled": Described(
+        _RECONSTRUCTION, "PSNR, training, pooled", "dB", "PSNR of the mean squared error over the same images."
+    ),
+    "psnr_images": Described(
+        _RECONSTRUCTION, "Images measured", "count", "Whose PSNR it is; a subset is spread over its split."
+    ),
     "psnr_pca_patch": Described(
         _RECONSTRUCTION,
         "PSNR, patch PCA",
@@ -68,7 +74,7 @@ METRICS = {
         "Test PSNR after storing each latent number in so many bits.",
     ),
     "psnr_by_step": Described(
-        _RECONSTRUCTION, "PSNR, test, by inner step", "dB", "Test PSNR after so many inner gradient steps."
+        _RECONSTRUCTION, "PSNR by inner step", "dB", "PSNR after so many inner gradient steps, before quantisation."
     ),
     "top1_last": Described("Classification", "Top-1, last", "share", "Test accuracy after the last step."),
     "top1_best": Described(
@@ -92,6 +98,21 @@ METRICS = {
     "mae_255": Described(_RECONSTRUCTION, "Mean absolute error", "grey levels", "Of 255, over all test pixels."),
     "bits_per_dim": Described(
         _COMPRESSION, "Bits per latent number", "bits", "Measured: all bytes stored for the latents over their count."
+    ),
+    "compression": Described(
+        _COMPRESSION,
+        "Stored latents",
+        "plain",
+        "By bits a number: bits per pixel, entropy coded, uncoded and with the field; PSNR in dB of 8-bit images.",
+    ),
+    "compression_jpeg": Described(
+        _COMPRESSION, "JPEG", "plain", "By quality: bits per pixel of whole files, of their scans alone; PSNR in dB."
+    ),
+    "compression_webp": Described(
+        _COMPRESSION, "WebP", "plain", "By quality: bits per pixel of whole files; PSNR in dB."
+    ),
+    "compression_of": Described(
+        _COMPRESSION, "Rates and distortions", "count", "How many images, and the field that decodes them."
     ),
     "top1_test": Described(
         "Classification",
@@ -157,6 +178,10 @@ METRICS = {
     "versions": Described("Provenance", "Version", "text", "Of the software that measured this."),
 }
 GROUPS = tuple(dict.fromkeys(described.group for described in METRICS.values())) + ("Other",)
+COUNTED = {  # what an inner key that is a number counts
+    "psnr_by_step": "step {}", "compression": "{} bits",
+    "compression_jpeg": "quality {}", "compression_webp": "quality {}",
+}  # fmt: skip
 SPACES = {"classifier": "pixel-classifier features", "latent": "latents", "inception": "Inception features"}
 
 
@@ -235,6 +260,8 @@ def _flatten(key: str, inner: tuple[str, ...], value: Any) -> list[Figure]:
 def _inner_name(key: str, part: str) -> str:
     if key == "psnr_by_bits":
         return "float32" if part == "32" else f"{part} bits"
+    if part.isdigit() and key in COUNTED:
+        return COUNTED[key].format(part)
     if key == "seconds_by_stage":
         return stage_name(part)
     if key in ("fd", "fd_reconstruction", "fd_noise"):

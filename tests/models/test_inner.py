@@ -70,6 +70,22 @@ def test_latents_and_errors_equal_the_plain_loop(variant: dict[str, Any]) -> Non
     torch.testing.assert_close(loop.errors_at(images, expected), errors)
 
 
+@pytest.mark.parametrize("variant", [VARIANTS[i] for i in (0, 4, 5, 6, 8, 13, 15)], ids=str)
+@pytest.mark.parametrize("shared", [True, False])
+def test_latents_by_step_are_those_of_fewer_steps(
+    variant: dict[str, Any], shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shared:
+        monkeypatch.setattr("models.passes.first_step_bytes", lambda *_: 0)
+    loop, images = make(**variant)
+    path = loop.by_step(images)
+    assert path.shape == (loop.inner.steps + 1, *loop.encode(images).shape)
+    assert not path[0].any()
+    for steps in range(1, loop.inner.steps + 1):
+        expected = plain.encode(loop.field, images, loop.inner.model_copy(update={"steps": steps}))
+        torch.testing.assert_close(path[steps], expected.detach())
+
+
 def test_errors_at_latents_are_float32s_at_any_precision() -> None:
     loop, images = make(precision="bf16")
     loop.field.float()

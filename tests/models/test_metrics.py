@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -95,6 +96,16 @@ def test_pca_is_exact_with_every_number_and_takes_oblong_patches() -> None:
     assert pca_psnr(images, images[:9], 6, (2, 3))[0] < 30
     with pytest.raises(ValueError, match="4x6 images are not divisible into 4x4"):
         pca_psnr(images, images, 2, 4)
+
+
+@pytest.mark.parametrize("images", [20, 60])  # fewer than the 48 values of an image, and more
+def test_pca_of_whole_images_is_scikit_learns(images: int) -> None:
+    train, test = np.random.default_rng(0).random((2, images, 4, 6, 2))
+    peer = PCA(7).fit(train.reshape(images, -1))
+    errors = test.reshape(images, -1) - peer.inverse_transform(peer.transform(test.reshape(images, -1)))
+    expected = -10 * np.log10((errors**2).mean(1))
+    found = pca_psnr(torch.from_numpy(train), torch.from_numpy(test), 7, None)
+    assert found == pytest.approx((expected.mean(), -10 * np.log10((errors**2).mean())))
 
 
 def test_accuracy_and_calibration_error_equal_their_definitions() -> None:

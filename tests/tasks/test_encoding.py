@@ -21,7 +21,7 @@ from tasks.encoding import planned
 from tasks.encoding.finalise import finalise
 from tasks.encoding.group import encode_group, encode_images
 from tasks.encoding.plan import EncodeJob, fingerprint, plan
-from tasks.evaluation import reconstruction
+from tasks.evaluation import compression, reconstruction
 from tasks.evaluation.job import EvaluationJob
 from tasks.training.meta_train import MetaTrainJob, load_field
 from tasks.training.meta_train import run as train_field
@@ -336,14 +336,12 @@ def test_a_range_that_chose_itself_stands_with_its_candidates_in_the_plan(field:
 def test_psnr_by_bits_falls_from_that_of_float32(field: Path, tmp_path: Path, ranges: str) -> None:
     work, config = job(field, tmp_path / "s", "encode.quantization.bits=32", f"encode.quantization.range={ranges}")
     encode(work)
-    measured = reconstruction.measure(
-        EvaluationJob(
-            seed=0, images=config.images, quantization=config.encode.quantization, evaluation=config.evaluation,
-            calibration_images=100, functaset=str(tmp_path / "s"), field=str(field), output=str(tmp_path / "run"),
-            device="cpu",
-        )
+    asked = EvaluationJob(
+        seed=0, images=config.images, quantization=config.encode.quantization, evaluation=config.evaluation,
+        calibration_images=100, functaset=str(tmp_path / "s"), field=str(field), output=str(tmp_path / "run"),
+        device="cpu",
     )  # fmt: skip
-    by_bits = measured["psnr_by_bits"]
+    measured, by_bits = reconstruction.measure(asked), compression.measure(asked)["psnr_by_bits"]
     assert by_bits.keys() == {"32", "8", "7", "6", "5", "4"}
     assert by_bits["32"] == pytest.approx(measured["psnr_test"], abs=0.01)  # from the same images
     assert by_bits["8"] == pytest.approx(by_bits["32"], abs=0.1)
