@@ -26,7 +26,6 @@ from models.memorization import (
     shortlist,
 )
 from storage.errors import StorageError
-from storage.functaset import Functaset
 from storage.plans import row_id
 from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
 from tasks.sample import read_slices

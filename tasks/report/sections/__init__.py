@@ -4,9 +4,14 @@ from collections.abc import Callable
 
 from tasks.report.blocks import Section
 from tasks.report.data import ReportData
-from tasks.report.sections import psnr
+from tasks.report.sections import latents, memorization, perturbation, psnr
 
-SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (psnr.section,)
+SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
+    psnr.section,
+    latents.section,
+    perturbation.section,
+    memorization.section,
+)
 
 
 def sections(data: ReportData) -> list[Section]:
