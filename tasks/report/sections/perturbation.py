@@ -28,26 +28,14 @@ def _of_grids(data: ReportData, arrays: dict[str, Any]) -> Section:
     strength, shown = float(arrays["strengths"].max()), int(arrays["shown"])
     chart = charts_latents.effect_by_strength(arrays["strengths"], arrays["rmse"], arrays["slope"])
     note = "The root of the mean squared change of a patch, averaged over patches and images (Fig. 13)."
-    rows = (
-        Pictures("unperturbed", arrays["unperturbed"]),
-        Pictures("perturbed", arrays["channel"]),
-        *_differences(arrays["unperturbed"], arrays["channel"]),
-    )
-    zoom = _middle(rows[-1].images, int(arrays["spatial"]))
-    channel = Sheet(
-        "perturbation_channel", f"Channel {shown} moved everywhere by {strength:g}",
-        (*rows, Pictures("its middle, enlarged", zoom)),
-        "The channel of median effect (Fig. 12). Grey is no change.",
-    )  # fmt: skip
-    position = Sheet(
-        "perturbation_position", "One position moved by a standard deviation",
-        (
-            Pictures("unperturbed", arrays["unperturbed"]),
-            Pictures("perturbed", arrays["position"]),
-            *_differences(arrays["unperturbed"], arrays["position"]),
-        ),
-        "All channels of the position right below the middle. Grey is no change.",
-    )  # fmt: skip
+    everywhere, spatial = _rows(arrays, "channel"), int(arrays["spatial"])
+    if spatial > ZOOMED:
+        everywhere += (Pictures("enlarged: the middle", _middle(everywhere[-1].images, spatial)),)
+    title = f"Channel {shown} moved everywhere by {strength:g}"
+    told = "The channel of median effect (Fig. 12). Grey is no change."
+    channel = Sheet("perturbation_channel", title, everywhere, told)
+    title, told = "One position moved by a standard deviation", "All channels of a position in the middle."
+    position = Sheet("perturbation_position", title, _rows(arrays, "position"), told)
     drawing = Drawing("perturbation_rmse", "Effect by strength", chart, note)
     blocks: tuple[Block, ...] = (_figures(data), drawing, channel, position)
     about = ABOUT + "Locality is the share of the squared change inside its own patch when one position is perturbed."
@@ -90,19 +78,20 @@ def _figures(data: ReportData) -> Table:
     return Table("perturbation", "Figures", ("figure", "value"), rows)
 
 
-def _differences(before: Pixels, after: Pixels) -> tuple[Pictures, ...]:
-    """The signed change around grey, as much enlarged as 99 % of it can stand."""
+def _rows(arrays: dict[str, Any], name: str) -> tuple[Pictures, ...]:
+    """Before, after, and the signed change around grey, as much enlarged as 99 % of it can stand."""
+    before, after = arrays["unperturbed"], arrays[name]
     change = after.astype(np.int64) - before.astype(np.int64)
     high = float(np.percentile(np.abs(change), 99))
     factor = next((factor for factor in pixels.AMPLIFICATIONS if high * factor <= 127), 1)
-    return (Pictures(f"change \u00d7{factor}", np.clip(128 + factor * change, 0, 255).astype(np.uint8)),)
+    shown = np.clip(128 + factor * change, 0, 255).astype(np.uint8)
+    return Pictures("unperturbed", before), Pictures("perturbed", after), Pictures(f"change \u00d7{factor}", shown)
 
 
 def _middle(images: Pixels, spatial: int) -> Pixels:
-    """The middle patches of [n, H, W, C], as large as the whole: the same side, pixels repeated."""
-    patches = max(1, spatial // 2) if spatial <= ZOOMED else ZOOMED
+    """The middle patches of [n, H, W, C], pixels repeated."""
     side = images.shape[1] // spatial
-    start = (spatial - patches) // 2 * side
-    cut = images[:, start : start + patches * side, start : start + patches * side]
-    factor = max(1, images.shape[1] // (patches * side))
+    start = (spatial - ZOOMED) // 2 * side
+    part = slice(start, start + ZOOMED * side)
+    cut, factor = images[:, part, part], spatial // ZOOMED
     return cut.repeat(factor, axis=1).repeat(factor, axis=2)
