@@ -143,16 +143,32 @@ def sample_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int] | None]:
     count = min(config.evaluation.samples, len(training))  # as many as there are reconstructions to compare with
     if diffusion.process.conditional:
         labels = [int(label) for label in reference_labels(training, count)]
+    return _slices(ledger, job, labels, count, "samples"), labels
+
+
+def draw_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int]]:
+    """Slices of the samples of each class that Table 7 counts, and all labels; empty where those for distances do."""
+    diffusion, each = ledger.config.diffusion, ledger.config.evaluation.memorization.draws_per_class
+    if each is None or diffusion is None or not diffusion.process.conditional:
+        return [], []
+    labels = [label for label in range(len(classes(ledger))) for _ in range(each)]
+    return _slices(ledger, job, labels, len(labels), "draws"), labels
+
+
+def _slices(ledger: Ledger, job: Job, labels: list[int] | None, count: int, folder: str) -> list[Job]:
+    """`count` samples, so many per dispatched task, into this folder of the run."""
+    config = ledger.config
+    assert config.diffusion is not None
     size = config.evaluation.slice
     return [
         SampleJob(
-            denoiser=job["diffusion"], process=diffusion.process, seed=config.seed, start=start,
+            denoiser=job["diffusion"], process=config.diffusion.process, seed=config.seed, start=start,
             labels=None if labels is None else tuple(labels[start : start + size]),
             count=min(size, count - start), batch=config.evaluation.batch, device=config.dispatch.device,
-            output=f"{job['output']}/samples",
+            output=f"{job['output']}/{folder}",
         ).model_dump(mode="json")
         for start in range(0, count, size)
-    ], labels  # fmt: skip
+    ]  # fmt: skip
 
 
 def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: Job) -> Job:

@@ -11,6 +11,7 @@ from flows.fit import known_images, latent_surplus
 from flows.jobs import (
     classifier_job,
     diffusion_job,
+    draw_jobs,
     encode_job,
     evaluation_job,
     meta_train_job,
@@ -211,6 +212,7 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
     dispatch = ledger.config.dispatch
     metrics: dict[str, Any] = units.retried(units.measure_reconstruction, dispatch)(job)
     metrics |= units.retried(units.measure_compression, dispatch)(job)
+    metrics |= units.retried(units.measure_perturbation, dispatch)(job)
     if job["classifier"]:
         metrics |= units.retried(units.measure_classification, dispatch)(job)
     if job["diffusion"]:
@@ -221,6 +223,11 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
         slices, labels = sample_jobs(ledger, job)
         files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
         metrics |= units.retried(units.measure_generation, dispatch)(job, files, labels)
+        slices, drawn = draw_jobs(ledger, job)
+        if slices:
+            labels = drawn
+            files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
+        metrics |= units.retried(units.measure_memorization, dispatch)(job, files, labels)
     return metrics
 
 

@@ -193,6 +193,43 @@ class CompressionConfig(Config):
     )
 
 
+class MemorizationConfig(Config):
+    """Whether the diffusion model repeats its training images (App. C.2)."""
+
+    draws_per_class: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Samples of each class drawn for the distinct counts of Table 7 (paper: 5,000); empty: those that "
+        "are drawn anyway. Conditional models only.",
+    )
+    null_images: int = Field(
+        2000, ge=2, le=1_000_000, description="Test images that say how near unseen images lie to the training set."
+    )
+    shown: int = Field(8, ge=1, le=64, description="Samples shown beside their nearest training images (Fig. 5).")
+
+
+class PerturbationConfig(Config):
+    """What single latent numbers do to the image (App. B.3 and C.5)."""
+
+    images: int = Field(8, ge=1, le=1024, description="Test images whose latents are perturbed.")
+    positions: int = Field(16, ge=1, le=16384, description="Latent positions perturbed, spread over the grid.")
+    channels: int = Field(64, ge=1, le=16384, description="Channels (of vectors: entries) perturbed, spread over all.")
+    strengths: tuple[float, ...] = Field(
+        (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2),
+        min_length=2,
+        description="What is added to a channel everywhere (paper: -0.2 to 0.2).",
+    )
+    grid: int = Field(8, ge=1, le=128, description="Patches per side at which the locality of vectors is measured.")
+
+    @field_validator("strengths")
+    @classmethod
+    def _perturb(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if 0 in value or max(value) < 0:
+            raise ValueError("a strength of 0 perturbs nothing, and pictures show the largest: give one above 0")
+        return value
+
+
 class EvaluationConfig(Config):
     """What is measured at the end."""
 
@@ -205,6 +242,8 @@ class EvaluationConfig(Config):
     bits: tuple[Bits, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
     compression: CompressionConfig = Field(CompressionConfig(), title="Compression")
     pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")
+    memorization: MemorizationConfig = Field(MemorizationConfig(), title="Memorisation")
+    perturbation: PerturbationConfig = Field(PerturbationConfig(), title="Perturbation")
 
 
 class DispatchConfig(Config):

@@ -135,6 +135,24 @@ def measure_generation(job: dict[str, Any], slices: list[str], labels: list[int]
     return generation.measure(EvaluationJob.model_validate(job), slices, labels)
 
 
+@unit("measure-memorization", "measure memorisation")
+def measure_memorization(job: dict[str, Any], slices: list[str], labels: list[int] | None) -> dict[str, Any]:
+    """Nearest training images of samples, and whether the model repeats them."""
+    from tasks.evaluation import memorization
+    from tasks.evaluation.job import EvaluationJob
+
+    return memorization.measure(EvaluationJob.model_validate(job), slices, labels)
+
+
+@unit("measure-perturbation", "measure perturbation")
+def measure_perturbation(job: dict[str, Any]) -> dict[str, Any]:
+    """Locality, and what single channels or entries do."""
+    from tasks.evaluation import perturbation
+    from tasks.evaluation.job import EvaluationJob
+
+    return perturbation.measure(EvaluationJob.model_validate(job))
+
+
 @unit("write-report", "write report")
 def write_report(run: dict[str, Any]) -> str:
     """report.html, metrics.json and the Prefect artifacts; the report's URI."""

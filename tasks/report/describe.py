@@ -162,11 +162,42 @@ METRICS = {
         "count",
         "How many different training images are nearest to the samples; few means memorised.",
     ),
+    "distinct_expected": Described(
+        _GENERATION,
+        "Distinct, expected",
+        "count",
+        "Of a model that draws its training images evenly; far fewer are found of one that draws only some.",
+    ),
+    "distinct_sd": Described(_GENERATION, "Distinct, expected sd", "plain", "Standard deviation of that count."),
+    "memorized_share": Described(
+        _GENERATION,
+        "Samples that repeat a training image",
+        "share",
+        "Nearer to one training image's reconstruction, and more isolated, than 95 % of test images; chance gives at "
+        "most 5 %.",
+    ),
+    "memorized_share_images": Described(
+        _GENERATION, "The same, in pixel space", "share", "Compared with training images instead of reconstructions."
+    ),
+    "memorized": Described(
+        _GENERATION, "Memorised", "text", "Whether 15 % of the samples or more repeat a training image."
+    ),
     "locality": Described(
         "Latents",
         "Locality",
         "plain",
-        "Share of the change inside its own patch when one latent position is perturbed.",
+        "Share of the squared change inside its own patch when one latent position is perturbed; of vectors the "
+        "largest share of any patch when one entry is.",
+    ),
+    "perturbation": Described(
+        "Latents",
+        "Perturbation",
+        "plain",
+        "One channel moved everywhere: R\u00b2 of its effect's line (median channel), mean cosine of the patterns "
+        "between patches and between images. Of vectors: mean absolute error in grey levels of one entry's sd.",
+    ),
+    "latent_sd": Described(
+        "Latents", "Standard deviation", "plain", "Of a training latent's numbers, root mean square over elements."
     ),
     "rows": Described("Data", "Rows in the functaset", "count", "Encoded images, augmentations included."),
     "bad_inputs": Described("Data", "Bad inputs", "count", "Images that could not be read and were left out."),
@@ -183,6 +214,11 @@ COUNTED = {  # what an inner key that is a number counts
     "compression_jpeg": "quality {}", "compression_webp": "quality {}",
 }  # fmt: skip
 SPACES = {"classifier": "pixel-classifier features", "latent": "latents", "inception": "Inception features"}
+PERTURBATIONS = {
+    "linear_r2": "R\u00b2 of a line", "stability_patches": "likeness between patches",
+    "stability_images": "likeness between images", "mae_largest": "strongest entry", "mae_median": "median entry",
+    "mae_lowest": "weakest entry",
+}  # fmt: skip
 
 
 def figures(metrics: dict[str, Any]) -> list[Figure]:
@@ -266,6 +302,8 @@ def _inner_name(key: str, part: str) -> str:
         return stage_name(part)
     if key in ("fd", "fd_reconstruction", "fd_noise"):
         return SPACES.get(part, part)
+    if key == "perturbation":
+        return PERTURBATIONS.get(part, part)
     return part
 
 

@@ -4,9 +4,15 @@ from collections.abc import Callable
 
 from tasks.report.blocks import Section
 from tasks.report.data import ReportData
-from tasks.report.sections import compression, psnr
+from tasks.report.sections import compression, latents, memorization, perturbation, psnr
 
-SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (psnr.section, compression.section)
+SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
+    psnr.section,
+    compression.section,
+    latents.section,
+    perturbation.section,
+    memorization.section,
+)
 
 
 def sections(data: ReportData) -> list[Section]:

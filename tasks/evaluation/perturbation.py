@@ -1,0 +1,144 @@
+"""What latent numbers do to the image: locality, one channel everywhere or one entry of a vector (App. B.3 and C.5);
+and how they are spread (Fig. 8)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.field import Field
+from models.perturbation import (
+    channel_effects,
+    entry_effects,
+    linear_fit,
+    locality,
+    reference_grid,
+)
+from storage.functaset import Functaset
+from storage.moments import Moments
+from tasks.config import PerturbationConfig
+from tasks.decode import field_of
+from tasks.evaluation.job import EvaluationJob, as_uint8, write_arrays
+from tasks.training.device import choose_device
+from tasks.training.pictures import spread
+from tasks.training.seeds import mix, stage_number
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The field as a decoder, latents z [n, s, s, c] of test images to perturb, the training latents' sd [s, s, c]."""
+
+    field: Field
+    resolution: tuple[int, int]
+    device: torch.device
+    z: Tensor
+    sd: Tensor
+    config: PerturbationConfig
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images [n, H, W, ch], unclamped, on the CPU."""
+        with torch.no_grad():
+            return self.field(z.to(self.device), self.resolution).cpu()
+
+    @property
+    def channels(self) -> np.ndarray:
+        """Channels that are perturbed one by one."""
+        return spread(self.z.shape[-1], self.config.channels)
+
+
+def measure(job: EvaluationJob) -> dict[str, Any]:
+    """locality, perturbation{}; latent_sd, the root of the mean variance of the training latents."""
+    functaset = Functaset.open(job.functaset)
+    moments = functaset.moments()
+    _write_spread(job, moments)
+    subject = _subject(job, functaset, moments)
+    figures, arrays = _of_vectors(subject) if subject.field.config.spatial == 1 else _of_grids(subject, job.seed)
+    write_arrays(job.output, "perturbation", **arrays)
+    return figures | {"latent_sd": float(np.sqrt(moments.var.mean()))}
+
+
+def _write_spread(job: EvaluationJob, moments: Moments) -> None:
+    """Mean and sd per channel over positions and images (Fig. 8), from the moments that the commit carries."""
+    mean = moments.mean.mean((0, 1))
+    sd = np.sqrt(moments.var.mean((0, 1)) + moments.mean.var((0, 1)))
+    write_arrays(job.output, "latents", mean=mean, sd=sd, images=np.array(moments.count))
+
+
+def _subject(job: EvaluationJob, functaset: Functaset, moments: Moments) -> Subject:
+    device = choose_device(job.device)
+    field, _, resolution = field_of(functaset)
+    config = job.evaluation.perturbation
+    latents = functaset.load("test")
+    z = torch.from_numpy(latents.dequantized(spread(len(latents), config.images)))
+    sd = torch.from_numpy(np.sqrt(moments.var)).float()
+    return Subject(field.to(device), (resolution, resolution), device, z, sd, config)
+
+
+def _of_grids(subject: Subject, seed: int) -> tuple[dict[str, Any], Arrays]:
+    """Locality by position, and each channel moved everywhere (Figs. 12, 13)."""
+    z, config, s = subject.z, subject.config, subject.field.config.spatial
+    positions = spread(s * s, config.positions)
+    generator = torch.Generator().manual_seed(mix(seed, stage_number("perturbation")))
+    shares = locality(subject.decode, z, subject.sd, positions.tolist(), generator)
+    effects = channel_effects(subject.decode, z, subject.channels.tolist(), config.strengths, s)
+    slope, r2 = linear_fit(torch.tensor(config.strengths), effects.rmse)
+    shown = int(subject.channels[_middle(slope)])
+    figures = {
+        "locality": shares.nanmean().item(),
+        "perturbation": {
+            "linear_r2": r2.nanmedian().item(),
+            "stability_patches": effects.between_patches.nanmean().item(),
+            "stability_images": effects.between_images.nanmean().item(),
+        },
+    }
+    everywhere = z.clone()
+    everywhere[..., shown] += max(config.strengths)
+    there = z.clone()
+    row = column = s // 2
+    there[:, row, column] += subject.sd[row, column]
+    arrays = {
+        "channels": subject.channels, "strengths": np.array(config.strengths), "rmse": effects.rmse.numpy(),
+        "slope": slope.numpy(), "r2": r2.numpy(), "between_patches": effects.between_patches.numpy(),
+        "between_images": effects.between_images.numpy(), "shown": np.array(shown), "locality": shares.numpy(),
+        "unperturbed": as_uint8(subject.decode(z)), "channel": as_uint8(subject.decode(everywhere)),
+        "position": as_uint8(subject.decode(there)), "spatial": np.array(s),
+    }  # fmt: skip
+    return _finite(figures), arrays
+
+
+def _of_vectors(subject: Subject) -> tuple[dict[str, Any], Arrays]:
+    """Each entry moved by its sd: error by entry, the largest share in a patch (Fig. 4)."""
+    z, config = subject.z, subject.config
+    entries, grid = subject.channels, reference_grid(subject.resolution, config.grid)
+    effects = entry_effects(subject.decode, z, subject.sd, entries.tolist(), grid)
+    mae = effects.mae.mean(1)  # [entries]
+    chosen = {"largest": int(mae.argmax()), "median": _middle(mae), "lowest": int(mae.argmin())}
+    figures = {
+        "locality": effects.largest_share.nanmean().item(),
+        "perturbation": {f"mae_{name}": 255 * mae[place].item() for name, place in chosen.items()},
+    }
+    arrays = {
+        "entries": entries, "mae": 255 * mae.numpy(), "locality": effects.largest_share.numpy(),
+        "grid": np.array(grid), "unperturbed": as_uint8(subject.decode(z)),
+    }  # fmt: skip
+    for name, place in chosen.items():
+        moved = z.clone()
+        moved[..., entries[place]] += subject.sd[..., entries[place]]
+        arrays[name] = as_uint8(subject.decode(moved))
+        arrays[f"{name}_entry"] = entries[place]
+    return _finite(figures), arrays
+
+
+def _middle(values: Tensor) -> int:
+    """Place of the median, the lower of two."""
+    return int(values.argsort()[(len(values) - 1) // 2])
+
+
+def _finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without the figures that nothing stood behind: of a field that ignores its latents, or of a single image."""
+    kept = {key: _finite(value) if isinstance(value, dict) else value for key, value in figures.items()}
+    return {key: value for key, value in kept.items() if isinstance(value, dict) or np.isfinite(value)}

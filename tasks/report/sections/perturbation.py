@@ -1,0 +1,97 @@
+"""What single latent numbers do to the image: Figs. 12 and 13 of spatial latents, Fig. 4 of vectors."""
+
+from typing import Any
+
+import numpy as np
+
+from tasks.report import charts_latents, pixels
+from tasks.report.blocks import Block, Drawing, Pictures, Section, Sheet, Table
+from tasks.report.data import Pixels, ReportData
+from tasks.report.describe import number
+
+ABOUT = (
+    "Latents of test images with some numbers changed, decoded. Figures are of pixels that are not clamped; pictures "
+    "are. "
+)
+ZOOMED = 4  # patches per side of the enlarged part
+
+
+def section(data: ReportData) -> Section | None:
+    """Of spatial latents or of vectors, whichever was measured."""
+    arrays = data.arrays.get("perturbation", {})
+    if "channel" in arrays:
+        return _of_grids(data, arrays)
+    return _of_vectors(data, arrays) if "largest" in arrays else None
+
+
+def _of_grids(data: ReportData, arrays: dict[str, Any]) -> Section:
+    strength, shown = float(arrays["strengths"].max()), int(arrays["shown"])
+    chart = charts_latents.effect_by_strength(arrays["strengths"], arrays["rmse"], arrays["slope"])
+    note = "The root of the mean squared change of a patch, averaged over patches and images (Fig. 13)."
+    everywhere, spatial = _rows(arrays, "channel"), int(arrays["spatial"])
+    if spatial > ZOOMED:
+        everywhere += (Pictures("enlarged: the middle", _middle(everywhere[-1].images, spatial)),)
+    title = f"Channel {shown} moved everywhere by {strength:g}"
+    told = "The channel of median effect (Fig. 12). Grey is no change."
+    channel = Sheet("perturbation_channel", title, everywhere, told)
+    title, told = "One position moved by a standard deviation", "All channels of a position in the middle."
+    position = Sheet("perturbation_position", title, _rows(arrays, "position"), told)
+    drawing = Drawing("perturbation_rmse", "Effect by strength", chart, note)
+    blocks: tuple[Block, ...] = (_figures(data), drawing, channel, position)
+    about = ABOUT + "Locality is the share of the squared change inside its own patch when one position is perturbed."
+    return Section("perturbation", "Perturbation", about, blocks)
+
+
+def _of_vectors(data: ReportData, arrays: dict[str, Any]) -> Section:
+    grid = int(arrays["grid"])
+    rows = [Pictures("unperturbed", arrays["unperturbed"])]
+    rows += [Pictures(f"{name}: entry {int(arrays[f'{name}_entry'])}", arrays[name])
+             for name in ("largest", "median", "lowest")]  # fmt: skip
+    title = "The entries of largest, median and lowest effect"
+    note = f"Each raised by its own standard deviation (Fig. 4); of {len(arrays['entries'])} entries tried."
+    about = ABOUT + (
+        f"A vector has no patches of its own. Locality is the largest share of the squared change in any of {grid}x"
+        f"{grid} patches when one entry is perturbed; an even change gives {1 / grid**2:.3g}."
+    )
+    chart = charts_latents.effect_by_entry(arrays["mae"].mean(1))
+    drawing = Drawing("perturbation_entries", "Effect by entry", chart, "Averaged over images.")
+    blocks: tuple[Block, ...] = (
+        _figures(data), drawing, Sheet("perturbation_entries_shown", title, tuple(rows), note)
+    )  # fmt: skip
+    return Section("perturbation", "Perturbation", about, blocks)
+
+
+def _figures(data: ReportData) -> Table:
+    """The figures by name; those that were not measured are left out."""
+    named = (
+        ("locality", "locality", None),
+        ("R\u00b2 of a line, median channel", "perturbation", "linear_r2"),
+        ("mean cosine of the pattern between patches", "perturbation", "stability_patches"),
+        ("mean cosine of the pattern between images", "perturbation", "stability_images"),
+        ("strongest entry, grey levels", "perturbation", "mae_largest"),
+        ("median entry, grey levels", "perturbation", "mae_median"),
+        ("weakest entry, grey levels", "perturbation", "mae_lowest"),
+        ("sd of a training latent's numbers", "latent_sd", None),
+    )
+    found = [(name, number(data.metrics, key, inner)) for name, key, inner in named]
+    rows = tuple((name, float(f"{value:.4g}")) for name, value in found if value is not None)
+    return Table("perturbation", "Figures", ("figure", "value"), rows)
+
+
+def _rows(arrays: dict[str, Any], name: str) -> tuple[Pictures, ...]:
+    """Before, after, and the signed change around grey, as much enlarged as 99 % of it can stand."""
+    before, after = arrays["unperturbed"], arrays[name]
+    change = after.astype(np.int64) - before.astype(np.int64)
+    high = float(np.percentile(np.abs(change), 99))
+    factor = next((factor for factor in pixels.AMPLIFICATIONS if high * factor <= 127), 1)
+    shown = np.clip(128 + factor * change, 0, 255).astype(np.uint8)
+    return Pictures("unperturbed", before), Pictures("perturbed", after), Pictures(f"change \u00d7{factor}", shown)
+
+
+def _middle(images: Pixels, spatial: int) -> Pixels:
+    """The middle patches of [n, H, W, C], pixels repeated."""
+    side = images.shape[1] // spatial
+    start = (spatial - ZOOMED) // 2 * side
+    part = slice(start, start + ZOOMED * side)
+    cut, factor = images[:, part, part], spatial // ZOOMED
+    return cut.repeat(factor, axis=1).repeat(factor, axis=2)
