@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from tasks.report.blocks import Section
 from tasks.report.data import ReportData
-from tasks.report.sections import psnr
+from tasks.report.sections import gate, psnr
 
-SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (psnr.section,)
+SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (gate.section, psnr.section)
 
 
 def sections(data: ReportData) -> list[Section]:
