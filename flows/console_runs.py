@@ -20,7 +20,7 @@ def print_sweep(root: str) -> None:
     place = open_location(root)
     told = json.loads(place.read("sweep.json"))
     console = Console()
-    table = Table(*told["over"], *told["metrics"], title=f"{told['preset']}: sweep", title_justify="left")
+    table = _with_columns(*told["over"], *told["metrics"], title=f"{told['preset']}: sweep")
     for setting in told["settings"]:
         figures = [_summary(setting["metrics"].get(metric)) for metric in told["metrics"]]
         table.add_row(*setting["values"].values(), *figures)
@@ -28,6 +28,14 @@ def print_sweep(root: str) -> None:
     for line in told["splits"].values():
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"Report:  {place.uri}/report.html\nTable:   {place.uri}/sweep.csv", soft_wrap=True, highlight=False)
+
+
+def _with_columns(*names: str, title: str) -> Table:
+    """Headings are folded, never cut: long names may differ at their ends alone."""
+    table = Table(title=title, title_justify="left")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def _summary(found: dict[str, Any] | None) -> str:
@@ -40,13 +48,13 @@ def print_comparison(comparison: "Comparison", out: Path | None) -> None:
     """Every figure of every run, differences marked, and the config keys that differ."""
     console = Console()
     names = [run.name for run in comparison.runs]
-    table = Table("", "figure", *names, title="Figures", title_justify="left")
+    table = _with_columns("", "figure", *names, title="Figures")
     for line in comparison.lines:
         shown = [ABSENT if value is None else value for value in line.shown]
         table.add_row(DIFFERS if line.differs else "", line.name, *shown, style="bold" if line.differs else None)
     console.print(table)
     if comparison.settings:
-        keys = Table("key", *names, title="Config keys that differ", title_justify="left")
+        keys = _with_columns("key", *names, title="Config keys that differ")
         for key, values in comparison.settings.items():
             keys.add_row(key, *("not set" if value is None else json.dumps(value) for value in values))
         console.print(keys)

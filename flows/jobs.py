@@ -82,8 +82,8 @@ def diffusion_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -
     version, name = _commit_to_train_on(ledger, record, functaset)
     return DiffusionJob(
         seed=seed_of(config, record.stage), diffusion=config.diffusion, functaset=ledger.output(functaset),
-        classes=len(classes(ledger)), device=config.dispatch.device, devices=config.dispatch.devices, output=ledger.output(record),
-        version=version, digest=name,
+        classes=len(classes(ledger)), device=config.dispatch.device, devices=config.dispatch.devices,
+        output=ledger.output(record), version=version, digest=name,
     ).model_dump(mode="json")  # fmt: skip
 
 
@@ -114,8 +114,8 @@ def evaluation_job(ledger: Ledger, run: str) -> Job:
     config, standing = ledger.config, _standing(ledger)
     outputs = {stage: ledger.output(record) for stage, record in standing.items()}
     return EvaluationJob(
-        seed=seed_of(config, "evaluate"), images=config.images, quantization=config.encode.quantization, evaluation=config.evaluation,
-        calibration_images=config.encode.calibration_images,
+        seed=seed_of(config, "evaluate"), images=config.images, quantization=config.encode.quantization,
+        evaluation=config.evaluation, calibration_images=config.encode.calibration_images,
         functaset=outputs["encode"], field=outputs["meta_train"], classifier=outputs.get("train_classifier", ""),
         diffusion=outputs.get("train_diffusion", ""), output=run, device=config.dispatch.device,
         pixel_classifier=pixel_classifier_place(ledger),

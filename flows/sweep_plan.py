@@ -1,4 +1,4 @@
-"""What a sweep is made of: its axes, its members' configs, and which stages members share. Free of torch and Prefect."""
+"""What a sweep is made of: axes, members' configs, and what members share. Free of torch and Prefect."""
 
 import itertools
 import math

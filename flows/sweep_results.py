@@ -1,4 +1,4 @@
-"""What has come of a sweep's members so far, and where it is written: sweep.json after each, table and report at the end."""
+"""What has come of a sweep's members so far: sweep.json after each of them, table and report at the end."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ class SweepFailed(Exception):
 
 
 class SweepTold:
-    """The state of every member; written down whenever one has ended, so that an interrupted sweep tells what it has."""
+    """The state of every member, written down whenever one has ended: an interrupted sweep tells what it has."""
 
     def __init__(self, plan: SweepPlan, root: str, metrics: list[str], command: str) -> None:
         self.plan, self.root, self.command = plan, root, command
@@ -117,8 +117,8 @@ class SweepTold:
         named = "; ".join(f"{member.name}: {error}" for member, error in list(self.failed.items())[:5])
         more = f"; and {len(self.failed) - 5} more" if len(self.failed) > 5 else ""
         raise SweepFailed(
-            f"{len(self.failed)} of {len(self.plan.members)} members failed ({named}{more}); the same command tries them "
-            f"again; report: {open_location(self.root).uri}/report.html"
+            f"{len(self.failed)} of {len(self.plan.members)} members failed ({named}{more}); the same command tries "
+            f"them again; report: {open_location(self.root).uri}/report.html"
         )
 
 

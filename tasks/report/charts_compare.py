@@ -23,7 +23,7 @@ from tasks.report.describe import short
 
 
 def overlaid(curves: Mapping[str, Sequence[Row]]) -> bytes | None:
-    """SVG of a stage's curves, by the runs' names: loss (log scale), PSNR and accuracy; None where nothing was logged."""
+    """SVG of a stage's curves, by the runs' names: loss, PSNR and accuracy; None where nothing was logged."""
     panels = []
     for title, words in PANELS:
         by_run = {name: logged(rows, words) for name, rows in curves.items()}

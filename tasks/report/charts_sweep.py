@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from tasks.report.charts import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, new_figure, to_svg
 from tasks.report.describe import short
-from tasks.sweep import Setting
+from tasks.sweep import Setting, Summary
 
 LINES = tuple(
     (colour, style, marker)
@@ -42,11 +42,11 @@ def over_axes(settings: Sequence[Setting], axes: tuple[str, ...], metric: str, n
         x = _horizontal(having, len(axes), number)
         ticks = _Ticks([each.values[x] for each in having], number)
         lines = list(dict.fromkeys(each.values[1 - x] for each in having)) if len(axes) == 2 else [""]
-        for line, (colour, style, marker) in zip(lines, LINES):
+        for place, line in enumerate(lines):
             part = [each for each in having if len(axes) == 1 or each.values[1 - x] == line]
             part.sort(key=lambda each: ticks.place(each.values[x]))
             places = [ticks.place(each.values[x]) for each in part]
-            _line(axis, places, [each.summaries[metric] for each in part], colour, style, marker, line)
+            _line(axis, places, [each.summaries[metric] for each in part], LINES[place % len(LINES)], line)
         _finish(axis, ticks, axes[x], metric)
         if len(axes) == 2:
             title = axes[1 - x].rpartition(".")[2]
@@ -55,8 +55,9 @@ def over_axes(settings: Sequence[Setting], axes: tuple[str, ...], metric: str, n
 
 
 def _line(
-    axis: Axes, places: Sequence[float], summaries: Sequence, colour: str, style: str, marker: str, name: str
+    axis: Axes, places: Sequence[float], summaries: Sequence[Summary], look: tuple[str, str, str], name: str
 ) -> None:
+    colour, style, marker = look
     means = [each.mean for each in summaries]
     sds = [each.sd or 0.0 for each in summaries]
     for place, each in zip(places, summaries):

@@ -94,7 +94,7 @@ def write_report(data: ReportData) -> str:
 
 
 def new_environment() -> Environment:
-    """What the templates are rendered in: all that they are given is escaped, and what they are not given is a fault."""
+    """What templates are rendered in: all that they are given is escaped, what they are not given is a fault."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -67,6 +67,8 @@ def _results(sweep: Sweep, number: Number) -> Section:
             blocks.append(Drawing(f"sweep_{metric.replace('.', '_')}", metric, svg, seeds))
     columns, rows = table(sweep)
     note = f"sd over {sweep.seeded}, with n - 1." if sweep.seeded else ""
+    if sweep.seeded == "training_seed":
+        note += " Seeds share the functaset: figures of that alone do not vary."
     shown = tuple(tuple(_rounded(cell) for cell in row) for row in rows)
     blocks.append(Table("sweep", "Every setting", columns, shown, note))
     return Section("results", "Results", " ".join(filter(None, said)), tuple(blocks))
