@@ -38,7 +38,7 @@ class Verdict:
             return f"{self.figure} was not measured, but {wanted} asks for it"
         got = f"{self.figure} {_shown(self.measured, self.threshold)}{self.unit}"
         if math.isnan(self.measured):
-            return f"{got} is no number, but {wanted} asks for one"
+            return f"{got} is no number, but {wanted} asks for it"
         return f"{got} is {'below' if self.key.startswith('min_') else 'above'} {wanted}"
 
 

@@ -9,13 +9,10 @@ from typing import Any
 from tasks.gate import measured
 
 # What a figure's first name says of where it was measured. The reference set of distances is told by the run itself.
-TEST = (
-    "psnr_test", "psnr_pca", "psnr_by", "mae", "top1_test", "top1_last", "top1_best", "top1_pixels", "top5_test",
-    "accuracy", "ece", "fd_reconstruction", "fid_reconstruction",
-)  # fmt: skip
-SAMPLES = ("fd", "fid", "kd", "kid", "precision", "recall", "label_agreement", "distinct")
+TEST = ("psnr", "mae", "top1", "top5", "accuracy_by_class", "ece", "compression")
+SAMPLES = ("fd", "fid", "kd", "precision", "recall", "label_agreement", "distinct", "duplicates")
 LARGER_IS_BETTER = ("psnr", "top1", "top5", "accuracy", "label_agreement", "locality", "precision", "recall")
-SMALLER_IS_BETTER = ("fd", "fid", "kd", "kid", "ece", "mae", "bits_per")
+SMALLER_IS_BETTER = ("fd", "fid", "kd", "ece", "mae", "bits_per", "duplicates")
 
 
 @dataclass(frozen=True)
@@ -106,21 +103,18 @@ def unknown_metric(metric: str, metrics: dict[str, Any]) -> str:
 
 def split_of(metric: str, metrics: dict[str, Any]) -> str:
     """On which images a metric was measured, and what a choice made by it is then made on; a sentence."""
-    name = metric.partition(".")[0]
-    if name.startswith(SAMPLES) and not name.startswith(TEST):
+    parts = [word for part in metric.split(".") for word in part.split("_")]
+    if parts[0] in SAMPLES or metric.startswith(SAMPLES):
         reference = metrics.get("fd_reference")
         split = reference.get("images", "train") if isinstance(reference, dict) else "train"
-        whole = "test" if split == "test" else "training"
-        return f"{metric} judges samples by the {whole} split: a setting chosen by it is chosen on {_choice(whole)}."
-    if name.startswith(TEST):
+        if split != "test":
+            return f"{metric} compares with the training split: a setting chosen by it is not chosen on test images."
+        return f"{metric} compares with the test split: a setting chosen by it is chosen on test."
+    if "train" in parts:
+        return f"{metric} is of the training split: a setting chosen by it is not chosen on test images."
+    if "test" in parts or metric.startswith(TEST):
         return f"{metric} is of the test split: a setting chosen by it is chosen on test."
-    if "train" in name:
-        return f"{metric} is of the training split: a setting chosen by it is chosen on {_choice('training')}."
-    return f"{metric} is of no split that the run tells of: what a choice by it was made on is not known."
-
-
-def _choice(split: str) -> str:
-    return "test" if split == "test" else "training images, and test figures stay untouched by the choice"
+    return f"{metric}: the run does not tell of which split it is, nor then what a choice by it is made on."
 
 
 def best(settings: list[Setting], metric: str) -> Setting | None:

@@ -62,7 +62,7 @@ def _line(
     sds = [each.sd or 0.0 for each in summaries]
     for place, each in zip(places, summaries):
         if len(each.values) > 1:
-            axis.plot([place] * len(each.values), each.values, ".", color=INK, alpha=0.45, markersize=4)
+            axis.plot([place] * len(each.values), each.values, "_", color=INK, markersize=7, zorder=4)
     axis.errorbar(
         places, means, yerr=sds if any(sds) else None, color=colour, linestyle=style, marker=marker, markersize=5,
         linewidth=1.8, capsize=3, label=short(name, 20),

@@ -57,30 +57,36 @@ def as_csv(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> bytes:
 
 def _results(sweep: Sweep, number: Number) -> Section:
     settings, blocks = sweep.settings, list[Block]()
-    said = [_best(settings, metric) for metric in sweep.metrics]
     measured = next((member.metrics for member in sweep.members if member.metrics), {})
-    said += [split_of(metric, measured) for metric in sweep.metrics]
+    said = [split_of(metric, measured) for metric in sweep.metrics]
     for metric in sweep.metrics:
         svg = charts_sweep.over_axes(settings, sweep.axes, metric, number)
         if svg is not None:
-            seeds = "Mean and sd over seeds; small dots: the seeds." if sweep.seeded else ""
-            blocks.append(Drawing(f"sweep_{metric.replace('.', '_')}", metric, svg, seeds))
+            seeds = " Mean and sd over seeds; dashes: the seeds." if sweep.seeded else ""
+            note = f"{_best(sweep, metric)}{seeds}".strip()
+            blocks.append(Drawing(f"sweep_{metric.replace('.', '_')}", metric, svg, note))
     columns, rows = table(sweep)
     note = f"sd over {sweep.seeded}, with n - 1." if sweep.seeded else ""
     if sweep.seeded == "training_seed":
         note += " Seeds share the functaset: figures of that alone do not vary."
     shown = tuple(tuple(_rounded(cell) for cell in row) for row in rows)
     blocks.append(Table("sweep", "Every setting", columns, shown, note))
-    return Section("results", "Results", " ".join(filter(None, said)), tuple(blocks))
+    return Section("results", "Results", " ".join(said), tuple(blocks))
 
 
-def _best(settings: list[Setting], metric: str) -> str:
-    found = best(settings, metric)
+def _best(sweep: Sweep, metric: str) -> str:
+    found = best(sweep.settings, metric)
     if found is None:
         return ""
     summary = found.summaries[metric]
     spread = "" if summary.sd is None else f" \u00b1 {summary.sd:.2g}"
-    return f"Best {metric}: {summary.mean:.4g}{spread}, at {' with '.join(found.values)}."
+    return f"Best: {summary.mean:.4g}{spread}, at {named(sweep, found)}."
+
+
+def named(sweep: Sweep, setting: Setting) -> str:
+    """A setting in words: "guidance 3 with timestep_ratio 1"."""
+    short = (", ".join(key.rpartition(".")[2] for key in axis.split(", ")) for axis in sweep.axes)
+    return " with ".join(f"{key} {value}" for key, value in zip(short, setting.values))
 
 
 def _rounded(cell: Any) -> Any:
@@ -96,7 +102,7 @@ def _samples(sweep: Sweep, samples: Samples) -> Section | None:
         member = next((each for each in setting.members if each.run), None)
         found = samples(member.run) if member is not None else {}
         if len(found.get("samples", ())) >= 1:
-            rows.append(Pictures(" with ".join(setting.values), found["samples"][:COLUMNS]))
+            rows.append(Pictures(named(sweep, setting), found["samples"][:COLUMNS]))
     if not rows or len({row.images.shape[1:] for row in rows}) > 1:
         return None
     count = min(len(row.images) for row in rows)
