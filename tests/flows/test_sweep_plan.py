@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,10 @@ from hypothesis import strategies as st
 from flows.cli import main
 from flows.config import ConfigError, chain_digests, load_config, stage_config, stages_of
 from flows.sweep_plan import number_of, plan_sweep, split_values
+from models.classifier import check_classifier
+from models.denoiser import check_denoiser
 
+NOTHING_LEARNS = ["--set", "classifier=null", "--set", "diffusion=null"]
 PLAIN = st.text("ab01.-", min_size=1, max_size=4)
 NESTED = st.recursive(PLAIN, lambda below: st.lists(below, min_size=1, max_size=3).map(lambda v: f"[{','.join(v)}]"))
 
@@ -135,10 +141,10 @@ def test_a_stage_that_some_members_do_not_have_is_shared_by_the_others() -> None
         (["--over", "field.width=32,64", "--seeds", "0"], "--seeds"),
         (["--over", "field.width=32,64", "--seeds", "1.5"], "not a whole number"),
         (["--over", "seed=1,2", "--seeds", "2"], "leave out either --seeds or"),
-        (["--over", "encode.quantization.bits=8,6", "--set", "classifier=null", "--set", "diffusion=null", "--seeds", "2"],
+        (["--over", "encode.quantization.bits=8,6", *NOTHING_LEARNS, "--seeds", "2"],
          "trains nothing after the functaset"),
         (["--over", "images.limit=" + ",".join(map(str, range(2, 203))), "--seeds", "100"], "more than 10000"),
-        (["--over", "diffusion.model.channels=32,48"], "digits.channels-48"),  # of 32 channels a head: found by the model
+        (["--over", "diffusion.model.channels=64,32"], "digits.channels-32: the 2x2 level"),  # told by the model itself
     ],
 )  # fmt: skip
 def test_a_bad_sweep_is_refused_in_one_line_before_anything_starts(arguments: list[str], said: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -165,3 +171,29 @@ def test_a_sweep_over_nothing_is_refused() -> None:
 )
 def test_only_a_number_has_a_place_on_a_numeric_axis(text: str, value: float | None) -> None:
     assert number_of(text) == value
+
+
+DOCUMENTED = re.findall(r"`functa (sweep [^`]+)`", (Path(__file__).parents[2] / "docs/paper.md").read_text())
+
+
+@pytest.mark.parametrize("command", [text for text in DOCUMENTED if " --over " in text])
+def test_a_documented_sweep_is_one_that_its_preset_can_run(command: str) -> None:
+    words = shlex.split(command)
+    options: dict[str, list[str]] = {}
+    for name, value in zip(words[2::2], words[3::2], strict=True):
+        options.setdefault(name, []).append(value)
+    assert options.keys() <= {"--over", "--set", "--random", "--seeds", "--metric"}
+    draws = [int(text) for text in options.get("--random", [])]
+    seeds = [int(text) for text in options.get("--seeds", [])]
+    plan = plan_sweep(words[1], options.get("--set", []), options["--over"], *draws[:1] or [None], *seeds[:1] or [1])
+    for member in plan.members:
+        if member.config.classifier is not None:
+            check_classifier(member.config.classifier.model, member.config.field.latent_shape)
+        if member.config.diffusion is not None:
+            check_denoiser(member.config.diffusion.model, member.config.field.latent_shape)
+    learns = plan.members[0].digests["meta_train"] == plan.members[1].digests["meta_train"]
+    assert learns == any(stage == "meta_train" for stage, _, _ in plan.shared())
+
+
+def test_the_papers_ablations_and_searches_are_documented() -> None:
+    assert len(DOCUMENTED) >= 12
