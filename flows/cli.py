@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Parameter
 from flows.arguments import whole
 from flows.cli_models import classify, decode, sample
 from flows.cli_store import Json, store
+from flows.cli_sweep import compare, sweep
 from flows.config import ConfigError, PipelineConfig, load_config, preset_names, require_stage
 from flows.ledger import Ledger
 from storage.errors import StorageError
@@ -24,7 +25,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # or cyclopts exits before _guarded has said how to go on
 )
 app.command(store)
-for command in (decode, sample, classify):
+for command in (decode, sample, classify, sweep, compare):
     app.command(command)
 
 Preset = Annotated[str, Parameter(help="A preset's name (see `functa presets`) or a YAML file.")]
@@ -43,12 +44,14 @@ TOLD = (
     "ConfigError",
     "DamagedObject",
     "DispatchError",
+    "GateFailed",
     "MissingInput",
     "MissingObject",
     "OperateError",
     "StageConflict",
     "StageFailed",
     "StorageError",
+    "SweepFailed",
     "TrainingFailed",
 )
 
@@ -110,7 +113,7 @@ def run(
     config, place = _config(preset, overrides, root)
     ledger = Ledger(config, place, from_root)
     if ledger.all_standing():
-        return _tell(ledger, "everything stands already: nothing to do")
+        return _tell(ledger, "everything stands already: nothing to do", gated=True)
     if deployment:
         return _run_deployed(config, place, from_root)
     _call_flow("pipeline", config, place, from_root)
@@ -153,10 +156,14 @@ def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | No
             getattr(stages, name)(root, config=config, from_root=from_root, **how)
 
 
-def _tell(ledger: Ledger, word: str) -> int:
+def _tell(ledger: Ledger, word: str, gated: bool = False) -> int:
     from flows.console import print_summary
 
     print_summary(ledger, word)
+    if gated:
+        from flows.gate import check_gate
+
+        check_gate(ledger)
     return 0
 
 

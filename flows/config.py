@@ -19,6 +19,7 @@ from tasks.config import (
     DispatchConfig,
     EncodeConfig,
     EvaluationConfig,
+    GateConfig,
     MetaTrainConfig,
     TrainClassifierConfig,
     TrainDiffusionConfig,
@@ -64,6 +65,12 @@ class PipelineConfig(Config):
 
     name: str = Field("unnamed", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$", description="Name of the preset.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="All randomness derives from it.")
+    training_seed: int | None = Field(
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="Seed of what comes after the functaset: classifier, diffusion, samples; empty: seed.",
+    )
     images: ImagesConfig = Field(ImagesConfig(), title="Images")
     field: FieldConfig = Field(FieldConfig(), title="Field")
     inner: InnerConfig = Field(InnerConfig(), title="Inner loop")
@@ -82,6 +89,7 @@ class PipelineConfig(Config):
         json_schema_extra=_titled("Train a diffusion model"),
     )
     evaluation: EvaluationConfig = Field(EvaluationConfig(), title="Evaluation")
+    gate: GateConfig = Field(GateConfig(), title="Quality gate")
     dispatch: DispatchConfig = Field(DispatchConfig(), title="Dispatch")
     paper: dict[str, float | str] = Field(
         {}, description="The paper's figures for this row, dB and percent; never used."
@@ -154,11 +162,26 @@ def require_stage(config: PipelineConfig, stage: str) -> None:
         )
 
 
+def seed_of(config: PipelineConfig, stage: str) -> int:
+    """The seed of a stage: what comes after the functaset may have one of its own, so that seeds share a functaset."""
+    after = stage not in ("meta_train", "encode") and config.training_seed is not None
+    return config.training_seed if after else config.seed  # type: ignore[return-value]
+
+
+def chain_digests(config: PipelineConfig) -> dict[str, str]:
+    """By stage: a digest of its config and of that of all that it reads. Known before anything has run."""
+    found: dict[str, str] = {}
+    for stage in stages_of(config):
+        inputs = {name: found[name] for name in inputs_of(config, stage)}
+        found[stage] = digest({"config": stage_config(config, stage), "inputs": inputs})
+    return found
+
+
 def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
     """The keys that decide a stage's result, flat: {"field.width": 128, ...}."""
     flat: dict[str, Any] = {}
     for section in SECTIONS[stage]:
-        value = getattr(config, section)
+        value = seed_of(config, stage) if section == "seed" else getattr(config, section)
         flat |= _flatten(value, section) if isinstance(value, BaseModel) else {section: value}
     if stage == "train_diffusion":
         return {key: value for key, value in flat.items() if key not in SAMPLING}

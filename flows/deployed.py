@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,27 @@ def run_deployed(
     said = f"{state.name}: {state.message}" if state.message else state.name
     console.print(f"Run '{run.name}': {said}", soft_wrap=True, highlight=False, markup=False)
     return state
+
+
+@contextmanager
+def on_server() -> Iterator[None]:
+    """For a flow of this process whose children are runs on workers: with the server's API, checked to be served.
+
+    Raises OperateError as run_deployed.
+    """
+    api = find_api()
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api}):
+        try:
+            with get_client(sync_client=True) as client:
+                check_deployment(client, api)
+                wait_for_workers(client, api, Console())
+        except httpx.HTTPError as error:
+            raise OperateError(f"{api}: {' '.join(str(error).split()) or type(error).__name__}") from None
+        yield
 
 
 def find_api() -> str:

@@ -4,7 +4,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from flows.config import OPTIONAL, STAGES, digest, stages_of
+from flows.config import OPTIONAL, STAGES, PipelineConfig, digest, seed_of, stages_of
 from flows.describe import parameters
 from flows.ledger import Ledger, now
 from storage.checkpoints import newest_metadata
@@ -70,7 +70,7 @@ def classifier_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) 
     config = ledger.config
     version, name = _commit_to_train_on(ledger, record, functaset)
     return ClassifierJob(
-        seed=config.seed, classifier=config.classifier, functaset=ledger.output(functaset),
+        seed=seed_of(config, record.stage), classifier=config.classifier, functaset=ledger.output(functaset),
         classes=len(classes(ledger)), class_names=tuple(classes(ledger)), device=config.dispatch.device,
         devices=config.dispatch.devices, output=ledger.output(record), version=version, digest=name,
     ).model_dump(mode="json")  # fmt: skip
@@ -81,9 +81,9 @@ def diffusion_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -
     config = ledger.config
     version, name = _commit_to_train_on(ledger, record, functaset)
     return DiffusionJob(
-        seed=config.seed, diffusion=config.diffusion, functaset=ledger.output(functaset), classes=len(classes(ledger)),
-        device=config.dispatch.device, devices=config.dispatch.devices, output=ledger.output(record),
-        version=version, digest=name,
+        seed=seed_of(config, record.stage), diffusion=config.diffusion, functaset=ledger.output(functaset),
+        classes=len(classes(ledger)), device=config.dispatch.device, devices=config.dispatch.devices,
+        output=ledger.output(record), version=version, digest=name,
     ).model_dump(mode="json")  # fmt: skip
 
 
@@ -114,22 +114,41 @@ def evaluation_job(ledger: Ledger, run: str) -> Job:
     config, standing = ledger.config, _standing(ledger)
     outputs = {stage: ledger.output(record) for stage, record in standing.items()}
     return EvaluationJob(
-        seed=config.seed, images=config.images, quantization=config.encode.quantization, evaluation=config.evaluation,
-        calibration_images=config.encode.calibration_images,
+        seed=seed_of(config, "evaluate"), images=config.images, quantization=config.encode.quantization,
+        evaluation=config.evaluation, calibration_images=config.encode.calibration_images,
         functaset=outputs["encode"], field=outputs["meta_train"], classifier=outputs.get("train_classifier", ""),
         diffusion=outputs.get("train_diffusion", ""), output=run, device=config.dispatch.device,
-        pixel_classifier=ledger.location.child("checkpoints", "pixel_classifier").uri,
+        pixel_classifier=pixel_classifier_place(ledger),
     ).model_dump(mode="json")  # fmt: skip
 
 
+def pixel_classifier_place(ledger: Ledger) -> str:
+    """Where the pixel classifier is or will be: the other root's, if it has trained the very same one."""
+    own = ledger.location.child("checkpoints", "pixel_classifier")
+    if ledger.from_root is None:
+        return own.uri
+    lent = open_location(ledger.from_root).child("checkpoints", "pixel_classifier")
+    found = newest_metadata(lent) or {}
+    same = found.get("finished") and found.get("digest") == _pixel_classifier_digest(ledger.config)
+    return lent.uri if same else own.uri
+
+
+def _pixel_classifier_digest(config: PipelineConfig) -> str:
+    pixel_classifier = config.evaluation.pixel_classifier.model_dump(mode="json")
+    images = config.images.model_dump(mode="json")
+    return digest({"images": images, "pixel_classifier": pixel_classifier, "seed": config.seed})
+
+
 def pixel_classifier_job(ledger: Ledger, job: Job) -> Job:
-    """The feature space of Frechet distances: images and its own config decide it."""
+    """The feature space of Frechet distances: images and its own config decide it.
+
+    Its seed is the run's, never training_seed: runs of several seeds are measured in one space.
+    """
     config = ledger.config
-    sections = {"images": job["images"], "pixel_classifier": job["evaluation"]["pixel_classifier"], "seed": config.seed}
     return PixelClassifierJob(
         seed=config.seed, images=config.images, pixel_classifier=config.evaluation.pixel_classifier,
         device=config.dispatch.device, devices=config.dispatch.devices, output=job["pixel_classifier"],
-        digest=digest(sections),
+        digest=_pixel_classifier_digest(config),
     ).model_dump(mode="json")  # fmt: skip
 
 
@@ -162,7 +181,7 @@ def _slices(ledger: Ledger, job: Job, labels: list[int] | None, count: int, fold
     size = config.evaluation.slice
     return [
         SampleJob(
-            denoiser=job["diffusion"], process=config.diffusion.process, seed=config.seed, start=start,
+            denoiser=job["diffusion"], process=config.diffusion.process, seed=seed_of(config, "evaluate"), start=start,
             labels=None if labels is None else tuple(labels[start : start + size]),
             count=min(size, count - start), batch=config.evaluation.batch, device=config.dispatch.device,
             output=f"{job['output']}/{folder}",
@@ -175,7 +194,7 @@ def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: Job) -> 
     """Everything the report is written from. A skipped stage's figures come from its record."""
     finished = _standing(ledger)
     outputs = {stage: ledger.output(r) for stage, r in finished.items()}
-    outputs["pixel_classifier"] = ledger.location.child("checkpoints", "pixel_classifier").uri
+    outputs["pixel_classifier"] = pixel_classifier_place(ledger)
     encoded = finished["encode"].figures
     return RunFolder(
         root=ledger.root, run=run, config=ledger.config.model_dump(mode="json"),

@@ -12,6 +12,7 @@ from prefect import flow, get_run_logger
 
 from flows import stages
 from flows.config import OPTIONAL, PipelineConfig, stages_of
+from flows.gate import check_gate
 from flows.ledger import Ledger
 from flows.orphans import outlive_the_worker
 from flows.preflight import preflight
@@ -26,7 +27,7 @@ Stage = Callable[[str, dict[str, Any]], None]
 
 @flow(name="pipeline", flow_run_name="pipeline {config.name}", persist_result=False)
 def pipeline(root: str, *, from_root: str | None = None, config: PipelineConfig) -> dict[str, Any]:
-    """Runs every stage that does not stand yet; returns the metrics.
+    """Runs every stage that does not stand yet, and checks the gate; returns the metrics.
 
     As a run of its deployment each stage is a run of its own deployment too, on a worker that the server chooses; else
     all are computed in this process.
@@ -54,7 +55,9 @@ def pipeline(root: str, *, from_root: str | None = None, config: PipelineConfig)
     share = {} if apart else {"threads": max(1, (os.cpu_count() or 1) // 2)}
     _side_by_side([partial(run, stage, parameters | share) for stage in trainings])
     run("evaluate", parameters)
-    return _publish(ledger)
+    metrics = _publish(ledger)
+    check_gate(ledger)
+    return metrics
 
 
 def _publish(ledger: Ledger) -> dict[str, Any]:

@@ -246,6 +246,18 @@ class EvaluationConfig(Config):
     perturbation: PerturbationConfig = Field(PerturbationConfig(), title="Perturbation")
 
 
+class GateConfig(Config):
+    """Thresholds that a run's figures must keep, or the pipeline fails at its end. Never part of a digest."""
+
+    min_psnr: float | None = Field(None, ge=0, le=200, description="Least psnr_test, dB; empty: not asked.")
+    min_top1: float | None = Field(
+        None, ge=0, le=1, description="Least top1_test, a share from 0 to 1; empty: not asked."
+    )
+    max_ece: float | None = Field(None, ge=0, le=1, description="Largest ece, a share from 0 to 1; empty: not asked.")
+    max_fd: float | None = Field(None, ge=0, description="Largest fd.classifier; empty: not asked.")
+    max_fid: float | None = Field(None, ge=0, description="Largest fid; empty: not asked.")
+
+
 class DispatchConfig(Config):
     """Where tasks run. Never part of a digest."""
 

@@ -36,7 +36,7 @@ Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 def curves(rows: Sequence[Row]) -> bytes | None:
     """Loss (log scale) over steps and, below it, PSNR and accuracy where they were logged; None without points."""
-    panels = [(title, series) for title, words in _PANELS for series in [_series(rows, words)] if series]
+    panels = [(title, series) for title, words in PANELS for series in [logged(rows, words)] if series]
     if not panels:
         return None
     with matplotlib.rc_context(STYLE):
@@ -88,11 +88,11 @@ def psnr_by_bits(by_bits: Mapping[str, Any]) -> bytes | None:
         return to_svg(figure)
 
 
-_PANELS = (("loss", ("loss",)), ("PSNR, dB", ("psnr",)), ("accuracy, %", ("accuracy", "top1")))
+PANELS = (("loss", ("loss",)), ("PSNR, dB", ("psnr",)), ("accuracy, %", ("accuracy", "top1")))
 _STYLES = ((BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), (PURPLE, ":"))
 
 
-def _series(rows: Sequence[Row], words: tuple[str, ...]) -> dict[str, Points]:
+def logged(rows: Sequence[Row], words: tuple[str, ...]) -> dict[str, Points]:
     """The logged keys with one of these words in their name, each as (steps, values) without gaps."""
     keys = dict.fromkeys(key for row in rows for key in row if any(word in key for word in words))
     series = {}
@@ -113,18 +113,18 @@ def _curve_panel(axis: Axes, title: str, series: Mapping[str, Points]) -> None:
             continue
         every = -(-len(steps) // MAX_POINTS)
         axis.plot(steps[::every], values[::every], color=colour, linewidth=0.6, alpha=0.4)
-        smooth = _running_mean(values, max(3, len(values) // 40))
+        smooth = running_mean(values, max(3, len(values) // 40))
         axis.plot(steps[::every], smooth[::every], style, color=colour, linewidth=1.8, label=short(key, 24))
     axis.set_title(title)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     if title == "loss" and all((values > 0).all() for _, values in series.values()):
-        _log_scale(axis, np.concatenate([values for _, values in series.values()]))
+        log_scale(axis, np.concatenate([values for _, values in series.values()]))
     if len(series) > 1:
         axis.legend()
 
 
-def _log_scale(axis: Axes, values: npt.NDArray[np.float64]) -> None:
+def log_scale(axis: Axes, values: npt.NDArray[np.float64]) -> None:
     axis.set_yscale("log")
     decades = math.log10(values.max() / values.min())
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 4 else (1,)))
@@ -134,7 +134,7 @@ def _log_scale(axis: Axes, values: npt.NDArray[np.float64]) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def _running_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
+def running_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
     """Centred; the window shrinks at the ends."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))

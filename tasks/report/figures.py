@@ -24,7 +24,7 @@ TILE = 0.75  # inches
 def draw(data: ReportData) -> dict[str, bytes]:
     """File name -> content of every picture that this data has: runs/<id>/images/."""
     drawn = {f"curves_{_file_name(stage)}.svg": charts.curves(rows) for stage, rows in data.curves.items()}
-    drawn |= dict(_file(block) for section in sections(data) for block in section.blocks)
+    drawn |= dict(block_file(block) for section in sections(data) for block in section.blocks)
     if data.originals is not None and data.reconstructions is not None and len(data.originals):
         drawn["reconstructions.png"] = reconstruction_sheet(data.originals, data.reconstructions)
     if data.samples is not None and len(data.samples):
@@ -32,7 +32,8 @@ def draw(data: ReportData) -> dict[str, bytes]:
     return {name: content for name, content in drawn.items() if content is not None}
 
 
-def _file(block: Block) -> tuple[str, bytes]:
+def block_file(block: Block) -> tuple[str, bytes]:
+    """Name and content of the file that a block becomes."""
     if isinstance(block, Drawing):
         return f"{block.name}.svg", block.svg
     if isinstance(block, Table):

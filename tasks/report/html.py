@@ -67,6 +67,34 @@ class Shown:
 
 def write_report(data: ReportData) -> str:
     """The page. Names may hold anything: markup is escaped, control characters and lone surrogates are spelt out."""
+    factor, strips = _reconstructions(data)
+    page = (
+        new_environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            cards=cards(data),
+            factor=factor,
+            strips=strips,
+            samples=_samples(data),
+            sample_width=_sample_width(data),
+            curves=[chart for stage, rows in data.curves.items() for chart in _curves(stage, rows)],
+            sections=[shown_section(section) for section in sections(data)],
+            groups=_groups(data),
+            stages=_stages(data.stages),
+            lineage=lineage_table(data.lineage[:MAX_ROWS]),
+            lineage_more=max(0, len(data.lineage) - MAX_ROWS),
+            bad_inputs=data.bad_inputs[:MAX_ROWS],
+            bad_count=max(len(data.bad_inputs), int(describe.number(data.metrics, "bad_inputs") or 0)),
+            config=_config(data.config),
+            versions={str(name): describe.show(version) for name, version in data.versions.items()},
+        )
+    )
+    return spelt_out(page)
+
+
+def new_environment() -> Environment:
+    """What templates are rendered in: all that they are given is escaped, what they are not given is a fault."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -75,29 +103,16 @@ def write_report(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"duration": describe.duration, "stage_name": describe.stage_name}
-    factor, strips = _reconstructions(data)
-    page = environment.get_template("report.html.j2").render(
-        data=data,
-        cards=cards(data),
-        factor=factor,
-        strips=strips,
-        samples=_samples(data),
-        sample_width=_sample_width(data),
-        curves=[chart for stage, rows in data.curves.items() for chart in _curves(stage, rows)],
-        sections=[_shown(section) for section in sections(data)],
-        groups=_groups(data),
-        stages=_stages(data.stages),
-        lineage=lineage_table(data.lineage[:MAX_ROWS]),
-        lineage_more=max(0, len(data.lineage) - MAX_ROWS),
-        bad_inputs=data.bad_inputs[:MAX_ROWS],
-        bad_count=max(len(data.bad_inputs), int(describe.number(data.metrics, "bad_inputs") or 0)),
-        config=_config(data.config),
-        versions={str(name): describe.show(version) for name, version in data.versions.items()},
-    )
+    return environment
+
+
+def spelt_out(page: str) -> str:
+    """The page without control characters and lone surrogates: each is spelt out."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", page)
 
 
-def _shown(section: Section) -> Shown:
+def shown_section(section: Section) -> Shown:
+    """A section, ready for the page."""
     blocks = section.blocks
     drawings = [block for block in blocks if isinstance(block, Drawing)]
     return Shown(

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from tasks.report.blocks import Section
 from tasks.report.data import ReportData
-from tasks.report.sections import compression, latents, memorization, perturbation, psnr
+from tasks.report.sections import compression, gate, latents, memorization, perturbation, psnr
 
 SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
+    gate.section,
     psnr.section,
     compression.section,
     latents.section,

@@ -1,0 +1,39 @@
+"""The quality gate of a finished run: checked after evaluation, and again whenever everything stands already."""
+
+import json
+
+from flows.ledger import Ledger
+from storage.locations import open_location
+from tasks.gate import verdicts
+
+
+class GateFailed(Exception):
+    """A figure does not keep the threshold that the config sets: the stages stand, the run fails."""
+
+
+def check_gate(ledger: Ledger) -> None:
+    """Raises GateFailed, naming each figure, its threshold and the report.
+
+    The report tells the verdict of the gate that was asked last: where that is another one than it was written with,
+    it is written anew. No stage is touched.
+    """
+    record = ledger.require("evaluate")
+    gate = ledger.config.gate.model_dump(mode="json")
+    _tell_in_report(ledger.output(record), gate)
+    broken = [verdict.told() for verdict in verdicts(gate, record.figures) if not verdict.passed]
+    if broken:
+        raise GateFailed(f"{'; '.join(broken)}; report: {ledger.location.uri}/report.html")
+
+
+def _tell_in_report(run: str, gate: dict[str, float | None]) -> None:
+    before = json.loads(open_location(run).read("run.json"))["config"].get("gate") or {}
+    if _asked(before) == _asked(gate):
+        return
+    from tasks.report.run import load_folder, write_run
+
+    folder = load_folder(run)
+    write_run(folder.model_copy(update={"config": folder.config | {"gate": gate}}))
+
+
+def _asked(gate: dict[str, float | None]) -> dict[str, float]:
+    return {key: value for key, value in gate.items() if value is not None}

@@ -1,0 +1,134 @@
+"""What has come of a sweep's members so far: sweep.json after each of them, table and report at the end."""
+
+import json
+import threading
+from dataclasses import asdict
+from typing import Any
+
+from flows.config import ConfigError
+from flows.ledger import Ledger, now
+from flows.sweep_plan import Member, SweepPlan, number_of
+from storage.locations import open_location
+from storage.stages import read_record
+from tasks.gate import measured
+from tasks.sweep import Sweep, SweepMember, split_of, unknown_metric
+
+
+class SweepFailed(Exception):
+    """Members of a sweep failed; the others stand."""
+
+
+class SweepTold:
+    """The state of every member, written down whenever one has ended: an interrupted sweep tells what it has."""
+
+    def __init__(self, plan: SweepPlan, root: str, metrics: list[str], command: str) -> None:
+        self.plan, self.root, self.command = plan, root, command
+        self.metrics = tuple(dict.fromkeys(metrics))
+        self.failed: dict[Member, str] = {}
+        self._finished: dict[Member, tuple[dict[str, Any], str]] = {}
+        self._lock = threading.Lock()
+
+    def root_of(self, member: Member) -> str:
+        """The member's root."""
+        return f"{self.root.rstrip('/')}/{member.folder}"
+
+    def stands(self, member: Member) -> bool:
+        """Whether all of the member stands already."""
+        root = self.root_of(member)
+        begun = read_record(open_location(root), "evaluate") is not None
+        return begun and Ledger(member.config, root).all_standing()
+
+    def finish(self, member: Member) -> None:
+        """Notes a member's figures.
+
+        Raises ConfigError where the first that has finished has no figure of a metric's name: the others would not
+        have one either.
+        """
+        ledger = Ledger(member.config, self.root_of(member))
+        record = ledger.require("evaluate")
+        with self._lock:
+            for metric in self.metrics if not self._finished else ():
+                fault = unknown_metric(metric, record.figures)
+                if fault:
+                    raise ConfigError(fault)
+            self._finished[member] = record.figures, ledger.output(record)
+            self._write()
+
+    def fail(self, member: Member, error: str) -> None:
+        """Notes that a member failed."""
+        with self._lock:
+            self.failed[member] = error
+            self._write()
+
+    def first_finished(self) -> str | None:
+        """Root of a member that has finished: it lends what no stage record tells of, such as the pixel classifier."""
+        return next((self.root_of(member) for member in self._finished), None)
+
+    def figures(self, member: Member) -> str:
+        """The metrics of a finished member, in words."""
+        found = [(metric, measured(self._finished[member][0], metric)) for metric in self.metrics]
+        return ", ".join(f"{metric} {value:.4g}" for metric, value in found if value is not None)
+
+    def sweep(self) -> Sweep:
+        """As its report is made from."""
+        members = tuple(self._told(member) for member in self.plan.members)
+        axes = tuple(axis.name for axis in self.plan.axes)
+        return Sweep(self.plan.preset, axes, self.metrics, members, self.plan.seeded, self.command, now())
+
+    def _told(self, member: Member) -> SweepMember:
+        root = open_location(self.root_of(member)).uri
+        if member in self._finished:
+            metrics, run = self._finished[member]
+            return SweepMember(member.name, member.values, member.seed, root, "finished", "", metrics, run)
+        error = self.failed.get(member, "")
+        return SweepMember(member.name, member.values, member.seed, root, "failed" if error else "waiting", error)
+
+    def as_json(self) -> dict[str, Any]:
+        """sweep.json: members with the metrics asked for, settings with mean and sd, splits."""
+        sweep = self.sweep()
+        figures = next((member.metrics for member in sweep.members if member.metrics), {})
+        return {
+            "preset": sweep.preset,
+            "over": {axis.name: [", ".join(value) for value in axis.values] for axis in self.plan.axes},
+            "seeded": sweep.seeded,
+            "metrics": list(sweep.metrics),
+            "splits": {metric: split_of(metric, figures) for metric in sweep.metrics},
+            "settings": [
+                {"values": dict(zip(sweep.axes, setting.values)),
+                 "metrics": {metric: asdict(summary) for metric, summary in setting.summaries.items()}}
+                for setting in sweep.settings
+            ],
+            "members": [
+                {"name": each.name, "values": dict(zip(sweep.axes, each.values)), "seed": each.seed,
+                 "state": each.state, "error": each.error, "root": each.root,
+                 "metrics": {metric: measured(each.metrics, metric) for metric in sweep.metrics}}
+                for each in sweep.members
+            ],
+            "command": sweep.command, "created": sweep.created,
+        }  # fmt: skip
+
+    def _write(self) -> None:
+        open_location(self.root).write("sweep.json", json.dumps(self.as_json(), indent=1).encode())
+
+    def raise_failed(self) -> None:
+        """Raises SweepFailed, naming each member that failed and why."""
+        if not self.failed:
+            return
+        named = "; ".join(f"{member.name}: {error}" for member, error in list(self.failed.items())[:5])
+        more = f"; and {len(self.failed) - 5} more" if len(self.failed) > 5 else ""
+        raise SweepFailed(
+            f"{len(self.failed)} of {len(self.plan.members)} members failed ({named}{more}); the same command tries "
+            f"them again; report: {open_location(self.root).uri}/report.html"
+        )
+
+
+def write_results(told: SweepTold) -> dict[str, Any]:
+    """sweep.json, sweep.csv, images/ and report.html; returns what sweep.json holds."""
+    from tasks.evaluation.job import read_arrays
+    from tasks.report.sweep_page import write_sweep
+
+    place = open_location(told.root)
+    write_sweep(told.sweep(), place, number_of, lambda run: read_arrays(run, "samples"))
+    results = told.as_json()
+    place.write("sweep.json", json.dumps(results, indent=1).encode())
+    return results

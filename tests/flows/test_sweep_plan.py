@@ -1,0 +1,199 @@
+"""What a sweep is made of: members, what they share, and what is refused before anything starts."""
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.cli import main
+from flows.config import ConfigError, chain_digests, load_config, stage_config, stages_of
+from flows.sweep_plan import number_of, plan_sweep, split_values
+from models.classifier import check_classifier
+from models.denoiser import check_denoiser
+
+NOTHING_LEARNS = ["--set", "classifier=null", "--set", "diffusion=null"]
+PLAIN = st.text("ab01.-", min_size=1, max_size=4)
+NESTED = st.recursive(PLAIN, lambda below: st.lists(below, min_size=1, max_size=3).map(lambda v: f"[{','.join(v)}]"))
+
+
+@given(st.lists(NESTED, min_size=1, max_size=5))
+def test_values_are_parted_at_the_commas_outside_of_brackets(values: list[str]) -> None:
+    assert split_values(",".join(values)) == values
+
+
+def test_a_comma_in_quotes_or_braces_parts_nothing() -> None:
+    assert split_values('"a,b",{x: 1, y: [2,3]}, c') == ['"a,b"', "{x: 1, y: [2,3]}", "c"]
+
+
+@pytest.mark.parametrize("stage", ["meta_train", "encode", "train_classifier", "train_diffusion", "evaluate"])
+def test_roots_made_before_there_was_a_training_seed_go_on_standing(stage: str) -> None:
+    config = load_config("digits", ["seed=3"])
+    assert not any("training_seed" in key or "gate" in key for key in stage_config(config, stage))
+    assert stage_config(config, stage).get("seed", 3) == 3
+    same = load_config("digits", ["seed=3", "training_seed=3"])
+    assert stage_config(same, stage) == stage_config(config, stage)
+    other = load_config("digits", ["seed=3", "training_seed=4"])
+    touched = stage_config(other, stage) != stage_config(config, stage)
+    assert touched == (stage in ("train_classifier", "train_diffusion", "evaluate"))
+
+
+def test_the_gate_is_part_of_no_digest() -> None:
+    assert chain_digests(load_config("digits", ["gate.min_psnr=25"])) == chain_digests(load_config("digits"))
+
+
+def shared(*over: str, seeds: int = 1) -> dict[str, int]:
+    """Stage -> how many different outputs of it are made once for several members."""
+    found: dict[str, int] = {}
+    for stage, _, _ in plan_sweep("digits", [], list(over), None, seeds).shared():
+        found[stage] = found.get(stage, 0) + 1
+    return found
+
+
+def test_guidance_shares_the_trained_models_a_set_for_each_seed() -> None:
+    assert shared("diffusion.process.guidance=0,1,5", seeds=2) == {
+        "meta_train": 1, "encode": 1, "train_classifier": 2, "train_diffusion": 2,
+    }  # fmt: skip
+
+
+def test_a_timestep_ratio_shares_all_but_the_diffusion_model() -> None:
+    assert shared("diffusion.timestep_ratio=1,3") == {"meta_train": 1, "encode": 1, "train_classifier": 1}
+
+
+def test_bits_share_the_field_and_seeds_of_one_width_the_functaset() -> None:
+    assert shared("encode.quantization.bits=32,8,7,6", seeds=3) == {"meta_train": 1, "encode": 4}
+
+
+def test_members_that_meta_train_share_nothing_and_repeat_the_seed_itself() -> None:
+    plan = plan_sweep("digits", [], ["field.spatial,field.channels=[2,8],[4,2]"], None, 2)
+    assert plan.shared() == []
+    assert plan.seeded == "seed"
+    assert [(m.config.field.spatial, m.config.field.channels, m.config.seed) for m in plan.members] == [
+        (2, 8, 0), (2, 8, 1), (4, 2, 0), (4, 2, 1),
+    ]  # fmt: skip
+
+
+def test_the_first_seed_is_the_run_without_seeds() -> None:
+    plan = plan_sweep("digits", ["training_seed=7"], ["diffusion.process.guidance=1,2"], None, 2)
+    assert [member.seed for member in plan.members] == [7, 8, 7, 8]
+    assert plan.members[0].digests == chain_digests(load_config("digits", ["training_seed=7"]))
+
+
+def test_a_key_may_leave_out_the_sections_in_its_middle() -> None:
+    plan = plan_sweep("digits", [], ["diffusion.timestep_ratio=1,3"])
+    assert plan.axes[0].name == "diffusion.process.timestep_ratio"
+    assert [m.config.diffusion.process.timestep_ratio for m in plan.members if m.config.diffusion] == [1, 3]
+
+
+def test_draws_are_members_of_the_grid_all_different_and_the_same_again() -> None:
+    over = ["classifier.learning_rate=1e-4,1e-3,1e-2", "classifier.label_smoothing=0,0.1", "classifier.noise=0,0.1,0.2"]
+    grid = {member.values for member in plan_sweep("digits", [], over).members}
+    drawn = [member.values for member in plan_sweep("digits", [], over, 7).members]
+    assert len(grid) == 18
+    assert len(set(drawn)) == 7 and set(drawn) <= grid
+    assert drawn == [member.values for member in plan_sweep("digits", [], over, 7).members]
+    assert drawn != [member.values for member in plan_sweep("digits", ["seed=1"], over, 7).members]
+
+
+def test_members_go_to_folders_of_their_own_and_drop_the_gate() -> None:
+    over = [f"evaluation.samples={','.join(map(str, range(100, 140)))}", "diffusion.model.multipliers=[1],[1,2]"]
+    plan = plan_sweep("digits", ["gate.min_psnr=99"], over)
+    assert len({member.folder for member in plan.members}) == 80
+    assert all(len(member.name) <= 64 and member.config.gate.min_psnr is None for member in plan.members)
+
+
+def test_lists_are_values() -> None:
+    plan = plan_sweep("digits", [], ["diffusion.model.multipliers=[1],[1, 2]"])
+    assert [m.config.diffusion.model.multipliers for m in plan.members if m.config.diffusion] == [(1,), (1, 2)]
+
+
+def test_a_stage_that_some_members_do_not_have_is_shared_by_the_others() -> None:
+    plan = plan_sweep("digits", [], ["classifier=null,{}", "diffusion.process.guidance=1,2"])
+    assert [stages_of(member.config)[2] for member in plan.members] == ["train_diffusion"] * 2 + [
+        "train_classifier"
+    ] * 2
+    assert [stage for stage, _, _ in plan.shared()].count("train_classifier") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--over", "diffusion.process.timestep_rato=1,2"], "did you mean 'timestep_ratio'"),
+        (["--over", "nonsense=1,2"], "unknown key 'nonsense'"),
+        (["--over", "diffusion.process.guidance=1,-2"], "--over diffusion.process.guidance=-2: digits: diffusion.pro"),
+        (["--over", "field.width=32,x"], "field.width: input should be a valid integer"),
+        (["--over", "diffusion.process.guidance=1"], "a sweep of one member is a run"),
+        (["--over", "diffusion.process.guidance=1,1.0"], "1 and 1.0 make the same run"),
+        (["--over", "dispatch.workers=1,2"], "make the same run"),
+        (["--over", "gate.min_psnr=1,2"], "decides nothing that a run makes"),
+        (["--over", "field.width"], "expected KEY=VALUE,VALUE"),
+        (["--over", "field.width=32,,64"], "expected KEY=VALUE,VALUE"),
+        (["--over", "field.spatial,field.channels=2,4"], "values such as [V1,V2],[...]"),
+        (["--over", "field.spatial,field.channels=[2,8,1],[4,2,1]"], "values such as [V1,V2],[...]"),
+        (["--over", "field.width=32,64", "--over", "field.width=16,8"], "'field.width' twice"),
+        (["--over", "field.width=32,64", "--random", "3"], "make 2 combinations"),
+        (["--over", "field.width=32,64", "--random", "0"], "--random"),
+        (["--over", "field.width=32,64", "--seeds", "0"], "--seeds"),
+        (["--over", "field.width=32,64", "--seeds", "1.5"], "not a whole number"),
+        (["--over", "seed=1,2", "--seeds", "2"], "leave out either --seeds or"),
+        (["--over", "encode.quantization.bits=8,6", *NOTHING_LEARNS, "--seeds", "2"],
+         "trains nothing after the functaset"),
+        (["--over", "images.limit=" + ",".join(map(str, range(2, 203))), "--seeds", "100"], "more than 10000"),
+        (["--over", "diffusion.model.channels=64,32"], "digits.channels-32: the 2x2 level"),  # told by the model itself
+    ],
+)  # fmt: skip
+def test_a_bad_sweep_is_refused_in_one_line_before_anything_starts(arguments: list[str], said: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    errors = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
+        call = ["functa", "sweep", "digits", *arguments, "--metric", "psnr_test", "--root", str(tmp_path / "sweep")]
+        patch.setattr(sys, "argv", call)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    (line,) = errors.getvalue().splitlines()
+    assert line.startswith("functa: ") and said in line
+    assert not (tmp_path / "sweep").exists() or not list((tmp_path / "sweep").iterdir())
+
+
+def test_a_sweep_over_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs an --over"):
+        plan_sweep("digits", [], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3.0), ("1e-3", 1e-3), (" 2.5", 2.5), ("word", None), ("[1]", None), ("true", None), ("", None)],
+)
+def test_only_a_number_has_a_place_on_a_numeric_axis(text: str, value: float | None) -> None:
+    assert number_of(text) == value
+
+
+DOCUMENTED = re.findall(r"`functa (sweep [^`]+)`", (Path(__file__).parents[2] / "docs/paper.md").read_text())
+
+
+@pytest.mark.parametrize("command", [text for text in DOCUMENTED if " --over " in text])
+def test_a_documented_sweep_is_one_that_its_preset_can_run(command: str) -> None:
+    words = shlex.split(command)
+    options: dict[str, list[str]] = {}
+    for name, value in zip(words[2::2], words[3::2], strict=True):
+        options.setdefault(name, []).append(value)
+    assert options.keys() <= {"--over", "--set", "--random", "--seeds", "--metric"}
+    draws = [int(text) for text in options.get("--random", [])]
+    seeds = [int(text) for text in options.get("--seeds", [])]
+    plan = plan_sweep(words[1], options.get("--set", []), options["--over"], *draws[:1] or [None], *seeds[:1] or [1])
+    for member in plan.members:
+        if member.config.classifier is not None:
+            check_classifier(member.config.classifier.model, member.config.field.latent_shape)
+        if member.config.diffusion is not None:
+            check_denoiser(member.config.diffusion.model, member.config.field.latent_shape)
+    learns = plan.members[0].digests["meta_train"] == plan.members[1].digests["meta_train"]
+    assert learns == any(stage == "meta_train" for stage, _, _ in plan.shared())
+
+
+def test_the_papers_ablations_and_searches_are_documented() -> None:
+    assert len(DOCUMENTED) >= 12
