@@ -158,6 +158,7 @@ def diffused(job: EvaluationJob, folder: Path, *overrides: str) -> dict[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute and a half of one core
 def test_a_model_overfitted_on_64_images_is_flagged_and_one_trained_normally_is_not(tmp_path: Path) -> None:
     torch.manual_seed(0)
     field = field_of(tmp_path / "field", "meta_train.steps=200")

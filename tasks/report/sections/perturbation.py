@@ -53,7 +53,7 @@ def _of_vectors(data: ReportData, arrays: dict[str, Any]) -> Section:
         f"A vector has no patches of its own. Locality is the largest share of the squared change in any of {grid}x"
         f"{grid} patches when one entry is perturbed; an even change gives {1 / grid**2:.3g}."
     )
-    chart = charts_latents.effect_by_entry(arrays["mae"].mean(1))
+    chart = charts_latents.effect_by_entry(arrays["mae"])
     drawing = Drawing("perturbation_entries", "Effect by entry", chart, "Averaged over images.")
     blocks: tuple[Block, ...] = (
         _figures(data), drawing, Sheet("perturbation_entries_shown", title, tuple(rows), note)

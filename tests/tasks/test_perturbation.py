@@ -1,0 +1,102 @@
+"""Perturbation of real fields' latents: locality by kind of field, arrays and sections of grids and of vectors."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.config import load_config
+from storage.functaset import Functaset
+from tasks.evaluation import perturbation
+from tasks.evaluation.job import EvaluationJob, read_arrays
+from tasks.report.blocks import Drawing, Sheet
+from tasks.report.data import ReportData
+from tasks.report.figures import draw
+from tasks.report.html import write_report
+from tasks.report.sections import latents
+from tasks.report.sections.perturbation import section
+from tests.flows.tiny import TINY
+from tests.tasks.test_memorization import field_of, work
+
+SMALL = [*TINY, "images.limit=40", "meta_train.steps=2", "encode.quantization.max_clip_fraction=0.1"]
+KINDS = {
+    "nearest": [],
+    "bilinear": ["field.interpolation=bilinear", "field.coordinates=global"],
+    "3x3": ["field.kernel=3"],
+    "vector": ["field.spatial=1", "field.channels=32"],
+}
+
+
+def measured(kind: str, folder: Path) -> tuple[EvaluationJob, dict[str, Any]]:
+    """A field of this kind, hardly trained: what a latent reaches is a matter of its form."""
+    overrides = [*SMALL, *KINDS[kind]]
+    job = work(field_of(folder / "field", *overrides), folder, *overrides)
+    evaluation = load_config("digits", [*overrides, "evaluation.perturbation.images=3"]).evaluation
+    job = job.model_copy(update={"evaluation": evaluation})
+    return job, perturbation.measure(job)
+
+
+@pytest.fixture(scope="module")
+def all_kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[EvaluationJob, dict[str, Any]]]:
+    return {kind: measured(kind, tmp_path_factory.mktemp(kind)) for kind in KINDS}
+
+
+def report(of: tuple[EvaluationJob, dict[str, Any]]) -> ReportData:
+    job, figures = of
+    arrays = {name: read_arrays(job.output, name) for name in ("perturbation", "latents")}
+    return ReportData(title="t", metrics=figures, arrays=arrays)
+
+
+def test_locality_is_one_for_nearest_less_where_patches_mix_and_least_for_vectors(all_kinds: Any) -> None:
+    locality = {kind: figures["locality"] for kind, (_, figures) in all_kinds.items()}
+    assert locality["nearest"] == 1.0
+    assert locality["bilinear"] < 0.99 and locality["3x3"] < 0.99
+    assert 1 / 16 < locality["vector"] < min(locality["bilinear"], locality["3x3"])
+
+
+def test_the_spread_of_channels_is_that_of_the_stored_latents(all_kinds: Any) -> None:
+    for kind, (job, figures) in all_kinds.items():
+        z = Functaset.open(job.functaset).load("train").dequantized().astype(np.float64)
+        arrays = read_arrays(job.output, "latents")
+        np.testing.assert_allclose(arrays["mean"], z.mean((0, 1, 2)), atol=1e-6, err_msg=kind)
+        np.testing.assert_allclose(arrays["sd"], z.std((0, 1, 2)), rtol=1e-4, err_msg=kind)
+        assert figures["latent_sd"] == pytest.approx(np.sqrt(z.var(0).mean()), rel=1e-4)
+
+
+def test_each_kind_of_latent_has_its_pictures(all_kinds: Any) -> None:
+    grids, vectors = section(report(all_kinds["nearest"])), section(report(all_kinds["vector"]))
+    assert grids is not None and vectors is not None
+    names = [{block.name for block in found.blocks if isinstance(block, Sheet | Drawing)} for found in (grids, vectors)]
+    assert names[0] == {"perturbation_rmse", "perturbation_channel", "perturbation_position"}
+    assert names[1] == {"perturbation_entries", "perturbation_entries_shown"}
+    job, figures = all_kinds["vector"]
+    arrays = read_arrays(job.output, "perturbation")
+    order = [figures["perturbation"][f"mae_{name}"] for name in ("largest", "median", "lowest")]
+    assert order == sorted(order, reverse=True) and order[0] > order[2]
+    assert arrays["mae"].max() == pytest.approx(order[0])
+    shown = [np.abs(arrays[name].astype(float) - arrays["unperturbed"]).mean() for name in ("largest", "lowest")]
+    assert shown[0] > shown[1]
+
+
+def test_a_moved_position_changes_its_patch_alone_in_the_picture(all_kinds: Any) -> None:
+    arrays = read_arrays(all_kinds["nearest"][0].output, "perturbation")
+    change = arrays["position"] != arrays["unperturbed"]
+    assert change[:, 4:, 4:].any() and not change[:, :4].any() and not change[:, :, :4].any()
+    assert (arrays["channel"] != arrays["unperturbed"])[:, :4, :4].any()
+
+
+def test_every_kind_makes_a_report_and_an_older_run_still_does(all_kinds: Any) -> None:
+    for kind, of in all_kinds.items():
+        data = report(of)
+        assert {"perturbation.csv", "latent_channels.svg"} <= draw(data).keys(), kind
+        assert "Perturbation" in write_report(data)
+    without = dataclasses.replace(report(all_kinds["nearest"]), arrays={})
+    assert section(without) is None and latents.section(without) is None
+
+
+def test_strengths_that_perturb_nothing_are_refused() -> None:
+    for strengths in ("[0,0.1]", "[-0.2,-0.1]"):
+        with pytest.raises(ValueError, match="give one above 0"):
+            load_config("digits", [f"evaluation.perturbation.strengths={strengths}"])
