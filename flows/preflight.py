@@ -7,6 +7,7 @@ from models.denoiser import check_denoiser
 from storage.errors import StorageError
 from storage.images import open_images
 from storage.locations import open_location
+from tasks.evaluation.inception import check_counts, weights_digest
 from tasks.training.device import choose_device
 
 
@@ -28,4 +29,9 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
         choose_device(config.dispatch.device)
     except ValueError as error:
         raise StorageError(str(error)) from None
+    fid = config.evaluation.fid
+    if fid.weights is not None and config.diffusion is not None and stage in ("pipeline", "evaluate"):
+        weights_digest(fid)
+        reference = len(images.split("train"))
+        check_counts(fid, min(config.evaluation.samples, reference), reference)
     open_location(root).preflight_write()

@@ -13,6 +13,7 @@ from flows.jobs import (
     diffusion_job,
     encode_job,
     evaluation_job,
+    feature_jobs,
     meta_train_job,
     pixel_classifier_job,
     run_folder,
@@ -219,7 +220,9 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
         metrics["top1_pixels"] = trained["top1_pixels"]
         slices, labels = sample_jobs(ledger, job)
         files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
-        metrics |= units.retried(units.measure_generation, dispatch)(job, files, labels)
+        each = [{"job": job} for job in feature_jobs(ledger, job, files, labels)]
+        features = fan_out(units.retried(units.compute_features, dispatch), each, dispatch)
+        metrics |= units.retried(units.measure_generation, dispatch)(job, files, labels, features)
     return metrics
 
 

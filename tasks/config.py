@@ -178,6 +178,24 @@ class PixelClassifierConfig(TrainingConfig):
     features: int = Field(64, ge=2, le=4096, description="Penultimate features.")
 
 
+class FidConfig(Config):
+    """FID: Frechet distance on the standard Inception features. Nothing is ever downloaded for it."""
+
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="Local path of weights-inception-2015-12-05-6726825d.pth (torch-fidelity's); empty: no FID.",
+    )
+    any_weights: bool = Field(
+        False, description="Take a file of another digest; the distance is then fd.inception_other, not FID."
+    )
+    min_samples: int = Field(10_000, ge=2049, description="Fewer samples or reference images are refused.")
+    few: bool = Field(False, description="Measure with fewer too; the distance is then fd.inception, not FID.")
+    batch: int = Field(
+        64, ge=1, le=4096, description="Images at a time: part of the protocol, features differ a little by it."
+    )
+
+
 class EvaluationConfig(Config):
     """What is measured at the end."""
 
@@ -188,6 +206,16 @@ class EvaluationConfig(Config):
     )
     shown: int = Field(16, ge=1, le=256, description="Images and samples shown in the report.")
     bits: tuple[Bits, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
+    features_slice: int = Field(
+        5000, ge=1, le=1_000_000, description="Images per task that computes features.", json_schema_extra=ENVIRONMENT
+    )
+    subset: int = Field(
+        5000, ge=4, le=50_000, description="At most so many of a set give kernel distance, precision and recall."
+    )
+    allow_duplicates: bool = Field(
+        False, description="Measure samples of which more than half repeat another one, pixel by pixel."
+    )
+    fid: FidConfig = Field(FidConfig(), title="FID")
     pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")
 
 

@@ -4,9 +4,13 @@ from collections.abc import Callable
 
 from tasks.report.blocks import Section
 from tasks.report.data import ReportData
-from tasks.report.sections import psnr
+from tasks.report.sections import classification, generation, psnr
 
-SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (psnr.section,)
+SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
+    psnr.section,
+    classification.section,
+    generation.section,
+)
 
 
 def sections(data: ReportData) -> list[Section]:
