@@ -12,6 +12,7 @@ from tasks.report.describe import number, show
 
 DRAWN_CLASSES = 20  # more cannot be read as a matrix
 PAIRS = 20
+NAMED = 5  # of the classes without images
 
 Counts = npt.NDArray[np.int64]
 
@@ -26,9 +27,10 @@ def section(data: ReportData) -> Section | None:
     blocks = [_matrix(confusion, names), _reliability(data, found), _classes(confusion, names)]
     images = int(confusion.sum())
     about = f"The latent classifier on {images:,} test images of {len(names):,} classes."
-    empty = int((confusion.sum(1) == 0).sum())
+    empty = [names[k] for k in np.flatnonzero(confusion.sum(1) == 0)]
     if empty:
-        about += f" {empty:,} of the classes have no test image: no accuracy is given for them."
+        more = "" if len(empty) <= NAMED else f" and {len(empty) - NAMED:,} more"
+        about += f" Without test images, so without an accuracy: {', '.join(empty[:NAMED])}{more}."
     return Section("classification", "Classification", about, tuple(block for block in blocks if block is not None))
 
 
