@@ -18,12 +18,11 @@ from storage.config import ImagesConfig
 from tasks.config import (
     DispatchConfig,
     EncodeConfig,
-    EvaluationConfig,
-    GateConfig,
     MetaTrainConfig,
     TrainClassifierConfig,
     TrainDiffusionConfig,
 )
+from tasks.evaluation.config import EvaluationConfig, GateConfig
 
 MAX_PRESET_BYTES = 1 << 20
 

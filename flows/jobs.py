@@ -14,6 +14,7 @@ from storage.images import open_images
 from storage.locations import open_location
 from storage.stages import StageRecord, read_record
 from tasks.encoding.plan import EncodeJob, fingerprint
+from tasks.evaluation.features import KINDS, FeatureJob, part_of
 from tasks.evaluation.generation import reference_labels
 from tasks.evaluation.job import EvaluationJob
 from tasks.report.run import RunFolder
@@ -188,6 +189,24 @@ def _slices(ledger: Ledger, job: Job, labels: list[int] | None, count: int, fold
         ).model_dump(mode="json")
         for start in range(0, count, size)
     ]  # fmt: skip
+
+
+def feature_jobs(ledger: Ledger, job: Job, slices: list[str], labels: list[int] | None) -> list[Job]:
+    """Slices of every set whose features are compared: of the samples, of what stands beside them, of the reference."""
+    evaluation = EvaluationJob.model_validate(job)
+    reference = len(open_images(ledger.config.images).split("train"))
+    count = min(ledger.config.evaluation.samples, reference)
+    jobs = []
+    for kind in KINDS:
+        parts = -(-(reference if kind == "reference" else count) // ledger.config.evaluation.features_slice)
+        for part in range(parts):
+            samples = kind == "samples"
+            own = [labels[row] for row in part_of(count, part, parts)] if samples and labels is not None else None
+            jobs.append(FeatureJob(
+                evaluation=evaluation, kind=kind, part=part, parts=parts, count=count,
+                slices=tuple(slices) if samples else (), labels=None if own is None else tuple(own),
+            ).model_dump(mode="json"))  # fmt: skip
+    return jobs
 
 
 def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: Job) -> Job:

@@ -11,6 +11,7 @@ from models.denoiser import check_denoiser
 from storage.errors import StorageError
 from storage.images import open_images
 from storage.locations import open_location
+from tasks.evaluation.inception import check_counts, weights_digest
 from tasks.training.device import choose_device
 
 
@@ -27,6 +28,11 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
     except ValueError as error:
         raise StorageError(str(error)) from None
     check_compilers(config, stage)
+    fid = config.evaluation.fid
+    if fid.weights is not None and config.diffusion is not None and stage in ("pipeline", "evaluate"):
+        weights_digest(fid)
+        reference = len(images.split("train"))
+        check_counts(fid, min(config.evaluation.samples, reference), reference)
     open_location(root).preflight_write()
 
 

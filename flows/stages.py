@@ -14,6 +14,7 @@ from flows.jobs import (
     draw_jobs,
     encode_job,
     evaluation_job,
+    feature_jobs,
     meta_train_job,
     pixel_classifier_job,
     run_folder,
@@ -222,7 +223,9 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
         metrics["top1_pixels"] = trained["top1_pixels"]
         slices, labels = sample_jobs(ledger, job)
         files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
-        metrics |= units.retried(units.measure_generation, dispatch)(job, files, labels)
+        each = [{"job": job} for job in feature_jobs(ledger, job, files, labels)]
+        features = fan_out(units.retried(units.compute_features, dispatch), each, dispatch)
+        metrics |= units.retried(units.measure_generation, dispatch)(job, files, labels, features)
         slices, drawn = draw_jobs(ledger, job)
         if slices:
             labels = drawn

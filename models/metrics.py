@@ -41,6 +41,24 @@ class FrechetStatistics:
             self._add(len(x), x.sum(0), x.T @ x)
         return self
 
+    @classmethod
+    def of_sums(cls, count: int, total: Tensor, triangle: Tensor) -> "FrechetStatistics":
+        """From n, sum x [D] and the upper triangle of sum x x^T [D (D + 1) / 2], as `triangle` gives it."""
+        side = len(total)
+        upper = torch.zeros(side, side, dtype=torch.float64)
+        upper[tuple(torch.triu_indices(side, side))] = triangle.double()
+        statistics = cls()
+        statistics._add(count, total.double(), upper + upper.triu(1).T)
+        return statistics
+
+    @property
+    def triangle(self) -> Tensor:
+        """Upper triangle of sum x x^T, row by row: [D (D + 1) / 2] float64, on the CPU."""
+        if self.outer is None:
+            return torch.empty(0, dtype=torch.float64)
+        outer = self.outer.cpu()
+        return outer[tuple(torch.triu_indices(*outer.shape))]
+
     def merge(self, other: "FrechetStatistics") -> "FrechetStatistics":
         """Adds what another has seen."""
         if other.total is not None and other.outer is not None:
@@ -127,6 +145,35 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
     from torchmetrics.functional.classification import multiclass_accuracy
 
     return float(multiclass_accuracy(predictions, labels, num_classes=predictions.shape[1], average="micro"))
+
+
+def top_accuracy(predictions: Tensor, labels: Tensor, first: int) -> float:
+    """Share of examples whose label is among the `first` largest of their logits [B, K], labels int64 [B]."""
+    from torchmetrics.functional.classification import multiclass_accuracy
+
+    classes = predictions.shape[1]
+    return float(multiclass_accuracy(predictions, labels, num_classes=classes, average="micro", top_k=first))
+
+
+def confusion_matrix(predictions: Tensor, labels: Tensor) -> Tensor:
+    """int64 [K, K]: examples by class (rows) and by the class that they were taken for (columns)."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    return multiclass_confusion_matrix(predictions, labels, num_classes=predictions.shape[1])
+
+
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """What the calibration error sums up: examples, mean confidence and accuracy of each of equal bins of confidence.
+
+    probabilities [B, K], labels int64 [B] -> int64 [bins], float64 [bins] twice, NaN where a bin is empty.
+    """
+    confidence, guess = probabilities.double().max(1)
+    # A confidence at a border belongs above it, as in torchmetrics; 1 to the last bin.
+    borders = torch.linspace(0, 1, bins + 1, dtype=probabilities.dtype).double()
+    place = (torch.bucketize(confidence, borders, right=True) - 1).clamp(0, bins - 1)
+    count = torch.bincount(place, minlength=bins)
+    correct = torch.bincount(place, weights=(guess == labels).double(), minlength=bins)
+    return count, torch.bincount(place, weights=confidence, minlength=bins) / count, correct / count
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:

@@ -94,6 +94,16 @@ def write_slice(job: SampleJob, progress: Progress = lambda done, total: None) -
     return f"{job.output}/{key}"
 
 
+def read_samples(uris: Sequence[str], start: int, stop: int) -> np.ndarray:
+    """Samples start to stop of all slices in order, from the files that hold them: float32 [n, s, s, c]."""
+    parts = []
+    for uri in uris:
+        first, end = (int(number) for number in uri.removesuffix(".npy").rsplit("-", 2)[1:])  # as write_slice names it
+        if first < stop and end > start:
+            parts.append(read_slices([uri])[max(0, start - first) : stop - first])
+    return np.concatenate(parts)
+
+
 def read_slices(uris: Sequence[str]) -> np.ndarray:
     """All slices in order: float32 [n, s, s, c]."""
     parts = []

@@ -126,13 +126,34 @@ def sample_slice(job: dict[str, Any]) -> str:
     return write_slice(SampleJob.model_validate(job), show)
 
 
+@unit("compute-features", "features of {job[kind]}, part {job[part]} of {job[parts]}")
+def compute_features(job: dict[str, Any]) -> str:
+    """Features of one slice of a set, as moments that merge; the URI of their file."""
+    from tasks.evaluation.features import FeatureJob, write_features
+
+    lines, begun, of = Lines(), time.monotonic(), f"{job['kind']}, part {job['part'] + 1} of {job['parts']}"
+
+    def show(done: int, total: int) -> None:
+        if given_up():
+            raise GivenUp(f"features of {done}/{total} pictures were computed when their run ended")
+        left = time_left(done, total, done / max(1e-9, time.monotonic() - begun))
+        lines.show(done, total, f"{of}: features of {done}/{total} pictures, {left}")
+
+    return write_features(FeatureJob.model_validate(job), show)
+
+
 @unit("measure-generation", "measure generation")
-def measure_generation(job: dict[str, Any], slices: list[str], labels: list[int] | None) -> dict[str, Any]:
-    """Frechet distances."""
+def measure_generation(
+    job: dict[str, Any], slices: list[str], labels: list[int] | None, features: list[str]
+) -> dict[str, Any]:
+    """Frechet and kernel distances, precision and recall; FID where its weights are given."""
+    from prefect import get_run_logger
+
     from tasks.evaluation import generation
     from tasks.evaluation.job import EvaluationJob
 
-    return generation.measure(EvaluationJob.model_validate(job), slices, labels)
+    warn = get_run_logger().warning
+    return generation.measure(EvaluationJob.model_validate(job), slices, labels, features, warn)
 
 
 @unit("measure-memorization", "measure memorisation")

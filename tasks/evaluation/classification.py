@@ -1,24 +1,56 @@
-"""Classification of test latents: top-1 and calibration."""
+"""Classification of test latents: top-1, top-5, calibration, accuracy by class, what is confused with what."""
 
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from models.metrics import accuracy, expected_calibration_error
+from models.metrics import accuracy, confusion_matrix, expected_calibration_error, reliability, top_accuracy
 from storage.functaset import Functaset
-from tasks.evaluation.job import EvaluationJob
+from tasks.evaluation.job import EvaluationJob, write_arrays
 from tasks.training.classifier import load_classifier, logits_of
 from tasks.training.device import choose_device
 from tasks.training.latents import load_split
 
 
 def measure(job: EvaluationJob) -> dict[str, Any]:
-    """top1_test (last weights, averaged where there is an average) and ece."""
+    """top1_test, top5_test (of more than 5 classes), ece, accuracy_by_class; empty_classes where a class has no image.
+
+    Of the last weights, averaged where there is an average. Leaves confusion [K, K] and the reliability diagram.
+    """
     device = choose_device(job.device)
-    model, normalizer, _ = load_classifier(job.classifier)
+    model, normalizer, meta = load_classifier(job.classifier)
     test = load_split(Functaset.open(job.functaset), "test")
     logits = logits_of(model.to(device), normalizer.normalize(test.z)).cpu()
+    probabilities = torch.softmax(logits, -1)
+    confusion = confusion_matrix(logits, test.labels).numpy()
+    count, confidence, correct = reliability(probabilities, test.labels)
+    write_arrays(
+        job.output,
+        "classification",
+        confusion=confusion,
+        bin_count=count.numpy(),
+        bin_confidence=confidence.numpy(),
+        bin_accuracy=correct.numpy(),
+    )
+    names = meta.get("class_names") or [str(number) for number in range(logits.shape[1])]
     return {
         "top1_test": accuracy(logits, test.labels),
-        "ece": expected_calibration_error(torch.softmax(logits, -1), test.labels),
+        **_top5(logits, test.labels),
+        "ece": expected_calibration_error(probabilities, test.labels),
+        **by_class(confusion, names),
     }
+
+
+def _top5(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Of five classes, or fewer, any guess is among the first five."""
+    return {"top5_test": top_accuracy(logits, labels, 5)} if logits.shape[1] > 5 else {}
+
+
+def by_class(confusion: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """accuracy_by_class {name: share}, of the classes that have images; the names of the others as empty_classes."""
+    images = confusion.sum(1)
+    shares = {name: float(confusion[k, k] / images[k]) for k, name in enumerate(names) if images[k]}
+    empty = [name for k, name in enumerate(names) if not images[k]]
+    return {"accuracy_by_class": shares} | ({"empty_classes": empty} if empty else {})

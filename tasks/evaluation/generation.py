@@ -1,25 +1,37 @@
-"""Generation: Frechet distances of samples, with reconstructions as the floor and noise latents as the ceiling.
+"""Generation: how far samples are from the training images, with reconstructions as floor and noise as ceiling.
 
-The spaces are named and need no download: penultimate features of the pipeline's own pixel classifier, and
-normalised latents. Neither is comparable to FID. The reference is the training images (or their latents).
+Frechet and kernel distances, precision and recall, in named feature spaces (tasks.evaluation.features). None of them
+is comparable to FID, but FID itself: Inception's features from the standard weights' file, of enough images.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.config import NormalizationConfig
-from models.metrics import FrechetStatistics, accuracy, frechet_distance
-from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
-from tasks.sample import read_slices
-from tasks.training.classifier import logits_of
-from tasks.training.latents import Split, load_split, training_normalizer
-from tasks.training.pictures import spread
-from tasks.training.pixel_classifier import load_pixel_classifier
-from tasks.training.seeds import mix, stage_number
+from models.distances import kernel_distance, precision_recall
+from models.inner import decode
+from models.metrics import frechet_distance
+from storage.errors import StorageError
+from storage.images import open_images
+from storage.locations import open_location
+from tasks.evaluation.config import EvaluationConfig
+from tasks.evaluation.gathered import Gathered, merged
+from tasks.evaluation.inception import DIMENSIONS, RESIZE, check_counts, is_fid
+from tasks.evaluation.job import EvaluationJob, as_uint8, write_arrays
+from tasks.sample import read_samples
+from tasks.training.meta_train import load_field
+from tasks.training.pictures import digest_of, spread
+
+NEIGHBOURS = 4  # rows that precision and recall need: the third nearest of the others
+NAMES = {"fd": "samples", "fd_reconstruction": "reconstruction", "fd_noise": "noise"}
+
+Warn = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 def reference_labels(labels: np.ndarray, count: int) -> np.ndarray:
@@ -27,89 +39,150 @@ def reference_labels(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(labels)[np.linspace(0, len(labels) - 1, count).round().astype(np.int64)]
 
 
-def measure(job: EvaluationJob, slices: list[str], labels: list[int] | None) -> dict[str, Any]:
-    """fd, fd_reconstruction and fd_noise in the spaces `classifier` and `latent`, with their counts.
+def measure(
+    job: EvaluationJob,
+    slices: Sequence[str],
+    labels: Sequence[int] | None,
+    features: Sequence[str],
+    warn: Warn = logger.warning,
+) -> dict[str, Any]:
+    """fd, fd_reconstruction, fd_noise, kd, precision and recall by space, with their counts; FID where it may be.
 
-    Of a conditional model also label_agreement: the share of samples that the pixel classifier takes for their label.
+    slices: the samples' files; features: all slices' files of tasks.evaluation.features.write_features, whose moments
+    are removed once they are merged. Of a conditional model also label_agreement: the share of samples that the pixel
+    classifier takes for their label. `warn` is told what a reader of the figures must know.
+    Raises StorageError for slices that are not of one kind, and for samples of which more than half are duplicates.
     """
-    bench = open_bench(job)
-    training = load_split(bench.functaset, "train")
-    rows = torch.from_numpy(spread(len(training.z), len(read_slices(slices))))
-    sets = {
-        "fd": torch.from_numpy(read_slices(slices)),
-        "fd_reconstruction": training.z[rows],
-        "fd_noise": noise_latents(bench, training, len(rows)),
-    }
-    images = {name: bench.decode(z) for name, z in sets.items()}
-    _show_samples(bench, images["fd"], labels)
-    figures: dict[str, Any] = {name: {} for name in sets}
-    dimensions = {}
-    for space, features in _spaces(bench, training).items():
-        reference = features["reference"]()
-        dimensions[space] = reference.dimensions
-        if len(rows) <= reference.dimensions:
-            continue  # a covariance of fewer samples than dimensions measures their number, not their quality
-        for name in sets:
-            figures[name][space] = frechet_distance(features["of"](sets[name], images[name], name), reference)
-    figures["fd_reference"] = {
-        "images": "train", "count": len(bench.training), "samples": len(rows), "dimensions": dimensions,
-    }  # fmt: skip
+    sets = merged(features)
+    check_sets(sets, job.evaluation, warn)
+    _show_samples(job, slices, labels)
+    figures = {**distances(sets, warn), **_neighbourhoods(sets, job.evaluation.subset)}
+    figures["fd_reference"] |= {"subset": figures.pop("subset")}
+    samples = sets["samples"]
+    figures["duplicates"] = samples.duplicates
+    figures = named(figures, sets, job)
     if labels is not None:
-        model = load_pixel_classifier(bench.job.pixel_classifier).to(bench.device)
-        figures["label_agreement"] = accuracy(logits_of(model, images["fd"], 256).cpu(), torch.tensor(labels))
+        figures["label_agreement"] = samples.agreeing / len(labels)
+    for uri in features:
+        folder, _, key = uri.rpartition("/")
+        open_location(folder).delete(key)
     return figures
 
 
-def noise_latents(bench: Bench, training: Split, count: int) -> Tensor:
-    """Gaussian latents with the training set's mean and sd per element: what a model that learned nothing else gives.
+def check_sets(sets: dict[str, Gathered], evaluation: EvaluationConfig, warn: Warn) -> None:
+    """Raises StorageError where the sets cannot be compared, or the samples are hardly samples."""
+    reference, samples = sets["reference"], sets["samples"]
+    for name, found in sets.items():
+        if found.shape != reference.shape:
+            raise StorageError(
+                f"{name} of {_sides(found.shape)} cannot be compared with reference images of "
+                f"{_sides(reference.shape)}: distances need equal sizes; evaluate into a new --root"
+            )
+    count, duplicates = sum(len(part) for part in samples.pictures), samples.duplicates
+    if duplicates > count / 2 and not evaluation.allow_duplicates:
+        raise StorageError(
+            f"{duplicates} of {count} samples repeat another one pixel by pixel: distances would measure a few "
+            "pictures many times; train the diffusion model longer, or give evaluation.allow_duplicates=true"
+        )
+    if duplicates:
+        warn(f"{duplicates} of {count} samples repeat another one pixel by pixel")
+    if evaluation.fid.weights is not None:
+        space = next(name for name in reference.spaces if name.startswith("inception"))
+        check_counts(evaluation.fid, samples.spaces[space].count, reference.spaces[space].count)
 
-    The same moments as the data make this ceiling lower, so harder to beat, than the sampler's starting noise.
-    """
-    normalizer = training_normalizer(bench.functaset, NormalizationConfig(kind="array"), plain=True)
-    generator = torch.Generator().manual_seed(mix(bench.job.seed, stage_number("noise")))
-    return normalizer.denormalize(torch.randn(count, *training.z.shape[1:], generator=generator))
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(str(side) for side in shape)
 
 
-def _spaces(bench: Bench, training: Split) -> dict[str, dict[str, Callable[..., FrechetStatistics]]]:
-    model = load_pixel_classifier(bench.job.pixel_classifier).to(bench.device)
-    normalizer = training_normalizer(bench.functaset, NormalizationConfig(kind="array"), plain=True)
+def distances(sets: dict[str, Gathered], warn: Warn) -> dict[str, Any]:
+    """Frechet distances of each set by space, where there are moments, and fd_reference: what was compared."""
+    figures: dict[str, Any] = {name: {} for name in NAMES}
+    reference, samples = sets["reference"], sets["samples"]
+    for space, known in reference.spaces.items():
+        count = samples.spaces[space].count
+        if known.moments is None:
+            warn(no_distance(space, count, known.dimensions))
+            continue
+        if count <= known.dimensions:
+            warn(
+                f"Frechet distance in space '{space}': {count} samples leave the covariance of {known.dimensions} "
+                "features without full rank"
+            )
+        for name, kind in NAMES.items():
+            found = sets[kind].spaces.get(space)
+            if found is not None and found.moments is not None:
+                figures[name][space] = frechet_distance(found.moments, known.moments)
+    figures["fd_reference"] = {
+        "images": "train", "count": reference.spaces["classifier"].count,
+        "samples": samples.spaces["classifier"].count,
+        "dimensions": {space: known.dimensions for space, known in reference.spaces.items()},
+    }  # fmt: skip
+    return figures
 
-    def of_images(_: Tensor, images: Tensor, __: str) -> FrechetStatistics:
-        return _image_statistics(model, images, bench.device)
 
-    def of_latents(z: Tensor, images: Tensor, name: str) -> FrechetStatistics:
-        if name == "fd_reconstruction":  # a reconstruction is an image: its latent is its encoding
-            z = torch.cat([bench.loop.encode(part.to(bench.device)).cpu() for part in images.split(64)])
-        return _latent_statistics(normalizer.normalize(z))
+def no_distance(space: str, samples: int, dimensions: int) -> str:
+    """Why no Frechet distance was taken."""
+    if samples <= dimensions:
+        return (
+            f"no Frechet distance in space '{space}': {samples} samples are not more than its {dimensions} dimensions, "
+            "so their covariance would measure their number; give evaluation.samples more"
+        )
+    return f"no Frechet distance in space '{space}': covariances of {dimensions} dimensions are too large to compare"
 
-    return {
-        "classifier": {
-            "of": of_images,
-            "reference": lambda: _image_statistics(model, bench.training, bench.device),
-        },
-        "latent": {"of": of_latents, "reference": lambda: _latent_statistics(normalizer.normalize(training.z))},
+
+def _neighbourhoods(sets: dict[str, Gathered], most: int) -> dict[str, Any]:
+    """kd, precision and recall of the samples by space, each on equally many rows of samples and reference: subset."""
+    figures: dict[str, Any] = {"kd": {}, "precision": {}, "recall": {}, "subset": {}}
+    for space, known in sets["reference"].spaces.items():
+        found = sets["samples"].spaces[space]
+        most_here = min(most, len(torch.cat(known.kept)), len(torch.cat(found.kept)))
+        if most_here < NEIGHBOURS:
+            continue
+        rows, reference = found.rows(most_here), known.rows(most_here)
+        figures["subset"][space] = most_here
+        figures["kd"][space] = kernel_distance(rows, reference)
+        figures["precision"][space], figures["recall"][space] = precision_recall(rows, reference)
+    return figures
+
+
+def named(figures: dict[str, Any], sets: dict[str, Gathered], job: EvaluationJob) -> dict[str, Any]:
+    """The figures, with what may be called FID under that name, and the protocol of whatever Inception gave."""
+    fid, reference, samples = job.evaluation.fid, sets["reference"], sets["samples"]
+    space = next((name for name in reference.spaces if name.startswith("inception")), None)
+    if space is None:
+        return figures
+    counts = {kind: sets[kind].spaces[space].count for kind in ("samples", "reconstruction", "reference")}
+    keys = digest_of(open_images(job.images).split("train").keys)
+    protocol = {
+        "weights": reference.weights, "resize": RESIZE, "batch": fid.batch, "dimensions": DIMENSIONS, "counts": counts,
+        "reference": {"images": "train", "keys": keys}, "seed": job.seed,
+        "versions": {name: version(name) for name in ("torch", "torch-fidelity")},
+    }  # fmt: skip
+    if not is_fid(fid, samples.weights, counts["samples"], counts["reference"]):
+        return figures | {"inception_protocol": protocol}
+    return figures | {
+        "fid": figures["fd"].pop(space),
+        "fid_reconstruction": figures["fd_reconstruction"].pop(space),
+        "fid_protocol": protocol,
     }
 
 
-def _image_statistics(model: nn.Module, images: Any, device: torch.device, batch: int = 256) -> FrechetStatistics:
-    """Of a tensor of images or of Pictures, batch by batch."""
-    statistics = FrechetStatistics()
-    for start in range(0, len(images), batch):
-        rows = np.arange(start, min(start + batch, len(images)))
-        part = images[rows] if isinstance(images, Tensor) else images.batch(rows)
-        with torch.no_grad():
-            statistics.update(model.features(part.to(device)).cpu())
-    return statistics
-
-
-def _latent_statistics(z: Tensor) -> FrechetStatistics:
-    statistics = FrechetStatistics()
-    statistics.update(z.flatten(1))
-    return statistics
-
-
-def _show_samples(bench: Bench, images: Tensor, labels: list[int] | None) -> None:
+def _show_samples(job: EvaluationJob, slices: Sequence[str], labels: Sequence[int] | None) -> None:
     """Uncurated: spread over the indices, so over the classes, without any choice."""
-    shown = spread(len(images), bench.job.evaluation.shown)
-    chosen = np.array([-1 if labels is None else labels[i] for i in shown])
-    write_arrays(bench.job.output, "samples", samples=as_uint8(images[shown]), labels=chosen)
+    count = int(slices[-1].removesuffix(".npy").rpartition("-")[2])
+    shown = spread(count, min(count, job.evaluation.shown))
+    z = np.concatenate([read_samples(slices, int(row), int(row) + 1) for row in shown])
+    write_arrays(
+        job.output,
+        "samples",
+        samples=as_uint8(_decoded(job, torch.from_numpy(z))),
+        labels=np.array([-1 if labels is None else labels[row] for row in shown]),
+    )
+
+
+def _decoded(job: EvaluationJob, z: Tensor) -> Tensor:
+    field, _, _ = load_field(job.field)
+    resolution = open_images(job.images).resolution
+    with torch.no_grad():
+        return decode(field, z, (resolution, resolution))

@@ -15,7 +15,7 @@ from storage.config import ImagesConfig, QuantizationConfig
 from storage.functaset import Functaset
 from storage.images import open_images
 from storage.locations import open_location
-from tasks.config import EvaluationConfig
+from tasks.evaluation.config import EvaluationConfig
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import Pictures

@@ -18,8 +18,8 @@ from models.perturbation import (
 )
 from storage.functaset import Functaset
 from storage.moments import Moments
-from tasks.config import PerturbationConfig
 from tasks.decode import field_of
+from tasks.evaluation.config import PerturbationConfig
 from tasks.evaluation.job import EvaluationJob, as_uint8, write_arrays
 from tasks.training.device import choose_device
 from tasks.training.pictures import spread

@@ -48,7 +48,9 @@ def _distances(metrics: dict[str, Any]) -> list[Card]:
     found = []
     fid = number(metrics, "fid")
     if fid is not None:
-        found.append(Card("Samples, FID", show(fid)))
+        floor = number(metrics, "fid_reconstruction")
+        beside = () if floor is None else (f"reconstructions (floor) {show(floor)}",)
+        found.append(Card("Samples, FID", show(fid), "", beside))
     spaces = metrics.get("fd")
     for space in spaces if isinstance(spaces, dict) else ():
         value = number(metrics, "fd", space)

@@ -132,8 +132,36 @@ METRICS = {
         "share",
         "Mean gap between the classifier's confidence and its accuracy. Lower is better.",
     ),
+    "accuracy_by_class": Described("Classification", "Accuracy", "share", "Of the test images of this class."),
+    "empty_classes": Described(
+        "Classification", "Classes without test images", "text", "No accuracy can be given for them."
+    ),
     "fid": Described(
         _GENERATION, "FID", "plain", "Fr\u00e9chet Inception distance of samples to real images. Lower is better."
+    ),
+    "fid_reconstruction": Described(
+        _GENERATION, "FID, reconstructions", "plain", "FID of reconstructed training images: the floor for samples."
+    ),
+    "fid_protocol": Described(
+        _GENERATION, "FID, protocol", "text", "Weights, resize, counts, reference set and versions behind the FID."
+    ),
+    "inception_protocol": Described(
+        _GENERATION, "Inception, protocol", "text", "What a distance on Inception features, which is not FID, was of."
+    ),
+    "kd": Described(
+        _GENERATION,
+        "Kernel distance, samples",
+        "plain",
+        "Unbiased squared MMD between features of samples and of reference images; may be negative, lower is better.",
+    ),
+    "precision": Described(
+        _GENERATION, "Precision, samples", "share", "Share of samples within the reference's manifold of features."
+    ),
+    "recall": Described(
+        _GENERATION, "Recall, samples", "share", "Share of reference images within the samples' manifold of features."
+    ),
+    "duplicates": Described(
+        _GENERATION, "Duplicate samples", "count", "Samples that repeat another one pixel by pixel."
     ),
     "fd": Described(
         _GENERATION, "Fr\u00e9chet distance, samples", "plain", _FRECHET.format("samples") + "; lower is better."
@@ -213,17 +241,22 @@ COUNTED = {  # what an inner key that is a number counts
     "psnr_by_step": "step {}", "compression": "{} bits",
     "compression_jpeg": "quality {}", "compression_webp": "quality {}",
 }  # fmt: skip
-SPACES = {"classifier": "pixel-classifier features", "latent": "latents", "inception": "Inception features"}
 PERTURBATIONS = {
     "linear_r2": "R\u00b2 of a line", "stability_patches": "likeness between patches",
     "stability_images": "likeness between images", "mae_largest": "strongest entry", "mae_median": "median entry",
     "mae_lowest": "weakest entry",
 }  # fmt: skip
+SPACES = {
+    "classifier": "pixel-classifier features", "latent": "latents", "inception": "Inception features",
+    "inception_other": "features of other Inception weights",
+}  # fmt: skip
+TABLED = {"accuracy_by_class": 20}  # keys with more values than that are left to their section's table
 
 
 def figures(metrics: dict[str, Any]) -> list[Figure]:
     """Every value of metrics.json in words, by group; None, which nobody measured, is left out."""
-    found = [figure for key, value in metrics.items() for figure in _flatten(key, (), value)]
+    listed = {key: v for key, v in metrics.items() if not isinstance(v, dict) or len(v) <= TABLED.get(key, len(v))}
+    found = [figure for key, value in listed.items() for figure in _flatten(key, (), value)]
     return sorted(found, key=lambda figure: GROUPS.index(figure.group))  # stable: the file's order within a group
 
 
@@ -300,7 +333,7 @@ def _inner_name(key: str, part: str) -> str:
         return COUNTED[key].format(part)
     if key == "seconds_by_stage":
         return stage_name(part)
-    if key in ("fd", "fd_reconstruction", "fd_noise"):
+    if key in ("fd", "fd_reconstruction", "fd_noise", "kd", "precision", "recall"):
         return SPACES.get(part, part)
     if key == "perturbation":
         return PERTURBATIONS.get(part, part)

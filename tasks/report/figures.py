@@ -44,7 +44,7 @@ def block_file(block: Block) -> tuple[str, bytes]:
 def _csv(table: Table) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "backslashreplace")  # a lone surrogate in a name has no UTF-8
 
 
 def labelled_sheet(sheet: Sheet) -> bytes:

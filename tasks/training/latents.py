@@ -29,6 +29,38 @@ def load_split(functaset: Functaset, split: str) -> Split:
     return Split(torch.from_numpy(z), torch.from_numpy(latents.labels[rows].astype(np.int64)))
 
 
+class PlainRows:
+    """The latents of a split's images as they are, in the order of the store, any of them read from its shards alone.
+
+    Raises StorageError where the split has no rows.
+    """
+
+    def __init__(self, functaset: Functaset, split: str) -> None:
+        self._shards = SplitShards(functaset, split, plain=True)
+        self._ends = np.cumsum(self._shards.counts)
+        self._held: tuple[int, np.ndarray] | None = None  # the shard read last: rows come in order, batch by batch
+        self.shape = functaset.latent_shape
+
+    def __len__(self) -> int:
+        return self._shards.rows
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """z [n, s, s, c] float32 of ascending rows."""
+        parts = [np.empty((0, *self.shape), np.float32)]
+        which = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(which):
+            shard = self._shards.shards[number]
+            z = self._shard(int(number))[rows[which == number] - (self._ends[number] - shard.rows)]
+            coded = shard.quantizer is not None and self._shards.quantizers
+            parts.append(shard.quantizer.decode(z) if shard.quantizer is not None and coded else z)
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _shard(self, number: int) -> np.ndarray:
+        if self._held is None or self._held[0] != number:
+            self._held = number, self._shards.read(self._shards.shards[number], ids=False).z
+        return self._held[1]
+
+
 def training_normalizer(functaset: Functaset, config: NormalizationConfig, plain: bool = False) -> Normalizer:
     """From the moments of the training split, which the functaset's commit carries.
 

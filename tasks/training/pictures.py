@@ -74,7 +74,7 @@ class Pictures:
     @property
     def digest(self) -> str:
         """64 hex digits of which rows these are, in order."""
-        return hashlib.sha256("\0".join(self.keys).encode()).hexdigest()
+        return digest_of(self.keys)
 
     def batch(self, rows: np.ndarray, part: slice = WHOLE) -> Tensor:
         """Rows of this split -> float32 [B, H, W, ch]. An unreadable one repeats another: see batch_with_rows."""
@@ -113,6 +113,11 @@ class Pictures:
         first = next(iter(self._bad.values()), "")
         refuse_too_many_bad(len(self._bad), len(self), self._max_bad_fraction, self._name, first)
         return batch
+
+
+def digest_of(keys: list[str]) -> str:
+    """64 hex digits of keys, in order."""
+    return hashlib.sha256("\0".join(keys).encode()).hexdigest()
 
 
 def as_float(images: np.ndarray) -> Tensor:

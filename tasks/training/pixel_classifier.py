@@ -11,7 +11,7 @@ from models.config import Config
 from storage.config import ImagesConfig
 from storage.images import open_images
 from storage.locations import open_location
-from tasks.config import PixelClassifierConfig
+from tasks.evaluation.config import PixelClassifierConfig
 from tasks.training.classifier import logits_of
 from tasks.training.loop import train
 from tasks.training.pictures import Pictures

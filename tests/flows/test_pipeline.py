@@ -72,7 +72,14 @@ def test_every_figure_is_in_metrics_json(root: Path) -> None:
     assert set(metrics["fd"]) == {"classifier", "latent"}
     assert metrics["fd_reference"] == {
         "images": "train", "count": 200, "samples": 100, "dimensions": {"classifier": 64, "latent": 32},
+        "subset": {"classifier": 100, "latent": 100},
     }  # fmt: skip
+    for key in ("kd", "precision", "recall"):
+        assert set(metrics[key]) == {"classifier", "latent"}
+    assert metrics["duplicates"] == 0
+    assert set(metrics["accuracy_by_class"]) == {str(digit) for digit in range(10)}
+    assert metrics["top5_test"] >= metrics["top1_test"]
+    assert "fid" not in metrics  # no weights were given
     assert metrics["psnr_by_bits"]["8"] == pytest.approx(metrics["psnr_by_bits"]["32"], abs=0.5)
     assert metrics["psnr_by_bits"]["4"] < metrics["psnr_by_bits"]["32"]
 
@@ -84,7 +91,10 @@ def test_the_run_folder_holds_what_the_root_shows(root: Path) -> None:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows} == {"meta_train", "classifier", "diffusion", "pixel_classifier"}
     assert (folder / "config.yaml").exists()
-    assert {p.name for p in (folder / "images").iterdir()} >= {"reconstructions.png", "samples.png"}
+    assert {p.name for p in (folder / "images").iterdir()} >= {
+        "reconstructions.png", "samples.png", "confusion.svg", "reliability.svg", "classes.csv", "generation.csv",
+    }  # fmt: skip
+    assert [p.name for p in (folder / "features").iterdir()] == ["normalizer.json"]  # moments were merged
 
 
 def test_the_report_is_one_file_without_remote_parts(root: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from flows.config import ConfigError, load_config
 from flows.preflight import preflight
+from storage.errors import StorageError
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,25 @@ def test_a_model_that_does_not_fit_the_latent_is_one_line(setting: str, stage: s
             preflight(config, str(tmp_path), asked)
         assert "\n" not in str(caught.value)
     preflight(config, str(tmp_path), "encode")  # which does not need it
+
+
+def test_weights_of_inception_are_looked_at_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    missing, other = tmp_path / "none.pth", tmp_path / "other.pth"
+    other.write_bytes(b"not the standard file")
+    for path, said in ((missing, "cannot be read"), (other, "is not that of weights-inception")):
+        config = load_config("digits", [f"evaluation.fid.weights={path}"])
+        for asked in ("pipeline", "evaluate"):
+            with pytest.raises(StorageError, match=f"evaluation.fid.weights .*{said}") as caught:
+                preflight(config, str(tmp_path), asked)
+            assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+        preflight(config, str(tmp_path), "encode")  # which does not need it
+        preflight(config.model_copy(update={"diffusion": None}), str(tmp_path), "pipeline")  # there will be no samples
+
+
+def test_too_few_images_for_fid_are_told_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "other.pth"
+    path.write_bytes(b"any")
+    settings = [f"evaluation.fid.weights={path}", "evaluation.fid.any_weights=true"]
+    with pytest.raises(StorageError, match="1497 samples and 1497 reference images are too few for FID"):
+        preflight(load_config("digits", settings), str(tmp_path), "pipeline")
+    preflight(load_config("digits", [*settings, "evaluation.fid.few=true"]), str(tmp_path), "pipeline")

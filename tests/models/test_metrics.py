@@ -8,18 +8,22 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.functional.image import peak_signal_noise_ratio
-from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
 
 from models.metrics import (
     FrechetStatistics,
     accuracy,
+    confusion_matrix,
     expected_calibration_error,
     frechet_distance,
     image_errors,
     pca_psnr,
     pooled_psnr,
     psnr,
+    reliability,
+    top_accuracy,
 )
 
 
@@ -72,6 +76,27 @@ def test_streamed_and_merged_statistics_equal_those_of_the_whole() -> None:
     torch.testing.assert_close(covariance, torch.cov(x.T), rtol=1e-5, atol=1e-6)
 
 
+def test_statistics_come_back_from_their_sums_bit_for_bit() -> None:
+    known = FrechetStatistics().update(features(50, 7, 1))
+    assert known.total is not None and known.outer is not None
+    back = FrechetStatistics.of_sums(known.count, known.total, known.triangle)
+    assert known.triangle.shape == (7 * 8 // 2,)
+    assert back.outer is not None and torch.equal(back.outer.triu(), known.outer.triu())
+    torch.testing.assert_close(back.outer, known.outer, rtol=1e-15, atol=0)
+    assert frechet_distance(back, known) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [(300, 200), (2, 200), (5, 7)], ids=["full rank", "two rows", "both deficient"])
+def test_frechet_distance_of_a_feature_module_is_torchmetrics_own(rows: tuple[int, int]) -> None:
+    """With torchmetrics' own states in float64, rank-deficient covariances included."""
+    metric = FrechetInceptionDistance(feature=torch.nn.Flatten(), input_img_size=(1, 4, 8)).set_dtype(torch.float64)
+    sets = [features(n, 32, seed) for seed, n in enumerate(rows, start=1)]
+    for x, real in zip(sets, (True, False), strict=True):
+        metric.update(x.reshape(-1, 1, 4, 8), real=real)
+    ours = frechet_distance(*(FrechetStatistics().update(x) for x in sets))
+    assert ours == pytest.approx(metric.compute().item(), rel=1e-6)
+
+
 def test_statistics_refuse_other_features_and_too_few_rows() -> None:
     with pytest.raises(ValueError, match="12 features"):
         FrechetStatistics().update(features(4, 12, 1)).update(features(4, 13, 1))
@@ -114,3 +139,30 @@ def test_accuracy_and_calibration_error_equal_their_definitions() -> None:
     assert accuracy(probabilities, labels) == pytest.approx(3 / 5)
     expected = 4 / 5 * abs(2 / 4 - 0.8) + 1 / 5 * abs(1 - 0.7)
     assert expected_calibration_error(probabilities, labels) == pytest.approx(expected, rel=1e-5)
+
+
+def test_top_accuracies_and_confusion_equal_their_definitions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(500, 8, generator=generator), torch.randint(0, 7, (500,), generator=generator)
+    order = logits.argsort(1, descending=True)
+    assert top_accuracy(logits, labels, 5) == pytest.approx((order[:, :5] == labels[:, None]).any(1).double().mean())
+    assert top_accuracy(logits, labels, 1) == pytest.approx(accuracy(logits, labels))
+    counts = confusion_matrix(logits, labels)
+    assert counts.sum() == 500 and counts[7].sum() == 0  # no image of the last class
+    for row, column in ((0, 0), (3, 5)):
+        assert counts[row, column] == ((labels == row) & (order[:, 0] == column)).sum()
+    by_class = multiclass_accuracy(logits, labels, num_classes=8, average="none")
+    torch.testing.assert_close((counts.diag() / counts.sum(1))[:7], by_class[:7])
+
+
+def test_the_reliability_diagram_sums_up_to_the_calibration_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.softmax(3 * torch.randn(900, 6, generator=generator), 1)
+    labels = torch.randint(0, 6, (900,), generator=generator)
+    count, confidence, correct = reliability(probabilities, labels)
+    assert count.sum() == 900 and (count[:2] == 0).all() and confidence[:2].isnan().all()  # the largest of 6 is > 1/6
+    full = count > 0
+    gap = (count[full] / 900 * (confidence[full] - correct[full]).abs()).sum().item()
+    assert gap == pytest.approx(expected_calibration_error(probabilities, labels), abs=1e-6)
+    certain = reliability(torch.eye(3), torch.tensor([0, 1, 0]))
+    assert certain[0].tolist() == [0] * 14 + [3] and certain[2][-1] == pytest.approx(2 / 3)

@@ -19,11 +19,11 @@ from storage.functaset import Functaset
 from storage.locations import open_location
 from storage.plans import load_plan, plan_rows
 from storage.verification import verify
-from tasks.config import EvaluationConfig
 from tasks.encoding.finalise import finalise
 from tasks.encoding.group import encode_group
 from tasks.encoding.plan import EncodeJob, plan
 from tasks.evaluation import reconstruction
+from tasks.evaluation.config import EvaluationConfig
 from tasks.evaluation.job import EvaluationJob
 from tests.tasks.test_encoding import bytes_of, encode, job
 from tests.tasks.test_encoding import field as field

@@ -337,3 +337,85 @@ def test_charts_leave_pyplot_and_its_settings_alone(full: ReportData) -> None:
 def test_a_resumed_run_draws_each_step_once() -> None:
     rows = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.0}]
     assert charts.curves(rows) == charts.curves([rows[0], rows[2], rows[3]])
+
+
+def classified(full: ReportData, names: list[str], empty: int | None = None) -> ReportData:
+    """With a classifier's figures: class k is taken for the next one in a tenth of its images."""
+    classes = len(names)
+    confusion = np.diag(np.full(classes, 90)) + np.roll(np.diag(np.full(classes, 10)), 1, axis=1)
+    if empty is not None:
+        confusion[empty] = 0
+    count = np.array([0, 0, *range(1, 14)])
+    share = np.linspace(0, 1, 15)
+    arrays = {"confusion": confusion, "bin_count": count, "bin_confidence": share, "bin_accuracy": share**2}
+    return dataclasses.replace(full, classes=names, arrays={"classification": arrays})
+
+
+def test_the_classes_have_a_matrix_a_diagram_and_a_table(full: ReportData) -> None:
+    data = classified(full, [f"kind {n}" for n in range(10)], empty=4)
+    page = Page(write_report(data))
+    assert not page.open
+    for said in ("Classification", "kind 3", "no test images", "kind 6 (10.0 %)",
+                 "Without test images, so without an accuracy: kind 4.",
+                 "calibration error 1.2 %"):  # fmt: skip
+        assert said in page.text, said
+    drawn = figures.draw(data)
+    assert {"confusion.svg", "reliability.svg", "classes.csv"} <= set(drawn)
+    assert drawn["classes.csv"].decode().splitlines()[-1] == "kind 4,0,no test images,"
+
+
+def test_of_many_classes_the_worst_pairs_are_listed(full: ReportData) -> None:
+    drawn = figures.draw(classified(full, [f"kind {n}" for n in range(21)]))
+    assert "confusion.svg" not in drawn
+    rows = drawn["confused_pairs.csv"].decode().splitlines()
+    assert len(rows) == 1 + 20 and rows[1] == "kind 0,kind 1,10,10.0 %"
+
+
+def test_hostile_class_names_stay_text_in_figures_and_files(full: ReportData) -> None:
+    names = [f"{HOSTILE} {n}" for n in range(3)] + ["\ud800", "$x_1", "=1+1"]
+    data = hostile(classified(full, names))
+    data.metrics["accuracy_by_class"] = dict.fromkeys(names, 0.9)
+    page = Page(write_report(data))
+    assert not page.open
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object", "form", "link", "base"})
+    for content in figures.draw(data).values():
+        assert b"<script" not in content or b"</svg>" not in content
+
+
+def test_accuracies_of_many_classes_stand_in_their_own_table_alone() -> None:
+    few, many = ({str(n): 0.5 for n in range(count)} for count in (20, 21))
+    assert len(describe.figures({"accuracy_by_class": few})) == 20
+    assert describe.figures({"accuracy_by_class": many}) == []
+
+
+GENERATED: dict[str, Any] = METRICS | {
+    "fd": {"classifier": 14.0}, "kd": {"classifier": -0.001, "latent": 0.2}, "duplicates": 3,
+    "precision": {"classifier": 0.5, "latent": 0.25}, "recall": {"classifier": 0.75, "latent": 1.0},
+    "fd_reference": {"images": "train", "count": 1497, "samples": 100, "dimensions": {"classifier": 64, "latent": 128},
+                     "subset": {"classifier": 100, "latent": 100}},
+}  # fmt: skip
+
+
+def test_the_table_of_feature_spaces_says_what_is_missing_and_why(full: ReportData) -> None:
+    page = Page(write_report(dataclasses.replace(full, metrics=GENERATED)))
+    for said in ("No Fr\u00e9chet distance of latents: 100 samples, 128 dimensions are too few for a covariance.",
+                 "3 of the samples repeat another one", "pixel-classifier features", "75.0 %"):  # fmt: skip
+        assert said in page.text, said
+    table = figures.draw(dataclasses.replace(full, metrics=GENERATED))["generation.csv"].decode().splitlines()
+    assert table[1] == "pixel-classifier features,14,2,122,-0.001,50.0 %,75.0 %,64,100"
+    assert table[2].startswith("latents,,0.1,9,0.2,25.0 %,100.0 %,128,")
+
+
+def test_fid_stands_with_its_protocol_and_floor(full: ReportData) -> None:
+    reference = {"images": "train", "count": 50_000, "samples": 50_000, "dimensions": {"inception": 2048}}
+    protocol = {"weights": "6726825d" + "0" * 56, "resize": "as in TensorFlow 1", "batch": 64}
+    metrics = {"fid": 16.5, "fid_reconstruction": 4.2, "fid_protocol": protocol, "fd_reference": reference, "fd": {}}
+    page = Page(write_report(dataclasses.replace(full, metrics=metrics)))
+    for said in ("Inception features: FID", "FID: weights sha256 6726825d00000000", "as in TensorFlow 1",
+                 "reconstructions (floor) 4.2"):  # fmt: skip
+        assert said in page.text, said
+    other = metrics | {"inception_protocol": protocol, "fd": {"inception": 16.5}}
+    del other["fid"], other["fid_protocol"], other["fid_reconstruction"]
+    told = Page(write_report(dataclasses.replace(full, metrics=other))).text
+    assert "Inception features, not FID: weights sha256 6726825d" in told
+    assert "FID" not in told.replace("not FID", "")

@@ -4,7 +4,16 @@ from collections.abc import Callable
 
 from tasks.report.blocks import Section
 from tasks.report.data import ReportData
-from tasks.report.sections import compression, gate, latents, memorization, perturbation, psnr
+from tasks.report.sections import (
+    classification,
+    compression,
+    gate,
+    generation,
+    latents,
+    memorization,
+    perturbation,
+    psnr,
+)
 
 SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
     gate.section,
@@ -12,6 +21,8 @@ SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
     compression.section,
     latents.section,
     perturbation.section,
+    classification.section,
+    generation.section,
     memorization.section,
 )
 

@@ -1,0 +1,130 @@
+"""Configuration of what is measured, and of what a run must reach. Free of torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from models.config import ENVIRONMENT, Config
+from tasks.config import TrainingConfig
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+
+
+class PixelClassifierConfig(TrainingConfig):
+    """A small convolutional network on pixels: the feature space of Frechet distances, trained by the pipeline."""
+
+    steps: int = Field(400, ge=1, le=1_000_000, description="Optimiser steps.")
+    batch: int = Field(128, ge=1, le=65536, description="Images per step.")
+    warmup: int = Field(50, ge=0, description="Steps of linear warm-up.")
+    decay: Literal["constant", "cosine"] = Field("cosine", description="Learning rate after the warm-up.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's, on matrices only.")
+    width: int = Field(32, ge=4, le=1024, description="Channels of the first convolution.")
+    features: int = Field(64, ge=2, le=4096, description="Penultimate features.")
+
+
+Quality = Annotated[int, Field(ge=1, le=100)]
+
+
+class CompressionConfig(Config):
+    """Rate and distortion of test images, beside JPEG and WebP."""
+
+    images: int = Field(1000, ge=1, le=1_000_000, description="Test images; fewer of large ones (2^24 pixels in all).")
+    jpeg: tuple[Quality, ...] = Field(
+        (2, 5, 10, 20, 35, 50, 65, 80, 90, 95), description="JPEG qualities of the rate-distortion plot."
+    )
+    webp: tuple[Quality, ...] = Field(
+        (1, 5, 10, 25, 50, 75, 90, 95), description="WebP qualities (lossy) of the rate-distortion plot."
+    )
+
+
+class MemorizationConfig(Config):
+    """Whether the diffusion model repeats its training images (App. C.2)."""
+
+    draws_per_class: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Samples of each class drawn for the distinct counts of Table 7 (paper: 5,000); empty: those that "
+        "are drawn anyway. Conditional models only.",
+    )
+    null_images: int = Field(
+        2000, ge=2, le=1_000_000, description="Test images that say how near unseen images lie to the training set."
+    )
+    shown: int = Field(8, ge=1, le=64, description="Samples shown beside their nearest training images (Fig. 5).")
+
+
+class PerturbationConfig(Config):
+    """What single latent numbers do to the image (App. B.3 and C.5)."""
+
+    images: int = Field(8, ge=1, le=1024, description="Test images whose latents are perturbed.")
+    positions: int = Field(16, ge=1, le=16384, description="Latent positions perturbed, spread over the grid.")
+    channels: int = Field(64, ge=1, le=16384, description="Channels (of vectors: entries) perturbed, spread over all.")
+    strengths: tuple[float, ...] = Field(
+        (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2),
+        min_length=2,
+        description="What is added to a channel everywhere (paper: -0.2 to 0.2).",
+    )
+    grid: int = Field(8, ge=1, le=128, description="Patches per side at which the locality of vectors is measured.")
+
+    @field_validator("strengths")
+    @classmethod
+    def _perturb(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if 0 in value or max(value) < 0:
+            raise ValueError("a strength of 0 perturbs nothing, and pictures show the largest: give one above 0")
+        return value
+
+
+class FidConfig(Config):
+    """FID: Frechet distance on the standard Inception features. Nothing is ever downloaded for it."""
+
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="Local path of weights-inception-2015-12-05-6726825d.pth (torch-fidelity's); empty: no FID.",
+    )
+    any_weights: bool = Field(
+        False, description="Take a file of another digest; the distance is then fd.inception_other, not FID."
+    )
+    min_samples: int = Field(10_000, ge=2049, description="Fewer samples or reference images are refused.")
+    few: bool = Field(False, description="Measure with fewer too; the distance is then fd.inception, not FID.")
+    batch: int = Field(
+        64, ge=1, le=4096, description="Images at a time: part of the protocol, features differ a little by it."
+    )
+
+
+class EvaluationConfig(Config):
+    """What is measured at the end."""
+
+    samples: int = Field(1000, ge=2, le=1_000_000, description="Samples for Frechet distances.")
+    batch: int = Field(256, ge=1, le=65536, description="Samples at a time.", json_schema_extra=ENVIRONMENT)
+    slice: int = Field(
+        1024, ge=1, le=1_000_000, description="Samples per dispatched task.", json_schema_extra=ENVIRONMENT
+    )
+    shown: int = Field(16, ge=1, le=256, description="Images and samples shown in the report.")
+    bits: tuple[Bits, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
+    compression: CompressionConfig = Field(CompressionConfig(), title="Compression")
+    features_slice: int = Field(
+        5000, ge=1, le=1_000_000, description="Images per task that computes features.", json_schema_extra=ENVIRONMENT
+    )
+    subset: int = Field(
+        5000, ge=4, le=50_000, description="At most so many of a set give kernel distance, precision and recall."
+    )
+    allow_duplicates: bool = Field(
+        False, description="Measure samples of which more than half repeat another one, pixel by pixel."
+    )
+    fid: FidConfig = Field(FidConfig(), title="FID")
+    pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")
+    memorization: MemorizationConfig = Field(MemorizationConfig(), title="Memorisation")
+    perturbation: PerturbationConfig = Field(PerturbationConfig(), title="Perturbation")
+
+
+class GateConfig(Config):
+    """Thresholds that a run's figures must keep, or the pipeline fails at its end. Never part of a digest."""
+
+    min_psnr: float | None = Field(None, ge=0, le=200, description="Least psnr_test, dB; empty: not asked.")
+    min_top1: float | None = Field(
+        None, ge=0, le=1, description="Least top1_test, a share from 0 to 1; empty: not asked."
+    )
+    max_ece: float | None = Field(None, ge=0, le=1, description="Largest ece, a share from 0 to 1; empty: not asked.")
+    max_fd: float | None = Field(None, ge=0, description="Largest fd.classifier; empty: not asked.")
+    max_fid: float | None = Field(None, ge=0, description="Largest fid; empty: not asked.")
