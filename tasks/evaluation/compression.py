@@ -89,7 +89,8 @@ def stored_bits(place: Location, bench: Bench, test: Subset, quantizer: Quantize
         place, fingerprint=bench.functaset.fingerprint, field=tensors, field_config=described, field_digest=digest
     )
     plans = [plan for entry, plan in bench.functaset.fragments if entry.split == "test"]
-    keys = [test.pictures.keys[row] for row in test.rows]
+    every = test.pictures.keys
+    keys = [every[row] for row in test.rows]
     plan = plan_fragment(
         place, split="test", keys=keys, labels=test.pictures.labels[test.rows], tokens=keys,
         latent_shape=bench.functaset.latent_shape, quantizer=quantizer, codec=config.codec,

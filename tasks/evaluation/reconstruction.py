@@ -10,11 +10,10 @@ from torch import Tensor
 from models.metrics import image_errors, pca_psnr, pooled_psnr, psnr_of_errors
 from storage.commits import committed_receipt, live_shards, visible_rows
 from storage.errors import StorageError
-from storage.fragments import read_array
 from storage.functaset import Latents
 from storage.plans import plan_rows, row_id
 from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
-from tasks.evaluation.stored import ENCODED, bounded, stored_subset
+from tasks.evaluation.stored import ENCODED, bounded, changed_rows, stored_subset
 from tasks.training.pictures import Pictures, spread
 
 PCA_IMAGES = 20_000  # enough to fit 3,072-dimensional covariances; more changes the baseline by hundredths of a dB
@@ -41,20 +40,16 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
         job.output, "reconstruction", originals=originals, reconstructions=reconstructions, psnr=psnr,
         **_extremes(bench, latents, rows, psnr),
     )  # fmt: skip
-    training = stored_subset(bench, "train", bounded(TRAIN_IMAGES, bench, TRAIN_PIXELS))
-    trained = torch.cat(
-        [image_errors(bench.decode_raw(training.z[p]), training.pixels(p)) for p in _batches(len(training))]
-    )
+    trained = _training_errors(bench)
     by_step, counts = _by_step(bench)
     return {
         "psnr_test": float(psnr.mean()),
         "psnr_test_pooled": pooled_psnr(errors),
-        "psnr_train": psnr_of_errors(trained).mean().item(),
-        "psnr_train_pooled": pooled_psnr(trained),
+        **_training_psnr(trained),
         "mae_255": 255 * mae,
         **baselines(bench),
         "psnr_by_step": by_step,
-        "psnr_images": {"test": len(rows), "train": len(training), "by_step": counts},
+        "psnr_images": {"test": len(rows), "train": len(trained), "by_step": counts},
     }
 
 
@@ -78,11 +73,7 @@ def _changed(bench: Bench) -> int:
         for shard in live_shards(entry, plan) if entry.split == "test" else ():
             receipt, table = committed_receipt(place, entry, plan, shard), plan_rows(place, plan, shard)
             rows = [int(row) for row in np.flatnonzero(visible_rows(entry, plan, receipt)) if table.keys[row] in today]
-            other = [row for row in rows if table.tokens[row] != split.tokens[today[table.keys[row]]]]
-            if other:
-                encoded = read_array(place, plan, receipt, "source_sha256")[other]
-                found = split.read([today[table.keys[row]] for row in other]).sha256
-                changed += int((encoded != found).any(1).sum())
+            changed += len(changed_rows(place, plan, receipt, table, rows, split, today))
     return changed
 
 
@@ -95,6 +86,19 @@ def _errors(bench: Bench, latents: Latents, rows: np.ndarray) -> tuple[Tensor, f
         errors.append(image_errors(images, pixels))
         absolute += (images.clamp(0, 1) - pixels).abs().mean((1, 2, 3)).sum().item()
     return torch.cat(errors), absolute / len(rows)
+
+
+def _training_errors(bench: Bench) -> Tensor:
+    """Mean squared error of stored latents of a spread subset of the training images, [n]; n is 0 if all changed."""
+    training = stored_subset(bench, "train", bounded(TRAIN_IMAGES, bench, TRAIN_PIXELS))
+    parts = [image_errors(bench.decode_raw(training.z[p]), training.pixels(p)) for p in _batches(len(training))]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _training_psnr(errors: Tensor) -> dict[str, float]:
+    if not len(errors):
+        return {}
+    return {"psnr_train": psnr_of_errors(errors).mean().item(), "psnr_train_pooled": pooled_psnr(errors)}
 
 
 def _batches(count: int, size: int = DECODED) -> Iterator[np.ndarray]:

@@ -1,5 +1,6 @@
 """Latents of some images of a functaset beside the images: read from the store, or encoded anew."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,10 @@ import torch
 from torch import Tensor
 
 from storage.commits import committed_receipt, live_shards, visible_rows
-from storage.fragments import read_array
-from storage.plans import load_quantizer, plan_rows
+from storage.fragments import Receipt, read_array
+from storage.images import ImageSplit
+from storage.locations import Location
+from storage.plans import Plan, ShardRows, load_quantizer, plan_rows
 from tasks.evaluation.job import Bench
 from tasks.training.pictures import Pictures, spread
 
@@ -38,8 +41,7 @@ def stored_subset(bench: Bench, split: str, count: int) -> Subset:
     Augmented versions are left out, and images that are gone or changed since.
     """
     pictures = bench.training if split == "train" else bench.test
-    places = {key: row for row, key in enumerate(pictures.keys)}
-    tokens = dict(zip(pictures.split.keys, pictures.split.tokens, strict=True))
+    places, today = ({key: row for row, key in enumerate(keys)} for keys in (pictures.keys, pictures.split.keys))
     shards = [
         (entry, plan, shard)
         for entry, plan in bench.functaset.fragments
@@ -51,12 +53,34 @@ def stored_subset(bench: Bench, split: str, count: int) -> Subset:
     for entry, plan, shard in (shards[i] for i in chosen):
         receipt, table = committed_receipt(place, entry, plan, shard), plan_rows(place, plan, shard)
         seen = np.flatnonzero(visible_rows(entry, plan, receipt) & (table.augmentations == 0))
-        same = [i for i in seen if table.keys[i] in places and tokens[table.keys[i]] == table.tokens[i]]
-        kept = same[: -(-count // len(chosen))]
+        asked = [int(i) for i in seen if table.keys[i] in places][: -(-count // len(chosen))]
+        changed = set(changed_rows(place, plan, receipt, table, asked, pictures.split, today))
+        kept = [i for i in asked if i not in changed]
         z, quantizer = read_array(place, plan, receipt, "z")[kept], load_quantizer(place, plan)
         latents.append(quantizer.decode(z) if quantizer else z)
         rows += [places[table.keys[i]] for i in kept]
     return Subset(torch.from_numpy(np.concatenate(latents)), np.array(rows, np.int64), pictures)
+
+
+def changed_rows(
+    place: Location,
+    plan: Plan,
+    receipt: Receipt,
+    table: ShardRows,
+    rows: Sequence[int],
+    split: ImageSplit,
+    today: Mapping[str, int],
+) -> list[int]:
+    """Those of a shard's rows whose images have other bytes than when they were encoded; `today`: row by key in split.
+
+    Only images with another token are read.
+    """
+    other = [row for row in rows if table.tokens[row] != split.tokens[today[table.keys[row]]]]
+    if not other:
+        return []
+    encoded = read_array(place, plan, receipt, "source_sha256")[other]
+    found = split.read([today[table.keys[row]] for row in other]).sha256
+    return [row for row, differs in zip(other, (encoded != found).any(1), strict=True) if differs]
 
 
 def float_subset(bench: Bench, split: str, count: int) -> Subset:
