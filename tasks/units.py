@@ -126,7 +126,7 @@ def sample_slice(job: dict[str, Any]) -> str:
     return write_slice(SampleJob.model_validate(job), show)
 
 
-@unit("compute-features", "features of {job[kind]}, part {job[part]} of {job[parts]}")
+@unit("compute-features", "features of {job[kind]}, slice {job[part]}")
 def compute_features(job: dict[str, Any]) -> str:
     """Features of one slice of a set, as moments that merge; the URI of their file."""
     from tasks.evaluation.features import FeatureJob, write_features

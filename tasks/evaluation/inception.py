@@ -103,7 +103,8 @@ def _network(fid: FidConfig) -> Any:
         with _tensors_only():
             return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path)
     except Exception as error:  # whatever a file that is something else makes of the library
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Its first sentence: torch goes on to advise how to load a hostile file after all.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise StorageError(
             f"evaluation.fid.weights {fid.weights}: holds no weights of Inception's form ({reason}); give {FILE}"
         ) from None

@@ -27,7 +27,7 @@ def confusion(counts: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> byt
         for row, column in np.argwhere(shares > 0):
             _cell(axis, int(row), int(column), float(shares[row, column]), size)
         labels = [short(name, 12) for name in names]
-        axis.set_xticks(range(classes), labels, rotation=90, fontsize=size)
+        axis.set_xticks(range(classes), labels, rotation=90 if max(map(len, labels)) > 2 else 0, fontsize=size)
         axis.set_yticks(range(classes), labels, fontsize=size)
         axis.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal")
         axis.set(xlabel="taken for", ylabel="class")

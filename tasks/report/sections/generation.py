@@ -6,9 +6,9 @@ from tasks.report.blocks import Section, Table
 from tasks.report.data import ReportData
 from tasks.report.describe import SPACES, number, show
 
-COLUMNS = (
-    "Features", "Fr\u00e9chet distance", "Reconstructions (floor)", "Noise (ceiling)", "Kernel distance", "Precision",
-    "Recall", "Dimensions", "Of each set",
+MEASURES = (
+    "Fr\u00e9chet distance", "\u2026 of reconstructions (floor)", "\u2026 of noise latents (ceiling)",
+    "Kernel distance", "Precision", "Recall", "Dimensions", "Compared one by one",
 )  # fmt: skip
 FID = "Inception features: FID"
 
@@ -22,10 +22,11 @@ def section(data: ReportData) -> Section | None:
     spaces = list(dimensions) if isinstance(dimensions, dict) else []
     if not spaces:
         return None
-    rows = tuple(_row(data.metrics, str(space)) for space in spaces)
+    columns = [_column(data.metrics, str(space)) for space in spaces]
+    rows = tuple(zip(("Features", *MEASURES), *columns, strict=True))  # measures below each other fit a phone
     said = [*_warnings(data.metrics, spaces), *_protocol(data.metrics)]
     note = "Lower distances and higher shares are better; every set is compared with training images. " + " ".join(said)
-    table = Table("generation", "Samples against training images", COLUMNS, rows, note.strip())
+    table = Table("generation", "Samples against training images", rows[0], rows[1:], note.strip())
     return Section("generation", "Generation", _about(data.metrics), (table,))
 
 
@@ -40,7 +41,7 @@ def _about(metrics: dict[str, Any]) -> str:
     return about
 
 
-def _row(metrics: dict[str, Any], space: str) -> tuple[str, ...]:
+def _column(metrics: dict[str, Any], space: str) -> tuple[str, ...]:
     fid = space == "inception" and number(metrics, "fid") is not None
     keys = ("fid", "fid_reconstruction") if fid else ("fd", "fd_reconstruction")
     inner = None if fid else space
@@ -71,8 +72,8 @@ def _warnings(metrics: dict[str, Any], spaces: list[str]) -> list[str]:
             said.append(f"The distance of {name} is of covariances without full rank: {counts}.")
     if any(number(metrics, "kd", space) is not None for space in spaces):
         said.append(
-            "Kernel distance (unbiased, so it may be negative), precision and recall (three nearest neighbours) are of "
-            "so many of each set."
+            "Kernel distance (unbiased, so it may be negative), precision and recall (three nearest neighbours) "
+            "compare single rows: the last line says how many of each set."
         )
     return said
 
