@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.config import load_config
-from flows.jobs import classifier_job
+from flows.jobs import classifier_job, draw_jobs, sample_jobs
 from flows.ledger import Ledger
 from storage.checkpoints import newest_metadata
 from storage.collection import collect
@@ -109,3 +109,21 @@ def test_where_nothing_was_trained_nothing_was_outrun(tmp_path: Path) -> None:
     record = book.standing("encode")
     assert record is not None
     assert book.outrun(record) == ""
+
+
+def test_draws_for_distinct_counts_are_as_many_of_each_class(tmp_path: Path) -> None:
+    """Beside the samples for distances, not among them; none where nobody asked, or the model knows no classes."""
+    job = {"output": "run", "diffusion": "d"}
+
+    def book(*overrides: str) -> Ledger:
+        return Ledger(load_config("digits", [*TINY, "evaluation.slice=16", *overrides]), str(tmp_path))
+
+    asked = "evaluation.memorization.draws_per_class=5"
+    slices, labels = draw_jobs(book(asked), job)
+    assert labels == [label for label in range(10) for _ in range(5)]
+    assert [part["count"] for part in slices] == [16, 16, 16, 2]
+    assert [label for part in slices for label in part["labels"]] == labels
+    folders = [{part["output"] for part in made} for made in (slices, sample_jobs(book(asked), job)[0])]
+    assert folders == [{"run/draws"}, {"run/samples"}]
+    assert draw_jobs(book(), job) == ([], [])
+    assert draw_jobs(book(asked, "diffusion.process.conditional=false", "diffusion.process.guidance=1"), job)[0] == []
