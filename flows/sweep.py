@@ -85,15 +85,17 @@ def _shared_work(
 
     def work() -> None:
         root = lenders.shared_root(stage, name)
-        lenders.lend(member, root, with_inputs(member.config, stage))
-        if Ledger(member.config, root).standing(stage) is not None:
-            return
-        get_run_logger().info(f"{stage.replace('_', '-')} for {len(sharing)} of {len(plan.members)} members, in {root}")
+        named = stage.replace("_", "-")
         try:
-            _run(stage.replace("_", "-"), member, root, None, deployment)
+            lenders.lend(member, root, with_inputs(member.config, stage))
+            if Ledger(member.config, root).standing(stage) is not None:
+                return
+            get_run_logger().info(f"{named} for {len(sharing)} of {len(plan.members)} members, in {root}")
+            _run(named, member, root, None, deployment)
         except Exception as error:
+            get_run_logger().error(f"{named} for {len(sharing)} members: failed: {_line(error)}")
             for each in (each for each in sharing if not told.stands(each)):
-                told.fail(each, f"{stage.replace('_', '-')}, which it shares: {_line(error)}")
+                told.fail(each, f"{named}, which it shares: {_line(error)}")
 
     return work
 

@@ -26,6 +26,7 @@ class SweepTold:
         self.metrics = tuple(dict.fromkeys(metrics))
         self.failed: dict[Member, str] = {}
         self._finished: dict[Member, tuple[dict[str, Any], str]] = {}
+        self._stood: dict[Member, bool] = {}
         self._lock = threading.Lock()
 
     def root_of(self, member: Member) -> str:
@@ -33,10 +34,12 @@ class SweepTold:
         return f"{self.root.rstrip('/')}/{member.folder}"
 
     def stands(self, member: Member) -> bool:
-        """Whether all of the member stands already."""
-        root = self.root_of(member)
-        begun = read_record(open_location(root), "evaluate") is not None
-        return begun and Ledger(member.config, root).all_standing()
+        """Whether all of the member stood when it was asked first, or has finished since."""
+        if member not in self._stood:
+            root = self.root_of(member)
+            begun = read_record(open_location(root), "evaluate") is not None
+            self._stood[member] = begun and Ledger(member.config, root).all_standing()
+        return self._stood[member] or member in self._finished
 
     def finish(self, member: Member) -> None:
         """Notes a member's figures.
@@ -62,7 +65,7 @@ class SweepTold:
 
     def first_finished(self) -> str | None:
         """Root of a member that has finished: it lends what no stage record tells of, such as the pixel classifier."""
-        return next((self.root_of(member) for member in self._finished), None)
+        return next((self.root_of(member) for member in list(self._finished)), None)
 
     def figures(self, member: Member) -> str:
         """The metrics of a finished member, in words."""

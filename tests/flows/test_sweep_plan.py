@@ -18,11 +18,13 @@ from models.classifier import check_classifier
 from models.denoiser import check_denoiser
 
 NOTHING_LEARNS = ["--set", "classifier=null", "--set", "diffusion=null"]
-PLAIN = st.text("ab01.-", min_size=1, max_size=4)
-NESTED = st.recursive(PLAIN, lambda below: st.lists(below, min_size=1, max_size=3).map(lambda v: f"[{','.join(v)}]"))
+PLAIN = st.text("ab01.-", min_size=1, max_size=3)
+NESTED = st.recursive(
+    PLAIN, lambda below: st.lists(below, min_size=1, max_size=2).map(lambda v: f"[{','.join(v)}]"), max_leaves=4
+)
 
 
-@given(st.lists(NESTED, min_size=1, max_size=5))
+@given(st.lists(NESTED, min_size=1, max_size=4))
 def test_values_are_parted_at_the_commas_outside_of_brackets(values: list[str]) -> None:
     assert split_values(",".join(values)) == values
 
