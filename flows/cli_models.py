@@ -1,8 +1,12 @@
 """`functa decode`, `sample` and `classify`: what trained models make of latents and of images."""
 
 import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 from pydantic import ValidationError
@@ -32,18 +36,31 @@ def decode(
 ) -> int:
     """Decode latents into PNG images, at any resolution that the latent grid divides."""
     wanted = _rows(rows)
+    from flows.console import image_progress
     from tasks.decode import decode_rows
 
-    count = decode_rows(functaset_of(uri), split, wanted, resolution, out)
+    with _interruptible(out):
+        count = decode_rows(functaset_of(uri), split, wanted, resolution, out, image_progress("decoding"))
     print(f"{count} images in {out}")
     return 0
 
 
 def _rows(text: str) -> tuple[int, int]:
-    start, colon, stop = text.partition(":")
-    if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+    # ASCII digits, and no more of them than any count of rows has: int() takes others, and refuses thousands.
+    found = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
+    if found is None or int(found[1]) >= int(found[2]):
         raise ConfigError(f"--rows {text}: expected START:STOP with START < STOP, such as 0:16")
-    return int(start), int(stop)
+    return int(found[1]), int(found[2])
+
+
+@contextmanager
+def _interruptible(out: Path) -> Iterator[None]:
+    """Ctrl-C is told as it is: what was written stands, and the same command writes it again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"functa: interrupted; the images made so far are in {out}", file=sys.stderr)
+        sys.exit(130)
 
 
 def sample(
@@ -53,20 +70,36 @@ def sample(
     label: Annotated[
         int | None, Parameter(converter=whole, help="Class of all samples; default: the classes in turn.")
     ] = None,
-    guidance: Annotated[float | None, Parameter(help="Classifier-free guidance; default: the config's.")] = None,
+    guidance: Annotated[
+        float | None,
+        Parameter(help="Classifier-free guidance: 0 unconditional, 1 conditional; default: that of the root's config."),
+    ] = None,
+    sampler: Annotated[
+        Literal["ddpm", "dpmpp"] | None,
+        Parameter(help="Ancestral DDPM, or DPM-Solver++ for few steps; default: that of the root's config."),
+    ] = None,
+    steps: Annotated[
+        int | None, Parameter(converter=whole, help="Denoiser calls per sample; default: as in the root's config.")
+    ] = None,
     seed: Annotated[int, Parameter(converter=whole, help="Sample i depends on seed and i alone.")] = 0,
     resolution: Resolution = None,
     out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
 ) -> int:
     """Draw samples from the diffusion model and decode them into PNG images with a contact sheet.
 
-    Sampler, steps and clipping are those of the config that the model was trained with; only guidance can be chosen.
+    What is not chosen here is as in the root's config, by which it was last evaluated; so are clipping and variance.
     """
-    request = _sample_request(count=count, label=label, guidance=guidance, seed=seed, resolution=resolution)
+    request = _sample_request(
+        count=count, label=label, guidance=guidance, sampler=sampler, steps=steps, seed=seed, resolution=resolution
+    )
+    from flows.console import image_progress
     from tasks.decode import sample_images
 
-    sheet = sample_images(root, request, out)
-    print(f"{count} images in {out}; contact sheet: {sheet}")
+    with _interruptible(out):
+        drawn = sample_images(root, request, out, image_progress("sampling"))
+    how = f"{drawn.process.sampler}, {drawn.process.sampling_steps} steps, guidance {drawn.process.guidance:g}"
+    of = f" of the first {drawn.shown}" if drawn.shown < count else ""
+    print(f"{count} images in {out} ({how}); contact sheet{of}: {drawn.sheet}")
     return 0
 
 

@@ -16,6 +16,7 @@ from flows.spelling import annotation_of, fields, read_value, read_yaml
 from models.config import Config, FieldConfig, InnerConfig
 from storage.config import ImagesConfig
 from tasks.config import (
+    SAMPLING_KEYS,
     DispatchConfig,
     EncodeConfig,
     MetaTrainConfig,
@@ -138,7 +139,7 @@ INPUTS = {
 STAGES = tuple(SECTIONS)
 OPTIONAL = {"train_classifier": "classifier", "train_diffusion": "diffusion"}  # stages whose section may be null
 # How samples are drawn: decides what is evaluated, not what is trained.
-SAMPLING = tuple(f"diffusion.process.{key}" for key in ("sampler", "sampling_steps", "guidance", "clip", "variance"))
+SAMPLING = tuple(f"diffusion.process.{key}" for key in SAMPLING_KEYS)
 
 
 def stages_of(config: PipelineConfig) -> tuple[str, ...]:

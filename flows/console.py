@@ -17,6 +17,7 @@ from flows.ledger import Ledger
 from storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from storage.locations import Location, open_location
 from storage.stages import StageRecord, ended_unsaid, output_location, output_stands, read_record
+from tasks.progress import time_left
 
 if TYPE_CHECKING:
     from storage.collection import Collected
@@ -224,6 +225,26 @@ def _psnr(found: dict[str, Any]) -> str:
         return "no good rows"
     quantiles = ", ".join(f"{float(q):.0%} {value:.1f}" for q, value in found["quantiles"].items())
     return f"{found['mean']:.2f} dB ({quantiles})"
+
+
+def image_progress(word: str) -> Callable[[int, int], None]:
+    """Tells on standard error, at most every second, of images done, rate and time left: call(done, total)."""
+    console = Console(stderr=True, highlight=False)
+    begun = told = time.monotonic()
+    already: int | None = None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal begun, told, already
+        now = time.monotonic()
+        if already is None:  # whatever was loaded and compiled before is no part of the rate
+            already, begun = done, now
+        if now - told < 1 or done <= already:
+            return
+        told, rate = now, (done - already) / (now - begun)
+        left = time_left(done, total, rate)
+        console.print(f"{word}: {done} of {total} images, {rate:.3g} images/s, {left}", soft_wrap=True)
+
+    return tell
 
 
 def shard_progress(word: str) -> Callable[[int, int, int], None]:

@@ -108,8 +108,9 @@ class Ledger:
         return self._take(record, output_location(record, lender).uri)
 
     def _take(self, record: StageRecord, place: str) -> StageRecord:
-        """The output itself stays where it is; the record here names the place."""
+        """The output itself stays where it is; the record here names the place, and this root's config."""
         update = {"output": place, "stages": stages_of(self.config), "state": "finished", "owner": ""}
+        update["pipeline"] = self.config.model_dump(mode="json")  # it may draw samples in another manner
         taken = record.model_copy(update=update)
         write_record(self.location, taken)
         return taken

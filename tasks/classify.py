@@ -13,7 +13,8 @@ from storage.decoding import ENDINGS, BadImage, decode, fit
 from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.images import is_image
-from storage.locations import Location, open_location
+from storage.locations import LocalLocation, Location, open_location
+from storage.stages import read_record
 from tasks.decode import check_same_functaset, field_of, stage_output
 from tasks.training.classifier import load_classifier, logits_of
 from tasks.training.device import choose_device
@@ -29,10 +30,12 @@ def classify_images(root: str, images: str) -> Iterator[Row]:
     """A row for each image file in a folder (or the one file), in the order of their names, as they are judged.
 
     {image, class, label, probability, top: [[class, probability], ...]}, or {image, error} for a file that cannot be
-    read. The image is made a square of the field's resolution as those were that it was trained on. Raises
-    StorageError: nothing trained there, no image there, a classifier of another functaset.
+    read. The image is made a square of the field's resolution as those were that it was trained on, and may have as
+    many pixels as those. Raises StorageError: nothing trained there, no image there, a classifier of another functaset.
     """
     location = open_location(root)
+    folder, keys = _files(images)
+    max_pixels = _max_pixels(location)
     functaset = Functaset.open(stage_output(location, "encode"))
     model, normalizer, meta = load_classifier(stage_output(location, "train_classifier").uri)
     check_same_functaset(functaset, meta, root, "classifier")
@@ -40,10 +43,9 @@ def classify_images(root: str, images: str) -> Iterator[Row]:
     device = choose_device("auto")
     loop = InnerLoop(field.to(device), inner, (resolution, resolution))
     normalizer, model = normalizer.to(device), model.to(device)
-    folder, keys = _files(images)
     for start in range(0, len(keys), BATCH):
         part = keys[start : start + BATCH]
-        pixels, errors = _read(folder, part, resolution, field.image_channels)
+        pixels, errors = _read(folder, part, resolution, field.image_channels, max_pixels)
         z = loop.encode(as_float(pixels).to(device))
         logits = logits_of(model, normalizer.normalize(z)).float()
         names = meta.get("class_names") or [str(label) for label in range(meta["classes"])]
@@ -59,22 +61,33 @@ def _told(probabilities: torch.Tensor, names: list[str]) -> Row:
 
 def _files(images: str) -> tuple[Location, list[str]]:
     """Where the files are, and their names below it."""
-    path = Path(images).expanduser()
-    if "://" not in images and path.is_file():
-        return open_location(str(path.parent)), [path.name]
     location = open_location(images)
+    if isinstance(location, LocalLocation):
+        path = Path(location.uri)
+        if path.is_file():
+            return open_location(str(path.parent)), [path.name]
+        if not path.exists():
+            raise StorageError(f"{images}: no such folder or file; name a folder of images, or one file")
     keys = sorted(filter(is_image, location.list()))
     if not keys:
         raise StorageError(f"{images}: no image is there ({', '.join(ENDINGS)}); name a folder of images, or one file")
     return location, keys
 
 
-def _read(folder: Location, keys: list[str], resolution: int, channels: int) -> tuple[np.ndarray, list[str]]:
+def _max_pixels(root: Location) -> int:
+    """Of an image, by the config that the root was encoded with."""
+    record = read_record(root, "encode")
+    return int((record.config if record else {}).get("images.max_pixels", ImagesConfig().max_pixels))
+
+
+def _read(
+    folder: Location, keys: list[str], resolution: int, channels: int, max_pixels: int
+) -> tuple[np.ndarray, list[str]]:
     """uint8 [n, H, W, ch], unreadable ones black, and what is wrong with each ("": nothing)."""
     pixels, errors = np.zeros((len(keys), resolution, resolution, channels), np.uint8), []
     for row, key in enumerate(keys):
         try:
-            pixels[row] = fit(decode(folder.read(key), channels, ImagesConfig().max_pixels), resolution)
+            pixels[row] = fit(decode(folder.read(key), channels, max_pixels), resolution)
             errors.append("")
         except (BadImage, StorageError) as error:
             errors.append(str(error))

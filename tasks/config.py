@@ -14,6 +14,8 @@ from models.config import (
 )
 from storage.config import QuantizationConfig
 
+# How samples are drawn: keys of diffusion.process that are no part of the trained model.
+SAMPLING_KEYS = ("sampler", "sampling_steps", "guidance", "clip", "variance")
 MEMORY_BYTES = 4 << 30  # so many bytes of a split's pixels training keeps; more are read on demand
 
 
@@ -197,12 +199,26 @@ class SampleRequest(Config):
     """What `functa sample` was asked for."""
 
     count: int = Field(ge=1)
-    label: int | None = Field(ge=0)
-    guidance: float | None
-    seed: int = Field(ge=0)
-    resolution: int | None = Field(ge=1)
+    label: int | None = Field(None, ge=0)
+    guidance: float | None = None
+    sampler: Literal["ddpm", "dpmpp"] | None = None
+    steps: int | None = None
+    seed: int = Field(0, ge=0)
+    resolution: int | None = Field(None, ge=1)
 
     @field_validator("guidance")
     @classmethod
     def _guidance(cls, value: float | None) -> float | None:
         return value if value is None else DiffusionConfig(guidance=value).guidance
+
+    @field_validator("steps")
+    @classmethod
+    def _steps(cls, value: int | None) -> int | None:
+        # Of how many timesteps only the model can tell.
+        return value if value is None else DiffusionConfig(timesteps=10_000, sampling_steps=value).sampling_steps
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Keys of the diffusion process that were asked for."""
+        asked = {"guidance": self.guidance, "sampler": self.sampler, "sampling_steps": self.steps}
+        return {key: value for key, value in asked.items() if value is not None}

@@ -1,7 +1,7 @@
 """Sampling of latents, sliced by index: any slice can be made, retried and merged on its own."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.compilation import has_compiler
 from models.config import Config, DenoiserConfig, DiffusionConfig
 from models.denoiser import build_denoiser
 from models.diffusion import Denoise, sample
@@ -39,11 +40,15 @@ Progress = Callable[[int, int], None]
 
 def sample_latents(job: SampleJob, progress: Progress = lambda done, total: None) -> Tensor:
     """Latents [count, s, s, c], denormalised, on the CPU. `progress` is told samples' worth of work done, and all."""
+    return torch.cat(list(sample_batches(job, progress)))
+
+
+def sample_batches(job: SampleJob, progress: Progress = lambda done, total: None) -> Iterator[Tensor]:
+    """The same, batch by batch as they are drawn: [n, s, s, c] each."""
     device = choose_device(job.device)
     model, normalizer, meta = load_denoiser(job.denoiser)
     denoise, size = _denoiser(model.to(device), job, meta, device)
     seeds = [mix(job.seed, stage_number("sample"), job.start + i) for i in range(job.count)]
-    parts = []
     for begin in range(0, job.count, size):
         rows = [min(row, job.count - 1) for row in range(begin, begin + size)]  # a graph has one shape: filled up
         labels = None if job.labels is None else torch.tensor([job.labels[row] for row in rows], device=device)
@@ -61,8 +66,7 @@ def sample_latents(job: SampleJob, progress: Progress = lambda done, total: None
             device,
             progress=steps,
         )
-        parts.append(normalizer.denormalize(x.cpu()))
-    return torch.cat(parts)[: job.count]
+        yield normalizer.denormalize(x.cpu())[: job.count - begin]
 
 
 def _denoiser(model: nn.Module, job: SampleJob, meta: dict[str, Any], device: torch.device) -> tuple[Denoise, int]:
@@ -74,7 +78,7 @@ def _denoiser(model: nn.Module, job: SampleJob, meta: dict[str, Any], device: to
     build = partial(build_denoiser, DenoiserConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]))
     one = forward_flops(lambda: build(meta["classes"]), inputs)
     work = float(one * halves * job.process.sampling_steps * -(-job.count // size))
-    precision, mode = trained.get("precision", "float32"), trained.get("compile", "auto")
+    precision, mode = trained.get("precision", "float32"), _compilation(trained.get("compile", "auto"), device)
     function, _ = graphed(model, precision, mode, work, device, "diffusion.compile")
 
     def denoise(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -82,6 +86,13 @@ def _denoiser(model: nn.Module, job: SampleJob, meta: dict[str, Any], device: to
         return function(x, t, labels).clone() if mode == "graphs" else function(x, t, labels)
 
     return denoise, size
+
+
+def _compilation(trained: str, device: torch.device) -> str:
+    """How to compile here: what the training's machine had to have, this one need not have."""
+    if trained == "graphs" and device.type == "cuda" and has_compiler(device):
+        return "graphs"
+    return "off" if trained == "off" else "auto"
 
 
 def write_slice(job: SampleJob, progress: Progress = lambda done, total: None) -> str:

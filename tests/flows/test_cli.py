@@ -1,50 +1,15 @@
 """The command: exit statuses, errors in one line, answers in JSON."""
 
-import contextlib
-import io
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from flows.cli import main
+from tests.flows.shell import functa, here, told
 from tests.flows.tiny import TINY
 from tests.storage.filled import filled
-
-PROJECT = Path(__file__).parents[2]
-
-
-def here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command within this process, which has torch loaded: for what depends on nothing but its words and status."""
-    out, errors = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        patch.chdir(PROJECT)
-        patch.setattr(sys, "argv", ["functa", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), errors.getvalue())
-
-
-def functa(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """The command as a person runs it, in a process of its own."""
-    code = "from flows.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=PROJECT, capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
-
-
-def told(done: subprocess.CompletedProcess[str], status: int) -> str:
-    """The one line of an error."""
-    assert done.returncode == status, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("functa: ")
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +35,8 @@ def told(done: subprocess.CompletedProcess[str], status: int) -> str:
         (["store", "quantize", "/no/such/store", "/no/such/other", "--bits", "6", "--range", "auto"], 2, "--range"),
         (["store", "quantize", "/no/such/store", "/no/such/other", "--bits", "6", "--quantile", "2"], 2, "--quantile"),
         (["decode", "/no/such/store", "--rows", "3", "--out", "x"], 2, "START:STOP"),
+        (["decode", "/no/such/store", "--rows", "²:³", "--out", "x"], 2, "START:STOP"),
+        (["decode", "/no/such/store", "--rows", f"0:{'9' * 5000}", "--out", "x"], 2, "START:STOP"),
         (["decode", "/no/such/store", "--split", "foo", "--out", "x"], 2, "--split"),
         (["decode", "/no/such/store", "--resolution", "0", "--out", "x"], 2, "--resolution"),
         (["decode", "/no/such/store", "--resolution", "-8", "--out", "x"], 2, "--resolution"),
@@ -78,6 +45,10 @@ def told(done: subprocess.CompletedProcess[str], status: int) -> str:
         (["sample", "/no/such/root", "--guidance", "-1", "--out", "x"], 2, "--guidance -1"),
         (["sample", "/no/such/root", "--guidance", "nan", "--out", "x"], 2, "--guidance nan"),
         (["sample", "/no/such/root", "--count", "0", "--out", "x"], 2, "--count 0"),
+        (["sample", "/no/such/root", "--sampler", "euler", "--out", "x"], 2, "--sampler"),
+        (["sample", "/no/such/root", "--steps", "1", "--out", "x"], 2, "--steps 1"),
+        (["sample", "/no/such/root", "--steps", "10001", "--out", "x"], 2, "--steps 10001"),
+        (["sample", "/no/such/root", "--steps", "1.5", "--out", "x"], 2, "--steps"),
         (["sample", "/no/such/root", "--label", "-1", "--out", "x"], 2, "--label -1"),
         (["run", "digits", "--set", "inner.compile=maybe"], 2, "'auto', 'on' or 'off'"),
         (["run", "/tmp/"], 2, "unknown preset '/tmp/'"),

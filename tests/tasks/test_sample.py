@@ -1,9 +1,12 @@
 """Sampling in slices: sample i is the same however the work was cut."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from models.compilation import has_compiler
 from models.config import DenoiserConfig, DiffusionConfig
 from models.denoiser import build_denoiser
 from storage.checkpoints import save_checkpoint
@@ -16,7 +19,11 @@ PROCESS = DiffusionConfig(timesteps=20, sampling_steps=5, clip=3.0)
 
 @pytest.fixture(scope="module")
 def denoiser(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("denoiser"))
+    return save_denoiser(str(tmp_path_factory.mktemp("denoiser")))
+
+
+def save_denoiser(folder: str, **trained: str) -> str:
+    """As a training with these settings leaves it."""
     torch.manual_seed(0)
     config = DenoiserConfig(channels=32, multipliers=(1,), groups=4, head_channels=32)
     model = build_denoiser(config, (2, 2, 4), 3)
@@ -24,7 +31,7 @@ def denoiser(tmp_path_factory: pytest.TempPathFactory) -> str:
         parameter.data += 0.02 * torch.randn_like(parameter)
     metadata = {
         "model": config.model_dump(mode="json"), "latent_shape": [2, 2, 4], "classes": 3, "process": {},
-        "finished": True,
+        "finished": True, "config": trained,
         "normalizer": {"mean": [[[0.5] * 4]], "scale": [[[2.0] * 4]]},
     }  # fmt: skip
     weights = {f"model.{k}": v.numpy() for k, v in model.state_dict().items()}
@@ -47,7 +54,18 @@ def test_slices_and_batches_do_not_change_a_sample(denoiser: str) -> None:
     assert whole.std() > 0.1
 
 
-def test_a_slice_that_stands_is_kept(denoiser: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("mode", ["on", "graphs"])
+def test_what_compiled_where_it_was_trained_is_sampled_where_nothing_compiles(
+    mode: str, denoiser: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = sample_latents(job(denoiser, "", 0, 3))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not has_compiler(torch.device("cpu"))
+    compiled = save_denoiser(str(tmp_path), compile=mode)
+    torch.testing.assert_close(sample_latents(job(compiled, "", 0, 3)), expected)
+
+
+def test_a_slice_that_stands_is_kept(denoiser: str, tmp_path: Path) -> None:
     uris = [write_slice(job(denoiser, str(tmp_path), start, 3)) for start in (0, 3)]
     stamps = [p.stat().st_mtime_ns for p in sorted(tmp_path.iterdir())]
     assert [write_slice(job(denoiser, str(tmp_path), start, 3)) for start in (0, 3)] == uris
