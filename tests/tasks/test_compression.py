@@ -100,7 +100,8 @@ def test_psnr_at_a_rate_is_linear_in_its_logarithm_and_never_extrapolated() -> N
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> EvaluationJob:
     """A float32 functaset of 200 digits per split under a field of 20 steps."""
     folder = tmp_path_factory.mktemp("compression")
-    config = load_config("digits", [*TINY, "encode.quantization.bits=32", "evaluation.bits=[6,4,2]"])
+    few = ["evaluation.bits=[6,4,2]", "evaluation.compression.jpeg=[50]", "evaluation.compression.webp=[50]"]
+    config = load_config("digits", [*TINY, "encode.quantization.bits=32", *few])
     train_field(
         MetaTrainJob(
             seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
