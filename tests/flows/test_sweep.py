@@ -136,8 +136,8 @@ def gated(root: Path, *gate: str) -> tuple[int, str]:
     return done.returncode, done.stderr.strip()
 
 
-def test_the_gate_fails_a_run_that_stands_and_names_figure_threshold_and_report(root: Path) -> None:
-    place = member(root, 8)
+def test_the_gate_fails_a_run_that_stands_and_names_figure_threshold_and_report(root: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(member(root, 8), tmp_path / "root"))
     psnr = json.loads((place / "metrics.json").read_text())["psnr_test"]
     assert gated(place, f"gate.min_psnr={psnr - 1}") == (0, "")
     assert "Passed." in (place / "report.html").read_text()
@@ -150,11 +150,11 @@ def test_the_gate_fails_a_run_that_stands_and_names_figure_threshold_and_report(
     assert "FAILED" in (place / "report.html").read_text()
 
 
-def test_the_pipeline_fails_by_its_gate_after_everything_was_done(root: Path) -> None:
+def test_the_pipeline_fails_by_its_gate_after_everything_was_done(root: Path, tmp_path: Path) -> None:
     from flows.gate import GateFailed
     from flows.pipeline import pipeline
 
-    place = member(root, 2)
+    place = Path(shutil.copytree(member(root, 2), tmp_path / "root"))
     config = load_config("digits", [*ENCODED, "encode.quantization.bits=2", "gate.min_psnr=90"])
     with pytest.raises(GateFailed, match=r"is below gate\.min_psnr 90 dB; report: "):
         pipeline(str(place), config=config)
