@@ -1,6 +1,8 @@
 """PipelineConfig: flow parameter, UI form, YAML preset and command line at once; and the stages' digests."""
 
+import copy
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -254,13 +256,19 @@ def _read_preset(preset: str) -> tuple[dict[str, Any], str]:
     if len(text) > MAX_PRESET_BYTES:
         raise ConfigError(f"{preset}: larger than {MAX_PRESET_BYTES} bytes, which no preset is")
     try:
-        data = read_yaml(text, PipelineConfig)
+        data = copy.deepcopy(_parsed(text))
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
         raise ConfigError(f"{preset}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{preset}: a preset is a mapping of sections, such as 'field: {{width: 128}}'")
     data.setdefault("name", preset if preset in names else Path(preset).stem)
     return data, preset
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(text: str) -> Any:
+    """Once for all members of a sweep: YAML is read more slowly than all else is done."""
+    return read_yaml(text, PipelineConfig)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

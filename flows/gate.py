@@ -2,6 +2,7 @@
 
 import json
 
+from flows.config import STAGES
 from flows.ledger import Ledger
 from storage.locations import open_location
 from tasks.gate import verdicts
@@ -19,20 +20,26 @@ def check_gate(ledger: Ledger) -> None:
     """
     record = ledger.require("evaluate")
     gate = ledger.config.gate.model_dump(mode="json")
-    _tell_in_report(ledger.output(record), gate)
+    _tell_in_report(ledger, ledger.output(record), gate)
     broken = [verdict.told() for verdict in verdicts(gate, record.figures) if not verdict.passed]
     if broken:
         raise GateFailed(f"{'; '.join(broken)}; report: {ledger.location.uri}/report.html")
 
 
-def _tell_in_report(run: str, gate: dict[str, float | None]) -> None:
+def _tell_in_report(ledger: Ledger, run: str, gate: dict[str, float | None]) -> None:
     before = json.loads(open_location(run).read("run.json"))["config"].get("gate") or {}
     if _asked(before) == _asked(gate):
         return
+    from flows.jobs import pixel_classifier_place
     from tasks.report.run import load_folder, write_run
 
     folder = load_folder(run)
-    write_run(folder.model_copy(update={"config": folder.config | {"gate": gate}}))
+    standing = {stage: ledger.standing(stage) for stage in folder.outputs if stage in STAGES}
+    outputs = {stage: ledger.output(record) for stage, record in standing.items() if record is not None}
+    outputs["pixel_classifier"] = pixel_classifier_place(ledger)
+    # Where they are now: a root may have been moved or copied since its run was described.
+    places = {"root": ledger.root, "run": run, "outputs": outputs}
+    write_run(folder.model_copy(update=places | {"config": folder.config | {"gate": gate}}))
 
 
 def _asked(gate: dict[str, float | None]) -> dict[str, float]:
