@@ -153,17 +153,16 @@ def check_same_functaset(functaset: Functaset, meta: Mapping[str, Any], root: st
 
 def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest, root: str) -> DiffusionConfig:
     """The trained process, sampled as the request says, else the root's config. Raises StorageError."""
-    conditional, timesteps = meta["classes"] is not None, meta["process"]["timesteps"]
+    trained, conditional = DiffusionConfig.model_validate(meta["process"]), meta["classes"] is not None
     for name in ("guidance", "label"):
         if not conditional and getattr(request, name) is not None:
             raise StorageError(f"{root}: its diffusion model is unconditional, so it takes no --{name}")
     if request.label is not None and request.label >= meta["classes"]:
         raise StorageError(f"--label {request.label}: the model has classes 0 to {meta['classes'] - 1}")
-    if request.steps is not None and request.steps > timesteps:
+    if request.steps is not None and request.steps > trained.timesteps:
         raise StorageError(
-            f"--steps {request.steps}: the model was trained on {timesteps} timesteps; choose at most that"
+            f"--steps {request.steps}: the model was trained on {trained.timesteps} timesteps; choose at most that"
         )
-    trained = DiffusionConfig.model_validate(meta["process"])
     process = DiffusionConfig.model_validate(trained.model_dump() | _configured(location, trained) | request.chosen)
     if conditional and process.guidance != 1 and process.label_drop == 0:
         raise StorageError(
