@@ -21,7 +21,7 @@ from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.locations import Location, open_location
 from storage.shards import SplitShards
-from storage.stages import StageRecord, is_borrowed, output_location, read_record
+from storage.stages import StageRecord, output_location, read_record
 from tasks.config import SAMPLING_KEYS, SampleRequest
 from tasks.evaluation.job import as_uint8
 from tasks.training.device import choose_device
@@ -153,17 +153,16 @@ def check_same_functaset(functaset: Functaset, meta: Mapping[str, Any], root: st
 
 def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest, root: str) -> DiffusionConfig:
     """The trained process, sampled as the request says, else the root's config. Raises StorageError."""
-    conditional, timesteps = meta["classes"] is not None, meta["process"]["timesteps"]
+    trained, conditional = DiffusionConfig.model_validate(meta["process"]), meta["classes"] is not None
     for name in ("guidance", "label"):
         if not conditional and getattr(request, name) is not None:
             raise StorageError(f"{root}: its diffusion model is unconditional, so it takes no --{name}")
     if request.label is not None and request.label >= meta["classes"]:
         raise StorageError(f"--label {request.label}: the model has classes 0 to {meta['classes'] - 1}")
-    if request.steps is not None and request.steps > timesteps:
+    if request.steps is not None and request.steps > trained.timesteps:
         raise StorageError(
-            f"--steps {request.steps}: the model was trained on {timesteps} timesteps; choose at most that"
+            f"--steps {request.steps}: the model was trained on {trained.timesteps} timesteps; choose at most that"
         )
-    trained = DiffusionConfig.model_validate(meta["process"])
     process = DiffusionConfig.model_validate(trained.model_dump() | _configured(location, trained) | request.chosen)
     if conditional and process.guidance != 1 and process.label_drop == 0:
         raise StorageError(
@@ -176,12 +175,11 @@ def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest
 def _configured(root: Location, trained: DiffusionConfig) -> dict[str, Any]:
     """How the root's config draws samples from this model, by the newest record that says so; empty where none does.
 
-    Of training and evaluation, for the same model may be sampled in another manner later. A record that was taken over
-    from another root may tell of that root's manner: it is asked last.
+    Of training and evaluation, for the same model may be sampled in another manner later.
     """
     sampling = set(SAMPLING_KEYS)
     records = [record for stage in ("evaluate", "train_diffusion") if (record := read_record(root, stage))]
-    for record in sorted(records, key=lambda found: (not is_borrowed(found), found.started), reverse=True):
+    for record in sorted(records, key=lambda found: found.started, reverse=True):
         section = record.pipeline.get("diffusion") or {}  # null: that run had no diffusion model
         try:
             process = DiffusionConfig.model_validate(section["process"])
