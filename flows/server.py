@@ -82,8 +82,30 @@ def embedded_server() -> Iterator[None]:
     starting.join()
     if failed:
         raise OperateError(f"Prefect's embedded server did not start: {failed[0]}")
-    with temporary_settings({PREFECT_API_URL: server.api_url}):
+    with temporary_settings({PREFECT_API_URL: server.api_url}), ended_by_sigterm():
         yield
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within, SIGTERM ends the process in order, so that Prefect stops the server that it started at exit.
+
+    In a flow run Prefect hears it first, has the run Crashed, and passes it on. By default it would end the process at
+    once, and the server would stay.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def prefect_home() -> Path:

@@ -87,6 +87,22 @@ def test_a_typed_interrupt_ends_the_command_in_seconds_with_its_server(tmp_path:
     assert all_end(below, 10)
 
 
+def test_a_terminated_command_leaves_no_server(tmp_path: Path) -> None:
+    endless = [*command(tmp_path / "root"), "--set", "meta_train.steps=1000000"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(endless, cwd=PROJECT, stdout=file, stderr=file, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while b" images/s" not in log.read_bytes():
+        assert time.monotonic() < deadline and process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.5)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert any("uvicorn" in " ".join(cmdline(p)) for p in below)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM, log.read_text()[-3000:]
+    assert all_end(below, 30)
+
+
 def all_end(processes: list[psutil.Process], seconds: float) -> bool:
     _, alive = psutil.wait_procs(processes, seconds)
     return not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
