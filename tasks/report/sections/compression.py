@@ -12,8 +12,8 @@ from tasks.report.data import ReportData
 ABOUT = (
     "Each point is the mean over the same test images: bits per pixel as really written, and the PSNR of the 8-bit "
     "images that come back. JPEG with fitted Huffman tables and WebP as Pillow writes them, headers included; of small "
-    "images a JPEG file is mostly headers, so that its coded pixels alone are shown beside it, as if a set shared the "
-    "rest."
+    "images a JPEG file is mostly headers, so that its coded pixels alone, by the standard tables, stand beside it, as "
+    "if a set shared the rest."
 )
 
 
