@@ -88,6 +88,8 @@ def test_the_best_setting_is_the_smallest_distance_and_the_largest_psnr() -> Non
     found = best(settings, "psnr_test")
     assert found is not None
     assert found.values == ("5.0",)
+    equal = Sweep("p", ("k",), ("fd.latent",), (member(4, "1"), member(4, "2"))).settings
+    assert best(equal, "fd.latent") is None
     assert best(settings, "odd") is None  # which end of it is better, nobody knows
 
 
