@@ -154,7 +154,7 @@ def test_samples_of_each_setting_stand_in_a_row_of_their_own() -> None:
         (
             {"min_top1": 0.5},
             {"top1_test": math.nan},
-            ["top1_test nan is no number, but gate.min_top1 0.5 asks for one"],
+            ["top1_test nan is no number, but gate.min_top1 0.5 asks for it"],
         ),
         ({"min_top1": 0.5, "max_ece": 0.1}, {"top1_test": 0.6, "ece": 0.2}, ["ece 0.2 is above gate.max_ece 0.1"]),
         ({"min_psnr": None}, {}, []),
