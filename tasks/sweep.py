@@ -118,11 +118,11 @@ def split_of(metric: str, metrics: dict[str, Any]) -> str:
 
 
 def best(settings: list[Setting], metric: str) -> Setting | None:
-    """The setting of best mean; None where it is not known which end is better, or there is nothing to choose from."""
+    """The setting of best mean; None where it is not known which end is better, or all are equal."""
     name = metric.partition(".")[0]
     larger, smaller = name.startswith(LARGER_IS_BETTER), name.startswith(SMALLER_IS_BETTER)
     having = [each for each in settings if metric in each.summaries and math.isfinite(each.summaries[metric].mean)]
-    if larger == smaller or len(having) < 2:
+    if larger == smaller or len({each.summaries[metric].mean for each in having}) < 2:
         return None
     choose = max if larger else min
     return choose(having, key=lambda each: each.summaries[metric].mean)

@@ -88,6 +88,8 @@ def test_the_best_setting_is_the_smallest_distance_and_the_largest_psnr() -> Non
     found = best(settings, "psnr_test")
     assert found is not None
     assert found.values == ("5.0",)
+    equal = Sweep("p", ("k",), ("fd.latent",), (member(4, "1"), member(4, "2"))).settings
+    assert best(equal, "fd.latent") is None
     assert best(settings, "odd") is None  # which end of it is better, nobody knows
 
 
@@ -152,7 +154,7 @@ def test_samples_of_each_setting_stand_in_a_row_of_their_own() -> None:
         (
             {"min_top1": 0.5},
             {"top1_test": math.nan},
-            ["top1_test nan is no number, but gate.min_top1 0.5 asks for one"],
+            ["top1_test nan is no number, but gate.min_top1 0.5 asks for it"],
         ),
         ({"min_top1": 0.5, "max_ece": 0.1}, {"top1_test": 0.6, "ece": 0.2}, ["ece 0.2 is above gate.max_ece 0.1"]),
         ({"min_psnr": None}, {}, []),
