@@ -94,7 +94,7 @@ class PipelineConfig(Config):
     gate: GateConfig = Field(GateConfig(), title="Quality gate")
     dispatch: DispatchConfig = Field(DispatchConfig(), title="Dispatch")
     paper: dict[str, float | str] = Field(
-        {}, description="The paper's figures for this row, dB and percent; never used."
+        {}, description="The paper's figures for this row, dB and percent, and its number of classes; no setting."
     )
     provenance: ProvenanceConfig = Field(ProvenanceConfig(), title="Provenance")
 

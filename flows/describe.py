@@ -99,12 +99,19 @@ def training_flops(config: PipelineConfig, classes: int | None) -> dict[str, int
 
 
 def _image_shape(config: PipelineConfig) -> ImageShape:
-    """(resolution, channels, classes) from config, or from the images where only they can tell and are there."""
+    """(resolution, channels, classes) from config, or from the images where only they can tell and are there.
+
+    Where they are not, a row of the paper counts its classes: their number is for the folder to tell, so not a setting.
+    """
     known = known_images(config.images)
     if None not in known:
         return known
     images = _opened(config)
-    return known if images is None else (images.resolution, images.channels, len(images.classes))
+    if images is not None:
+        return images.resolution, images.channels, len(images.classes)
+    resolution, channels, classes = known
+    stated = config.paper.get("classes")
+    return resolution, channels, int(stated) if classes is None and stated is not None else classes
 
 
 def _estimate(config: PipelineConfig, resolution: int | None, channels: int | None) -> dict[str, Any]:

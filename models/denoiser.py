@@ -137,7 +137,7 @@ def check_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -
         if attends and width % config.head_channels:
             raise ValueError(
                 f"head_channels: the {resolution}x{resolution} level has attention and {width} channels, which are no "
-                f"multiple of {config.head_channels}: lower it"
+                f"multiple of {config.head_channels}: lower head_channels"
             )
     # At 1x1 a group of one number normalises to nothing, and the convolution that leads there has the width before.
     if resolutions[-1] == 1 and config.groups in [

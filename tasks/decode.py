@@ -163,13 +163,13 @@ def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest
         raise StorageError(
             f"--steps {request.steps}: the model was trained on {trained.timesteps} timesteps; choose at most that"
         )
-    process = DiffusionConfig.model_validate(trained.model_dump() | _configured(location, trained) | request.chosen)
-    if conditional and process.guidance != 1 and process.label_drop == 0:
+    asked = trained.model_dump() | _configured(location, trained) | request.chosen
+    if conditional and asked["guidance"] != 1 and trained.label_drop == 0:
         raise StorageError(
-            f"{root}: guidance {process.guidance:g} needs what the model makes of no label, which it never learned "
+            f"{root}: guidance {asked['guidance']:g} needs what the model makes of no label, which it never learned "
             f"(trained with label_drop=0); choose --guidance 1, or train with diffusion.process.label_drop above 0"
         )
-    return process
+    return DiffusionConfig.model_validate(asked)
 
 
 def _configured(root: Location, trained: DiffusionConfig) -> dict[str, Any]:

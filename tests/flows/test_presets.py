@@ -316,7 +316,7 @@ def test_table_3(row: str) -> None:
     assert config.images.resolution == 256
     psnr, top1, fid = TABLE_3[row]
     figures = {"psnr": psnr, "top1": top1, "fid_cond": fid}
-    assert config.paper == {key: value for key, value in figures.items() if value is not None}
+    assert config.paper == {"classes": 1000} | {key: value for key, value in figures.items() if value is not None}
     assert (config.classifier is None) == (top1 is None)
     assert (config.diffusion is None) == (fid is None)
     assert (config.meta_train.batch, config.meta_train.steps) == (16, 500_000)

@@ -146,7 +146,7 @@ def test_a_stage_that_some_members_do_not_have_is_shared_by_the_others() -> None
         (["--over", "encode.quantization.bits=8,6", *NOTHING_LEARNS, "--seeds", "2"],
          "trains nothing after the functaset"),
         (["--over", "images.limit=" + ",".join(map(str, range(2, 203))), "--seeds", "100"], "more than 10000"),
-        (["--over", "diffusion.model.channels=64,32"], "digits.channels-32: the 2x2 level"),  # told by the model itself
+        (["--over", "diffusion.model.channels=64,32"], "digits.channels-32: diffusion.model.head_channels: the 2x2"),
     ],
 )  # fmt: skip
 def test_a_bad_sweep_is_refused_in_one_line_before_anything_starts(arguments: list[str], said: str, tmp_path) -> None:  # type: ignore[no-untyped-def]

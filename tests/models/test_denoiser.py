@@ -119,7 +119,7 @@ def test_labels_are_wanted_exactly_where_there_are_classes() -> None:
     [
         (small(attention=(2,)), U8, "attention: resolution 2 is no level of this UNet: choose among 8, 4"),
         (small(multipliers=(1, 2, 2)), (6, 6, 3), "s = 6 is not divisible by 4"),
-        (small(head_channels=64, attention=(4,)), (4, 4, 3), "head_channels 64"),
+        (small(head_channels=64, attention=(4,)), (4, 4, 3), "32 channels, which are no multiple of 64"),
         (small(multipliers=(2, 1)), (2, 2, 3), "ends at 1x1"),
         (small(multipliers=(1, 2)), (2, 2, 3), "ends at 1x1"),
     ],

@@ -44,7 +44,7 @@ def test_it_moves_each_parameter_as_its_own_optimiser_would() -> None:
     rest = [p for p in apart.parameters() if all(p is not matrix for matrix in matrices)]
     theirs = [
         torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.Adam(rest, lr=3e-3),
+        torch.optim.Adam(rest, lr=3e-3, fused=True),
     ]
     for number in range(5):
         step(together, [ours], number)
@@ -79,7 +79,7 @@ def test_muon_takes_a_classifiers_hidden_matrices_and_both_let_the_same_weights_
     rest = [g | {"params": [p for p in g["params"] if id(p) not in taken]} for g in decay_groups(apart, 0.5)]
     theirs = [
         torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.25, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=3e-3),
+        torch.optim.AdamW(rest, lr=3e-3, fused=True),
     ]
     for number in range(3):
         step(together, [ours], number)

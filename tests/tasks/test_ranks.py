@@ -44,7 +44,14 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     yield
-    assert not [p for p in psutil.Process().children(recursive=True) if "tasks.training" in " ".join(p.cmdline())]
+    assert not [p for p in psutil.Process().children(recursive=True) if "tasks.training" in " ".join(cmdline(p))]
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie is one: another test's child that has ended
+        return []
 
 
 def field_job(output: Path, devices: int, *overrides: str) -> Job:
