@@ -54,9 +54,9 @@ def _extremes(kind: str, arrays: dict[str, np.ndarray]) -> Sheet | None:
         Pictures("original", originals),
         Pictures("reconstruction", reconstructions),
         Pictures(
-            f"error \u00d7{factor}",
+            f"error \u00d7 {factor}, and PSNR in dB",
             pixels.errors(originals, reconstructions, factor),
-            tuple(f"{value:.1f} dB" for value in psnr),
+            tuple(f"{value:.1f}" for value in psnr),
         ),
     )
     title = {"worst": "Worst test images", "best": "Best test images"}[kind]
