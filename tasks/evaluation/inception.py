@@ -36,7 +36,7 @@ def weights_digest(fid: FidConfig) -> str:
                 sha256.update(block)
     except (OSError, ValueError) as error:
         raise StorageError(
-            f"evaluation.fid.weights {fid.weights}: cannot be read ({error}); "
+            f"evaluation.fid.weights {fid.weights}: cannot be read ({getattr(error, 'strerror', None) or error}); "
             f"give the local path of {FILE}, or null for no FID"
         ) from None
     digest = sha256.hexdigest()
