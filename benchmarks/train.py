@@ -70,10 +70,10 @@ class Piece:
             stage=self.kind, config=self.config, seed=0, module=learner.model, gradients=learner.gradients,
             optimizer=learner.optimizer, output=open_location("."), metadata={}, ranks=self.ranks,
         )  # fmt: skip
-        average, watch, stop = loop._average(run), loop._Watch(run), loop._Stop()
+        averages, watch, stop = loop._Averages(run), loop._Watch(run), loop._Stop()
         learner.model.train()
         steps = iter(range(10**6))
-        return lambda: loop._update(run, average, next(steps), stop, watch), learner
+        return lambda: loop._update(run, averages, next(steps), stop, watch), learner
 
     def plain(self) -> Callable[[], float]:
         """The plainest loop's step."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import ClassifierConfig
+from models.dropout import Dropout
 
 
 class TokenClassifier(nn.Module):
@@ -29,7 +30,7 @@ class VectorClassifier(nn.Sequential):
     def __init__(self, numbers: int, width: int, depth: int, dropout: float, classes: int) -> None:
         hidden: list[nn.Module] = []
         for inputs in (numbers, *[width] * (depth - 1)):
-            hidden += [nn.Linear(inputs, width), nn.SiLU(), nn.Dropout(dropout)]
+            hidden += [nn.Linear(inputs, width), nn.SiLU(), Dropout(dropout)]
         super().__init__(nn.Flatten(), *hidden, nn.Linear(width, classes))
 
 

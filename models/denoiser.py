@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.config import DenoiserConfig
+from models.dropout import Dropout
 
 SINUSOID = 256  # numbers of ResidualMLP's time embedding before its MLP
 
@@ -70,7 +71,7 @@ class _ResidualBlock(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(config.groups, width, eps=1e-5) for _ in range(2))
         self.linears = nn.ModuleList([nn.Linear(width, width), _zeroed(nn.Linear(width, width))])
         self.time = nn.Linear(width, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x and activated embedding, [B, width] each -> [B, width]."""

@@ -37,5 +37,8 @@ def graphed(
         return precise, why
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     graphs = compilation == "graphs" and device.type == "cuda"
-    compiled = torch.compile(precise, dynamic=False, fullgraph=True, mode="reduce-overhead" if graphs else None)
+    # On a CPU inductor's own random numbers cost more than torch's: a graph with dropout was slower than none.
+    options = {"fallback_random": True} if device.type == "cpu" else None
+    mode = "reduce-overhead" if graphs else None
+    compiled = torch.compile(precise, dynamic=False, fullgraph=True, mode=mode, options=options)
     return compiled, why + (", CUDA graphs" if graphs else "")

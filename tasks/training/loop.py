@@ -50,7 +50,8 @@ def train(run: Run) -> Mapping[str, Any]:
 
     On a GPU the host looks at the figures when a line of the curve is due, and else runs ahead of the device.
     """
-    average = _average(run)
+    averages = _Averages(run)
+    average = averages.module
     start = resume(run, average)
     run.ranks.check_equal(start, *run.examples)
     pace = _Pace(start, run.metadata.get("seconds", 0.0))
@@ -58,7 +59,7 @@ def train(run: Run) -> Mapping[str, Any]:
     with _Stop() as stop:
         watch = _Watch(run)
         for step in range(start, run.config.steps):
-            figures, asked = _update(run, average, step, stop, watch)
+            figures, asked = _update(run, averages, step, stop, watch)
             done, last = step + 1, step + 1 == run.config.steps
             if not (watch.looks_always or last or _looks(run, done)):
                 continue
@@ -76,7 +77,7 @@ def train(run: Run) -> Mapping[str, Any]:
 
 
 def _update(
-    run: Run, average: nn.Module | None, step: int, stop: "_Stop", watch: "_Watch"
+    run: Run, averages: "_Averages", step: int, stop: "_Stop", watch: "_Watch"
 ) -> tuple[dict[str, Tensor], Tensor | bool]:
     """One optimiser step; its figures, and whether any rank was asked to stop."""
     seed = mix(run.seed, stage_number(run.stage), step)
@@ -86,15 +87,14 @@ def _update(
     parameters = run.parameters
     figures = run.gradients(step, generator)
     figures, asked = run.ranks.sum_up(parameters, figures, stop.asked)
-    norm = nn.utils.clip_grad_norm_(parameters, run.config.clip_norm or math.inf)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if run.config.clip_norm:
+        nn.utils.clip_grads_with_norm_(parameters, run.config.clip_norm, norm)
     watch.see(step, figures["loss"], norm)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(run.config, step) * group.get("factor", 1.0)
     run.optimizer.step()
-    if average is not None:
-        with torch.no_grad():
-            weight = 1 - average_decay(run.config, step)
-            torch._foreach_lerp_(list(average.parameters()), list(run.module.parameters()), weight)
+    averages.follow(1 - average_decay(run.config, step))
     return {name: value.detach() for name, value in figures.items()}, asked
 
 
@@ -132,10 +132,22 @@ class _Watch:
             )
 
 
-def _average(run: Run) -> nn.Module | None:
-    if not run.config.ema:
-        return None
-    return copy.deepcopy(run.module).requires_grad_(False)
+class _Averages:
+    """The averaged weights, where the run wants them.
+
+    Both lists are made once: to walk through a deep module at every step costs as much as its optimiser.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.module = copy.deepcopy(run.module).requires_grad_(False) if run.config.ema else None
+        self._averaged = [] if self.module is None else list(self.module.parameters())
+        self._trained = list(run.module.parameters())
+
+    @torch.no_grad()
+    def follow(self, weight: float) -> None:
+        """Moves the averages by this share of their way to the weights."""
+        if self._averaged:
+            torch._foreach_lerp_(self._averaged, self._trained, weight)
 
 
 class _Pace:

@@ -79,3 +79,16 @@ def test_on_a_cpu_attention_is_written_out_and_gives_what_the_fused_one_gives() 
     assert called == [True, False]
     for fused, written in zip(*gradients, strict=True):
         torch.testing.assert_close(written, fused, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not has_compiler(CPU), reason="no C++ compiler here")
+def test_a_graph_drops_what_the_plain_step_drops() -> None:
+    torch.manual_seed(0)
+    model = build_classifier(ClassifierConfig(kind="mlp", width=64, depth=2, dropout=0.3), (1, 1, 32), 10)
+    compiled, _ = graphed(lambda x: model(x), "float32", "on", 0.0, CPU, "k")
+    z, outputs = torch.randn(16, 1, 1, 32), []
+    for function in (model, compiled):
+        torch.manual_seed(3)
+        outputs.append(function(z))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(model(z), outputs[0])
