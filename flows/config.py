@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from flows.fit import check_devices, check_sections
+from flows.fit import check_devices, check_micro_batches, check_sections
 from flows.spelling import annotation_of, fields, read_value, read_yaml
 from models.config import Config, FieldConfig, InnerConfig
 from storage.config import ImagesConfig
@@ -101,6 +101,7 @@ class PipelineConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> "PipelineConfig":
         check_sections(self.images, self.field, self.meta_train)
+        check_micro_batches({"meta_train": self.meta_train, "classifier": self.classifier, "diffusion": self.diffusion})
         check_devices(_trained_batches(self), self.dispatch.devices)
         return self
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from models.config import FieldConfig
 from models.cost import coordinate_bits
 from storage.config import ImagesConfig
-from tasks.config import MetaTrainConfig
+from tasks.config import LatentTrainingConfig, MetaTrainConfig
 
 # Resolution, channels, classes of the sets that every copy of has the same.
 SETS = {"digits": (8, 1, 10), "CIFAR10": (32, 3, 10), "FashionMNIST": (28, 1, 10)}
@@ -42,7 +42,7 @@ def check_sections(images: ImagesConfig, field: FieldConfig, meta_train: MetaTra
     resolution = known_images(images)[0]
     if resolution is not None:
         check_field(field, resolution)
-    patches, micro = meta_train.patches_per_image, meta_train.micro_batch
+    patches = meta_train.patches_per_image
     if patches is not None and not field.independent:
         raise ValueError(
             f"meta_train.patches_per_image={patches} needs patches that depend on their own latent alone: leave it "
@@ -53,11 +53,17 @@ def check_sections(images: ImagesConfig, field: FieldConfig, meta_train: MetaTra
             f"meta_train.patches_per_image={patches} exceeds the {field.positions} latent positions of an image: "
             f"choose at most that, or leave it empty"
         )
-    if micro is not None and micro > meta_train.batch:
-        raise ValueError(
-            f"meta_train.micro_batch={micro} exceeds meta_train.batch={meta_train.batch}: choose at most that, "
-            f"or leave it empty"
-        )
+
+
+def check_micro_batches(sections: Mapping[str, MetaTrainConfig | LatentTrainingConfig | None]) -> None:
+    """Raises ValueError, one line, where more examples are to be in memory than a step has, in sections by name."""
+    for name, section in sections.items():
+        micro = None if section is None else section.micro_batch
+        if section is not None and micro is not None and micro > section.batch:
+            raise ValueError(
+                f"{name}.micro_batch={micro} exceeds {name}.batch={section.batch}: choose at most that, "
+                f"or leave it empty"
+            )
 
 
 def check_devices(batches: Mapping[str, int], devices: int) -> None:

@@ -142,6 +142,12 @@ class LatentTrainingConfig(TrainingConfig):
         description="torch.compile: auto = when a compiler is there and the work repays it; graphs: CUDA graphs too.",
         json_schema_extra=ENVIRONMENT,
     )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Examples per backward pass and device, their gradients accumulated; empty: all at once.",
+        json_schema_extra=ENVIRONMENT,
+    )
 
 
 class TrainClassifierConfig(LatentTrainingConfig):

@@ -8,6 +8,7 @@ runs this module again.
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -78,7 +79,7 @@ def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: 
     except Exception as error:
         if isinstance(error, RankLost):
             time.sleep(LAUNCHER_SECONDS)  # if a rank died, the launcher now ends this one and tells how that one ended
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = told(job, error)
         may_pass = isinstance(error, TransientError | RankLost)
         emit({"error": text, "may_pass": may_pass, "by_config": isinstance(error, NonFiniteLoss)})
         if os.environ.get("FUNCTA_DEBUG"):
@@ -86,6 +87,23 @@ def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: 
         return 1
     leave_ranks()
     return 0
+
+
+def told(job: dict[str, Any], error: Exception) -> str:
+    """The error in one line; of a memory that is full, also which keys make the step smaller."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in text:
+        return text
+    kind = job["kind"]
+    if kind == "pixel_classifier":
+        mend = f"evaluation.pixel_classifier.batch (now {job[kind]['batch']})"
+    else:
+        now = job[kind].get("micro_batch") or f"empty: the whole batch of {job[kind]['batch']}"
+        other = "inner.checkpoint=true" if kind == "meta_train" else f"{kind}.precision=bf16"
+        mend = f"{kind}.micro_batch (now {now}), or set {other}"
+    asked = re.search(r"ried to allocate ([\d.]+ \w+)", text)
+    amount = f" ({asked[1]} more were asked for)" if asked else ""
+    return f"{kind}: out of memory{amount}: lower {mend}; what is saved is kept"
 
 
 def _run(job: dict[str, Any], emit: Any) -> dict[str, Any]:

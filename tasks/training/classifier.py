@@ -14,7 +14,7 @@ from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainClassifierConfig
 from tasks.training.batches import Batches, check_labels, training_batches
-from tasks.training.graph import graphed
+from tasks.training.graph import accumulated, compilation, graphed, parts
 from tasks.training.latents import Split, load_split, training_normalizer
 from tasks.training.loop import train
 from tasks.training.optimizer import classifier_optimizer
@@ -98,7 +98,7 @@ def classifier_learner(
     seed: int,
 ) -> Learner:
     """The classifier of the config as `seed` starts it, and its step on these batches."""
-    device, part, share = ranks.device, ranks.part(config.batch), ranks.share(config.batch)
+    device, part = ranks.device, ranks.part(config.batch)
     shape = (config.batch, *latent_shape)
     build = partial(build_classifier, config.model, latent_shape, classes)
     work = step_work(build, [torch.empty(shape)], config, ranks)
@@ -106,18 +106,17 @@ def classifier_learner(
     model = build().to(device)
 
     def loss(x: Tensor, labels: Tensor) -> Tensor:
-        return share * classification_loss(model(x), labels, config.label_smoothing)
+        return classification_loss(model(x), labels, config.label_smoothing)
 
+    some = parts(part.stop - part.start, config.micro_batch)
     total = work.flops * config.steps
-    loss_of, mode = graphed(loss, config.precision, config.compile, total, device, "classifier.compile")
+    loss_of, mode = graphed(loss, config.precision, compilation(config, some), total, device, "classifier.compile")
 
     def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         x, labels = batches(step)
         if config.noise:  # drawn for the whole batch: an example's, whoever computes it
             x = x + config.noise * torch.randn(shape, generator=generator, device=device)[part]
-        value = loss_of(x, labels)
-        value.backward()
-        return {"loss": value}
+        return {"loss": accumulated(loss_of, some, config.batch, [x, labels])}
 
     return Learner(model, classifier_optimizer(model, config), gradients, work, mode)
 

@@ -15,7 +15,7 @@ from storage.functaset import Functaset
 from storage.locations import open_location
 from tasks.config import TrainDiffusionConfig
 from tasks.training.batches import Batches, training_batches
-from tasks.training.graph import graphed
+from tasks.training.graph import accumulated, compilation, graphed, parts
 from tasks.training.latents import training_normalizer
 from tasks.training.loop import train
 from tasks.training.ranks import Ranks, join_ranks
@@ -90,7 +90,7 @@ def diffusion_learner(
     seed: int,
 ) -> Learner:
     """The denoiser of the config as `seed` starts it, and its step on these batches."""
-    device, part, share = ranks.device, ranks.part(config.batch), ranks.share(config.batch)
+    device, part = ranks.device, ranks.part(config.batch)
     shape, process, tables = (config.batch, *latent_shape), config.process, loss_tables(config.process, device)
     build = partial(build_denoiser, config.model, latent_shape, classes)
     number = torch.zeros(config.batch, dtype=torch.int64)
@@ -100,16 +100,16 @@ def diffusion_learner(
 
     def loss(x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
         given = labels if classes is not None else None
-        return share * diffusion_loss(model, tables, x0, given, Draw(t, noise, dropped), classes)
+        return diffusion_loss(model, tables, x0, given, Draw(t, noise, dropped), classes)
 
+    some = parts(part.stop - part.start, config.micro_batch)
     total = work.flops * config.steps
-    loss_of, mode = graphed(loss, config.precision, config.compile, total, device, "diffusion.compile")
+    loss_of, mode = graphed(loss, config.precision, compilation(config, some), total, device, "diffusion.compile")
 
     def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         drawn = draw(process, shape, generator)  # for the whole batch: an example's, whoever computes it
-        value = loss_of(*batches(step), *(tensor[part] for tensor in drawn))
-        value.backward()
-        return {"loss": value}
+        inputs = [*batches(step), *(tensor[part] for tensor in drawn)]
+        return {"loss": accumulated(loss_of, some, config.batch, inputs)}
 
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     return Learner(model, optimizer, gradients, work, mode)

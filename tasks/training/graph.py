@@ -1,6 +1,6 @@
 """What is called again and again on tensors, under autocast and as one compiled graph where that repays itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -8,8 +8,33 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.compilation import GRAPHS, should_compile
+from tasks.config import LatentTrainingConfig
 
 Function = Callable[..., Tensor]
+
+
+def parts(count: int, most: int | None) -> list[slice]:
+    """`count` examples in as few parts as hold `most` each (None: all), of two sizes at most: each is a graph."""
+    number = 1 if most is None else -(-count // most)
+    return [slice(count * i // number, count * (i + 1) // number) for i in range(number)]
+
+
+def compilation(config: LatentTrainingConfig, some: Sequence[slice]) -> str:
+    """How to compile for these parts of a step: a CUDA graph's next run would overwrite the gradients of its last."""
+    return "on" if config.compile == "graphs" and len(some) > 1 else config.compile
+
+
+def accumulated(loss_of: Function, some: Sequence[slice], batch: int, inputs: Sequence[Tensor]) -> Tensor:
+    """Adds the gradients of these parts' share in a batch, part by part; the share of its loss that is theirs.
+
+    `loss_of` gives the mean over the examples that it is given.
+    """
+    total = torch.zeros((), device=inputs[0].device)
+    for part in some:
+        value = (part.stop - part.start) / batch * loss_of(*(tensor[part] for tensor in inputs))
+        value.backward()
+        total = total + value.detach()
+    return total
 
 
 def graphed(

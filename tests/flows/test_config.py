@@ -57,6 +57,8 @@ from tasks.config import TrainClassifierConfig, TrainDiffusionConfig
         ("digits", ["meta_train.patches_per_image=2", "field.kernel=3"], "set field.interpolation=nearest and"),
         ("digits", ["meta_train.patches_per_image=5"], "=5 exceeds the 4 latent positions of an image: choose at most"),
         ("digits", ["meta_train.micro_batch=65"], "meta_train.micro_batch=65 exceeds meta_train.batch=64: choose at"),
+        ("digits", ["classifier.micro_batch=129"], "classifier.micro_batch=129 exceeds classifier.batch=128: choose"),
+        ("digits", ["diffusion.micro_batch=129"], "diffusion.micro_batch=129 exceeds diffusion.batch=128: choose at"),
         *(
             (
                 "digits",

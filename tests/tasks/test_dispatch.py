@@ -8,15 +8,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from flows.config import load_config
 from tasks import dispatch
 from tasks.dispatch import TrainingFailed, train_in_child
-from tasks.training.__main__ import line
+from tasks.training.__main__ import line, told
 from tasks.training.meta_train import MetaTrainJob
 
 PROJECT = Path(__file__).parents[2]
@@ -159,3 +161,35 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
         train_in_child(job(tmp_path, "meta_train.steps=100000") | {"devices": 2}, kill)
     assert len(ranks) == 2
     assert not psutil.wait_procs(ranks, 30)[1]
+
+
+@pytest.mark.parametrize(
+    ("of", "mend"),
+    [
+        (
+            {"kind": "classifier", "classifier": {"batch": 1024, "micro_batch": None}},
+            "lower classifier.micro_batch (now empty: the whole batch of 1024), or set classifier.precision=bf16",
+        ),
+        (
+            {"kind": "meta_train", "meta_train": {"batch": 16, "micro_batch": 4}},
+            "lower meta_train.micro_batch (now 4), or set inner.checkpoint=true",
+        ),
+        (
+            {"kind": "pixel_classifier", "pixel_classifier": {"batch": 128}},
+            "lower evaluation.pixel_classifier.batch (now 128)",
+        ),
+    ],
+)
+def test_a_memory_that_is_full_is_told_with_the_keys_that_mend_it(of: dict[str, Any], mend: str) -> None:
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    asked = "CUDA out of memory. Tried to allocate 2.25 GiB. GPU 0 has a total capacity of 79.18 GiB of which 1 is free"
+    for error, amount in ((full.value, f"{1 << 60} bytes"), (torch.OutOfMemoryError(asked), "2.25 GiB")):
+        assert told(of, error) == (
+            f"{of['kind']}: out of memory ({amount} more were asked for): {mend}; what is saved is kept"
+        )
+
+
+def test_other_faults_are_told_as_they_are() -> None:
+    assert told({"kind": "classifier"}, ValueError("one\n  thing")) == "one thing"
+    assert told({"kind": "classifier"}, KeyError()) == "KeyError"

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.classifier import build_classifier, classification_loss
@@ -9,7 +11,7 @@ from models.compilation import has_compiler
 from models.config import ClassifierConfig, DenoiserConfig, DiffusionConfig
 from models.denoiser import build_denoiser
 from models.diffusion import Draw, diffusion_loss, draw, loss_tables
-from tasks.training.graph import graphed
+from tasks.training.graph import graphed, parts
 
 CPU = torch.device("cpu")
 
@@ -92,3 +94,13 @@ def test_a_graph_drops_what_the_plain_step_drops() -> None:
         outputs.append(function(z))
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
     assert not torch.equal(model(z), outputs[0])
+
+
+@given(count=st.integers(1, 300), most=st.integers(1, 300))
+def test_parts_are_the_whole_and_of_two_sizes_at_most(count: int, most: int) -> None:
+    some = parts(count, most)
+    assert [i for part in some for i in range(part.start, part.stop)] == list(range(count))
+    sizes = {part.stop - part.start for part in some}
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
+    assert parts(count, None) == [slice(0, count)]

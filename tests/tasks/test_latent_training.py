@@ -201,3 +201,18 @@ def test_the_inverse_square_root_goes_on_from_the_end_of_the_warmup() -> None:
     assert rates == pytest.approx([3e-4 / 4000, 1.5e-4, 3e-4, 3e-4, 1.5e-4], rel=2e-4)
     with pytest.raises(ValueError, match="give a warmup"):
         TrainingConfig(decay="inverse_sqrt")
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("micro", [1, 4, 6])
+def test_a_batch_in_parts_trains_the_same_weights(kind: str, micro: int, functaset: str, tmp_path: Path) -> None:
+    """6 examples in parts of 1, 3 and 6; dropout's masks would differ."""
+    plain = [] if kind == "vector" else ["model.dropout=0"]
+    rows: dict[str, list[dict[str, Any]]] = {"whole": [], "parts": []}
+    run(job(kind, functaset, tmp_path / "whole", *plain), rows["whole"].append)
+    run(job(kind, functaset, tmp_path / "parts", *plain, f"micro_batch={micro}"), rows["parts"].append)
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    for name, value in whole.items():
+        if name.startswith(("model.", "average.")):
+            np.testing.assert_allclose(parts[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
+    assert rows["parts"][-1]["loss"] == pytest.approx(rows["whole"][-1]["loss"], rel=1e-3)
