@@ -226,12 +226,20 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
         each = [{"job": job} for job in feature_jobs(ledger, job, files, labels)]
         features = fan_out(units.retried(units.compute_features, dispatch), each, dispatch)
         metrics |= units.retried(units.measure_generation, dispatch)(job, files, labels, features)
+        metrics["sampling"] = _sampling(ledger)
         slices, drawn = draw_jobs(ledger, job)
         if slices:
             labels = drawn
             files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
         metrics |= units.retried(units.measure_memorization, dispatch)(job, files, labels)
     return metrics
+
+
+def _sampling(ledger: Ledger) -> dict[str, Any]:
+    """How samples were drawn: distances of one sampler are not another's."""
+    assert ledger.config.diffusion is not None
+    keys = {"sampler", "sampling_steps", "guidance", "variance", "clip"}
+    return ledger.config.diffusion.process.model_dump(mode="json", include=keys)
 
 
 def _stands(ledger: Ledger, stage: str) -> bool:

@@ -95,6 +95,7 @@ METRICS = {
         "text",
         "Which images, how many, how many samples, feature dimensions.",
     ),
+    "sampling": Described(_GENERATION, "Sampling", "text", "How the samples were drawn from the diffusion model."),
     "mae_255": Described(_RECONSTRUCTION, "Mean absolute error", "grey levels", "Of 255, over all test pixels."),
     "bits_per_dim": Described(
         _COMPRESSION, "Bits per latent number", "bits", "Measured: all bytes stored for the latents over their count."

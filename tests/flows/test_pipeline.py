@@ -64,15 +64,18 @@ def test_every_figure_is_in_metrics_json(root: Path) -> None:
     metrics = json.loads((root / "metrics.json").read_text())
     assert {
         "psnr_test", "psnr_test_pooled", "psnr_pca_patch", "psnr_pca_image", "psnr_by_bits", "mae_255", "top1_test",
-        "ece", "label_agreement", "fd", "fd_reconstruction", "fd_noise", "fd_reference", "bits_per_dim", "rows",
-        "bad_inputs", "encode_images_per_s", "meta_images_per_s", "seconds_by_stage", "parameters", "fingerprint",
-        "versions",
+        "ece", "label_agreement", "sampling", "fd", "fd_reconstruction", "fd_noise", "fd_reference", "bits_per_dim",
+        "rows", "bad_inputs", "encode_images_per_s", "meta_images_per_s", "seconds_by_stage", "parameters",
+        "fingerprint", "versions",
     } <= metrics.keys()  # fmt: skip
     assert metrics["rows"] == 400
     assert set(metrics["fd"]) == {"classifier", "latent"}
     assert metrics["fd_reference"] == {
         "images": "train", "count": 200, "samples": 100, "dimensions": {"classifier": 64, "latent": 32},
         "subset": {"classifier": 100, "latent": 100},
+    }  # fmt: skip
+    assert metrics["sampling"] == {
+        "sampler": "ddpm", "sampling_steps": 4, "guidance": 1.0, "variance": "fixed_large", "clip": 4.0,
     }  # fmt: skip
     for key in ("kd", "precision", "recall"):
         assert set(metrics[key]) == {"classifier", "latent"}

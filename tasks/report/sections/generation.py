@@ -35,6 +35,10 @@ def _about(metrics: dict[str, Any]) -> str:
     if samples is None or count is None:
         return ""
     about = f"{samples:,.0f} samples and {count:,.0f} training images."
+    drawn = metrics.get("sampling")
+    if isinstance(drawn, dict):
+        about += f" Drawn by {drawn.get('sampler')} in {drawn.get('sampling_steps')} steps"
+        about += f" at guidance {show(drawn.get('guidance'))}."
     duplicates = number(metrics, "duplicates")
     if duplicates:
         about += f" {duplicates:,.0f} of the samples repeat another one pixel by pixel."
