@@ -185,7 +185,7 @@ def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section in SECTIONS[stage]:
         value = seed_of(config, stage) if section == "seed" else getattr(config, section)
-        flat |= _flatten(value, section) if isinstance(value, BaseModel) else {section: value}
+        flat |= settings(value, section) if isinstance(value, BaseModel) else {section: value}
     if stage == "train_diffusion":
         return {key: value for key, value in flat.items() if key not in SAMPLING}
     if stage == "evaluate":  # the model itself is among its inputs, by digest
@@ -193,7 +193,8 @@ def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
     return flat
 
 
-def _flatten(model: BaseModel, prefix: str) -> dict[str, Any]:
+def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
+    """The keys of a section that decide a result, flat; those of the machine are left out."""
     flat: dict[str, Any] = {}
     for name, info in type(model).model_fields.items():
         extra = info.json_schema_extra
@@ -201,7 +202,7 @@ def _flatten(model: BaseModel, prefix: str) -> dict[str, Any]:
             continue
         value = getattr(model, name)
         if isinstance(value, BaseModel):
-            flat |= _flatten(value, f"{prefix}.{name}")
+            flat |= settings(value, f"{prefix}.{name}")
         else:
             flat[f"{prefix}.{name}"] = json.loads(json.dumps(value))  # tuples become lists, as read back
     return flat

@@ -4,9 +4,9 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from flows.config import OPTIONAL, STAGES, PipelineConfig, digest, seed_of, stages_of
+from flows.config import OPTIONAL, STAGES, PipelineConfig, digest, seed_of, settings, stages_of
 from flows.describe import parameters
-from flows.ledger import Ledger, now
+from flows.ledger import Ledger, images_digest, now
 from storage.checkpoints import newest_metadata
 from storage.errors import MissingObject
 from storage.functaset import Functaset
@@ -135,19 +135,21 @@ def pixel_classifier_place(ledger: Ledger) -> str:
 
 
 def _pixel_classifier_digest(config: PipelineConfig) -> str:
-    pixel_classifier = config.evaluation.pixel_classifier.model_dump(mode="json")
-    images = config.images.model_dump(mode="json")
-    return digest({"images": images, "pixel_classifier": pixel_classifier, "seed": config.seed})
+    """Of its config, and of the images as they are now: a class that came changes its very shape."""
+    images = open_images(config.images)
+    chosen = settings(config.images, "images") | settings(config.evaluation.pixel_classifier, "pixel_classifier")
+    return digest({"config": chosen, "images": images_digest(images), "classes": images.classes})
 
 
 def pixel_classifier_job(ledger: Ledger, job: Job) -> Job:
     """The feature space of Frechet distances: images and its own config decide it.
 
-    Its seed is the run's, never training_seed: runs of several seeds are measured in one space.
+    Its seed is its own: runs of several seeds are measured in one space.
     """
     config = ledger.config
     return PixelClassifierJob(
-        seed=config.seed, images=config.images, pixel_classifier=config.evaluation.pixel_classifier,
+        seed=config.evaluation.pixel_classifier.seed, images=config.images,
+        pixel_classifier=config.evaluation.pixel_classifier,
         device=config.dispatch.device, devices=config.dispatch.devices, output=job["pixel_classifier"],
         digest=_pixel_classifier_digest(config),
     ).model_dump(mode="json")  # fmt: skip
@@ -161,7 +163,7 @@ def sample_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int] | None]:
     labels = None
     training = open_images(config.images).split("train").labels
     count = min(config.evaluation.samples, len(training))  # as many as there are reconstructions to compare with
-    if diffusion.process.conditional:
+    if diffusion.process.labelled:
         labels = [int(label) for label in reference_labels(training, count)]
     return _slices(ledger, job, labels, count, "samples"), labels
 
@@ -169,9 +171,10 @@ def sample_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int] | None]:
 def draw_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int]]:
     """Slices of the samples of each class that Table 7 counts, and all labels; empty where those for distances do."""
     diffusion, each = ledger.config.diffusion, ledger.config.evaluation.memorization.draws_per_class
-    if each is None or diffusion is None or not diffusion.process.conditional:
+    if each is None or diffusion is None or not diffusion.process.labelled:
         return [], []
-    labels = [label for label in range(len(classes(ledger))) for _ in range(each)]
+    there = sorted(set(open_images(ledger.config.images).split("train").labels.tolist()))
+    labels = [int(label) for label in there for _ in range(each)]
     return _slices(ledger, job, labels, len(labels), "draws"), labels
 
 

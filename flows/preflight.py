@@ -28,6 +28,11 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
     except ValueError as error:
         raise StorageError(str(error)) from None
     check_compilers(config, stage)
+    if config.classifier is not None and stage in ("pipeline", "train_classifier") and len(images.classes) < 2:
+        raise StorageError(
+            f"{config.images.location or config.images.source}: {len(images.classes)} class was found, and a "
+            f"classifier tells two or more apart: set classifier=null, or sort the images into class folders"
+        )
     fid = config.evaluation.fid
     if fid.weights is not None and config.diffusion is not None and stage in ("pipeline", "evaluate"):
         weights_digest(fid)

@@ -9,6 +9,7 @@ from prefect.artifacts import create_table_artifact
 from flows.config import PipelineConfig, digest, require_stage
 from flows.fit import known_images, latent_surplus
 from flows.jobs import (
+    classes,
     classifier_job,
     diffusion_job,
     draw_jobs,
@@ -217,11 +218,10 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
     if job["classifier"]:
         metrics |= units.retried(units.measure_classification, dispatch)(job)
     if job["diffusion"]:
-        pixels = pixel_classifier_job(ledger, job)
-        batch = ledger.config.evaluation.pixel_classifier.batch
-        trained = units.retried(units.train, dispatch)(pixels, "the pixel classifier", batch, None)
-        metrics["top1_pixels"] = trained["top1_pixels"]
+        job, judged = _judge(ledger, job)
+        metrics |= judged
         slices, labels = sample_jobs(ledger, job)
+        _tell_of_fewer(ledger, slices)
         files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
         each = [{"job": job} for job in feature_jobs(ledger, job, files, labels)]
         features = fan_out(units.retried(units.compute_features, dispatch), each, dispatch)
@@ -233,6 +233,30 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
             files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
         metrics |= units.retried(units.measure_memorization, dispatch)(job, files, labels)
     return metrics
+
+
+def _judge(ledger: Ledger, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains the pixel classifier: the job, and its figures; of a single class there is nothing to learn."""
+    evaluation = ledger.config.evaluation
+    if len(classes(ledger)) < 2:
+        get_run_logger().warning(
+            "the images are of one class, which no pixel classifier can learn features from: distances are of latents "
+            "(and of Inception's features, where evaluation.fid.weights is given)"
+        )
+        return job | {"pixel_classifier": ""}, {}
+    pixels = pixel_classifier_job(ledger, job)
+    train = units.retried(units.train, ledger.config.dispatch)
+    trained = train(pixels, "the pixel classifier", evaluation.pixel_classifier.batch, None)
+    return job, {"top1_pixels": trained["top1_pixels"]}
+
+
+def _tell_of_fewer(ledger: Ledger, slices: list[dict[str, Any]]) -> None:
+    """Samples are as many as there are reconstructions to compare them with, at most."""
+    wanted, count = ledger.config.evaluation.samples, sum(job["count"] for job in slices)
+    if count < wanted:
+        get_run_logger().warning(
+            f"evaluation.samples={wanted}, but {count} are drawn: as many as there are training images"
+        )
 
 
 def _sampling(ledger: Ledger) -> dict[str, Any]:

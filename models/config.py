@@ -217,3 +217,8 @@ class DiffusionConfig(Config):
         if self.conditional and self.label_drop == 1:
             raise ValueError("label_drop=1 leaves a conditional model no labels to learn from: set conditional=false")
         return self
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a sample is one of a class: at guidance 0 a conditional model draws unconditional ones."""
+        return self.conditional and self.guidance != 0

@@ -115,13 +115,19 @@ def pca_psnr(train: Tensor, test: Tensor, numbers: int, patch: int | tuple[int, 
 
 
 def _principal(train: Tensor, numbers: int, patch: int | tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """Mean [D] and the first `numbers` principal axes [D, numbers], the last the strongest."""
-    if patch is None and len(train) < train[0].numel():  # fewer images than values: by their products [N, N]
-        centred = train.flatten(1).double().cpu()
+    """Mean [D] and the first `numbers` principal axes [D, numbers], the last the strongest.
+
+    Fewer axes where the rows span fewer dimensions: all there is of them is kept then.
+    """
+    example = _rows(train[:1], patch)  # [patches of an image, D]
+    if len(train) * len(example) < example.shape[1]:  # fewer rows than values: by their products [N, N]
+        centred = _rows(train, patch).double().cpu()
         mean = centred.mean(0)
         centred = centred - mean
         strength, vectors = torch.linalg.eigh(centred @ centred.T)
-        return mean, centred.T @ (vectors[:, -numbers:] / strength[-numbers:].sqrt())
+        least = strength[-1] * len(centred) * torch.finfo(strength.dtype).eps
+        kept = (strength > least).nonzero().flatten()[-numbers:]  # repeated rows leave products without a length
+        return mean, centred.T @ (vectors[:, kept] / strength[kept].sqrt())
     statistics = FrechetStatistics()
     for part in torch.split(train, ROWS):
         statistics.update(_rows(part, patch))

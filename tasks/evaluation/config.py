@@ -20,6 +20,7 @@ class PixelClassifierConfig(TrainingConfig):
     weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's, on matrices only.")
     width: int = Field(32, ge=4, le=1024, description="Channels of the first convolution.")
     features: int = Field(64, ge=2, le=4096, description="Penultimate features.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Its own: runs of several seeds are measured in one space.")
 
 
 Quality = Annotated[int, Field(ge=1, le=100)]
@@ -95,7 +96,9 @@ class FidConfig(Config):
 class EvaluationConfig(Config):
     """What is measured at the end."""
 
-    samples: int = Field(1000, ge=2, le=1_000_000, description="Samples for Frechet distances.")
+    samples: int = Field(
+        1000, ge=2, le=1_000_000, description="Samples for Frechet distances: at most as many as training images."
+    )
     batch: int = Field(256, ge=1, le=65536, description="Samples at a time.", json_schema_extra=ENVIRONMENT)
     slice: int = Field(
         1024, ge=1, le=1_000_000, description="Samples per dispatched task.", json_schema_extra=ENVIRONMENT

@@ -74,7 +74,7 @@ class Tools:
     functaset: Functaset
     field: Field
     inner: InnerConfig
-    pixels: Any  # the pixel classifier
+    pixels: Any  # the pixel classifier, or None where there is none
     normalizer: Normalizer
     inception: Callable[[Tensor], Tensor] | None
     weights: str  # sha256 of Inception's file, or empty
@@ -115,7 +115,7 @@ def open_tools(job: FeatureJob) -> Tools:
         functaset=functaset,
         field=field.to(device),
         inner=inner,
-        pixels=load_pixel_classifier(evaluation.pixel_classifier).to(device),
+        pixels=load_pixel_classifier(evaluation.pixel_classifier).to(device) if evaluation.pixel_classifier else None,
         normalizer=_latent_normalizer(evaluation, functaset),
         inception=load_inception(fid, device) if wanted else None,
         weights=weights_digest(fid) if wanted else "",
@@ -161,8 +161,9 @@ def _features(tools: Tools, batch: Batch) -> dict[str, Tensor]:
     """[B, D] by space."""
     found: dict[str, Tensor] = {}
     if batch.images is not None:
-        with torch.no_grad():
-            found["classifier"] = tools.pixels.features(batch.images.to(tools.device)).cpu()
+        if tools.pixels is not None:
+            with torch.no_grad():
+                found["classifier"] = tools.pixels.features(batch.images.to(tools.device)).cpu()
         if tools.inception is not None:
             found[space_of(tools.weights)] = tools.inception(batch.images)
     if batch.z is not None:
@@ -247,7 +248,7 @@ def _digests(pictures: np.ndarray) -> np.ndarray:
 
 def _agreeing(job: FeatureJob, tools: Tools, images: Tensor, places: np.ndarray) -> int:
     """How many samples, at these places of the slice, the pixel classifier takes for their label."""
-    if job.labels is None:
+    if job.labels is None or tools.pixels is None:
         return 0
     guesses = logits_of(tools.pixels, images, BATCH).argmax(1).cpu().numpy()
     return int((guesses == np.array(job.labels)[places]).sum())

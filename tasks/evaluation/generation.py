@@ -61,7 +61,7 @@ def measure(
     samples = sets["samples"]
     figures["duplicates"] = samples.duplicates
     figures = named(figures, sets, job)
-    if labels is not None:
+    if labels is not None and "classifier" in samples.spaces:
         figures["label_agreement"] = samples.agreeing / len(labels)
     for uri in features:
         folder, _, key = uri.rpartition("/")
@@ -113,9 +113,9 @@ def distances(sets: dict[str, Gathered], warn: Warn) -> dict[str, Any]:
             found = sets[kind].spaces.get(space)
             if found is not None and found.moments is not None:
                 figures[name][space] = frechet_distance(found.moments, known.moments)
+    first = next(iter(reference.spaces))
     figures["fd_reference"] = {
-        "images": "train", "count": reference.spaces["classifier"].count,
-        "samples": samples.spaces["classifier"].count,
+        "images": "train", "count": reference.spaces[first].count, "samples": samples.spaces[first].count,
         "dimensions": {space: known.dimensions for space, known in reference.spaces.items()},
     }  # fmt: skip
     return figures

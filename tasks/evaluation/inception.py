@@ -57,11 +57,14 @@ def check_counts(fid: FidConfig, samples: int, reference: int) -> None:
     """Raises StorageError where there are too few images for FID, unless few are asked for."""
     if fid.few or min(samples, reference) >= fid.min_samples:
         return
+    mend = (
+        "give evaluation.samples more" if samples < reference else "there are no more training images to compare with"
+    )
     rank = f"; fewer than {DIMENSIONS + 1} leave the covariance of {DIMENSIONS} features without full rank"
     raise StorageError(
         f"evaluation.fid: {samples} samples and {reference} reference images are too few for FID, which takes "
-        f"{fid.min_samples} of each{rank if min(samples, reference) <= DIMENSIONS else ''}; give evaluation.samples "
-        "more, or evaluation.fid.few=true for a distance that is not called FID, or evaluation.fid.weights=null"
+        f"{fid.min_samples} of each{rank if min(samples, reference) <= DIMENSIONS else ''}; {mend}, "
+        "or give evaluation.fid.few=true for a distance that is not called FID, or evaluation.fid.weights=null"
     )
 
 

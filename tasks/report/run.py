@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shlex
 from typing import Any
 
@@ -62,7 +63,14 @@ def write_run(folder: RunFolder) -> ReportData:
 
 
 def _metrics_json(folder: RunFolder) -> bytes:
-    return json.dumps(folder.metrics, indent=1).encode()
+    return json.dumps(_numbers(folder.metrics), indent=1, allow_nan=False).encode()
+
+
+def _numbers(value: Any) -> Any:
+    """The figures, null where one is not finite: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: _numbers(below) for key, below in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_folder(run: str) -> RunFolder:

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from flows.config import load_config
-from flows.jobs import classifier_job, draw_jobs, sample_jobs
+from flows.jobs import classifier_job, draw_jobs, pixel_classifier_job, sample_jobs
 from flows.ledger import Ledger
 from storage.checkpoints import newest_metadata
 from storage.collection import collect
@@ -127,3 +128,47 @@ def test_draws_for_distinct_counts_are_as_many_of_each_class(tmp_path: Path) -> 
     assert folders == [{"run/draws"}, {"run/samples"}]
     assert draw_jobs(book(), job) == ([], [])
     assert draw_jobs(book(asked, "diffusion.process.conditional=false", "diffusion.process.guidance=1"), job)[0] == []
+
+
+def test_at_guidance_zero_nothing_is_of_a_class(tmp_path: Path) -> None:
+    """Samples are unconditional there: labels would be names that nothing stands for."""
+
+    def book(guidance: float) -> Ledger:
+        settings = [*TINY, f"diffusion.process.guidance={guidance}", "evaluation.memorization.draws_per_class=5"]
+        return Ledger(load_config("digits", settings), str(tmp_path / "root"))
+
+    job = {"diffusion": "there", "output": "run"}
+    slices, labels = sample_jobs(book(0), job)
+    assert labels is None
+    assert {part["labels"] for part in slices} == {None}
+    assert draw_jobs(book(0), job) == ([], [])
+    assert sample_jobs(book(2), job)[1] is not None
+    assert draw_jobs(book(2), job)[0]
+
+
+def test_the_pixel_classifier_is_another_one_when_its_images_are(tmp_path: Path) -> None:
+    """Its digest is of the images as they are, its own seed and keys, and of nothing that only the machine has."""
+    folder = tmp_path / "images"
+
+    def draw(*classes: str) -> None:
+        for split, count in (("train", 3), ("test", 2)):
+            for name in classes:
+                (folder / split / name).mkdir(parents=True, exist_ok=True)
+                for number in range(count):
+                    Image.new("L", (8, 8), number).save(folder / split / name / f"{number}.png")
+
+    def digest(*settings: str) -> str:
+        images = [f"images.location={folder}", "images.source=folder", "images.limit=null", "images.resolution=8"]
+        book = Ledger(load_config("digits", [*TINY, *images, *settings]), str(tmp_path / "root"))
+        return str(pixel_classifier_job(book, {"pixel_classifier": "there"})["digest"])
+
+    draw("a", "b")
+    before = digest()
+    assert digest("seed=5") == digest("training_seed=5") == before
+    assert digest("evaluation.pixel_classifier.log_every=7", "images.max_bad_fraction=0.5") == before
+    changed = {digest("evaluation.pixel_classifier.seed=1"), digest("evaluation.pixel_classifier.width=16")}
+    draw("a", "b", "c")
+    changed.add(digest())
+    (folder / "train" / "c" / "0.png").unlink()
+    changed.add(digest())
+    assert len(changed | {before}) == 5

@@ -1,6 +1,7 @@
 """Models that do not fit the latent are told before a server is started."""
 
 import pytest
+from PIL import Image
 
 from flows.config import ConfigError, load_config
 from flows.preflight import preflight
@@ -51,3 +52,17 @@ def test_too_few_images_for_fid_are_told_before_any_work(tmp_path) -> None:  # t
     with pytest.raises(StorageError, match="1497 samples and 1497 reference images are too few for FID"):
         preflight(load_config("digits", settings), str(tmp_path), "pipeline")
     preflight(load_config("digits", [*settings, "evaluation.fid.few=true"]), str(tmp_path), "pipeline")
+
+
+def test_a_classifier_of_one_class_is_refused_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    for split in ("train", "test"):
+        (tmp_path / "images" / split / "only").mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (8, 8), 60 * number).save(tmp_path / "images" / split / "only" / f"{number}.png")
+    settings = ["images.source=folder", f"images.location={tmp_path}/images", "images.resolution=8"]
+    for asked in ("pipeline", "train_classifier"):
+        with pytest.raises(
+            StorageError, match="images: 1 class was found, and a classifier tells two or more apart: set"
+        ):
+            preflight(load_config("digits", settings), str(tmp_path / "root"), asked)
+    preflight(load_config("digits", [*settings, "classifier=null"]), str(tmp_path / "root"), "pipeline")

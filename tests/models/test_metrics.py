@@ -133,6 +133,28 @@ def test_pca_of_whole_images_is_scikit_learns(images: int) -> None:
     assert found == pytest.approx((expected.mean(), -10 * np.log10((errors**2).mean())))
 
 
+@pytest.mark.parametrize(("images", "patch"), [(20, None), (3, 2)])
+def test_pca_of_images_that_repeat_keeps_what_they_span(images: int, patch: int | None) -> None:
+    """Rows less their mean span one dimension less than there are different ones."""
+    once = torch.rand(images, 8, 8, 3)
+    twice = torch.cat([once, once])
+    spanned = len(once) * (1 if patch is None else 16) - 1
+    span = min(spanned, 12) if patch else spanned
+    found = pca_psnr(twice, torch.rand(5, 8, 8, 3), span, patch)
+    if patch is None:
+        assert pca_psnr(twice, once, span + 10, patch)[0] > 200  # all there is is kept
+        assert pca_psnr(once, once, span - 5, patch) == pytest.approx(pca_psnr(twice, once, span - 5, patch))
+    assert all(np.isfinite(found))
+
+
+def test_one_patch_per_image_is_the_whole_image_by_the_cheaper_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = torch.rand(2, 15, 8, 8, 3)
+    expected = pca_psnr(train, test, 9, None)
+    monkeypatch.setattr("models.metrics.FrechetStatistics", None)  # no covariance of 192 values
+    assert pca_psnr(train, test, 9, 8) == pytest.approx(expected)
+    assert np.isfinite(pca_psnr(train[:2], test, 9, (4, 8))).all()  # 4 patches of 96 values
+
+
 def test_accuracy_and_calibration_error_equal_their_definitions() -> None:
     probabilities = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.3, 0.7]])
     labels = torch.tensor([0, 0, 1, 1, 1])

@@ -86,6 +86,21 @@ def test_the_figures_do_not_depend_on_how_the_work_was_cut(folder: Path) -> None
     assert not list((folder / "cut" / "run" / "features").glob("*.npz"))  # merged, so gone
 
 
+def test_without_a_pixel_classifier_the_latents_alone_are_compared(folder: Path) -> None:
+    """Images of one class teach it nothing."""
+    job = evaluation_job(folder, *SMALL).model_copy(
+        update={"output": str(folder / "unjudged" / "run"), "pixel_classifier": ""}
+    )
+    slices = write_samples(folder / "unjudged", samples())
+    found = measure(job, slices, LABELS, features(job, slices, 2, LABELS), lambda said: None)
+    whole = figures_of(folder, "judged")
+    assert set(found["kd"]) == {"latent"}
+    assert found["kd"]["latent"] == pytest.approx(whole["kd"]["latent"], rel=1e-5)
+    assert found["fd_reference"]["dimensions"] == {"latent": 32}
+    assert "label_agreement" not in found
+    assert whole["label_agreement"] > 0
+
+
 def test_the_distances_are_those_of_all_features_at_once(folder: Path) -> None:
     """The reference's path and the samples', against features computed here without slices."""
     job = evaluation_job(folder).model_copy(update={"output": str(folder / "direct" / "run")})
@@ -241,7 +256,16 @@ def test_a_missing_file_is_named(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("samples", "reference", "said"),
     [
-        (50_000, 9_999, "50000 samples and 9999 reference images are too few for FID, which takes 10000 of each; give"),
+        (
+            50_000,
+            9_999,
+            "and 9999 reference images are too few for FID, which takes 10000 of each; the set has no more",
+        ),
+        (
+            9_999,
+            50_000,
+            "9999 samples and 50000 reference images are too few for .* give evaluation.samples more, or give",
+        ),
         (2_048, 50_000, "fewer than 2049 leave the covariance of 2048 features without full rank"),
     ],
 )

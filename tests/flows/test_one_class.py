@@ -1,0 +1,34 @@
+"""Images without classes: nothing to classify, and samples are judged by their latents."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.config import load_config
+from tests.flows.tiny import TINY
+
+pytestmark = pytest.mark.server
+
+
+def test_a_folder_of_one_class_goes_through_the_whole_pipeline(tmp_path: Path, prefect_server: None) -> None:
+    from flows.pipeline import pipeline
+
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 8, 8), np.uint8)
+    for number, image in enumerate(pixels):
+        place = tmp_path / "images" / ("test" if number % 4 == 0 else "train") / "photographs"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number:02d}.png")
+    settings = [
+        "images.source=folder", f"images.location={tmp_path}/images", "images.resolution=8", "images.limit=null",
+        "classifier=null", "diffusion.process.conditional=false", "evaluation.samples=45", "encode.quantization.bits=32",
+    ]  # fmt: skip
+    metrics = pipeline(str(tmp_path / "root"), config=load_config("digits", [*TINY, *settings]))
+    found = json.loads((tmp_path / "root" / "metrics.json").read_text())
+    assert found.keys() >= {"psnr_test", "fd", "kd", "memorized_share", "locality"}
+    assert set(found["kd"]) == {"latent"}
+    assert not {"top1_test", "top1_pixels", "label_agreement"} & found.keys()
+    assert "Generation" in (tmp_path / "root" / "report.html").read_text()
+    assert metrics["psnr_test"] == found["psnr_test"]
