@@ -86,6 +86,29 @@ def test_the_first_seed_is_the_run_without_seeds() -> None:
     assert plan.members[0].digests == chain_digests(load_config("digits", ["training_seed=7"]))
 
 
+def test_seeds_count_a_training_seed_up_too_where_members_meta_train() -> None:
+    plan = plan_sweep("digits", ["training_seed=7"], ["field.width=32,64"], None, 2)
+    assert plan.seeded == "seed, training_seed"
+    assert [(m.seed, m.config.seed, m.config.training_seed) for m in plan.members] == [(0, 0, 7), (1, 1, 8)] * 2
+    for stage in ("meta_train", "train_classifier", "train_diffusion"):
+        seeds = [{k: v for k, v in stage_config(m.config, stage).items() if k == "seed"} for m in plan.members]
+        assert seeds[0] != seeds[1]
+
+
+def test_more_values_or_seeds_are_the_same_sweep_and_another_config_is_not() -> None:
+    over = "diffusion.process.guidance="
+    plan = plan_sweep("digits", [], [f"{over}0,1"])
+    for same in (
+        plan_sweep("digits", [], [f"{over}0,1,2"], None, 3),
+        plan_sweep("digits", ["dispatch.workers=3", "gate.min_psnr=9", f"{over}5"], [f"{over}1,2"]),
+    ):
+        assert (same.keys, same.base) == (plan.keys, plan.base)
+    for other in ("diffusion.steps=500", "seed=1", "training_seed=1", "classifier=null", "evaluation.samples=50"):
+        assert plan_sweep("digits", [other], [f"{over}0,1"]).base != plan.base
+    sections = plan_sweep("digits", [], ["classifier=null,{}"]).base
+    assert sections == plan_sweep("digits", ["classifier.steps=99"], ["classifier=null,{}"]).base
+
+
 def test_a_key_may_leave_out_the_sections_in_its_middle() -> None:
     plan = plan_sweep("digits", [], ["diffusion.timestep_ratio=1,3"])
     assert plan.axes[0].name == "diffusion.process.timestep_ratio"
