@@ -95,7 +95,8 @@ def _standing(plan: "SweepPlan", root: str, metrics: list[str], command: str) ->
     if not all(told.stands(member) for member in plan.members):
         return False
     for member in plan.members:
-        told.finish(member)
+        told.note(member)
+    told.refuse_unmeasured()
     write_results(told)
     return True
 

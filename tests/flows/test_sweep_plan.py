@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from flows.cli import main
 from flows.config import ConfigError, chain_digests, load_config, stage_config, stages_of
+from flows.ledger import MissingInput
+from flows.preflight import check_models
+from flows.sweep_lending import Lenders
 from flows.sweep_plan import number_of, plan_sweep, split_values
-from models.classifier import check_classifier
-from models.denoiser import check_denoiser
+from tasks import report
+from tasks.sweep import unknown_metric
 
 NOTHING_LEARNS = ["--set", "classifier=null", "--set", "diffusion=null"]
 PLAIN = st.text("ab01.-", min_size=1, max_size=3)
@@ -173,16 +176,48 @@ def test_a_stage_that_some_members_do_not_have_is_shared_by_the_others() -> None
     ],
 )  # fmt: skip
 def test_a_bad_sweep_is_refused_in_one_line_before_anything_starts(arguments: list[str], said: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    status, line = refused([*arguments, "--metric", "psnr_test"], tmp_path / "sweep")
+    assert status == 2
+    assert line.startswith("functa: ") and said in line
+
+
+def refused(arguments: list[str], root: Path) -> tuple[int | str | None, str]:
+    """Exit status and the one line of `functa sweep digits` with these arguments; it must leave nothing behind."""
     errors = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
-        call = ["functa", "sweep", "digits", *arguments, "--metric", "psnr_test", "--root", str(tmp_path / "sweep")]
-        patch.setattr(sys, "argv", call)
+        patch.setattr(sys, "argv", ["functa", "sweep", "digits", *arguments, "--root", str(root)])
         with pytest.raises(SystemExit) as ended:
             main()
-    assert ended.value.code == 2
+    assert not root.exists() or not list(root.iterdir())
     (line,) = errors.getvalue().splitlines()
-    assert line.startswith("functa: ") and said in line
-    assert not (tmp_path / "sweep").exists() or not list((tmp_path / "sweep").iterdir())
+    return ended.value.code, line
+
+
+GUIDANCE = ["--over", "diffusion.process.guidance=0,1"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "meant"), [("psnr_tset", "did you mean psnr_test"), ("psnr_by_bit.6", "did you mean psnr_by_bits.6")]
+)
+def test_a_metric_that_no_run_measures_is_refused_before_anything_starts(
+    metric: str, meant: str, tmp_path: Path
+) -> None:
+    status, line = refused([*GUIDANCE, "--metric", metric], tmp_path / "sweep")
+    assert status == 2
+    assert f"--metric {metric}: no run measures that; {meant}" in line
+
+
+def test_a_root_to_borrow_from_must_hold_a_run_or_what_a_sweep_shares(tmp_path: Path) -> None:
+    nowhere = tmp_path / "typo"
+    status, line = refused([*GUIDANCE, "--metric", "psnr_test", "--from", str(nowhere)], tmp_path / "sweep")
+    assert status == 1
+    assert f"--from {nowhere}: no run has been started there" in line
+    for lender, key in (("run", "stages/meta_train.json"), ("sweep", "shared/encode-abc/stages/encode.json")):
+        (tmp_path / lender / key).parent.mkdir(parents=True)
+        (tmp_path / lender / key).write_text("{}")
+        Lenders(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(tmp_path / lender))
+    with pytest.raises(MissingInput, match="no run has been started there"):
+        Lenders(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(nowhere))
 
 
 def test_a_sweep_over_nothing_is_refused() -> None:
