@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.cli import main
+from flows.cli import app, main
 from flows.config import ConfigError, chain_digests, load_config, stage_config, stages_of
 from flows.ledger import MissingInput
 from flows.preflight import check_models
@@ -233,27 +233,45 @@ def test_only_a_number_has_a_place_on_a_numeric_axis(text: str, value: float | N
     assert number_of(text) == value
 
 
-DOCUMENTED = re.findall(r"`functa (sweep [^`]+)`", (Path(__file__).parents[2] / "docs/paper.md").read_text())
+PAPER = (Path(__file__).parents[2] / "docs/paper.md").read_text().partition("## Tables and figures as commands")[2]
+ROWS = [line.strip("|").split(" | ") for line in PAPER.splitlines() if line.startswith("| ")][1:]
+DOCUMENTED = re.findall(r"`functa (\w+ [^`]+)`", PAPER)
 
 
-@pytest.mark.parametrize("command", [text for text in DOCUMENTED if " --over " in text])
+@pytest.mark.parametrize("command", [text for text in DOCUMENTED if text.startswith("sweep ")])
 def test_a_documented_sweep_is_one_that_its_preset_can_run(command: str) -> None:
-    words = shlex.split(command)
-    options: dict[str, list[str]] = {}
-    for name, value in zip(words[2::2], words[3::2], strict=True):
-        options.setdefault(name, []).append(value)
-    assert options.keys() <= {"--over", "--set", "--random", "--seeds", "--metric"}
-    draws = [int(text) for text in options.get("--random", [])]
-    seeds = [int(text) for text in options.get("--seeds", [])]
-    plan = plan_sweep(words[1], options.get("--set", []), options["--over"], *draws[:1] or [None], *seeds[:1] or [1])
+    _, bound, _ = app.parse_args(shlex.split(command), exit_on_error=False, print_error=False)
+    given = bound.arguments
+    assert [unknown_metric(metric) for metric in given["metric"]] == [""] * len(given["metric"])
+    plan = plan_sweep(
+        given["preset"], given.get("overrides", []), given["over"], given.get("draws"), given.get("seeds", 1)
+    )
     for member in plan.members:
-        if member.config.classifier is not None:
-            check_classifier(member.config.classifier.model, member.config.field.latent_shape)
-        if member.config.diffusion is not None:
-            check_denoiser(member.config.diffusion.model, member.config.field.latent_shape)
+        check_models(member.config, "pipeline")
     learns = plan.members[0].digests["meta_train"] == plan.members[1].digests["meta_train"]
     assert learns == any(stage == "meta_train" for stage, _, _ in plan.shared())
 
 
-def test_the_papers_ablations_and_searches_are_documented() -> None:
-    assert len(DOCUMENTED) >= 12
+@pytest.mark.parametrize("command", sorted({text for text in DOCUMENTED if not text.startswith("sweep ")}))
+def test_every_other_documented_command_is_one_that_functa_takes(command: str) -> None:
+    _, bound, _ = app.parse_args(shlex.split(command), exit_on_error=False, print_error=False)
+    if command.startswith("run "):
+        config = load_config(bound.arguments["preset"], bound.arguments.get("overrides"))
+        check_models(config, "pipeline")
+    else:
+        assert command.startswith("compare ") and len(bound.arguments["roots"]) > 1
+
+
+def test_every_table_and_figure_that_is_measured_has_a_command() -> None:
+    named = {found for title, _ in ROWS for found in re.findall(r"(?:Table|Fig\.) \d+", title)}
+    # Fig. 1 is curated samples beside figures of the tables.
+    assert named == {f"Table {number}" for number in range(1, 9)} | {f"Fig. {number}" for number in range(2, 14)}
+    assert all("`functa " in commands for _, commands in ROWS)
+
+
+def test_the_sections_that_the_commands_point_to_stand_in_the_report() -> None:
+    pages = [path.read_text() for path in (Path(report.__file__).parent).rglob("*") if path.suffix in (".py", ".j2")]
+    named = {title for _, commands in ROWS for title in re.findall(r"\*([A-Z][^*]+)\*", commands)}
+    assert {"Memorisation", "Perturbation", "Samples"} <= named
+    for title in named:
+        assert any(f'"{title}"' in text or f">{title}</h2>" in text for text in pages), title
