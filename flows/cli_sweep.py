@@ -62,9 +62,11 @@ def sweep(
     from otherwise. Run again, it goes on where it was; a member that failed is named, and the others go on.
     """
     from flows.server import absolute
+    from flows.sweep_lending import check_lender
     from flows.sweep_plan import plan_sweep
 
     plan = plan_sweep(preset, overrides or [], over, draws, seeds)
+    check_lender(from_root)
     place = absolute(root or _default_root(plan))
     asked = {
         "preset": preset, "over": over, "metrics": metric, "overrides": overrides or [], "random": draws,
@@ -93,7 +95,8 @@ def _standing(plan: "SweepPlan", root: str, metrics: list[str], command: str) ->
     if not all(told.stands(member) for member in plan.members):
         return False
     for member in plan.members:
-        told.finish(member)
+        told.note(member)
+    told.refuse_unmeasured()
     write_results(told)
     return True
 

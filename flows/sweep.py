@@ -65,6 +65,7 @@ def sweep(
             [dict(zip(columns, row)) for row in rows], key="sweep", description="Mean and sd by setting"
         )
     told.raise_failed()
+    told.refuse_unmeasured()
     return results
 
 

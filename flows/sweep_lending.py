@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from flows.config import PipelineConfig, inputs_of
-from flows.ledger import Ledger
+from flows.ledger import Ledger, MissingInput
 from flows.sweep_plan import Member, SweepPlan
 from storage.locations import Location, open_location
 
@@ -12,6 +12,7 @@ class Lenders:
     """Below the sweep's root, shared/STAGE-DIGEST is the root of a stage that more than one member needs."""
 
     def __init__(self, root: str, plan: SweepPlan, from_root: str | None) -> None:
+        check_lender(from_root)
         self.root = root
         self._shared = {(stage, name) for stage, name, _ in plan.shared()}
         self._from = from_root
@@ -36,6 +37,18 @@ class Lenders:
         if self._from is not None:
             found += [f"{self._from.rstrip('/')}/{_folder(stage, name)}", self._from]
         return [uri for uri in found if _begun(open_location(uri))]
+
+
+def check_lender(from_root: str | None) -> None:
+    """Raises MissingInput for a root to take stages over from that is neither a run's nor a sweep's."""
+    if from_root is None:
+        return
+    place = open_location(from_root)
+    if not place.list("stages/") and not place.list("shared/"):
+        raise MissingInput(
+            f"--from {from_root}: no run has been started there, and no sweep that shares a stage; "
+            "name the root of one, or of a sweep's member"
+        )
 
 
 def with_inputs(config: PipelineConfig, stage: str) -> list[str]:

@@ -8,7 +8,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from flows.config import ConfigError, PipelineConfig, chain_digests, digest, load_config, stages_of
+from flows.config import (
+    ConfigError,
+    PipelineConfig,
+    chain_digests,
+    digest,
+    load_config,
+    seed_of,
+    stage_config,
+    stages_of,
+)
 from flows.spelling import annotation_of, fields, read_yaml
 
 MAX_MEMBERS = 10_000
@@ -55,8 +64,14 @@ class SweepPlan:
 
     preset: str  # the config's name
     axes: tuple[Axis, ...]
-    seeded: str  # the config key that --seeds counts up, or ""
+    seeded: str  # the config key that --seeds counts up ("seed, training_seed": both), or ""
     members: tuple[Member, ...]
+    base: dict[str, Any]  # what all members have in common, flat: keys that decide results, without those of the axes
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that the axes change, sorted."""
+        return sorted(key for axis in self.axes for key in axis.keys)
 
     def shared(self) -> list[tuple[str, str, Member]]:
         """(stage, digest, a member that has it) of everything that more than one member needs, inputs first."""
@@ -89,15 +104,14 @@ def plan_sweep(
     if len(settings) * seeds < 2:
         raise ConfigError("a sweep of one member is a run: give --over more values, or --seeds")
     chosen = [_member(preset, overrides, axes, values, base.name) for values in settings]
-    seeded = _seeded(chosen, base, axes) if seeds > 1 else ""
-    first = base.seed if seeded == "seed" or base.training_seed is None else base.training_seed
+    seeded = _seeded(chosen, base, axes) if seeds > 1 else {}
     members = [
-        _member(preset, overrides, axes, values, base.name, (seeded, first + number) if seeded else None)
+        _member(preset, overrides, axes, values, base.name, {key: first + number for key, first in seeded.items()})
         for values in settings
         for number in range(seeds)
     ]
     _refuse_equals(members, axes)
-    return SweepPlan(base.name, axes, seeded, tuple(members))
+    return SweepPlan(base.name, axes, ", ".join(seeded), tuple(members), _in_common(base, axes))
 
 
 def _axis(text: str) -> Axis:
@@ -194,17 +208,18 @@ def _member(
     axes: tuple[Axis, ...],
     setting: tuple[tuple[str, ...], ...],
     base: str,
-    seed: tuple[str, int] | None = None,
+    seeded: dict[str, int] | None = None,
 ) -> Member:
     own = [f"{key}={text}" for axis, texts in zip(axes, setting) for key, text in zip(axis.keys, texts)]
-    name = _name(base, own if seed is None else [*own, f"seed={seed[1]}"])
-    seeds = [] if seed is None else [f"{seed[0]}={seed[1]}"]
+    seed = next(iter((seeded or {}).values()), None)
+    name = _name(base, own if seed is None else [*own, f"seed={seed}"])
+    seeds = [f"{key}={number}" for key, number in (seeded or {}).items()]
     try:
         config = load_config(preset, [*overrides, *own, *seeds, "gate={}", f"name={name}"])
     except ConfigError as error:
         raise ConfigError(f"--over {' '.join(own)}: {str(error).removeprefix('--set ')}") from None
     values = tuple(", ".join(texts) for texts in setting)
-    return Member(values, None if seed is None else seed[1], config, chain_digests(config))
+    return Member(values, seed, config, chain_digests(config))
 
 
 def _name(base: str, settings: list[str]) -> str:
@@ -217,14 +232,28 @@ def _name(base: str, settings: list[str]) -> str:
     return f"{name[: MAX_NAME - 9]}-{digest(settings)[:8]}"
 
 
-def _seeded(members: list[Member], base: PipelineConfig, axes: tuple[Axis, ...]) -> str:
-    """`seed` where every setting meta-trains a field of its own; else training_seed, so that the field is shared."""
+def _seeded(members: list[Member], base: PipelineConfig, axes: tuple[Axis, ...]) -> dict[str, int]:
+    """The keys that seeds count up, with their first values.
+
+    `seed` where every setting meta-trains a field of its own, and a training_seed that the config gives too, or what
+    is trained after the functaset would not vary; else training_seed alone, so that the field is shared.
+    """
     key = "seed" if len({member.digests["meta_train"] for member in members}) > 1 else "training_seed"
     if any(name in ("seed", "training_seed") for axis in axes for name in axis.keys):
         raise ConfigError(f"--seeds counts {key} up: leave out either --seeds or the seed's --over")
     if key == "training_seed" and base.classifier is None and base.diffusion is None:
         raise ConfigError("--seeds: this config trains nothing after the functaset, and all members share that")
-    return key
+    if key == "training_seed":
+        return {key: seed_of(base, "evaluate")}
+    return {key: base.seed} | ({} if base.training_seed is None else {"training_seed": base.training_seed})
+
+
+def _in_common(base: PipelineConfig, axes: tuple[Axis, ...]) -> dict[str, Any]:
+    """What decides the base's results, flat, without what the axes change: another is another sweep."""
+    flat = {key: value for stage in stages_of(base) for key, value in stage_config(base, stage).items()}
+    flat |= {"seed": base.seed, "training_seed": seed_of(base, "evaluate")}
+    changed = [key for axis in axes for key in axis.keys]
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{name}.") for name in changed)}
 
 
 def _refuse_equals(members: list[Member], axes: tuple[Axis, ...]) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 from flows.config import ConfigError
 from flows.ledger import Ledger, now
 from flows.sweep_plan import Member, SweepPlan, number_of
-from storage.locations import open_location
-from storage.stages import read_record
+from storage.errors import DamagedObject
+from storage.locations import Location, open_location, read_json
+from storage.stages import StageConflict, read_record
 from tasks.gate import measured
-from tasks.sweep import Sweep, SweepMember, split_of, unknown_metric
+from tasks.sweep import Sweep, SweepMember, splits, unknown_metric, unmeasured
 
 
 class SweepFailed(Exception):
@@ -19,11 +20,16 @@ class SweepFailed(Exception):
 
 
 class SweepTold:
-    """The state of every member, written down whenever one has ended: an interrupted sweep tells what it has."""
+    """The state of every member, written down whenever one has ended: an interrupted sweep tells what it has.
+
+    Raises ConfigError for a metric that no run measures, StageConflict where the root holds what another sweep found.
+    """
 
     def __init__(self, plan: SweepPlan, root: str, metrics: list[str], command: str) -> None:
         self.plan, self.root, self.command = plan, root, command
         self.metrics = tuple(dict.fromkeys(metrics))
+        _refuse([unknown_metric(metric) for metric in self.metrics])
+        _check_same_sweep(plan, open_location(root))
         self.failed: dict[Member, str] = {}
         self._finished: dict[Member, tuple[dict[str, Any], str]] = {}
         self._stood: dict[Member, bool] = {}
@@ -42,20 +48,22 @@ class SweepTold:
         return self._stood[member] or member in self._finished
 
     def finish(self, member: Member) -> None:
-        """Notes a member's figures.
+        """Notes a member's figures."""
+        self.note(member)
+        with self._lock:
+            self._write()
 
-        Raises ConfigError where the first that has finished has no figure of a metric's name: the others would not
-        have one either.
-        """
+    def note(self, member: Member) -> None:
+        """Notes a member's figures and writes nothing."""
         ledger = Ledger(member.config, self.root_of(member))
         record = ledger.require("evaluate")
         with self._lock:
-            for metric in self.metrics if not self._finished else ():
-                fault = unknown_metric(metric, record.figures)
-                if fault:
-                    raise ConfigError(fault)
             self._finished[member] = record.figures, ledger.output(record)
-            self._write()
+
+    def refuse_unmeasured(self) -> None:
+        """Raises ConfigError for a metric that no member has which finished; some may lack it by their settings."""
+        found = [metrics for metrics, _ in self._finished.values()]
+        _refuse([unmeasured(metric, found) for metric in self.metrics] if found else [])
 
     def fail(self, member: Member, error: str) -> None:
         """Notes that a member failed."""
@@ -70,7 +78,7 @@ class SweepTold:
     def figures(self, member: Member) -> str:
         """The metrics of a finished member, in words."""
         found = [(metric, measured(self._finished[member][0], metric)) for metric in self.metrics]
-        return ", ".join(f"{metric} {value:.4g}" for metric, value in found if value is not None)
+        return ", ".join(f"{metric} {'not measured' if value is None else f'{value:.4g}'}" for metric, value in found)
 
     def sweep(self) -> Sweep:
         """As its report is made from."""
@@ -87,15 +95,14 @@ class SweepTold:
         return SweepMember(member.name, member.values, member.seed, root, "failed" if error else "waiting", error)
 
     def as_json(self) -> dict[str, Any]:
-        """sweep.json: members with the metrics asked for, settings with mean and sd, splits."""
+        """sweep.json: members with the metrics asked for, settings with mean and sd, splits, the common config."""
         sweep = self.sweep()
-        figures = next((member.metrics for member in sweep.members if member.metrics), {})
         return {
             "preset": sweep.preset,
             "over": {axis.name: [", ".join(value) for value in axis.values] for axis in self.plan.axes},
             "seeded": sweep.seeded,
             "metrics": list(sweep.metrics),
-            "splits": {metric: split_of(metric, figures) for metric in sweep.metrics},
+            "splits": splits(sweep),
             "settings": [
                 {"values": dict(zip(sweep.axes, setting.values)),
                  "metrics": {metric: asdict(summary) for metric, summary in setting.summaries.items()}}
@@ -107,7 +114,7 @@ class SweepTold:
                  "metrics": {metric: measured(each.metrics, metric) for metric in sweep.metrics}}
                 for each in sweep.members
             ],
-            "command": sweep.command, "created": sweep.created,
+            "base": self.plan.base, "command": sweep.command, "created": sweep.created,
         }  # fmt: skip
 
     def _write(self) -> None:
@@ -123,6 +130,46 @@ class SweepTold:
             f"{len(self.failed)} of {len(self.plan.members)} members failed ({named}{more}); the same command tries "
             f"them again; report: {open_location(self.root).uri}/report.html"
         )
+
+
+def _refuse(faults: list[str]) -> None:
+    for fault in faults:
+        if fault:
+            raise ConfigError(fault)
+
+
+def _check_same_sweep(plan: SweepPlan, root: Location) -> None:
+    """Raises StageConflict where table and report of a sweep over other keys or of another config would be replaced.
+
+    Values, seeds and metrics may be others: the same sweep goes on.
+    """
+    before = _told_before(root)
+    if before is None:
+        return
+    keys = sorted(key for name in before["over"] for key in name.split(", "))
+    old = {"preset": before["preset"], "--over": " and ".join(keys), **before["base"]}
+    new = {"preset": plan.preset, "--over": " and ".join(plan.keys), **plan.base}
+    if keys != plan.keys:  # then what they have in common differs by these keys too, which says nothing more
+        old, new = ({name: each[name] for name in ("preset", "--over")} for each in (old, new))
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    if not names:
+        return
+    changes = ", ".join(f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names[:6])
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    lent = f", with --from {root.uri} to take over what still fits" if root.list("shared/") else ""
+    raise StageConflict(f"{root.uri} holds another sweep ({changes}{more}): choose another --root{lent}")
+
+
+def _told_before(root: Location) -> dict[str, Any] | None:
+    """What sweep.json tells, if that would be a loss: nothing has finished in what failed, and it may be mended."""
+    if not root.exists("sweep.json"):
+        return None
+    try:
+        told = read_json(root, "sweep.json")
+        worth = any(member["state"] == "finished" for member in told["members"])
+        return told if worth and isinstance(told["base"], dict) and "preset" in told and "over" in told else None
+    except (DamagedObject, KeyError, TypeError):
+        return None  # garbled, or of a time when it did not tell what it was made of
 
 
 def write_results(told: SweepTold) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import difflib
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.gate import measured
+from tasks.report.describe import METRICS
 
 # What a figure's first name says of where it was measured. The reference set of distances is told by the run itself.
 TEST = ("psnr", "mae", "top1", "top5", "accuracy_by_class", "ece", "compression")
@@ -90,15 +92,38 @@ def names_of(metrics: dict[str, Any], prefix: str = "") -> list[str]:
     return names
 
 
-def unknown_metric(metric: str, metrics: dict[str, Any]) -> str:
-    """What is wrong with a metric's name, with near names; "" where it names a number of metrics.json."""
-    known = names_of(metrics)
+def unknown_metric(metric: str) -> str:
+    """What is wrong with a name that is no figure's in any run, with near names; "" where some run may measure it."""
+    first, dot, below = metric.partition(".")
+    if first in METRICS:
+        return ""
+    near = [f"{name}{dot}{below}" for name in difflib.get_close_matches(first, METRICS, n=3, cutoff=0.6)]
+    return f"--metric {metric}: no run measures that; {_meant(near, list(METRICS))}"
+
+
+def unmeasured(metric: str, metrics: Sequence[dict[str, Any]]) -> str:
+    """What is wrong with a metric that no metrics.json of several has, with near names; "" where one has it."""
+    known = list(dict.fromkeys(name for each in metrics for name in names_of(each)))
     if metric in known:
         return ""
-    below = [name for name in known if name.startswith(f"{metric}.")]
-    near = below or difflib.get_close_matches(metric, known, n=3, cutoff=0.4)
-    meant = f"did you mean {' or '.join(near[:3])}?" if near else f"known: {', '.join(known)}"
-    return f"--metric {metric}: the run measured no such number; {meant}"
+    beside = [name for name in known if name.partition(".")[0] == metric.partition(".")[0]]
+    below = [name for name in beside if name.startswith(f"{metric}.")]
+    near = below or difflib.get_close_matches(metric, beside, n=3, cutoff=0.4)
+    meant = _meant(near, beside) if beside else "their config asks for none; name a figure of a member's metrics.json"
+    return f"--metric {metric}: no member measured such a number; {meant}"
+
+
+def _meant(near: list[str], known: list[str]) -> str:
+    return f"did you mean {' or '.join(near[:3])}?" if near else f"known: {', '.join(known)}"
+
+
+def splits(sweep: Sweep) -> dict[str, str]:
+    """Of each metric: on which images it was measured, as told by a member that has it."""
+    told = {}
+    for metric in sweep.metrics:
+        having = (each.metrics for each in sweep.members if measured(each.metrics, metric) is not None)
+        told[metric] = split_of(metric, next(having, {}))
+    return told
 
 
 def split_of(metric: str, metrics: dict[str, Any]) -> str:

@@ -5,24 +5,30 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from storage.locations import Location
 from tasks.report import charts_sweep
 from tasks.report.blocks import Block, Drawing, Pictures, Section, Sheet, Table
 from tasks.report.page import page_files, write_page
-from tasks.sweep import Setting, Sweep, best, split_of
+from tasks.sweep import Setting, Sweep, best, splits
 
 MAX_SHOWN = 12  # settings whose samples are shown
-COLUMNS = 8
+SAMPLES = 8  # of each
 Number = Callable[[str], float | None]
 Samples = Callable[[str], dict[str, Any]]  # URI of a run's folder -> arrays samples, labels
 
 
 def write_sweep(sweep: Sweep, place: Location, number: Number, samples: Samples) -> None:
-    """sweep.csv, images/ and report.html below the sweep's root."""
+    """sweep.csv, images/ and report.html below the sweep's root; charts of metrics asked for earlier are removed."""
     sections = sweep_sections(sweep, number, samples)
     place.write("sweep.csv", as_csv(*table(sweep)))
-    for name, content in page_files(sections).items():
-        place.write(f"images/{name}", content)
+    files = {f"images/{name}": content for name, content in page_files(sections).items()}
+    for name, content in files.items():
+        place.write(name, content)
+    for name in place.list("images/sweep_"):
+        if name not in files:
+            place.delete(name)
     page = write_page(f"Sweep: {sweep.preset} by {' and '.join(sweep.axes)}", sections, sweep.command, sweep.created)
     place.write("report.html", page.encode())
 
@@ -39,13 +45,27 @@ def table(sweep: Sweep) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     per_metric = [name for metric in sweep.metrics for name in ([metric, f"{metric} sd"] if seeds else [metric])]
     rows = []
     for setting in sweep.settings:
-        row: list[Any] = [*setting.values, *([len(setting.members)] if seeds else [])]
+        row: list[Any] = [*setting.values, *([_counted(sweep, setting)] if seeds else [])]
         for metric in sweep.metrics:
             found = setting.summaries.get(metric)
             row += [None if found is None else found.mean]
             row += [None if found is None else found.sd] if seeds else []
         rows.append(tuple(row))
     return (*sweep.axes, *(["seeds"] if seeds else []), *per_metric), rows
+
+
+def _counted(sweep: Sweep, setting: Setting) -> int | str:
+    """Of how many seeds the figures are: 3; "2 of 3" where one has none; by metric where these differ."""
+    count, found = len(setting.members), {metric: _measured(setting, metric) for metric in sweep.metrics}
+    if all(each == count for each in found.values()):
+        return count
+    if len(set(found.values())) == 1:
+        return f"{next(iter(found.values()))} of {count}"
+    return ", ".join(f"{metric} {each} of {count}" for metric, each in found.items())
+
+
+def _measured(setting: Setting, metric: str) -> int:
+    return len(setting.summaries[metric].values) if metric in setting.summaries else 0
 
 
 def as_csv(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> bytes:
@@ -57,8 +77,6 @@ def as_csv(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> bytes:
 
 def _results(sweep: Sweep, number: Number) -> Section:
     settings, blocks = sweep.settings, list[Block]()
-    measured = next((member.metrics for member in sweep.members if member.metrics), {})
-    said = [split_of(metric, measured) for metric in sweep.metrics]
     for metric in sweep.metrics:
         svg = charts_sweep.over_axes(settings, sweep.axes, metric, number)
         if svg is not None:
@@ -71,16 +89,22 @@ def _results(sweep: Sweep, number: Number) -> Section:
         note += " Seeds share the functaset: figures of that alone do not vary."
     shown = tuple(tuple(_rounded(cell) for cell in row) for row in rows)
     blocks.append(Table("sweep", "Every setting", columns, shown, note))
-    return Section("results", "Results", " ".join(said), tuple(blocks))
+    return Section("results", "Results", " ".join(splits(sweep).values()), tuple(blocks))
 
 
 def _best(sweep: Sweep, metric: str) -> str:
-    found = best(sweep.settings, metric)
+    """The best setting in words, and what of it or beside it is missing."""
+    settings = sweep.settings
+    found = best(settings, metric)
     if found is None:
         return ""
     summary = found.summaries[metric]
     spread = "" if summary.sd is None else f" \u00b1 {summary.sd:.2g}"
-    return f"Best: {summary.mean:.4g}{spread}, at {named(sweep, found)}."
+    count, seeds = len(summary.values), len(found.members)
+    part = f", measured with {count} of its {seeds} seeds" if count < seeds else ""
+    without = sum(metric not in each.summaries for each in settings)
+    missing = f" Not measured: {without} of {len(settings)} settings." if without else ""
+    return f"Best: {summary.mean:.4g}{spread}, at {named(sweep, found)}{part}.{missing}"
 
 
 def named(sweep: Sweep, setting: Setting) -> str:
@@ -102,16 +126,22 @@ def _samples(sweep: Sweep, samples: Samples) -> Section | None:
         member = next((each for each in setting.members if each.run), None)
         found = samples(member.run) if member is not None else {}
         if len(found.get("samples", ())) >= 1:
-            rows.append(Pictures(named(sweep, setting), found["samples"][:COLUMNS]))
+            rows.append(Pictures(named(sweep, setting), found["samples"]))
     if not rows or len({row.images.shape[1:] for row in rows}) > 1:
         return None
-    count = min(len(row.images) for row in rows)
-    equal = tuple(Pictures(row.label, row.images[:count]) for row in rows)
-    note = f"The first {count} samples of each setting, in the order drawn: fixed seed, no selection."
+    count = min(SAMPLES, *(len(row.images) for row in rows))
+    # What a run shows is spread over its samples, by class; so are these.
+    equal = tuple(Pictures(row.label, row.images[_steps(len(row.images), count)]) for row in rows)
+    note = f"{count} samples of each setting, by even steps through all: fixed seed, no selection."
     if len(sweep.settings) > MAX_SHOWN:
         note += f" The first {MAX_SHOWN} settings."
-    sheet = Sheet("sweep_samples", f"By {' and '.join(sweep.axes)}", equal, note, columns=count)
+    sheet = Sheet("sweep_samples", f"By {' and '.join(sweep.axes)}", equal, note)
     return Section("samples", "Samples", "", (sheet,))
+
+
+def _steps(rows: int, count: int) -> Any:
+    """`count` of so many rows, the first and the last among them."""
+    return np.linspace(0, rows - 1, count).round().astype(int)
 
 
 def _members(sweep: Sweep) -> Section:

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.cli import main
+from flows.cli import app, main
 from flows.config import ConfigError, chain_digests, load_config, stage_config, stages_of
+from flows.ledger import MissingInput
+from flows.preflight import check_models
+from flows.sweep_lending import Lenders
 from flows.sweep_plan import number_of, plan_sweep, split_values
-from models.classifier import check_classifier
-from models.denoiser import check_denoiser
+from tasks import report
+from tasks.sweep import unknown_metric
 
 NOTHING_LEARNS = ["--set", "classifier=null", "--set", "diffusion=null"]
 PLAIN = st.text("ab01.-", min_size=1, max_size=3)
@@ -86,6 +89,29 @@ def test_the_first_seed_is_the_run_without_seeds() -> None:
     assert plan.members[0].digests == chain_digests(load_config("digits", ["training_seed=7"]))
 
 
+def test_seeds_count_a_training_seed_up_too_where_members_meta_train() -> None:
+    plan = plan_sweep("digits", ["training_seed=7"], ["field.width=32,64"], None, 2)
+    assert plan.seeded == "seed, training_seed"
+    assert [(m.seed, m.config.seed, m.config.training_seed) for m in plan.members] == [(0, 0, 7), (1, 1, 8)] * 2
+    for stage in ("meta_train", "train_classifier", "train_diffusion"):
+        seeds = [{k: v for k, v in stage_config(m.config, stage).items() if k == "seed"} for m in plan.members]
+        assert seeds[0] != seeds[1]
+
+
+def test_more_values_or_seeds_are_the_same_sweep_and_another_config_is_not() -> None:
+    over = "diffusion.process.guidance="
+    plan = plan_sweep("digits", [], [f"{over}0,1"])
+    for same in (
+        plan_sweep("digits", [], [f"{over}0,1,2"], None, 3),
+        plan_sweep("digits", ["dispatch.workers=3", "gate.min_psnr=9", f"{over}5"], [f"{over}1,2"]),
+    ):
+        assert (same.keys, same.base) == (plan.keys, plan.base)
+    for other in ("diffusion.steps=500", "seed=1", "training_seed=1", "classifier=null", "evaluation.samples=50"):
+        assert plan_sweep("digits", [other], [f"{over}0,1"]).base != plan.base
+    sections = plan_sweep("digits", [], ["classifier=null,{}"]).base
+    assert sections == plan_sweep("digits", ["classifier.steps=99"], ["classifier=null,{}"]).base
+
+
 def test_a_key_may_leave_out_the_sections_in_its_middle() -> None:
     plan = plan_sweep("digits", [], ["diffusion.timestep_ratio=1,3"])
     assert plan.axes[0].name == "diffusion.process.timestep_ratio"
@@ -150,16 +176,48 @@ def test_a_stage_that_some_members_do_not_have_is_shared_by_the_others() -> None
     ],
 )  # fmt: skip
 def test_a_bad_sweep_is_refused_in_one_line_before_anything_starts(arguments: list[str], said: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    status, line = refused([*arguments, "--metric", "psnr_test"], tmp_path / "sweep")
+    assert status == 2
+    assert line.startswith("functa: ") and said in line
+
+
+def refused(arguments: list[str], root: Path) -> tuple[int | str | None, str]:
+    """Exit status and the one line of `functa sweep digits` with these arguments; it must leave nothing behind."""
     errors = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
-        call = ["functa", "sweep", "digits", *arguments, "--metric", "psnr_test", "--root", str(tmp_path / "sweep")]
-        patch.setattr(sys, "argv", call)
+        patch.setattr(sys, "argv", ["functa", "sweep", "digits", *arguments, "--root", str(root)])
         with pytest.raises(SystemExit) as ended:
             main()
-    assert ended.value.code == 2
+    assert not root.exists() or not list(root.iterdir())
     (line,) = errors.getvalue().splitlines()
-    assert line.startswith("functa: ") and said in line
-    assert not (tmp_path / "sweep").exists() or not list((tmp_path / "sweep").iterdir())
+    return ended.value.code, line
+
+
+GUIDANCE = ["--over", "diffusion.process.guidance=0,1"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "meant"), [("psnr_tset", "did you mean psnr_test"), ("psnr_by_bit.6", "did you mean psnr_by_bits.6")]
+)
+def test_a_metric_that_no_run_measures_is_refused_before_anything_starts(
+    metric: str, meant: str, tmp_path: Path
+) -> None:
+    status, line = refused([*GUIDANCE, "--metric", metric], tmp_path / "sweep")
+    assert status == 2
+    assert f"--metric {metric}: no run measures that; {meant}" in line
+
+
+def test_a_root_to_borrow_from_must_hold_a_run_or_what_a_sweep_shares(tmp_path: Path) -> None:
+    nowhere = tmp_path / "typo"
+    status, line = refused([*GUIDANCE, "--metric", "psnr_test", "--from", str(nowhere)], tmp_path / "sweep")
+    assert status == 1
+    assert f"--from {nowhere}: no run has been started there" in line
+    for lender, key in (("run", "stages/meta_train.json"), ("sweep", "shared/encode-abc/stages/encode.json")):
+        (tmp_path / lender / key).parent.mkdir(parents=True)
+        (tmp_path / lender / key).write_text("{}")
+        Lenders(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(tmp_path / lender))
+    with pytest.raises(MissingInput, match="no run has been started there"):
+        Lenders(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(nowhere))
 
 
 def test_a_sweep_over_nothing_is_refused() -> None:
@@ -175,27 +233,45 @@ def test_only_a_number_has_a_place_on_a_numeric_axis(text: str, value: float | N
     assert number_of(text) == value
 
 
-DOCUMENTED = re.findall(r"`functa (sweep [^`]+)`", (Path(__file__).parents[2] / "docs/paper.md").read_text())
+PAPER = (Path(__file__).parents[2] / "docs/paper.md").read_text().partition("## Tables and figures as commands")[2]
+ROWS = [line.strip("|").split(" | ") for line in PAPER.splitlines() if line.startswith("| ")][1:]
+DOCUMENTED = re.findall(r"`functa (\w+ [^`]+)`", PAPER)
 
 
-@pytest.mark.parametrize("command", [text for text in DOCUMENTED if " --over " in text])
+@pytest.mark.parametrize("command", [text for text in DOCUMENTED if text.startswith("sweep ")])
 def test_a_documented_sweep_is_one_that_its_preset_can_run(command: str) -> None:
-    words = shlex.split(command)
-    options: dict[str, list[str]] = {}
-    for name, value in zip(words[2::2], words[3::2], strict=True):
-        options.setdefault(name, []).append(value)
-    assert options.keys() <= {"--over", "--set", "--random", "--seeds", "--metric"}
-    draws = [int(text) for text in options.get("--random", [])]
-    seeds = [int(text) for text in options.get("--seeds", [])]
-    plan = plan_sweep(words[1], options.get("--set", []), options["--over"], *draws[:1] or [None], *seeds[:1] or [1])
+    _, bound, _ = app.parse_args(shlex.split(command), exit_on_error=False, print_error=False)
+    given = bound.arguments
+    assert [unknown_metric(metric) for metric in given["metric"]] == [""] * len(given["metric"])
+    plan = plan_sweep(
+        given["preset"], given.get("overrides", []), given["over"], given.get("draws"), given.get("seeds", 1)
+    )
     for member in plan.members:
-        if member.config.classifier is not None:
-            check_classifier(member.config.classifier.model, member.config.field.latent_shape)
-        if member.config.diffusion is not None:
-            check_denoiser(member.config.diffusion.model, member.config.field.latent_shape)
+        check_models(member.config, "pipeline")
     learns = plan.members[0].digests["meta_train"] == plan.members[1].digests["meta_train"]
     assert learns == any(stage == "meta_train" for stage, _, _ in plan.shared())
 
 
-def test_the_papers_ablations_and_searches_are_documented() -> None:
-    assert len(DOCUMENTED) >= 12
+@pytest.mark.parametrize("command", sorted({text for text in DOCUMENTED if not text.startswith("sweep ")}))
+def test_every_other_documented_command_is_one_that_functa_takes(command: str) -> None:
+    _, bound, _ = app.parse_args(shlex.split(command), exit_on_error=False, print_error=False)
+    if command.startswith("run "):
+        config = load_config(bound.arguments["preset"], bound.arguments.get("overrides"))
+        check_models(config, "pipeline")
+    else:
+        assert command.startswith("compare ") and len(bound.arguments["roots"]) > 1
+
+
+def test_every_table_and_figure_that_is_measured_has_a_command() -> None:
+    named = {found for title, _ in ROWS for found in re.findall(r"(?:Table|Fig\.) \d+", title)}
+    # Fig. 1 is curated samples beside figures of the tables.
+    assert named == {f"Table {number}" for number in range(1, 9)} | {f"Fig. {number}" for number in range(2, 14)}
+    assert all("`functa " in commands for _, commands in ROWS)
+
+
+def test_the_sections_that_the_commands_point_to_stand_in_the_report() -> None:
+    pages = [path.read_text() for path in (Path(report.__file__).parent).rglob("*") if path.suffix in (".py", ".j2")]
+    named = {title for _, commands in ROWS for title in re.findall(r"\*([A-Z][^*]+)\*", commands)}
+    assert {"Memorisation", "Perturbation", "Samples"} <= named
+    for title in named:
+        assert any(f'"{title}"' in text or f">{title}</h2>" in text for text in pages), title

@@ -1,6 +1,7 @@
 """Figures of a sweep and of a comparison: mean and sd, names, splits, the gate's verdicts, charts."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage.locations import open_location
 from tasks.gate import verdicts
+from tasks.report.blocks import Drawing, Section, Sheet
 from tasks.report.charts_compare import overlaid
 from tasks.report.charts_sweep import over_axes
-from tasks.report.sweep_page import sweep_sections, table
-from tasks.sweep import Sweep, SweepMember, best, names_of, split_of, summarise, unknown_metric
+from tasks.report.html import shown_section
+from tasks.report.sweep_page import sweep_sections, table, write_sweep
+from tasks.sweep import (
+    Sweep,
+    SweepMember,
+    best,
+    names_of,
+    split_of,
+    splits,
+    summarise,
+    unknown_metric,
+    unmeasured,
+)
 
 METRICS = {"psnr_test": 20.0, "fd": {"classifier": 3.5, "latent": 9}, "fd_reference": {"images": "train", "count": 5}}
 
@@ -33,7 +47,16 @@ def test_one_value_has_no_sd_and_what_failed_has_no_part_in_a_mean() -> None:
     sweep = Sweep("p", ("k",), ("fd.latent",), (member(4, "1"), member(0, "1", seed=1, state="failed"), member(6, "2")))
     columns, rows = table(sweep)
     assert columns == ("k", "seeds", "fd.latent", "fd.latent sd")
-    assert rows == [("1", 2, 4.0, None), ("2", 1, 6.0, None)]
+    assert rows == [("1", "1 of 2", 4.0, None), ("2", 1, 6.0, None)]
+
+
+def test_seeds_are_counted_by_figure_where_the_figures_have_different_ones() -> None:
+    members = [
+        SweepMember("n", ("1",), seed, "", "finished", "", {"psnr_test": 2.0} | ({"ece": 0.5} if seed else {}))
+        for seed in range(3)
+    ]
+    _, (row,) = table(Sweep("p", ("k",), ("psnr_test", "ece"), tuple(members)))
+    assert row == ("1", "psnr_test 3 of 3, ece 2 of 3", 2.0, 0.0, 0.5, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -41,14 +64,31 @@ def test_one_value_has_no_sd_and_what_failed_has_no_part_in_a_mean() -> None:
     [
         ("psnr_test", ""),
         ("fd.latent", ""),
+        ("fd.inception", ""),  # some run may measure it
+        ("psnr_by_bit.6", "did you mean psnr_by_bits.6"),
+        ("psnr_tset", "did you mean psnr_test"),
+        ("zzz", "known: psnr_test"),
+    ],
+)
+def test_a_name_that_fits_no_runs_figure_is_told_with_near_names(metric: str, said: str) -> None:
+    found = unknown_metric(metric)
+    assert (found == "") if not said else (said in found)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("psnr_test", ""),
+        ("fd.latent", ""),
+        ("top1_test", ""),
         ("fd.latnt", "did you mean fd.latent"),
         ("fd", "did you mean fd.classifier or fd.latent?"),
         ("fd_reference.images", "did you mean fd_reference.count"),
-        ("zzz", "known: psnr_test, fd.classifier"),
+        ("kd.classifier", "their config asks for none; name a figure of a member's metrics.json"),
     ],
 )
-def test_an_unknown_metric_is_told_with_near_names(metric: str, said: str) -> None:
-    found = unknown_metric(metric, METRICS)
+def test_a_metric_that_no_member_measured_is_told_with_near_names(metric: str, said: str) -> None:
+    found = unmeasured(metric, [METRICS, {"top1_test": 0.5}])
     assert (found == "") if not said else (said in found)
 
 
@@ -74,6 +114,12 @@ def test_the_split_that_a_choice_would_be_made_on_is_told(metric: str, metrics: 
     told = split_of(metric, metrics)
     assert said in told
     assert ("is chosen on test" in told) == (said == "chosen on test.")
+
+
+def test_a_split_is_told_by_a_member_that_has_the_figure() -> None:
+    first = SweepMember("n", ("1",), 0, "", "finished", "", {"psnr_test": 1.0})
+    second = SweepMember("n", ("2",), 0, "", "finished", "", {"fid": 1.0, "fd_reference": {"images": "test"}})
+    assert "chosen on test." in splits(Sweep("p", ("k",), ("fid",), (first, second)))["fid"]
 
 
 def test_the_best_setting_is_the_smallest_distance_and_the_largest_psnr() -> None:
@@ -140,6 +186,58 @@ def test_samples_of_each_setting_stand_in_a_row_of_their_own() -> None:
     sheet = next(section for section in sections if section.anchor == "samples").blocks[0]
     assert [row.label for row in sheet.rows] == ["guidance 0", "guidance 5"]  # type: ignore[union-attr]
     assert [int(row.images.max()) for row in sheet.rows] == [0, 9]  # type: ignore[union-attr]
+
+
+def spread_sheet(side: int) -> Sheet:
+    members = tuple(SweepMember("n", (value,), 0, "", "finished", "", {}, run=value) for value in "ab")
+    pictures = np.arange(16, dtype=np.uint8)[:, None, None, None].repeat(side, 1).repeat(side, 2)
+    sections = sweep_sections(Sweep("p", ("k",), ("fid",), members), number, lambda run: {"samples": pictures})
+    (sheet,) = next(section for section in sections if section.anchor == "samples").blocks
+    assert isinstance(sheet, Sheet)
+    return sheet
+
+
+def test_the_samples_shown_are_spread_over_all_and_so_over_the_classes() -> None:
+    for row in spread_sheet(4).rows:
+        shown = row.images[:, 0, 0, 0].astype(int)
+        assert (len(shown), shown[0], shown[-1]) == (8, 0, 15)
+        assert set(np.diff(shown)) <= {2, 3}
+    assert "even steps through all" in spread_sheet(4).note
+
+
+def test_large_samples_stand_two_beside_each_other_on_a_phone() -> None:
+    assert [strip.columns for strip in shown_section(Section("s", "", "", (spread_sheet(256),))).sheets[0][2]] == [
+        2
+    ] * 4
+
+
+def best_told(members: tuple[SweepMember, ...]) -> str:
+    blocks = sweep_sections(Sweep("p", ("k",), ("fd.latent",), members, "seed"), number, lambda run: {})[0].blocks
+    return next(block.note for block in blocks if isinstance(block, Drawing))
+
+
+def test_the_best_setting_is_told_with_what_of_it_is_missing() -> None:
+    others = (member(5, "2"), member(6, "2", seed=1))
+    lucky = (member(4, "1"), member(0, "1", seed=1, state="failed"))
+    assert best_told((*others, *lucky)).startswith("Best: 4, at k 1, measured with 1 of its 2 seeds. Mean and sd")
+    whole = (member(4, "1"), member(4, "1", seed=1))
+    assert best_told((*others, *whole)).startswith("Best: 4 \u00b1 0, at k 1. Mean and sd")
+    gone = (member(0, "3", state="failed"), member(0, "3", seed=1, state="failed"))
+    assert best_told((*others, *whole, *gone)).startswith("Best: 4 \u00b1 0, at k 1. Not measured: 1 of 3 settings.")
+
+
+def test_charts_of_metrics_that_were_asked_for_earlier_are_removed(tmp_path: Path) -> None:
+    both = {"psnr_test": 1.0, "ece": 2.0}
+    members = tuple(
+        SweepMember("n", (value,), 0, "", "finished", "", {key: figure * float(value) for key, figure in both.items()})
+        for value in "12"
+    )
+    for metrics in (tuple(both), ("ece",)):
+        write_sweep(Sweep("p", ("k",), metrics, members), open_location(str(tmp_path)), number, lambda run: {})
+        (tmp_path / "images/mine.png").write_bytes(b"kept")
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        "members.csv", "mine.png", "sweep.csv", "sweep_ece.svg",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
