@@ -22,7 +22,8 @@ def print_sweep(root: str) -> None:
     console = Console()
     table = _with_columns(*told["over"], *told["metrics"], title=f"{told['preset']}: sweep")
     for setting in told["settings"]:
-        figures = [_summary(setting["metrics"].get(metric)) for metric in told["metrics"]]
+        seeds = sum(member["values"] == setting["values"] for member in told["members"])
+        figures = [_summary(setting["metrics"].get(metric), seeds) for metric in told["metrics"]]
         table.add_row(*setting["values"].values(), *figures)
     console.print(table)
     for line in told["splits"].values():
@@ -38,10 +39,13 @@ def _with_columns(*names: str, title: str) -> Table:
     return table
 
 
-def _summary(found: dict[str, Any] | None) -> str:
+def _summary(found: dict[str, Any] | None, seeds: int) -> str:
+    """Mean and sd, and of how many seeds where some have no figure."""
     if found is None:
         return ABSENT
-    return f"{found['mean']:.4g}" + ("" if found["sd"] is None else f" \u00b1 {found['sd']:.2g}")
+    count = len(found["values"])
+    spread = "" if found["sd"] is None else f" \u00b1 {found['sd']:.2g}"
+    return f"{found['mean']:.4g}{spread}" + (f" ({count} of {seeds})" if count < seeds else "")
 
 
 def print_comparison(comparison: "Comparison", out: Path | None) -> None:
