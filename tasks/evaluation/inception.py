@@ -57,9 +57,7 @@ def check_counts(fid: FidConfig, samples: int, reference: int) -> None:
     """Raises StorageError where there are too few images for FID, unless few are asked for."""
     if fid.few or min(samples, reference) >= fid.min_samples:
         return
-    mend = (
-        "give evaluation.samples more" if samples < reference else "there are no more training images to compare with"
-    )
+    mend = "give evaluation.samples more" if samples < reference else "the set has no more training images"
     rank = f"; fewer than {DIMENSIONS + 1} leave the covariance of {DIMENSIONS} features without full rank"
     raise StorageError(
         f"evaluation.fid: {samples} samples and {reference} reference images are too few for FID, which takes "

@@ -23,7 +23,8 @@ def test_a_folder_of_one_class_goes_through_the_whole_pipeline(tmp_path: Path, p
         Image.fromarray(image).save(place / f"{number:02d}.png")
     settings = [
         "images.source=folder", f"images.location={tmp_path}/images", "images.resolution=8", "images.limit=null",
-        "classifier=null", "diffusion.process.conditional=false", "evaluation.samples=45", "encode.quantization.bits=32",
+        "classifier=null", "diffusion.process.conditional=false", "evaluation.samples=45",
+        "encode.quantization.bits=32",
     ]  # fmt: skip
     metrics = pipeline(str(tmp_path / "root"), config=load_config("digits", [*TINY, *settings]))
     found = json.loads((tmp_path / "root" / "metrics.json").read_text())
