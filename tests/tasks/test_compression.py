@@ -10,12 +10,8 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from sklearn.datasets import load_digits
 
-from flows.config import load_config
 from storage.locations import open_location
 from storage.quantization import calibrate
-from tasks.encoding.finalise import finalise
-from tasks.encoding.group import encode_group
-from tasks.encoding.plan import EncodeJob, plan
 from tasks.evaluation import compression, reconstruction
 from tasks.evaluation.codecs import byte_psnr, decode, encode, rate_curve, scan_bytes
 from tasks.evaluation.compression import stored_bits
@@ -25,9 +21,7 @@ from tasks.report.blocks import Sheet, Table
 from tasks.report.data import ReportData
 from tasks.report.sections import psnr
 from tasks.report.sections.compression import psnr_at, section
-from tasks.training.meta_train import MetaTrainJob
-from tasks.training.meta_train import run as train_field
-from tests.flows.tiny import TINY
+from tests.tasks.encoded import encoded
 
 
 def pictures(channels: int, side: int = 48) -> np.ndarray:
@@ -101,22 +95,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> EvaluationJob:
     """A float32 functaset of 200 digits per split under a field of 20 steps."""
     folder = tmp_path_factory.mktemp("compression")
     few = ["evaluation.bits=[6,4,2]", "evaluation.compression.jpeg=[50]", "evaluation.compression.webp=[50]"]
-    config = load_config("digits", [*TINY, "encode.quantization.bits=32", *few])
-    train_field(
-        MetaTrainJob(
-            seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
-            device="cpu", output=str(folder / "field"), digest="d",
-        ),
-        lambda row: None,
-    )  # fmt: skip
-    work = EncodeJob(
-        images=config.images, encode=config.encode, field=str(folder / "field"), field_digest="feed",
-        functaset=str(folder / "functaset"), device="cpu",
-    )  # fmt: skip
-    todo = plan(work)
-    for group in todo.groups:
-        encode_group(work, group, 400)
-    finalise(work, todo)
+    config, work = encoded(folder, *few)
     return EvaluationJob(
         seed=0, images=config.images, quantization=config.encode.quantization, evaluation=config.evaluation,
         calibration_images=200, functaset=work.functaset, field=work.field, output=str(folder / "run"), device="cpu",

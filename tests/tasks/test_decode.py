@@ -6,36 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.config import load_config
 from storage.errors import StorageError
 from tasks.decode import decode_rows
-from tasks.encoding.finalise import finalise
-from tasks.encoding.group import encode_group
-from tasks.encoding.plan import EncodeJob, plan
-from tasks.training.meta_train import MetaTrainJob
-from tasks.training.meta_train import run as train_field
-from tests.flows.tiny import TINY
+from tests.tasks.encoded import encoded
 
 
 def functaset(folder: Path, *overrides: str) -> str:
     """A functaset of the digits, from a field that was trained for a moment."""
-    config = load_config("digits", [*TINY, "encode.quantization.bits=32", *overrides])
-    train_field(
-        MetaTrainJob(
-            seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
-            device="cpu", output=str(folder / "field"), digest="d",
-        ),
-        lambda row: None,
-    )  # fmt: skip
-    job = EncodeJob(
-        images=config.images, encode=config.encode, field=str(folder / "field"), field_digest="feed",
-        functaset=str(folder / "s"), device="cpu",
-    )  # fmt: skip
-    todo = plan(job)
-    for group in todo.groups:
-        encode_group(job, group, 400)
-    finalise(job, todo)
-    return job.functaset
+    return encoded(folder, *overrides)[1].functaset
 
 
 def decoded(uri: str, resolution: int | None, out: Path) -> np.ndarray:
