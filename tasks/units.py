@@ -1,6 +1,7 @@
 """The units of dispatched work: one Prefect task each, around plain functions. Results are small JSON."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from prefect import task
@@ -82,13 +83,29 @@ def finalise_encoding(job: dict[str, Any], planned: dict[str, Any]) -> dict[str,
     return finalise(EncodeJob.model_validate(job), Planned.model_validate(planned))
 
 
+def _told() -> Callable[[str, int, int], None]:
+    """Progress of an evaluator as lines of the run's log, with the time that each part of its work has left."""
+    lines, begun, spoke = Lines(), dict[str, float](), time.monotonic()
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal spoke
+        if given_up():
+            raise GivenUp(f"{what}: {done}/{total} were measured when their run ended")
+        seconds = time.monotonic() - begun.setdefault(what, spoke)  # a part begins where the last one ended
+        spoke = time.monotonic()
+        if done < total:  # the task's own end is told of by Prefect
+            lines.show(done, total, f"{what}: {done}/{total}, {time_left(done, total, done / max(1e-9, seconds))}")
+
+    return show
+
+
 @unit("measure-reconstruction", "measure reconstruction")
 def measure_reconstruction(job: dict[str, Any]) -> dict[str, Any]:
     """PSNR and its baselines."""
     from tasks.evaluation import reconstruction
     from tasks.evaluation.job import EvaluationJob
 
-    return reconstruction.measure(EvaluationJob.model_validate(job))
+    return reconstruction.measure(EvaluationJob.model_validate(job), _told())
 
 
 @unit("measure-compression", "measure compression")
@@ -97,7 +114,7 @@ def measure_compression(job: dict[str, Any]) -> dict[str, Any]:
     from tasks.evaluation import compression
     from tasks.evaluation.job import EvaluationJob
 
-    return compression.measure(EvaluationJob.model_validate(job))
+    return compression.measure(EvaluationJob.model_validate(job), _told())
 
 
 @unit("measure-classification", "measure classification")

@@ -19,18 +19,19 @@ from storage.plans import create_functaset, plan_rows
 from storage.quantization import Quantizer
 from tasks.encoding.ranges import choose_quantizer
 from tasks.evaluation.codecs import byte_psnr, rate_curve
-from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench
+from tasks.evaluation.job import Bench, EvaluationJob, Progress, as_uint8, open_bench, silent
 from tasks.evaluation.stored import Subset, bounded, float_subset
 
 PIXELS = 1 << 24  # of all images together: 256 of 256x256, all of CIFAR-10's test set
 DECODED = 64  # images at a time
 
 
-def measure(job: EvaluationJob) -> dict[str, Any]:
+def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
     """psnr_by_bits; compression by bits, compression_jpeg and compression_webp by quality; compression_of, the counts.
 
     A rate is in bits per pixel: bpp of the stored latents, entropy coded; bpp_fixed of exactly so many bits a number;
-    bpp_with_field adds the field's share, spread over the set's images; bpp_unamortised the whole field.
+    bpp_with_field adds the field's share, spread over the set's images; bpp_unamortised the whole field. `progress` is
+    told of the numbers of bits that are done.
     """
     bench = open_bench(job)
     test = float_subset(bench, "test", bounded(job.evaluation.compression.images, bench, PIXELS))
@@ -44,6 +45,7 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
         codes, _ = quantizer.encode(test.z.numpy())
         by_bits[str(bits)], psnr = _decoded_psnr(bench, test, quantizer.decode(codes))
         rates[str(bits)] = _rates(bench, test, quantizer, config) | {"psnr": psnr}
+        progress(f"numbers of bits, {len(test)} test images at each", len(rates), len(job.evaluation.bits))
     originals = as_uint8(test.pixels(np.arange(len(test))))
     options = job.evaluation.compression
     return {

@@ -1,6 +1,7 @@
 """What every evaluator of one run is given: where the run's outputs are. Small and JSON."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,12 @@ from tasks.evaluation.config import EvaluationConfig
 from tasks.training.device import choose_device
 from tasks.training.meta_train import load_field
 from tasks.training.pictures import Pictures
+
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody is told of."""
 
 
 class EvaluationJob(Config):

@@ -1,6 +1,7 @@
 """Reconstruction: PSNR of stored latents on test and training images, by inner step, beside linear baselines."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from storage.commits import committed_receipt, live_shards, visible_rows
 from storage.errors import StorageError
 from storage.functaset import Latents
 from storage.plans import plan_rows, row_id
-from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
+from tasks.evaluation.job import Bench, EvaluationJob, Progress, as_uint8, open_bench, silent, write_arrays
 from tasks.evaluation.stored import ENCODED, bounded, changed_rows, stored_subset
 from tasks.training.pictures import Pictures, spread
 
@@ -20,19 +21,20 @@ PCA_IMAGES = 20_000  # enough to fit 3,072-dimensional covariances; more changes
 PCA_VALUES = 1 << 26  # of all those images together
 TRAIN_IMAGES, TRAIN_PIXELS = 1_000, 1 << 22  # of all together
 STEP_IMAGES, STEP_PIXELS = 1_000, 1 << 19  # an inner step costs as much as many decodings
-DECODED = 256  # images at a time
+DECODED, DECODED_PIXELS = 256, 1 << 22  # images at a time, and their pixels
 EXTREMES = 8
 
 
-def measure(job: EvaluationJob) -> dict[str, Any]:
+def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
     """psnr_test, psnr_test_pooled, mae_255, psnr_train, psnr_train_pooled, psnr_by_step, psnr_pca_patch and _image.
 
-    Training images and those of psnr_by_step are a spread subset, counted in psnr_images.
+    Training images and those of psnr_by_step are a spread subset, counted in psnr_images. `progress` is told of images
+    whose PSNR is known, of each part of the work.
     """
     bench = open_bench(job)
     latents = bench.functaset.load("test")
     rows = _rows_of(bench, latents.ids)
-    errors, mae = _errors(bench, latents, rows)
+    errors, mae = _errors(bench, latents, rows, progress)
     psnr = psnr_of_errors(errors).numpy()
     shown = spread(len(rows), job.evaluation.shown)
     originals, reconstructions = _pictures(bench, latents, rows, shown)
@@ -40,8 +42,8 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
         job.output, "reconstruction", originals=originals, reconstructions=reconstructions, psnr=psnr,
         **_extremes(bench, latents, rows, psnr),
     )  # fmt: skip
-    trained = _training_errors(bench)
-    by_step, counts = _by_step(bench)
+    trained = _training_errors(bench, progress)
+    by_step, counts = _by_step(bench, progress)
     return {
         "psnr_test": float(psnr.mean()),
         "psnr_test_pooled": pooled_psnr(errors),
@@ -77,21 +79,25 @@ def _changed(bench: Bench) -> int:
     return changed
 
 
-def _errors(bench: Bench, latents: Latents, rows: np.ndarray) -> tuple[Tensor, float]:
+def _errors(bench: Bench, latents: Latents, rows: np.ndarray, progress: Progress) -> tuple[Tensor, float]:
     """Mean squared error of every test image [n], and the mean absolute error of all, clamped as they are shown."""
     errors, absolute = [], 0.0
-    for part in _batches(len(rows)):
+    for part in _batches(len(rows), _at_once(bench)):
         pixels = bench.test.batch(rows[part])
         images = bench.decode_raw(torch.from_numpy(latents.dequantized(part)))
         errors.append(image_errors(images, pixels))
         absolute += (images.clamp(0, 1) - pixels).abs().mean((1, 2, 3)).sum().item()
+        progress("test images", int(part[-1]) + 1, len(rows))
     return torch.cat(errors), absolute / len(rows)
 
 
-def _training_errors(bench: Bench) -> Tensor:
+def _training_errors(bench: Bench, progress: Progress) -> Tensor:
     """Mean squared error of stored latents of a spread subset of the training images, [n]; n is 0 if all changed."""
     training = stored_subset(bench, "train", bounded(TRAIN_IMAGES, bench, TRAIN_PIXELS))
-    parts = [image_errors(bench.decode_raw(training.z[p]), training.pixels(p)) for p in _batches(len(training))]
+    parts = []
+    for part in _batches(len(training), _at_once(bench)):
+        parts.append(image_errors(bench.decode_raw(training.z[part]), training.pixels(part)))
+        progress("training images", int(part[-1]) + 1, len(training))
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
@@ -101,7 +107,11 @@ def _training_psnr(errors: Tensor) -> dict[str, float]:
     return {"psnr_train": psnr_of_errors(errors).mean().item(), "psnr_train_pooled": pooled_psnr(errors)}
 
 
-def _batches(count: int, size: int = DECODED) -> Iterator[np.ndarray]:
+def _at_once(bench: Bench) -> int:
+    return bounded(DECODED, bench, DECODED_PIXELS)
+
+
+def _batches(count: int, size: int) -> Iterator[np.ndarray]:
     return (np.arange(start, min(start + size, count)) for start in range(0, count, size))
 
 
@@ -124,21 +134,25 @@ def _extremes(bench: Bench, latents: Latents, rows: np.ndarray, psnr: np.ndarray
     return arrays
 
 
-def _by_step(bench: Bench) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+def _by_step(bench: Bench, progress: Progress) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
     """PSNR after 0, 1, ... inner steps, of latents before quantisation, of both splits; how many images."""
     figures, counts = {}, {}
     for split, pictures in (("test", bench.test), ("train", bench.training)):
         rows = spread(len(pictures), bounded(STEP_IMAGES, bench, STEP_PIXELS))
-        figures[split], counts[split] = _steps_of(bench, pictures, rows), len(rows)
+        told = partial(progress, f"{split} images by inner step")
+        figures[split], counts[split] = _steps_of(bench, pictures, rows, told), len(rows)
     return figures, counts
 
 
-def _steps_of(bench: Bench, pictures: Pictures, rows: np.ndarray) -> dict[str, float]:
+def _steps_of(
+    bench: Bench, pictures: Pictures, rows: np.ndarray, progress: Callable[[int, int], None]
+) -> dict[str, float]:
     loop, errors = bench.loop.prepared(len(rows)), []
     for part in _batches(len(rows), ENCODED):
         pixels = pictures.batch(rows[part])
         path = loop.by_step(pixels.to(bench.device)).cpu()  # [K + 1, B, s, s, c]
         errors.append(torch.stack([image_errors(bench.decode_raw(z), pixels) for z in path]))
+        progress(int(part[-1]) + 1, len(rows))
     psnr = psnr_of_errors(torch.cat(errors, 1)).mean(1)
     return {str(step): value for step, value in enumerate(psnr.tolist())}
 
