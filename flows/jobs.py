@@ -170,7 +170,8 @@ def sample_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int] | None]:
 
 def draw_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int]]:
     """Slices of the samples of each class that Table 7 counts, and all labels; empty where those for distances do."""
-    diffusion, each = ledger.config.diffusion, ledger.config.evaluation.memorization.draws_per_class
+    diffusion, memorization = ledger.config.diffusion, ledger.config.evaluation.memorization
+    each = None if memorization is None else memorization.draws_per_class
     if each is None or diffusion is None or not diffusion.process.labelled:
         return [], []
     there = sorted(set(open_images(ledger.config.images).split("train").labels.tolist()))

@@ -25,12 +25,14 @@ from flows.jobs import (
 from flows.ledger import Ledger, images_digest
 from flows.preflight import preflight
 from flows.slots import on_gpu
+from storage.errors import StorageError
 from storage.images import open_images
 from tasks import units
 from tasks.config import DispatchConfig
 from tasks.encoding.following import Following, encoding_speed
 from tasks.encoding.plan import Planned
 from tasks.encoding.planned import forget_images
+from tasks.evaluation.generation import forget_features
 from tasks.fan_out import fan_out
 from tasks.progress import as_far_as_heard
 
@@ -196,6 +198,7 @@ def evaluate(root: str, *, from_root: str | None = None, config: PipelineConfig)
         described = run_folder(ledger, record, run, metrics)
         units.retried(units.write_report, config.dispatch)(described)
         ledger.finish(record, digest(described["metrics"]), described["metrics"])
+    _forget_features(run)
 
 
 def warn_of_surplus(config: PipelineConfig) -> None:
@@ -227,11 +230,12 @@ def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
         features = fan_out(units.retried(units.compute_features, dispatch), each, dispatch)
         metrics |= units.retried(units.measure_generation, dispatch)(job, files, labels, features)
         metrics["sampling"] = _sampling(ledger)
-        slices, drawn = draw_jobs(ledger, job)
-        if slices:
-            labels = drawn
-            files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
-        metrics |= units.retried(units.measure_memorization, dispatch)(job, files, labels)
+        if ledger.config.evaluation.memorization is not None:
+            slices, drawn = draw_jobs(ledger, job)
+            if slices:
+                labels = drawn
+                files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
+            metrics |= units.retried(units.measure_memorization, dispatch)(job, files, labels)
     return metrics
 
 
@@ -257,6 +261,14 @@ def _tell_of_fewer(ledger: Ledger, slices: list[dict[str, Any]]) -> None:
         get_run_logger().warning(
             f"evaluation.samples={wanted}, but {count} are drawn: as many as there are training images"
         )
+
+
+def _forget_features(run: str) -> None:
+    """Of a run that has finished: had it failed, they would have spared the next one a pass over all images."""
+    try:
+        forget_features(run)
+    except StorageError as error:
+        get_run_logger().warning(f"{run}/features: its .npz files are no longer needed, delete them ({error})")
 
 
 def _sampling(ledger: Ledger) -> dict[str, Any]:

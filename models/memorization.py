@@ -14,6 +14,7 @@ EXACT_NUMBERS = 1 << 24  # float64 numbers at a time
 CHANCE = 0.05  # quantile of unseen images: above the 3 % of CIFAR-10's test images that repeat training images
 FLAGGED = 0.15  # share of samples from which a model is said to memorise: three times chance, for small test sets
 LEAST = 3  # samples below which no share says anything
+SAME = 0.01  # distance, of that to another image, at which two images count as one
 
 Fetch = Callable[[Tensor], Tensor]
 """Rows int64 [b] -> images as vectors, float [b, D]."""
@@ -73,6 +74,25 @@ def exact_nearest(queries: Fetch, references: Fetch, candidates: Tensor, count: 
     return Nearest(torch.cat(rows), torch.cat(distances))
 
 
+def compared_again(queries: Fetch, references: Fetch, rows: Tensor) -> Nearest:
+    """The references rows int64 [n, k] of each query, nearest first by other vectors of both; of equals the lower row.
+
+    References are fetched in ascending order, and not once for each query: they may lie in a store of which one part
+    is in memory at a time. Queries are fetched up to k times.
+    """
+    rows = rows.sort(1).values
+    n, k = rows.shape
+    named, distances = rows.flatten(), torch.empty(n * k, dtype=torch.float64)
+    size = max(1, EXACT_NUMBERS // max(1, queries(torch.zeros(1, dtype=torch.int64)).shape[1]))
+    for pairs in named.argsort(stable=True).split(size):
+        wanted, theirs = named[pairs].unique(return_inverse=True)
+        asking, ours = (pairs // k).unique(return_inverse=True)
+        differences = references(wanted).double()[theirs] - queries(asking).double()[ours]  # [b, D]
+        distances[pairs] = differences.square().sum(-1).sqrt()
+    found, order = distances.reshape(n, k).sort(dim=1, stable=True)
+    return Nearest(rows.gather(1, order), found)
+
+
 def distinct_expected(images: int, draws: int) -> tuple[float, float]:
     """Mean and sd of how many different images `draws` independent even draws out of `images` give (Table 7).
 
@@ -106,9 +126,34 @@ def repeats(samples: Tensor, unseen: Tensor) -> Tensor:
     unseen [m, k]: those of images of the same kind that no model has seen, which set the bounds. A sample counts when
     it is nearer *and* more isolated than CHANCE of these; so of a perfect generator's samples at most CHANCE do, and
     blurred samples, which are near but not isolated, do not. An image that the training set holds k times escapes.
+    Only where the bounds can tell (can_tell).
     """
-    near = samples[:, 0] < unseen[:, 0].quantile(CHANCE)
-    return near & (isolation(samples) < isolation(unseen).quantile(CHANCE))
+    near, isolated = _bounds(unseen)
+    return (samples[:, 0] < near) & (isolation(samples) < isolated)
+
+
+def can_tell(unseen: Tensor) -> bool:
+    """Whether anything could come below the bounds of `repeats`: not where they are about 0.
+
+    They are where more than CHANCE of the unseen images repeat training images (same_images).
+    """
+    near, isolated = _bounds(unseen)
+    return bool(near > SAME * _typical(unseen)) and bool(isolated > SAME)
+
+
+def same_images(unseen: Tensor) -> Tensor:
+    """Which unseen images repeat a training image themselves, bool [m], from distances [m, k] to their nearest."""
+    return (unseen[:, 0] <= SAME * _typical(unseen)) | (isolation(unseen) <= SAME)
+
+
+def _bounds(unseen: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the distance to the nearest training image, and of the isolation."""
+    return unseen[:, 0].quantile(CHANCE), isolation(unseen).quantile(CHANCE)
+
+
+def _typical(unseen: Tensor) -> Tensor:
+    """Distance to a training image that is near, but another one."""
+    return unseen[:, -1].median()
 
 
 def is_memorized(repeating: Tensor) -> bool:

@@ -5,6 +5,7 @@ Over any decoder. Every call decodes the same latents in the same places of the 
 depend on what was perturbed comes out bit for bit the same, and "exactly 1" can be said.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,14 +19,27 @@ Decode = Callable[[Tensor], Tensor]
 
 
 def squared_by_patch(change: Tensor, grid: int) -> Tensor:
-    """Summed squares of changes [n, H, W, ch] in each of grid x grid patches: float64 [n, grid^2]."""
-    return patchify(change.double().square(), grid).sum((1, 2)).reshape(len(change), -1)
+    """Summed squares of changes [n, H, W, ch] in each of grid x grid patches: float64 [n, grid^2].
+
+    Sides that the grid does not divide give patches that differ by a pixel.
+    """
+    rows, columns = (torch.arange(side) * grid // side for side in change.shape[1:3])
+    patches = (rows[:, None] * grid + columns).flatten()  # [H W], the patch of each pixel
+    squares = change.double().square().sum(-1).flatten(1)
+    return squares.new_zeros(len(change), grid**2).index_add_(1, patches.to(squares.device), squares)
 
 
 def reference_grid(resolution: Sequence[int], wanted: int) -> int:
-    """Patches per side at which a vector's reach is measured: at most `wanted`, of at least 2x2 pixels, equal ones."""
-    fitting = [n for n in range(1, wanted + 1) if all(side % n == 0 and side // n >= 2 for side in resolution)]
-    return max(fitting, default=1)
+    """Patches per side at which a vector's reach is measured: `wanted`, or fewer so that each has 2x2 pixels.
+
+    1 where there is no room for two: the whole image, of which nothing can be said.
+    """
+    return max(1, min(wanted, *(side // 2 for side in resolution)))
+
+
+def even_share(resolution: Sequence[int], grid: int) -> float:
+    """What the largest of grid x grid patches has of an even change: its share of the pixels."""
+    return math.prod(-(-side // grid) / side for side in resolution)
 
 
 def locality(decode: Decode, z: Tensor, sd: Tensor, positions: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -59,7 +73,7 @@ def entry_effects(decode: Decode, z: Tensor, sd: Tensor, entries: Sequence[int],
     """Each entry of vectors z [n, 1, 1, c] raised by its own standard deviation, sd [1, 1, c] (Fig. 4).
 
     A vector has no patches of its own: the image is cut into grid x grid, and the largest share that falls into any
-    one of them stands for locality. 1 / grid^2 is an even change, and the largest can only be more than that.
+    one of them stands for locality. An even change gives even_share, 1 / grid^2 where the grid divides the image.
     """
     base, errors, shares = decode(z), [], []
     for entry in entries:

@@ -1,6 +1,6 @@
 """Configuration of what is measured, and of what a run must reach. Free of torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -93,6 +93,12 @@ class FidConfig(Config):
     )
 
 
+def _name_choices(schema: dict[str, Any]) -> None:
+    """Of a section that may be null: a form would show the name of our class."""
+    for choice, title in zip(schema["anyOf"], ("Compare samples with training images", "None")):
+        choice["title"] = title
+
+
 class EvaluationConfig(Config):
     """What is measured at the end."""
 
@@ -117,7 +123,12 @@ class EvaluationConfig(Config):
     )
     fid: FidConfig = Field(FidConfig(), title="FID")
     pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")
-    memorization: MemorizationConfig = Field(MemorizationConfig(), title="Memorisation")
+    memorization: MemorizationConfig | None = Field(
+        MemorizationConfig(),
+        title="Memorisation",
+        description="Null: samples are not compared with training images.",
+        json_schema_extra=_name_choices,
+    )
     perturbation: PerturbationConfig = Field(PerturbationConfig(), title="Perturbation")
 
 

@@ -48,9 +48,9 @@ def measure(
 ) -> dict[str, Any]:
     """fd, fd_reconstruction, fd_noise, kd, precision and recall by space, with their counts; FID where it may be.
 
-    slices: the samples' files; features: all slices' files of tasks.evaluation.features.write_features, whose moments
-    are removed once they are merged. Of a conditional model also label_agreement: the share of samples that the pixel
-    classifier takes for their label. `warn` is told what a reader of the figures must know.
+    slices: the samples' files; features: all slices' files of tasks.evaluation.features.write_features, which stay
+    (forget_features). Of a conditional model also label_agreement: the share of samples that the pixel classifier
+    takes for their label. `warn` is told what a reader of the figures must know.
     Raises StorageError for slices that are not of one kind, and for samples of which more than half are duplicates.
     """
     sets = merged(features)
@@ -63,10 +63,18 @@ def measure(
     figures = named(figures, sets, job)
     if labels is not None and "classifier" in samples.spaces:
         figures["label_agreement"] = samples.agreeing / len(labels)
-    for uri in features:
-        folder, _, key = uri.rpartition("/")
-        open_location(folder).delete(key)
     return figures
+
+
+def forget_features(output: str) -> None:
+    """Removes all slices' features from a run's folder: once its figures are written, not sooner.
+
+    Computed again they cost a pass over all training images.
+    """
+    location = open_location(output)
+    for key in location.list("features/"):
+        if key.endswith(".npz"):
+            location.delete(key)
 
 
 def check_sets(sets: dict[str, Gathered], evaluation: EvaluationConfig, warn: Warn) -> None:

@@ -6,7 +6,7 @@ in pixel space are compared once more as reconstructions, and test images' recon
 say how near an unseen image comes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +17,26 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from models.memorization import (
     Nearest,
+    can_tell,
+    compared_again,
     distinct,
     distinct_expected,
     exact_nearest,
     is_memorized,
     isolation,
     repeats,
+    same_images,
     shortlist,
 )
 from storage.errors import StorageError
-from storage.plans import row_id
+from storage.images import ImageSplit
+from storage.plans import ShardRows, plan_rows
+from storage.shards import Shard
+from tasks.evaluation.config import MemorizationConfig
 from tasks.evaluation.job import Bench, EvaluationJob, as_uint8, open_bench, write_arrays
+from tasks.evaluation.stored import changed_rows
 from tasks.sample import read_slices
-from tasks.training.latents import load_split
+from tasks.training.latents import PlainRows
 from tasks.training.pictures import spread
 
 BATCH = 1024  # training images read at a time
@@ -41,12 +48,16 @@ CLASSES = 100  # more are counted together in metrics.json, and one by one in th
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """The training images that the latents z [N, s, s, c] are of: rows of `pictures`, labels int64 [N]."""
+    """Training images whose latents the functaset holds: rows int64 [N] of the pictures, labels int64 [N].
+
+    Their latents are read when they are asked for: places int64 [N], ascending, among `latents`.
+    """
 
     bench: Bench
     rows: np.ndarray
-    z: Tensor
     labels: Tensor
+    latents: PlainRows
+    places: np.ndarray
 
     def images(self, numbers: Tensor) -> Tensor:
         """[b, H, W, ch]"""
@@ -57,8 +68,8 @@ class References:
         return self.images(numbers).flatten(1)
 
     def reconstructions(self, numbers: Tensor) -> Tensor:
-        """What the field makes of their latents, [b, D]."""
-        return self.bench.decode(self.z[numbers]).flatten(1)
+        """What the field makes of their latents, [b, D]; numbers ascend."""
+        return self.bench.decode(self.latents.read(self.places[numbers.numpy()])).flatten(1)
 
     def thumbnails(self) -> Iterator[Tensor]:
         """All of them in parts, small: [b, D']."""
@@ -98,60 +109,85 @@ def thumbnails(images: Tensor) -> Tensor:
 def measure(job: EvaluationJob, slices: list[str], labels: list[int] | None) -> dict[str, Any]:
     """distinct{}, distinct_expected{}, distinct_sd{}, memorized_share, memorized_share_images, memorized.
 
-    By class: of conditional samples their label, of others that of the nearest training image.
+    By class: of conditional samples their label, of others that of the nearest training image. The last three are left
+    out where test images repeat training images, so that nothing can be told. Not for a job without memorisation.
     """
+    config = job.evaluation.memorization
+    assert config is not None
     bench = open_bench(job)
     references = _references(bench)
-    z, unseen = torch.from_numpy(read_slices(slices)), _unseen(bench)
+    z, unseen = torch.from_numpy(read_slices(slices)), _unseen(bench, config)
     count = len(z)
     decoded = Decoded(bench, torch.cat([z, unseen]))
     candidates = shortlist(decoded.thumbnails().to(bench.device), references.thumbnails()).cpu()
     near = exact_nearest(decoded.vectors, references.vectors, candidates)
-    rebuilt = exact_nearest(decoded.vectors, references.reconstructions, near.rows)
-    repeating = {
-        name: repeats(found.distances[:count], found.distances[count:])
-        for name, found in (("images", near), ("reconstructions", rebuilt))
-    }
+    rebuilt = compared_again(decoded.vectors, references.reconstructions, near.rows)
+    repeating, in_pixels = _repeating(rebuilt, count), _repeating(near, count)
     chosen = references.labels[near.rows[:count, 0]] if labels is None else torch.tensor(labels)
     table = _distinct_table(near.rows[:count, 0], chosen, references.labels, labels is not None)
-    _write(job, references, decoded, near, rebuilt, chosen, repeating["reconstructions"], table)
-    return {
-        **_distinct_figures(table),
-        "memorized_share": repeating["reconstructions"].double().mean().item(),
-        "memorized_share_images": repeating["images"].double().mean().item(),
-        "memorized": is_memorized(repeating["reconstructions"]),
-    }
+    _write(bench, config, references, decoded, near, rebuilt, chosen, repeating, table)
+    figures = _distinct_figures(table)
+    if repeating is not None:
+        figures |= {"memorized_share": repeating.double().mean().item(), "memorized": is_memorized(repeating)}
+    if in_pixels is not None:
+        figures["memorized_share_images"] = in_pixels.double().mean().item()
+    return figures
+
+
+def _repeating(found: Nearest, count: int) -> Tensor | None:
+    """Which of the first `count`, the samples, repeat a training image; None where the others, unseen, cannot tell."""
+    samples, unseen = found.distances[:count], found.distances[count:]
+    return repeats(samples, unseen) if can_tell(unseen) else None
 
 
 def _references(bench: Bench) -> References:
-    """Training images that are encoded and still there. Raises StorageError where fewer than two are."""
-    stored = bench.functaset.load("train")
-    places = {row_id(key): row for row, key in enumerate(bench.training.keys)}
-    plain = [row for row in np.flatnonzero(stored.augmentation == 0) if bytes(stored.ids[row]) in places]
-    if len(plain) < 2:
+    """Training images that are encoded and still there as they were. Raises StorageError where fewer than two are."""
+    latents, split = PlainRows(bench.functaset, "train"), bench.training.split
+    pictures, today = ({key: row for row, key in enumerate(keys)} for keys in (bench.training.keys, split.keys))
+    rows: list[int] = []
+    labels: list[int] = []
+    places: list[int] = []
+    start = 0
+    for shard in latents.shards:
+        table, within = plan_rows(shard.location, shard.plan, shard.receipt.shard), shard.places.tolist()
+        there = [row for row in within if table.keys[row] in pictures]
+        kept = set(there) - _changed(shard, table, there, split, today)
+        for place, row in enumerate(within):
+            if row in kept:
+                places.append(start + place)
+                rows.append(pictures[table.keys[row]])
+                labels.append(int(table.labels[row]))
+        start += len(within)
+    if len(rows) < 2:
         raise StorageError(
-            f"{bench.job.functaset}: {len(plain)} of its training images are still there, and nearest ones need 2: "
-            "restore the images"
+            f"{bench.job.functaset}: {len(rows)} of its training images are still there as they were encoded, and "
+            "nearest ones need 2: restore the images, or encode again"
         )
-    rows = np.array([places[bytes(stored.ids[row])] for row in plain])
-    z = torch.from_numpy(stored.dequantized(np.array(plain)))
-    return References(bench, rows, z, torch.from_numpy(stored.labels[plain].astype(np.int64)))
+    return References(bench, np.array(rows), torch.tensor(labels), latents, np.array(places))
 
 
-def _unseen(bench: Bench) -> Tensor:
+def _changed(shard: Shard, table: ShardRows, rows: list[int], split: ImageSplit, today: Mapping[str, int]) -> set[int]:
+    """Those of a shard's rows whose images have other bytes than those that were encoded; `today`: row by key."""
+    parts = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))  # images are read for it
+    place, plan, receipt = shard.location, shard.plan, shard.receipt
+    return {row for part in parts for row in changed_rows(place, plan, receipt, table, part, split, today)}
+
+
+def _unseen(bench: Bench, config: MemorizationConfig) -> Tensor:
     """Latents of test images: no model has seen them."""
-    z = load_split(bench.functaset, "test").z
-    return z[torch.from_numpy(spread(len(z), bench.job.evaluation.memorization.null_images))]
+    latents = PlainRows(bench.functaset, "test")
+    return latents.read(spread(len(latents), config.null_images))
 
 
 Table = dict[str, np.ndarray]
 
 
 def _distinct_table(rows: Tensor, labels: Tensor, training: Tensor, conditional: bool) -> Table:
-    """Table 7: label (-1: all classes together), images, draws, distinct, expected, sd; classes without draws left out.
+    """Table 7: label (-1: all of these classes together), images, draws, distinct, expected, sd.
 
     rows int64 [m], the nearest training image of each draw; labels [m], the draws' classes; training [N], the images'.
-    Draws are even within each class of a conditional model, and over all images of another.
+    Classes without draws or without images are left out, of -1 too: nothing can be expected of them. Draws are even
+    within each class of a conditional model, and over all images of another.
     """
     found = []
     for label in labels.unique().tolist():
@@ -160,11 +196,13 @@ def _distinct_table(rows: Tensor, labels: Tensor, training: Tensor, conditional:
             draws = int(mine.sum())
             found.append((label, images, draws, distinct(rows[mine]), *distinct_expected(images, draws)))
     each = np.array(found, dtype=np.float64).reshape(-1, 6)
+    counted = rows[torch.isin(labels, torch.from_numpy(each[:, 0]).long())]
     if conditional:
-        expected, sd = each[:, 4].sum(), np.sqrt(np.square(each[:, 5]).sum())
+        images, expected, sd = each[:, 1].sum(), each[:, 4].sum(), np.sqrt(np.square(each[:, 5]).sum())
     else:
-        expected, sd = distinct_expected(len(training), len(rows))
-    table = np.concatenate([each, [[-1, len(training), len(rows), distinct(rows), expected, sd]]])
+        images = len(training)
+        expected, sd = distinct_expected(images, len(counted))
+    table = np.concatenate([each, [[-1, images, len(counted), distinct(counted), expected, sd]]])
     return dict(zip(("label", "images", "draws", "distinct", "expected", "sd"), table.T, strict=True))
 
 
@@ -180,28 +218,32 @@ def _distinct_figures(table: Table) -> dict[str, Any]:
 
 
 def _write(
-    job: EvaluationJob,
+    bench: Bench,
+    config: MemorizationConfig,
     references: References,
     decoded: Decoded,
     near: Nearest,
     rebuilt: Nearest,
     labels: Tensor,
-    repeating: Tensor,
+    repeating: Tensor | None,
     table: Table,
 ) -> None:
     """Samples spread over all, without any choice, beside their nearest; how isolated samples and unseen images are."""
-    shown = torch.from_numpy(spread(len(labels), job.evaluation.memorization.shown))
+    shown = torch.from_numpy(spread(len(labels), config.shown))
+    marked = torch.zeros(len(labels), dtype=torch.bool) if repeating is None else repeating
     nearest = [as_uint8(references.images(near.rows[shown, k])) for k in range(near.rows.shape[1])]
     ratios = isolation(rebuilt.distances).numpy()
     write_arrays(
-        job.output,
+        bench.job.output,
         "memorization",
         samples=as_uint8(decoded.images(shown)),
         nearest=np.stack(nearest),  # [k, shown, H, W, ch]
         distances=near.distances[shown].numpy().T,
         labels=labels[shown].numpy(),
         neighbour_labels=references.labels[near.rows[shown]].numpy().T,
-        repeating=repeating[shown].numpy(),
+        repeating=marked[shown].numpy(),
+        told=np.array(repeating is not None),
+        same=same_images(rebuilt.distances[len(labels) :]).numpy(),  # [m] of the unseen images
         isolation=ratios[: len(labels)][spread(len(labels), KEPT_RATIOS)],
         isolation_unseen=ratios[len(labels) :],
         **{f"table_{name}": column for name, column in table.items()},

@@ -12,6 +12,7 @@ from models.field import Field
 from models.perturbation import (
     channel_effects,
     entry_effects,
+    even_share,
     linear_fit,
     locality,
     reference_grid,
@@ -22,6 +23,7 @@ from tasks.decode import field_of
 from tasks.evaluation.config import PerturbationConfig
 from tasks.evaluation.job import EvaluationJob, as_uint8, write_arrays
 from tasks.training.device import choose_device
+from tasks.training.latents import PlainRows
 from tasks.training.pictures import spread
 from tasks.training.seeds import mix, stage_number
 
@@ -72,8 +74,8 @@ def _subject(job: EvaluationJob, functaset: Functaset, moments: Moments) -> Subj
     device = choose_device(job.device)
     field, _, resolution = field_of(functaset)
     config = job.evaluation.perturbation
-    latents = functaset.load("test")
-    z = torch.from_numpy(latents.dequantized(spread(len(latents), config.images)))
+    latents = PlainRows(functaset, "test")
+    z = latents.read(spread(len(latents), config.images))
     sd = torch.from_numpy(np.sqrt(moments.var)).float()
     return Subject(field.to(device), (resolution, resolution), device, z, sd, config)
 
@@ -111,19 +113,21 @@ def _of_grids(subject: Subject, seed: int) -> tuple[dict[str, Any], Arrays]:
 
 
 def _of_vectors(subject: Subject) -> tuple[dict[str, Any], Arrays]:
-    """Each entry moved by its sd: error by entry, the largest share in a patch (Fig. 4)."""
+    """Each entry moved by its sd: error by entry, the largest share in a patch (Fig. 4) where there are several."""
     z, config = subject.z, subject.config
     entries, grid = subject.channels, reference_grid(subject.resolution, config.grid)
     effects = entry_effects(subject.decode, z, subject.sd, entries.tolist(), grid)
     mae = effects.mae.mean(1)  # [entries]
     chosen = {"largest": int(mae.argmax()), "median": _middle(mae), "lowest": int(mae.argmin())}
-    figures = {
-        "locality": effects.largest_share.nanmean().item(),
-        "perturbation": {f"mae_{name}": 255 * mae[place].item() for name, place in chosen.items()},
+    figures: dict[str, Any] = {
+        "perturbation": {f"mae_{name}": 255 * mae[place].item() for name, place in chosen.items()}
     }
+    if grid > 1:
+        figures["locality"] = effects.largest_share.nanmean().item()
     arrays = {
         "entries": entries, "mae": 255 * mae.numpy(), "locality": effects.largest_share.numpy(),
-        "grid": np.array(grid), "unperturbed": as_uint8(subject.decode(z)),
+        "grid": np.array(grid), "even": np.array(even_share(subject.resolution, grid)),
+        "unperturbed": as_uint8(subject.decode(z)),
     }  # fmt: skip
     for name, place in chosen.items():
         moved = z.clone()

@@ -209,7 +209,10 @@ METRICS = {
         _GENERATION, "The same, in pixel space", "share", "Compared with training images instead of reconstructions."
     ),
     "memorized": Described(
-        _GENERATION, "Memorised", "text", "Whether 15 % of the samples or more repeat a training image."
+        _GENERATION,
+        "Memorised",
+        "text",
+        "Whether 15 % of the samples or more repeat a training image; left out where test images do themselves.",
     ),
     "locality": Described(
         "Latents",

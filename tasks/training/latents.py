@@ -44,6 +44,11 @@ class PlainRows:
     def __len__(self) -> int:
         return self._shards.rows
 
+    @property
+    def shards(self) -> list[Shard]:
+        """Where the rows lie, in their order."""
+        return self._shards.shards
+
     def read(self, rows: np.ndarray) -> Tensor:
         """z [n, s, s, c] float32 of ascending rows."""
         parts = [np.empty((0, *self.shape), np.float32)]

@@ -164,6 +164,31 @@ def test_after_deleting_an_output_only_its_stage_runs(copy: Path, output: str, s
     assert rerun(copy) == {stage}
 
 
+@pytest.mark.slow
+def test_a_failure_after_the_features_does_not_compute_them_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a large reference they are the longest part of an evaluation; once it has finished, they are gone."""
+    from flows.stages import evaluate
+    from storage.errors import StorageError
+    from tasks.evaluation import features, memorization
+
+    def fail(*_: object) -> None:
+        raise StorageError("lost")
+
+    (copy / "report.html").unlink()
+    computed = []
+    real = features.gather
+    monkeypatch.setattr(features, "gather", lambda job, *rest: computed.append(job.kind) or real(job, *rest))
+    with monkeypatch.context() as patch:
+        patch.setattr(memorization, "measure", fail)
+        with pytest.raises(StorageError, match="lost"):
+            evaluate(str(copy), config=config())
+    assert set(computed) == set(features.KINDS)
+    computed.clear()
+    evaluate(str(copy), config=config())
+    assert computed == []
+    assert [path.name for path in copy.glob("runs/*/features/*")] == ["normalizer.json"]
+
+
 def test_a_changed_key_is_refused_by_name_and_touches_nothing(copy: Path) -> None:
     before = stamps(copy)
     with pytest.raises(StageConflict, match=r"diffusion.learning_rate: 0.002 -> 0.001.*choose another --root"):
@@ -173,18 +198,21 @@ def test_a_changed_key_is_refused_by_name_and_touches_nothing(copy: Path) -> Non
 
 def test_another_root_takes_over_what_still_fits(root: Path, tmp_path: Path) -> None:
     before, other = stamps(root), tmp_path / "other"
-    run(other, "diffusion.learning_rate=1e-3", from_root=root)
+    changes = ["diffusion.learning_rate=1e-3", "evaluation.memorization=null"]
+    run(other, *changes, from_root=root)
     assert stamps(root) == before
     assert not (other / "functaset.zarr").exists()
     assert not (other / "checkpoints" / "field").exists()
     assert (other / "checkpoints" / "diffusion").exists()
-    ledger = Ledger(config("diffusion.learning_rate=1e-3"), str(other))
+    ledger = Ledger(config(*changes), str(other))
     field = read_record(ledger.location, "meta_train")
     assert field is not None
     assert ledger.output(field) == str(root / "checkpoints" / "field")
     metrics = [json.loads((place / "metrics.json").read_text()) for place in (root, other)]
     assert metrics[0]["psnr_test"] == metrics[1]["psnr_test"]
     assert metrics[0]["fd"] != metrics[1]["fd"]
+    assert [bool({"distinct", "memorized"} & each.keys()) for each in metrics] == [True, False]
+    assert ["Memorisation" in (place / "report.html").read_text() for place in (root, other)] == [True, False]
 
 
 def test_a_stage_without_its_input_says_what_to_run_first(tmp_path: Path, prefect_server: None) -> None:

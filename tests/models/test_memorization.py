@@ -7,13 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from models import memorization
 from models.memorization import (
+    can_tell,
+    compared_again,
     distinct,
     distinct_expected,
     exact_nearest,
     is_memorized,
     isolation,
     repeats,
+    same_images,
     shortlist,
 )
 
@@ -63,6 +67,31 @@ def test_fewer_references_than_neighbours_are_all_of_them() -> None:
     assert rows.tolist() == [[0, 1], [0, 1]] and (distances == 1).all()
 
 
+def test_comparing_again_is_exact_and_goes_through_the_references_in_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By other vectors than those that chose the candidates; some of these are of the same length, or popular."""
+    monkeypatch.setattr(memorization, "EXACT_NUMBERS", 60)  # ten pairs at a time
+    random = np.random.default_rng(3)
+    references = (random.integers(0, 3, (40, 6)) / 2).astype(np.float32)
+    queries = (random.integers(0, 3, (25, 6)) / 2).astype(np.float32)
+    candidates = torch.from_numpy(np.stack([random.choice(40, 3, replace=False) for _ in queries]))
+    candidates[:, 0] = torch.where((candidates == 7).any(1), candidates[:, 0], 7)
+    fetched: list[int] = []
+
+    def fetch(rows: Tensor) -> Tensor:
+        fetched.extend(rows.tolist())
+        return torch.from_numpy(references)[rows]
+
+    found = compared_again(lambda rows: torch.from_numpy(queries)[rows], fetch, candidates)
+    for row, mine in enumerate(candidates.sort(1).values.numpy()):
+        order, distances = brute_force(queries[row : row + 1], references[mine], 3)
+        np.testing.assert_array_equal(found.rows[row], mine[order[0]])
+        np.testing.assert_allclose(found.distances[row], distances[0], atol=1e-12)
+    assert fetched == sorted(fetched) and set(fetched) == set(candidates.unique().tolist())
+    assert len(fetched) <= len(set(fetched)) + 8  # one more for each of eight edges between parts, not 75
+
+
 def test_expected_distinct_counts_are_the_papers_and_their_sd_is_not() -> None:
     mean, sd = distinct_expected(5000, 5000)
     assert round(mean) == 3161  # Table 7
@@ -109,6 +138,21 @@ def test_copies_are_told_from_fresh_images_from_blurred_ones_and_from_noise() ->
     ):
         measured, flagged = share(of)
         assert low <= measured <= high and flagged is verdict
+
+
+@pytest.mark.parametrize("held", [1, 3])
+def test_where_test_images_repeat_training_images_nothing_can_be_told(held: int) -> None:
+    """Ten of a hundred do, so a sample would have to be nearer than not at all; two of a hundred do no harm."""
+    training, unseen, copies = cloud(400, 1), cloud(100, 2), cloud(400, 1)[50:100]
+    training = torch.cat([training, *[training[:100]] * (held - 1)])
+    for count, told in ((10, False), (2, True)):
+        among = torch.cat([training[:count] + 1e-5, unseen[count:]])
+        found = torch.from_numpy(nearest(among, training, 128)[1])
+        assert can_tell(found) is told
+        assert same_images(found).tolist() == [True] * count + [False] * (100 - count)
+    if held == 1:
+        samples = torch.from_numpy(nearest(copies, training, 128)[1])
+        assert repeats(samples, found).all()  # of those bounds that can tell
 
 
 def test_isolation_of_copies_of_copies_is_a_number() -> None:

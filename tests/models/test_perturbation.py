@@ -6,15 +6,17 @@ from torch import Tensor
 
 from models.config import FieldConfig, InnerConfig
 from models.field import Field
-from models.grid import unpatchify
+from models.grid import patchify, unpatchify
 from models.perturbation import (
     Decode,
     agreement,
     channel_effects,
     entry_effects,
+    even_share,
     linear_fit,
     locality,
     reference_grid,
+    squared_by_patch,
 )
 
 SIDE, S, C = 16, 4, 6
@@ -120,5 +122,30 @@ def test_agreement_is_the_mean_cosine_of_pairs() -> None:
 def test_vectors_are_measured_on_patches_of_at_least_four_pixels() -> None:
     assert reference_grid((32, 32), 8) == 8
     assert reference_grid((8, 8), 8) == 4
-    assert reference_grid((28, 28), 8) == 7
-    assert reference_grid((7, 7), 8) == 1
+    assert reference_grid((7, 7), 8) == 3
+    assert reference_grid((3, 3), 8) == 1  # no room for two
+
+
+@pytest.mark.parametrize("side", [31, 37])
+def test_sides_that_nothing_divides_are_cut_into_patches_all_the_same(side: int) -> None:
+    """As NumPy would cut them. One patch would make every vector as local as can be."""
+    grid = reference_grid((side, side), 8)
+    assert grid == 8
+    change = torch.randn(2, side, side, 3, generator=torch.Generator().manual_seed(0))
+    squares = squared_by_patch(change, grid)
+    assert squares.shape == (2, 64)
+    torch.testing.assert_close(squares.sum(1), change.double().square().sum((1, 2, 3)))
+    sizes = squared_by_patch(torch.ones(1, side, side, 1), grid)
+    assert set(sizes.sqrt().round(decimals=6).flatten().tolist()) >= {side // 8, side // 8 + 1}
+    assert sizes.max().item() == pytest.approx(side**2 * even_share((side, side), grid))
+    config = FieldConfig(spatial=1, channels=32, width=16, depth=3)
+    field = Field(config, InnerConfig(), 3, seed=3, resolution=(side, side)).requires_grad_(False)
+    z = 0.05 * torch.randn(3, 1, 1, 32, generator=torch.Generator().manual_seed(0))
+    shares = entry_effects(lambda z: field(z, (side, side)), z, torch.full((1, 1, 32), 0.05), range(8), grid)
+    assert (shares.largest_share > 1 / 64).all() and shares.largest_share.mean() < 0.2
+
+
+def test_squares_by_patch_are_those_of_the_patches() -> None:
+    change = torch.randn(2, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
+    known = patchify(change.double().square(), S).sum((1, 2)).reshape(2, -1)
+    torch.testing.assert_close(squared_by_patch(change, S), known)

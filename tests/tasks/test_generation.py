@@ -16,7 +16,7 @@ from storage.functaset import Functaset
 from tasks.evaluation import features as computing
 from tasks.evaluation import inception
 from tasks.evaluation.gathered import Gathered, Space, from_bytes, merged, to_bytes
-from tasks.evaluation.generation import check_sets, measure
+from tasks.evaluation.generation import check_sets, forget_features, measure
 from tasks.sample import read_samples
 from tasks.training.latents import PlainRows, load_split
 from tests.tasks.evaluated import COUNT, evaluation_job, features, samples, write_samples
@@ -73,7 +73,7 @@ def figures_of(folder: Path, run: str, *settings: str, z: np.ndarray | None = No
     return found | {"warnings": warnings}
 
 
-def test_the_figures_do_not_depend_on_how_the_work_was_cut(folder: Path) -> None:
+def test_the_figures_do_not_depend_on_how_the_work_was_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = figures_of(folder, "whole"), figures_of(folder, "cut", parts=2)
     for key in ("fd", "fd_reconstruction", "fd_noise", "kd", "precision", "recall"):
         assert whole[key] == pytest.approx(cut[key], rel=1e-5, abs=1e-9), key
@@ -83,7 +83,14 @@ def test_the_figures_do_not_depend_on_how_the_work_was_cut(folder: Path) -> None
     }  # fmt: skip
     assert whole["label_agreement"] == cut["label_agreement"]
     assert whole["duplicates"] == cut["duplicates"] == 0
-    assert not list((folder / "cut" / "run" / "features").glob("*.npz"))  # merged, so gone
+    place = folder / "cut" / "run"
+    assert len(list((place / "features").glob("*.npz"))) == 8  # for as long as anything may have to be measured again
+    with monkeypatch.context() as patch:
+        patch.setattr(computing, "gather", lambda *_: pytest.fail("features were computed again"))
+        again = figures_of(folder, "cut", parts=2)
+    assert again == cut
+    forget_features(str(place))
+    assert [path.name for path in (place / "features").iterdir()] == ["normalizer.json"]
 
 
 def test_without_a_pixel_classifier_the_latents_alone_are_compared(folder: Path) -> None:

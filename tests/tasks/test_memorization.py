@@ -1,15 +1,18 @@
 """Memorisation of real latents of digits: copies are found, named and counted; a model that overfits is flagged."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flows.config import load_config
 from models.config import DiffusionConfig
+from storage.errors import StorageError
 from storage.functaset import Functaset
 from storage.images import open_images
 from storage.locations import open_location
@@ -25,9 +28,11 @@ from tasks.report.sections.memorization import section
 from tasks.sample import SampleJob, write_slice
 from tasks.training.diffusion import DiffusionJob
 from tasks.training.diffusion import run as train_diffusion
+from tasks.training.latents import PlainRows
 from tasks.training.meta_train import MetaTrainJob
 from tasks.training.meta_train import run as train_field
 from tests.flows.tiny import TINY
+from tests.storage.pictures import noise
 
 FLOAT = "encode.quantization.bits=32"
 
@@ -136,6 +141,105 @@ def test_samples_that_do_not_fit_in_memory_and_large_images_give_the_same(
     monkeypatch.setattr(memorization, "BATCH", 64)
     monkeypatch.setattr(memorization, "SIDE", 4)
     assert memorization.measure(tiny, [samples], None) == figures
+
+
+def test_classes_without_training_images_count_nowhere(tiny: EvaluationJob, tmp_path: Path) -> None:
+    """Nothing can be expected of them: they would only add to what is found."""
+    train = Functaset.open(tiny.functaset).load("train")
+    threes, rest = np.flatnonzero(train.labels == 3)[[0, 0, 0, 1]], np.flatnonzero(train.labels == 5)[:5]
+    samples = slice_of(tmp_path, train.dequantized(np.concatenate([threes, rest])))
+    figures = memorization.measure(tiny, [samples], [3] * 4 + [12] * 5)
+    assert figures["distinct"] == {"3": 2, "all": 2}
+    assert figures["distinct_expected"]["all"] == figures["distinct_expected"]["3"]
+    table = read_arrays(tiny.output, "memorization")
+    assert table["table_draws"].tolist() == [4, 4]
+    assert table["table_images"].tolist() == [(train.labels == 3).sum()] * 2
+
+
+def test_of_the_latents_only_those_of_neighbours_are_read(
+    encoded: EvaluationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A split may be larger than memory, above all one of augmentations. None of these is anybody's neighbour."""
+    settings = ("evaluation.memorization.null_images=6",)
+    augmented = work(encoded.field, tmp_path / "a", *TINY, "encode.augmentation.count=2", *settings)
+    evaluation = augmented.evaluation
+    plain = encoded.model_copy(update={"output": str(tmp_path / "run"), "evaluation": evaluation})
+    assert Functaset.open(augmented.functaset).rows("train") == 3 * Functaset.open(plain.functaset).rows("train") == 600
+    train = Functaset.open(plain.functaset).load("train")
+    wanted = np.arange(0, 200, 25)
+    samples = slice_of(tmp_path, train.dequantized(wanted))
+    read: list[int] = []
+    real = PlainRows.read
+    monkeypatch.setattr(Functaset, "load", lambda *_: pytest.fail("a whole split was read"))
+    monkeypatch.setattr(PlainRows, "read", lambda self, rows: read.append(len(rows)) or real(self, rows))
+    figures = [memorization.measure(job, [samples], None) for job in (plain, augmented)]
+    assert figures[0] == figures[1]
+    assert sum(read) <= 2 * (6 + 3 * (8 + 6))
+    arrays = [read_arrays(job.output, "memorization") for job in (plain, augmented)]
+    for name in ("neighbour_labels", "nearest", "table_images"):
+        np.testing.assert_array_equal(arrays[0][name], arrays[1][name])
+    np.testing.assert_allclose(arrays[0]["isolation"], arrays[1]["isolation"], atol=1e-4)
+    assert arrays[1]["isolation"].max() < 1e-4  # each sample beside its own latent's reconstruction
+
+
+def put(folder: Path, name: str, seed: int) -> None:
+    """A picture of noise."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(seed, channels=1)).save(path)
+
+
+@pytest.fixture
+def of_files(encoded: EvaluationJob, tmp_path: Path) -> EvaluationJob:
+    """Forty training images of noise in files; of twenty test images the first two are training images too."""
+    for i in range(40):
+        put(tmp_path / "x", f"train/{'ab'[i % 2]}/{i:03d}.png", i)
+    for i in range(20):
+        put(tmp_path / "x", f"test/{'ab'[i % 2]}/{i:03d}.png", i if i < 2 else 100 + i)
+    images = ("images.source=folder", "images.channels=1", f"images.location={tmp_path / 'x'}")
+    return work(encoded.field, tmp_path, *TINY, *images)
+
+
+def test_changed_images_are_not_compared_with_their_old_latents(of_files: EvaluationJob, tmp_path: Path) -> None:
+    train = Functaset.open(of_files.functaset).load("train")
+    row = train.keys.index("train/a/010.png")
+    samples = slice_of(tmp_path, train.dequantized(np.array([row, row - 1])))
+
+    def measured() -> tuple[int, list[float]]:
+        """How many training images there are, and how isolated the two samples lie."""
+        memorization.measure(of_files, [samples], None)
+        arrays = read_arrays(of_files.output, "memorization")
+        return int(arrays["table_images"][-1]), arrays["isolation"].tolist()
+
+    count, isolated = measured()
+    assert count == 40 and max(isolated) < 0.01
+    path = tmp_path / "x/train/a/010.png"
+    before = path.read_bytes()
+    os.utime(path, ns=(5, 5))
+    assert measured() == (40, isolated)  # another time, the same bytes
+    put(tmp_path / "x", "train/a/010.png", 77)
+    count, isolated = measured()
+    assert count == 39 and isolated[0] > 0.1 and isolated[1] < 0.01
+    path.write_bytes(before)
+    assert measured()[0] == 40
+    for other in (tmp_path / "x/train").rglob("*.png"):
+        put(tmp_path / "x", str(other.relative_to(tmp_path / "x")), 500 + int(other.stem))
+    with pytest.raises(StorageError, match=r"0 of its training images are still there as they were encoded, .* again$"):
+        measured()
+
+
+def test_where_test_images_repeat_training_images_the_report_says_that_nothing_can_be_told(
+    of_files: EvaluationJob, tmp_path: Path
+) -> None:
+    """Copies they are all the same: the figures say nothing of it instead of something wrong."""
+    train = Functaset.open(of_files.functaset).load("train")
+    figures = memorization.measure(of_files, [slice_of(tmp_path, train.dequantized(np.arange(30)))], None)
+    assert not figures.keys() & {"memorized", "memorized_share"}
+    assert figures["distinct"]["all"] <= 30
+    arrays = {"memorization": read_arrays(of_files.output, "memorization")}
+    shown = section(ReportData(title="t", metrics=figures, arrays=arrays, classes=["a", "b"]))
+    assert shown is not None
+    assert shown.about.startswith("Nothing can be told of whether the model repeats its training images: 10.0 % of")
 
 
 def diffused(job: EvaluationJob, folder: Path, *overrides: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tasks.report.figures import draw
 from tasks.report.html import write_report
 from tasks.report.sections import latents
 from tasks.report.sections.perturbation import section
+from tasks.training.latents import PlainRows
 from tests.flows.tiny import TINY
 from tests.tasks.test_memorization import field_of, work
 
@@ -54,6 +55,30 @@ def test_locality_is_one_for_nearest_less_where_patches_mix_and_least_for_vector
     assert locality["nearest"] == 1.0
     assert locality["bilinear"] < 0.99 and locality["3x3"] < 0.99
     assert 1 / 16 < locality["vector"] < min(locality["bilinear"], locality["3x3"])
+
+
+def test_only_the_rows_that_are_perturbed_are_read(
+    all_kinds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, known = all_kinds["bilinear"]
+    read: list[int] = []
+    real = PlainRows.read
+    monkeypatch.setattr(Functaset, "load", lambda *_: pytest.fail("a whole split was read"))
+    monkeypatch.setattr(PlainRows, "read", lambda self, rows: read.append(len(rows)) or real(self, rows))
+    assert perturbation.measure(job.model_copy(update={"output": str(tmp_path)})) == known
+    assert read == [3]
+
+
+def test_an_image_of_one_patch_has_no_locality(all_kinds: Any, tmp_path: Path) -> None:
+    """It would be 1, as if a vector's entry stayed in its place."""
+    job, known = all_kinds["vector"]
+    one = job.evaluation.perturbation.model_copy(update={"grid": 1})
+    evaluation = job.evaluation.model_copy(update={"perturbation": one})
+    job = job.model_copy(update={"output": str(tmp_path), "evaluation": evaluation})
+    figures = perturbation.measure(job)
+    assert figures == {key: value for key, value in known.items() if key != "locality"}
+    shown = section(report((job, figures)))
+    assert shown is not None and "locality is left out" in shown.about
 
 
 def test_the_spread_of_channels_is_that_of_the_stored_latents(all_kinds: Any) -> None:

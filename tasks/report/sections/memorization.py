@@ -25,10 +25,16 @@ def section(data: ReportData) -> Section | None:
         "images are what no model has seen."
     )
     blocks += [Drawing("memorization_isolation", "How isolated the samples are", chart, note), _table(data, arrays)]
-    return Section("memorization", "Memorisation", _verdict(data), tuple(blocks))
+    return Section("memorization", "Memorisation", _verdict(data, arrays), tuple(blocks))
 
 
-def _verdict(data: ReportData) -> str:
+def _verdict(data: ReportData, arrays: dict[str, Any]) -> str:
+    if not arrays.get("told", True):
+        same = show(float(arrays["same"].mean()), "share")
+        return (
+            f"Nothing can be told of whether the model repeats its training images: {same} of the test images repeat "
+            "training images themselves, and test images set the bounds below which a sample counts."
+        )
     share, flagged = number(data.metrics, "memorized_share"), data.metrics.get("memorized")
     if share is None:
         return ""

@@ -49,9 +49,12 @@ def _of_vectors(data: ReportData, arrays: dict[str, Any]) -> Section:
              for name in ("largest", "median", "lowest")]  # fmt: skip
     title = "The entries of largest, median and lowest effect"
     note = f"Each raised by its own standard deviation (Fig. 4); of {len(arrays['entries'])} entries tried."
+    even = float(arrays.get("even", 1 / grid**2))
     about = ABOUT + (
         f"A vector has no patches of its own. Locality is the largest share of the squared change in any of {grid}x"
-        f"{grid} patches when one entry is perturbed; an even change gives {1 / grid**2:.3g}."
+        f"{grid} patches when one entry is perturbed; an even change gives {even:.3g}."
+        if grid > 1
+        else "A vector has no patches of its own, and this image has no room for several: locality is left out."
     )
     chart = charts_latents.effect_by_entry(arrays["mae"])
     drawing = Drawing("perturbation_entries", "Effect by entry", chart, "Averaged over images.")
