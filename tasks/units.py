@@ -188,7 +188,7 @@ def measure_perturbation(job: dict[str, Any]) -> dict[str, Any]:
     from tasks.evaluation import perturbation
     from tasks.evaluation.job import EvaluationJob
 
-    return perturbation.measure(EvaluationJob.model_validate(job))
+    return perturbation.measure(EvaluationJob.model_validate(job), _told())
 
 
 @unit("write-report", "write report")

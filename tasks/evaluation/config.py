@@ -59,7 +59,9 @@ class PerturbationConfig(Config):
 
     images: int = Field(8, ge=1, le=1024, description="Test images whose latents are perturbed.")
     positions: int = Field(16, ge=1, le=16384, description="Latent positions perturbed, spread over the grid.")
-    channels: int = Field(64, ge=1, le=16384, description="Channels (of vectors: entries) perturbed, spread over all.")
+    channels: int = Field(
+        64, ge=1, le=16384, description="Channels (of vectors: entries) perturbed; fewer of large images."
+    )
     strengths: tuple[float, ...] = Field(
         (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2),
         min_length=2,

@@ -1,6 +1,9 @@
 """What latent numbers do to the image: locality, one channel everywhere or one entry of a vector (App. B.3 and C.5);
 and how they are spread (Fig. 8)."""
 
+import itertools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +24,14 @@ from storage.functaset import Functaset
 from storage.moments import Moments
 from tasks.decode import field_of
 from tasks.evaluation.config import PerturbationConfig
-from tasks.evaluation.job import EvaluationJob, as_uint8, write_arrays
+from tasks.evaluation.job import EvaluationJob, Progress, as_uint8, silent, write_arrays
 from tasks.training.device import choose_device
 from tasks.training.latents import PlainRows
 from tasks.training.pictures import spread
 from tasks.training.seeds import mix, stage_number
 
 Arrays = dict[str, np.ndarray]
+PIXELS, LEAST_CHANNELS = 1 << 24, 8  # of all pictures of channels together; channels at least
 
 
 @dataclass(frozen=True)
@@ -40,24 +44,46 @@ class Subject:
     z: Tensor
     sd: Tensor
     config: PerturbationConfig
+    decoded: Callable[[], None]  # is told of every call of decode
 
     def decode(self, z: Tensor) -> Tensor:
         """Images [n, H, W, ch], unclamped, on the CPU."""
         with torch.no_grad():
-            return self.field(z.to(self.device), self.resolution).cpu()
+            images = self.field(z.to(self.device), self.resolution).cpu()
+        self.decoded()
+        return images
 
     @property
     def channels(self) -> np.ndarray:
-        """Channels that are perturbed one by one."""
-        return spread(self.z.shape[-1], self.config.channels)
+        """Channels that are perturbed one by one: fewer of large images, eight at least."""
+        pixels = len(self.z) * len(self.config.strengths) * math.prod(self.resolution)
+        return spread(self.z.shape[-1], min(self.config.channels, max(LEAST_CHANNELS, PIXELS // pixels)))
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Latent positions that are perturbed one by one."""
+        return spread(self.z.shape[1] ** 2, self.config.positions)
+
+    @property
+    def decodings(self) -> int:
+        """Calls of decode that measuring takes, the pictures of the report included."""
+        if self.z.shape[1] == 1:
+            return 1 + len(self.channels) + 1 + 3
+        return 1 + len(self.positions) + 1 + len(self.channels) * len(self.config.strengths) + 3
 
 
-def measure(job: EvaluationJob) -> dict[str, Any]:
-    """locality, perturbation{}; latent_sd, the root of the mean variance of the training latents."""
+def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
+    """locality, perturbation{}; latent_sd, the root of the mean variance of the training latents.
+
+    `progress` is told of decoded batches of perturbed latents.
+    """
     functaset = Functaset.open(job.functaset)
     moments = functaset.moments()
     _write_spread(job, moments)
-    subject = _subject(job, functaset, moments)
+    done = itertools.count(1)
+    subject = _subject(
+        job, functaset, moments, lambda: progress("batches of perturbed latents", next(done), subject.decodings)
+    )
     figures, arrays = _of_vectors(subject) if subject.field.config.spatial == 1 else _of_grids(subject, job.seed)
     write_arrays(job.output, "perturbation", **arrays)
     return figures | {"latent_sd": float(np.sqrt(moments.var.mean()))}
@@ -70,22 +96,21 @@ def _write_spread(job: EvaluationJob, moments: Moments) -> None:
     write_arrays(job.output, "latents", mean=mean, sd=sd, images=np.array(moments.count))
 
 
-def _subject(job: EvaluationJob, functaset: Functaset, moments: Moments) -> Subject:
+def _subject(job: EvaluationJob, functaset: Functaset, moments: Moments, decoded: Callable[[], None]) -> Subject:
     device = choose_device(job.device)
     field, _, resolution = field_of(functaset)
     config = job.evaluation.perturbation
     latents = PlainRows(functaset, "test")
     z = latents.read(spread(len(latents), config.images))
     sd = torch.from_numpy(np.sqrt(moments.var)).float()
-    return Subject(field.to(device), (resolution, resolution), device, z, sd, config)
+    return Subject(field.to(device), (resolution, resolution), device, z, sd, config, decoded)
 
 
 def _of_grids(subject: Subject, seed: int) -> tuple[dict[str, Any], Arrays]:
     """Locality by position, and each channel moved everywhere (Figs. 12, 13)."""
     z, config, s = subject.z, subject.config, subject.field.config.spatial
-    positions = spread(s * s, config.positions)
     generator = torch.Generator().manual_seed(mix(seed, stage_number("perturbation")))
-    shares = locality(subject.decode, z, subject.sd, positions.tolist(), generator)
+    shares = locality(subject.decode, z, subject.sd, subject.positions.tolist(), generator)
     effects = channel_effects(subject.decode, z, subject.channels.tolist(), config.strengths, s)
     slope, r2 = linear_fit(torch.tensor(config.strengths), effects.rmse)
     shown = int(subject.channels[_middle(slope)])

@@ -148,7 +148,11 @@ def _psnr(found: torch.Tensor, images: torch.Tensor) -> float:
 
 
 def test_the_worst_and_the_best_images_are_shown_with_their_psnr(evaluated: EvaluationJob) -> None:
-    metrics = reconstruction.measure(evaluated)
+    told: list[tuple[str, int, int]] = []
+    metrics = reconstruction.measure(evaluated, lambda *row: told.append(row))
+    ends = {what: (done, total) for what, done, total in told}  # the last of each part
+    assert set(ends) == {"test images", "training images", "test images by inner step", "train images by inner step"}
+    assert all(done == total for done, total in ends.values())
     arrays = read_arrays(evaluated.output, "reconstruction")
     order = np.sort(arrays["psnr"])
     np.testing.assert_array_equal(arrays["worst_psnr"], order[:8])

@@ -57,6 +57,25 @@ def test_locality_is_one_for_nearest_less_where_patches_mix_and_least_for_vector
     assert 1 / 16 < locality["vector"] < min(locality["bilinear"], locality["3x3"])
 
 
+@pytest.mark.parametrize("kind", ["nearest", "vector"])
+def test_progress_counts_to_its_end(kind: str, all_kinds: Any, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    job = all_kinds[kind][0].model_copy(update={"output": str(tmp_path)})
+    perturbation.measure(job, lambda *row: told.append(row))
+    (total,) = {total for _, _, total in told}
+    assert [done for _, done, _ in told] == list(range(1, total + 1))
+
+
+def test_of_large_images_fewer_channels_are_perturbed(monkeypatch: pytest.MonkeyPatch, all_kinds: Any) -> None:
+    job, _ = all_kinds["vector"]
+    monkeypatch.setattr(perturbation, "PIXELS", 1000)
+    perturbation.measure(job)
+    assert len(read_arrays(job.output, "perturbation")["entries"]) == perturbation.LEAST_CHANNELS
+    monkeypatch.undo()
+    perturbation.measure(job)
+    assert len(read_arrays(job.output, "perturbation")["entries"]) == 32
+
+
 def test_only_the_rows_that_are_perturbed_are_read(
     all_kinds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
