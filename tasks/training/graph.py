@@ -8,9 +8,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.compilation import GRAPHS, should_compile
+from models.parallel import keep_memory
 from tasks.config import LatentTrainingConfig
 
 Function = Callable[..., Tensor]
+# Inductor's random numbers cost more than torch's there, and so do convolutions with channels last on small maps: an MLP
+# with dropout and a wide UNet were slower compiled than eager.
+CPU_OPTIONS = {"fallback_random": True, "layout_optimization": False}
 
 
 def parts(count: int, most: int | None) -> list[slice]:
@@ -48,6 +52,8 @@ def graphed(
     """
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
+    if device.type == "cpu":
+        keep_memory()
 
     def precise(*tensors: Tensor | None) -> Tensor:
         half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -62,8 +68,7 @@ def graphed(
         return precise, why
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     graphs = compilation == "graphs" and device.type == "cuda"
-    # On a CPU inductor's own random numbers cost more than torch's: a graph with dropout was slower than none.
-    options = {"fallback_random": True} if device.type == "cpu" else None
+    options = CPU_OPTIONS if device.type == "cpu" else None
     mode = "reduce-overhead" if graphs else None
     compiled = torch.compile(precise, dynamic=False, fullgraph=True, mode=mode, options=options)
     return compiled, why + (", CUDA graphs" if graphs else "")
