@@ -12,8 +12,8 @@ from models.parallel import keep_memory
 from tasks.config import LatentTrainingConfig
 
 Function = Callable[..., Tensor]
-# Inductor's random numbers cost more than torch's there, and so do convolutions with channels last on small maps: an MLP
-# with dropout and a wide UNet were slower compiled than eager.
+# Inductor's random numbers cost more than torch's there, and so do convolutions with channels last on small maps: an
+# MLP with dropout and a wide UNet were slower compiled than eager.
 CPU_OPTIONS = {"fallback_random": True, "layout_optimization": False}
 
 
