@@ -25,6 +25,7 @@ from tasks.training.seeds import mix, stage_number
 from tasks.training.work import step_work
 
 logger = logging.getLogger(__name__)
+WIDE = 20_000_000  # parameters of a UNet from which compiling for a CPU lost time (docs/results.md)
 
 
 class DiffusionJob(Config):
@@ -104,7 +105,12 @@ def diffusion_learner(
 
     some = parts(part.stop - part.start, config.micro_batch)
     total = work.flops * config.steps
-    loss_of, mode = graphed(loss, config.precision, compilation(config, some), total, device, "diffusion.compile")
+    how, wide = compilation(config, some), sum(p.numel() for p in model.parameters()) > WIDE
+    if how == "auto" and wide and device.type == "cpu" and config.model.kind == "unet":
+        loss_of, _ = graphed(loss, config.precision, "off", total, device, "diffusion.compile")
+        mode = "eager: its convolutions are nearly all of a step, and compiling does not touch them"
+    else:
+        loss_of, mode = graphed(loss, config.precision, how, total, device, "diffusion.compile")
 
     def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         drawn = draw(process, shape, generator)  # for the whole batch: an example's, whoever computes it

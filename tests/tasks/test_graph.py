@@ -6,12 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from flows.config import load_config
 from models.classifier import build_classifier, classification_loss
 from models.compilation import has_compiler
 from models.config import ClassifierConfig, DenoiserConfig, DiffusionConfig
 from models.denoiser import build_denoiser
 from models.diffusion import Draw, diffusion_loss, draw, loss_tables
+from tasks.training.diffusion import diffusion_learner
 from tasks.training.graph import graphed, parts
+from tasks.training.ranks import Ranks
 
 CPU = torch.device("cpu")
 
@@ -104,3 +107,15 @@ def test_parts_are_the_whole_and_of_two_sizes_at_most(count: int, most: int) -> 
     assert max(sizes) <= most
     assert max(sizes) - min(sizes) <= 1
     assert parts(count, None) == [slice(0, count)]
+
+
+@pytest.mark.parametrize(("channels", "compiled"), [(32, True), (128, False)])
+def test_a_wide_unet_is_not_compiled_for_a_cpu_unless_asked(channels: int, compiled: bool) -> None:
+    model = ["channels=" + str(channels), "multipliers=[1,2,2]", "blocks=2", "groups=32", "head_channels=32"]
+    config = load_config("cifar10_quick", [*(f"diffusion.model.{key}" for key in model), "diffusion.steps=10000000"])
+    assert config.diffusion is not None
+    batches = lambda step: (torch.randn(2, 8, 8, 16), torch.zeros(2, dtype=torch.int64))  # noqa: E731
+    for mode, expected in (("auto", compiled and has_compiler(CPU)), ("off", False)):
+        asked = config.diffusion.model_copy(update={"compile": mode, "batch": 2})
+        learner = diffusion_learner(asked, (8, 8, 16), 10, batches, Ranks(), seed=0)
+        assert learner.mode.startswith("compiled" if expected else "eager: "), learner.mode
