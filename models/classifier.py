@@ -34,6 +34,13 @@ class VectorClassifier(nn.Sequential):
         super().__init__(nn.Flatten(), *hidden, nn.Linear(width, classes))
 
 
+def token_count(config: ClassifierConfig, latent_shape: tuple[int, int, int]) -> int:
+    """Tokens that the Transformer makes of a latent; 0 of an MLP."""
+    if config.kind == "mlp":
+        return 0
+    return math.prod(latent_shape) // (config.token_channels or latent_shape[2])
+
+
 def build_classifier(config: ClassifierConfig, latent_shape: tuple[int, int, int], classes: int) -> nn.Module:
     """A classifier of normalised latents. forward: [B, s, s, c] -> logits [B, K].
 
@@ -49,7 +56,7 @@ def build_classifier(config: ClassifierConfig, latent_shape: tuple[int, int, int
 
     channels = config.token_channels or latent_shape[2]
     network = VisionTransformer(
-        img_size=(math.prod(latent_shape) // channels, 1),
+        img_size=(token_count(config, latent_shape), 1),
         patch_size=1,
         in_chans=channels,
         num_classes=classes,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.classifier import build_classifier, classification_loss
+from models.classifier import build_classifier, classification_loss, token_count
 from models.config import ClassifierConfig, Config
 from models.normalize import Normalizer
 from storage.functaset import Functaset
@@ -110,7 +110,9 @@ def classifier_learner(
 
     some = parts(part.stop - part.start, config.micro_batch)
     total = work.flops * config.steps
-    loss_of, mode = graphed(loss, config.precision, compilation(config, some), total, device, "classifier.compile")
+    tokens = token_count(config.model, latent_shape)
+    how = compilation(config, some)
+    loss_of, mode = graphed(loss, config.precision, how, total, device, "classifier.compile", tokens)
 
     def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         x, labels = batches(step)

@@ -12,6 +12,7 @@ from models.parallel import keep_memory
 from tasks.config import LatentTrainingConfig
 
 Function = Callable[..., Tensor]
+WRITTEN_OUT_TOKENS = 128  # at 64 written out was a sixth faster, at 256 a fifth slower (docs/results.md)
 # Inductor's random numbers cost more than torch's there, and so do convolutions with channels last on small maps: an
 # MLP with dropout and a wide UNet were slower compiled than eager.
 CPU_OPTIONS = {"fallback_random": True, "layout_optimization": False}
@@ -42,24 +43,32 @@ def accumulated(loss_of: Function, some: Sequence[slice], batch: int, inputs: Se
 
 
 def graphed(
-    function: Function, precision: str, compilation: str, flops: float, device: torch.device, key: str
+    function: Function,
+    precision: str,
+    compilation: str,
+    flops: float,
+    device: torch.device,
+    key: str,
+    tokens: int = 0,
 ) -> tuple[Function, str]:
     """The function as it is to be called, and in which mode; `flops` is the work of all its calls.
 
     Everything that it takes must be a tensor or None, so that one graph without breaks serves every call; whatever
     else it knows is frozen into that graph. `compilation` is auto, on, graphs (CUDA graphs too) or off. bf16 goes by
-    autocast; tf32 is a switch of the process. Raises ValueError, naming the key, where compilation cannot be had.
+    autocast; tf32 is a switch of the process. `tokens` is the longest sequence that attention goes over. Raises
+    ValueError, naming the key, where compilation cannot be had.
     """
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
     if device.type == "cpu":
         keep_memory()
 
+    # A CPU's fused attention takes most of a step to go backwards; over few tokens it is faster written out.
+    written_out = device.type == "cpu" and tokens <= WRITTEN_OUT_TOKENS
+
     def precise(*tensors: Tensor | None) -> Tensor:
         half = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-        # A CPU's fused attention takes most of a step to go backwards; written out, a Transformer is twice as fast.
-        attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-        with half, attention:
+        with half, sdpa_kernel(SDPBackend.MATH) if written_out else nullcontext():
             return function(*tensors)
 
     wanted = "on" if compilation == "graphs" else compilation

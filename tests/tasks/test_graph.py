@@ -75,7 +75,8 @@ def test_on_a_cpu_attention_is_written_out_and_gives_what_the_fused_one_gives() 
         return classification_loss(model(x), y, 0.1)
 
     gradients, called = [], []
-    for function in (loss, graphed(loss, "float32", "off", 0.0, CPU, "k")[0]):
+    graphs = [graphed(loss, "float32", "off", 0.0, CPU, "k", tokens)[0] for tokens in (256, 16)]
+    for function in graphs:
         model.zero_grad()
         with torch.profiler.profile() as profile:
             function(z, labels).backward()
