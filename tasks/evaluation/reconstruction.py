@@ -21,7 +21,7 @@ PCA_IMAGES = 20_000  # enough to fit 3,072-dimensional covariances; more changes
 PCA_VALUES = 1 << 26  # of all those images together
 TRAIN_IMAGES, TRAIN_PIXELS = 1_000, 1 << 22  # of all together
 STEP_IMAGES, STEP_PIXELS = 1_000, 1 << 19  # an inner step costs as much as many decodings
-DECODED, DECODED_PIXELS = 256, 1 << 22  # images at a time, and their pixels
+DECODED, DECODED_PIXELS = 256, 1 << 20  # images at a time, and their pixels: seconds of a core
 EXTREMES = 8
 
 
