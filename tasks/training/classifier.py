@@ -22,6 +22,7 @@ from tasks.training.ranks import Ranks, join_ranks
 from tasks.training.run import Emit, Learner, Run
 from tasks.training.saving import trained_weights
 from tasks.training.seeds import mix, stage_number
+from tasks.training.threads import fit_threads
 from tasks.training.work import step_work
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
         work=learner.work,
     )
     logger.info("classifier: %s", learner.mode)
+    fit_threads(learner.work.flops, ranks.device)
     metadata = train(run)
     if not ranks.first:
         return {}

@@ -22,6 +22,7 @@ from tasks.training.ranks import Ranks, join_ranks
 from tasks.training.run import Emit, Learner, Run
 from tasks.training.saving import trained_description, trained_weights
 from tasks.training.seeds import mix, stage_number
+from tasks.training.threads import fit_threads
 from tasks.training.work import step_work
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
     )  # fmt: skip
     learner = diffusion_learner(config, functaset.latent_shape, classes, batches, ranks, seed)
     logger.info("diffusion: %s", learner.mode)
+    fit_threads(learner.work.flops, ranks.device)
     metadata = train(
         Run(
             stage="diffusion",

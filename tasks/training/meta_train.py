@@ -28,6 +28,7 @@ from tasks.training.ranks import Ranks, join_ranks
 from tasks.training.run import Emit, Run
 from tasks.training.saving import best_weights, finished_checkpoint
 from tasks.training.seeds import batch_rows, mix, stage_number
+from tasks.training.threads import fit_threads
 
 FALLEN = 3.0  # dB below its best on the way: the noise of 64 validation images is a tenth of that
 
@@ -87,6 +88,7 @@ def _loop(job: MetaTrainJob, training: Pictures, device: torch.device) -> tuple[
     flops = outer_flops(job.field, job.inner, training.resolution, training.channels, some)
     work = flops * job.meta_train.batch * job.meta_train.steps
     compiled, why = should_compile(job.inner.compile, work, device)
+    fit_threads(flops * job.meta_train.batch, device)
     return InnerLoop(field, job.inner, training.resolution, compiled), why
 
 

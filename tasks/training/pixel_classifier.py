@@ -1,5 +1,6 @@
 """Training of a small classifier on pixels, whose penultimate features are a space for Frechet distances."""
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from models.classifier import build_pixel_classifier, classification_loss, decay_groups
 from models.config import Config
+from models.flops import forward_flops
 from storage.config import ImagesConfig
 from storage.images import open_images
 from storage.locations import open_location
@@ -19,6 +21,7 @@ from tasks.training.ranks import join_ranks
 from tasks.training.run import Emit, Run
 from tasks.training.saving import best_weights, finished_checkpoint
 from tasks.training.seeds import batch_rows, mix, stage_number
+from tasks.training.threads import fit_threads
 
 TEST_IMAGES = 2000  # enough to tell a feature space that works from one that does not
 
@@ -48,6 +51,9 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
     model = build_pixel_classifier(config.width, config.features, *shape).to(device)
     stream = mix(job.seed, stage_number("pixels"))
 
+    build = partial(build_pixel_classifier, config.width, config.features, *shape)
+    pictures = torch.empty(config.batch, *training.resolution, training.channels)
+    fit_threads(3.0 * forward_flops(build, [pictures]), device)
     part, share = ranks.part(config.batch), ranks.share(config.batch)
 
     def gradients(step: int, _: torch.Generator) -> dict[str, Tensor]:
