@@ -19,7 +19,7 @@ def section(data: ReportData) -> Section | None:
     if histogram is not None:
         note = "Dashed and dotted: what a linear model reaches with as many numbers." if baselines(data) else ""
         blocks.append(Drawing("psnr_histogram", "Test images by PSNR", histogram, note))
-    blocks += _by_step(data.metrics.get("psnr_by_step"))
+    blocks += _by_step(data.metrics)
     if bits is not None:
         blocks.append(Drawing("psnr_by_bits", "PSNR by bits", bits, "Each latent number stored in so many bits."))
     arrays = data.arrays.get("reconstruction", {})
@@ -34,12 +34,17 @@ def baselines(data: ReportData) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _by_step(measured: Any) -> list[Drawing]:
+def _by_step(metrics: dict[str, Any]) -> list[Drawing]:
+    measured, counts = metrics.get("psnr_by_step"), metrics.get("psnr_images")
     if not isinstance(measured, dict) or not isinstance(measured.get("test"), dict):
         return []
     names = {"test": "test images", "train": "training images"}
     curves = {name: list(measured[split].values()) for split, name in names.items() if split in measured}
     note = "Latents before quantisation, decoded before the first inner step and after each."
+    some = counts.get("by_step") if isinstance(counts, dict) else None
+    if isinstance(some, dict):
+        told = [f"{some[split]:,} {name}" for split, name in names.items() if split in some and split in measured]
+        note += f" Of {' and '.join(told)}, spread over all." if told else ""
     return [Drawing("psnr_by_step", "PSNR by inner step", charts_compression.psnr_by_step(curves), note)]
 
 
