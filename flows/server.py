@@ -4,17 +4,20 @@ import http.client
 import os
 import signal
 import socket
+import sys
 import threading
 import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"
 PORT = 4200
 STARTUP_SECONDS = 120
+GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after its server did, and then for trainings
 POOL = "functa"  # of deploy/prefect.yaml, as the queues
 QUEUES = ("cpu", "gpu")
 GPU_LIMIT = "functa-gpu"  # concurrency limit with a slot for each device
@@ -82,8 +85,43 @@ def embedded_server() -> Iterator[None]:
     starting.join()
     if failed:
         raise OperateError(f"Prefect's embedded server did not start: {failed[0]}")
-    with temporary_settings({PREFECT_API_URL: server.api_url}), ended_by_sigterm():
+    with temporary_settings({PREFECT_API_URL: server.api_url}), ended_by_sigterm(), ended_with(server.server_process):
         yield
+
+
+@contextmanager
+def ended_with(server: Any) -> Iterator[None]:
+    """Within, this process ends soon after the server (a Popen, or None) did: asking it is repeated for minutes.
+
+    So it is when a signal goes to the whole process group, as from `timeout` or a service manager. What was written
+    stands; trainings save where they are.
+    """
+    left = threading.Event()
+
+    def watch() -> None:
+        status = server.wait()
+        if left.wait(GRACE_SECONDS):
+            return
+        import psutil
+
+        from tasks.dispatch import stop_children
+
+        stop_children()
+        psutil.wait_procs([child for child in psutil.Process().children() if child.pid != server.pid], STOP_SECONDS)
+        by_signal = -status if status < 0 else 0
+        told = f" by {signal.Signals(by_signal).name}" if by_signal else ""
+        sys.stderr.write(
+            f"functa: Prefect's embedded server was ended{told}; the same command continues where this one stopped\n"
+        )
+        sys.stderr.flush()
+        os._exit(128 + (by_signal or signal.SIGTERM))
+
+    if server is not None:
+        threading.Thread(target=watch, name="embedded-server-ended", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 @contextmanager

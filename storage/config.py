@@ -47,6 +47,11 @@ class ImagesConfig(Config):
     def _located(self) -> "ImagesConfig":
         if self.source != "digits" and not self.location:
             raise ValueError(f"location is empty: images.source={self.source} needs images.location=PATH")
+        if self.source == "digits" and self.location:
+            raise ValueError(
+                f"location={self.location} is of no use to images.source=digits, which are scikit-learn's: for images "
+                f"of your own set images.source=folder too"
+            )
         return self
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.gate import measured
-from tasks.report.describe import METRICS
+from tasks.report.describe import METRICS, SPACES
 
 # What a figure's first name says of where it was measured. The reference set of distances is told by the run itself.
 TEST = ("psnr", "mae", "top1", "top5", "accuracy_by_class", "ece", "compression")
 SAMPLES = ("fd", "fid", "kd", "precision", "recall", "label_agreement", "distinct", "duplicates")
+BY_SPACE = ("fd", "fd_reconstruction", "fd_noise", "kd", "precision", "recall")
 LARGER_IS_BETTER = ("psnr", "top1", "top5", "accuracy", "label_agreement", "locality", "precision", "recall")
 SMALLER_IS_BETTER = ("fd", "fid", "kd", "ece", "mae", "bits_per", "duplicates")
 
@@ -95,8 +96,12 @@ def names_of(metrics: dict[str, Any], prefix: str = "") -> list[str]:
 def unknown_metric(metric: str) -> str:
     """What is wrong with a name that is no figure's in any run, with near names; "" where some run may measure it."""
     first, dot, below = metric.partition(".")
-    if first in METRICS:
+    if first in METRICS and (first not in BY_SPACE or not dot or below in SPACES):
         return ""
+    if first in METRICS:
+        spaces = [f"{first}.{space}" for space in SPACES]
+        near = difflib.get_close_matches(metric, spaces, n=3, cutoff=0.6)
+        return f"--metric {metric}: no run measures that; {_meant(near, spaces)}"
     near = [f"{name}{dot}{below}" for name in difflib.get_close_matches(first, METRICS, n=3, cutoff=0.6)]
     return f"--metric {metric}: no run measures that; {_meant(near, list(METRICS))}"
 

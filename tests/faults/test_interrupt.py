@@ -87,7 +87,9 @@ def test_a_typed_interrupt_ends_the_command_in_seconds_with_its_server(tmp_path:
     assert all_end(below, 10)
 
 
-def test_a_terminated_command_leaves_no_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("group", [False, True], ids=["the command alone", "its whole group"])
+def test_a_terminated_command_leaves_no_server(group: bool, tmp_path: Path) -> None:
+    """Of the whole group (`timeout`, a service manager) the server ends first, and is not asked in vain for minutes."""
     endless = [*command(tmp_path / "root"), "--set", "meta_train.steps=1000000"]
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -98,9 +100,11 @@ def test_a_terminated_command_leaves_no_server(tmp_path: Path) -> None:
         time.sleep(0.5)
     below = psutil.Process(process.pid).children(recursive=True)
     assert any("uvicorn" in " ".join(cmdline(p)) for p in below)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM) if group else process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM, log.read_text()[-3000:]
     assert all_end(below, 30)
+    if group:
+        assert log.read_text().rstrip().splitlines()[-1].endswith("the same command continues where this one stopped")
 
 
 def all_end(processes: list[psutil.Process], seconds: float) -> bool:

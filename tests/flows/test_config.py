@@ -39,6 +39,7 @@ from tasks.config import TrainClassifierConfig, TrainDiffusionConfig
         ("digits", ["nonsense"], "expected KEY=VALUE"),
         ("digits", ["diffusion.process.conditional=false", "diffusion.process.guidance=3"], "conditional"),
         ("digits", ["images.source=folder"], "location is empty"),
+        ("digits", ["images.location=photographs"], "set images.source=folder too"),
         ("no_such.yaml", [], "no such file"),
         ("a" * 300 + ".yaml", [], "cannot be read (File name too long); name a readable YAML file"),
         ("digits", ["inner.compile=maybe"], "inner.compile: input should be 'auto', 'on' or 'off', got 'maybe'"),
@@ -131,7 +132,10 @@ def test_a_preset_without_permission_is_one_line(tmp_path: Path) -> None:
 
 def chosen(*overrides: str) -> dict[str, Any]:
     """What the overrides make of the keys that they name."""
-    config = load_config("digits", list(overrides)).model_dump(mode="json")
+    located = [
+        f"images.source={'folder' if any(each.startswith('images.location') for each in overrides) else 'digits'}"
+    ]
+    config = load_config("digits", [*located, *overrides]).model_dump(mode="json")
     values = {}
     for override in overrides:
         key = override.partition("=")[0]
@@ -243,9 +247,9 @@ def test_only_batches_that_are_trained_on_are_split_over_devices() -> None:
     load_config("digits", ["dispatch.devices=8", "diffusion=null", "evaluation.pixel_classifier.batch=7"])
 
 
-@given(st.text())
+@given(st.text(min_size=1))
 def test_any_text_is_a_location(text: str) -> None:
-    assert load_config("digits", [f"images.location={text}"]).images.location == text
+    assert load_config("digits", ["images.source=folder", f"images.location={text}"]).images.location == text
 
 
 def test_own_images_may_have_any_number_of_classes() -> None:
