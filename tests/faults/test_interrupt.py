@@ -87,7 +87,7 @@ def test_a_typed_interrupt_ends_the_command_in_seconds_with_its_server(tmp_path:
     assert all_end(below, 10)
 
 
-@pytest.mark.parametrize("group", [False, True], ids=["the command alone", "its whole group"])
+@pytest.mark.parametrize("group", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_terminated_command_leaves_no_server(group: bool, tmp_path: Path) -> None:
     """Of the whole group (`timeout`, a service manager) the server ends first, and is not asked in vain for minutes."""
     endless = [*command(tmp_path / "root"), "--set", "meta_train.steps=1000000"]

@@ -132,9 +132,8 @@ def test_a_preset_without_permission_is_one_line(tmp_path: Path) -> None:
 
 def chosen(*overrides: str) -> dict[str, Any]:
     """What the overrides make of the keys that they name."""
-    located = [
-        f"images.source={'folder' if any(each.startswith('images.location') for each in overrides) else 'digits'}"
-    ]
+    placed = any(override.startswith("images.location=") and override[-1] != "=" for override in overrides)
+    located = ["images.source=folder"] if placed else []
     config = load_config("digits", [*located, *overrides]).model_dump(mode="json")
     values = {}
     for override in overrides:
