@@ -44,7 +44,7 @@ def effect_by_strength(strengths: Numbers, rmse: Numbers, slope: Numbers) -> byt
         axis.plot(*_through_origin(x, rmse[middle, order]), color=INK, linewidth=2, marker="o", markersize=4,
                   label="median channel")  # fmt: skip
         ends = np.array([x.min(), 0, x.max()])
-        axis.plot(ends, slope[middle] * np.abs(ends), "--", color=VERMILION, linewidth=2, label="its line")
+        axis.plot(ends, slope[middle] * np.abs(ends), "--", color=VERMILION, linewidth=2, label="its fit")
         axis.set(xlabel="added to the channel everywhere", ylabel="RMSE of a patch")
         axis.set_ylim(bottom=0)
         figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=2.2)
