@@ -28,7 +28,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $(READY)
 
-demo: $(READY)   ## the whole pipeline on scikit-learn's digits, about 3 minutes
+demo: $(READY)   ## the whole pipeline on scikit-learn's digits, about 2 minutes
 	$(BIN)/functa run digits
 
 test: $(READY)   ## all tests but the slow ones, those in a browser and those on a real S3 server
