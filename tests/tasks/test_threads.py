@@ -18,8 +18,7 @@ def test_a_small_step_takes_one_thread(flops: float, threads: int) -> None:
     )
 
 
-def test_the_demos_trainings_are_small() -> None:
-    """All of them: meta-training's outer step and the networks' steps, as their processes count them."""
+def test_the_demos_outer_step_is_small() -> None:
     from flows.config import load_config
     from models.cost import outer_flops
     from tasks.training.threads import SMALL_STEP
