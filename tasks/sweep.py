@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.gate import measured
-from tasks.report.describe import METRICS, SPACES
+from tasks.report.describe import BY_SPACE, METRICS, SPACES
 
 # What a figure's first name says of where it was measured. The reference set of distances is told by the run itself.
 TEST = ("psnr", "mae", "top1", "top5", "accuracy_by_class", "ece", "compression")
 SAMPLES = ("fd", "fid", "kd", "precision", "recall", "label_agreement", "distinct", "duplicates")
-BY_SPACE = ("fd", "fd_reconstruction", "fd_noise", "kd", "precision", "recall")
 LARGER_IS_BETTER = ("psnr", "top1", "top5", "accuracy", "label_agreement", "locality", "precision", "recall")
 SMALLER_IS_BETTER = ("fd", "fid", "kd", "ece", "mae", "bits_per", "duplicates")
 

@@ -250,6 +250,7 @@ PERTURBATIONS = {
     "stability_images": "likeness between images", "mae_largest": "strongest entry", "mae_median": "median entry",
     "mae_lowest": "weakest entry",
 }  # fmt: skip
+BY_SPACE = ("fd", "fd_reconstruction", "fd_noise", "kd", "precision", "recall")  # keys with a value for each space
 SPACES = {
     "classifier": "pixel-classifier features", "latent": "latents", "inception": "Inception features",
     "inception_other": "features of other Inception weights",
@@ -337,7 +338,7 @@ def _inner_name(key: str, part: str) -> str:
         return COUNTED[key].format(part)
     if key == "seconds_by_stage":
         return stage_name(part)
-    if key in ("fd", "fd_reconstruction", "fd_noise", "kd", "precision", "recall"):
+    if key in BY_SPACE:
         return SPACES.get(part, part)
     if key == "perturbation":
         return PERTURBATIONS.get(part, part)

@@ -109,11 +109,11 @@ def diffusion_learner(
     total = work.flops * config.steps
     tokens = max(config.model.attention, default=0) ** 2  # of the finest level that attends
     how, wide = compilation(config, some), sum(p.numel() for p in model.parameters()) > WIDE
-    if how == "auto" and wide and device.type == "cpu" and config.model.kind == "unet":
-        loss_of, _ = graphed(loss, config.precision, "off", total, device, "diffusion.compile", tokens)
+    in_vain = how == "auto" and wide and device.type == "cpu" and config.model.kind == "unet"
+    how = "off" if in_vain else how
+    loss_of, mode = graphed(loss, config.precision, how, total, device, "diffusion.compile", tokens)
+    if in_vain:
         mode = "eager: its convolutions are nearly all of a step, and compiling does not touch them"
-    else:
-        loss_of, mode = graphed(loss, config.precision, how, total, device, "diffusion.compile", tokens)
 
     def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         drawn = draw(process, shape, generator)  # for the whole batch: an example's, whoever computes it
