@@ -17,17 +17,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
-from models.field import Field
-from models.metrics import psnr_of_errors
-from storage.config import ImagesConfig, QuantizationConfig
-from storage.errors import StorageError
-from storage.functaset import Functaset, Latents
-from storage.images import open_images
-from storage.locations import open_location
-from storage.requantization import requantize
-from tasks.decode import field_of
-from tasks.encoding.ranges import CANDIDATES
-from tasks.training.pictures import as_float
+from functa.models.field.field import Field
+from functa.models.measures.metrics import psnr_of_errors
+from functa.storage.config import ImagesConfig, QuantizationConfig
+from functa.storage.errors import StorageError
+from functa.storage.functaset.functaset import Functaset, Latents
+from functa.storage.images.source import open_images
+from functa.storage.places.address import open_location
+from functa.storage.upkeep.requantize import requantize
+from functa.tasks.encoding.ranges import CANDIDATES
+from functa.tasks.inputs.pictures import as_float
+from functa.tasks.trained import field_of
 
 CODECS = ("zstd", "exact")
 DECODED = 128  # images at a time

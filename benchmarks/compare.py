@@ -12,8 +12,8 @@ from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from models.config import FieldConfig, InnerConfig
-from models.cost import encode_passes, forward_flops, outer_passes
+from functa.models.config import FieldConfig, InnerConfig
+from functa.models.field.cost import encode_passes, forward_flops, outer_passes
 
 SIDE = Path(__file__).with_name("side.py")
 PRECISIONS = ("float32", "bf16", "fp16")  # tf32 is float32 on a CPU

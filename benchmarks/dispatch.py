@@ -38,8 +38,8 @@ class Work:
     """A functaset that is planned, of so many images, and copies of it to be encoded."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, shard_rows: int, groups: int, shards: int) -> None:
-        from flows.config import load_config
-        from tasks.encoding.plan import EncodeJob, plan
+        from functa.flows.config.load import load_config
+        from functa.tasks.encoding.plan import EncodeJob, plan
 
         self.folder = folder
         images = folder / "images"
@@ -68,7 +68,7 @@ class Work:
 def _draw(folder: Path, options: argparse.Namespace, count: int) -> None:
     """train.npz of so many images, those of --images again and again, or noise; and a few to test."""
     if options.images:
-        from storage.image_arrays import read_npz
+        from functa.storage.images.arrays import read_npz
 
         source = read_npz(options.images)["train"].images
     else:
@@ -81,7 +81,7 @@ def _draw(folder: Path, options: argparse.Namespace, count: int) -> None:
 
 def _field(folder: Path, config: Any) -> None:
     """A field of one step: how fast it encodes does not depend on what it learnt."""
-    from tasks.training import meta_train
+    from functa.tasks.training import meta_train
 
     once = {"steps": 1, "warmup": 0, "batch": 1, "validation_images": 0, "patches_per_image": None}
     sections = {"images": config.images, "field": config.field, "inner": config.inner}
@@ -94,8 +94,8 @@ def _field(folder: Path, config: Any) -> None:
 
 def encode_bare(told: dict[str, Any]) -> Stats:
     """The groups one after the other, in this process."""
-    from tasks.encoding.group import encode_group
-    from tasks.encoding.plan import EncodeJob, ShardGroup
+    from functa.tasks.encoding.encode import encode_group
+    from functa.tasks.encoding.plan import EncodeJob, ShardGroup
 
     job = EncodeJob.model_validate(told["job"])
     groups = [ShardGroup.model_validate(group) for group in told["groups"]]
@@ -131,8 +131,8 @@ def through_prefect(job: dict[str, Any], groups: Stats, runner: str, workers: in
     """The `encode` flow's own map over groups, within a flow; and the seconds that it took in all."""
     from prefect import flow
 
-    from flows.stages import encode_groups
-    from tasks.config import DispatchConfig
+    from functa.flows.stages import encode_groups
+    from functa.tasks.config import DispatchConfig
 
     @flow(persist_result=False)
     def encode() -> tuple[Stats, float]:

@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch._inductor.config
 
-from models.config import FieldConfig, InnerConfig
-from models.cost import encode_passes, forward_flops, outer_passes
-from models.field import Field
-from models.inner import InnerLoop
-from models.passes import tensor_cores
+from functa.models.config import FieldConfig, InnerConfig
+from functa.models.field.cost import encode_passes, forward_flops, outer_passes
+from functa.models.field.field import Field
+from functa.models.field.inner import InnerLoop
+from functa.models.field.passes import tensor_cores
 
 # name: field, resolution, images per encoding call, images per outer step
 PRESETS: dict[str, tuple[FieldConfig, int, int, int]] = {

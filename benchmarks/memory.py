@@ -17,9 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
-from models.config import FieldConfig, InnerConfig
-from models.field import Field
-from models.inner import InnerLoop
+from functa.models.config import FieldConfig, InnerConfig
+from functa.models.field.field import Field
+from functa.models.field.inner import InnerLoop
 
 IMAGENET = FieldConfig(spatial=16, channels=128, width=256, depth=12, w0=20)  # App. C.3
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.config import FieldConfig, InnerConfig
-from models.field import Field
+from functa.models.config import FieldConfig, InnerConfig
+from functa.models.field.field import Field
 
 LOSS = {"image": "mean", "patch": "patch"}
 

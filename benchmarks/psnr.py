@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.compilation import should_compile
-from models.cost import encode_passes, forward_flops
-from models.inner import InnerLoop
-from models.metrics import pca_psnr, pooled_psnr, psnr_of_errors
-from storage.errors import StorageError
-from storage.image_arrays import read_npz
-from tasks.training.meta_train import load_field
+from functa.models.compute.compilation import should_compile
+from functa.models.field.cost import encode_passes, forward_flops
+from functa.models.field.inner import InnerLoop
+from functa.models.measures.metrics import pca_psnr, pooled_psnr, psnr_of_errors
+from functa.storage.errors import StorageError
+from functa.storage.images.arrays import read_npz
+from functa.tasks.trained import load_field
 
 PCA_IMAGES = 20_000  # more changes the baseline by hundredths of a dB
 PCA_VALUES = 4096  # of one row: a covariance of more is not fitted

@@ -51,9 +51,9 @@ def prepare_ours(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]
     import torch
 
     from benchmarks.peer import our_field
-    from models.compilation import missing
-    from models.config import InnerConfig
-    from models.inner import InnerLoop
+    from functa.models.compute.compilation import missing
+    from functa.models.config import InnerConfig
+    from functa.models.field.inner import InnerLoop
 
     config, arrays = job["config"], dict(np.load(Path(job["folder"], DATA)))
     if config["compiled"] and (lacking := missing(torch.device("cpu"))):

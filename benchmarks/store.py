@@ -26,14 +26,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from benchmarks.side import turn
-from storage.committing import commit
-from storage.config import QuantizationConfig
-from storage.fragments import create_functaset, plan_fragment, plan_rows, write_shard
-from storage.functaset import Functaset
-from storage.hydrate import hydrate
-from storage.locations import Location, open_location
-from storage.quantization import calibrate
-from storage.readers import Order, Reader, open_reader
+from functa.storage.config import QuantizationConfig
+from functa.storage.functaset.commit import commit
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.functaset.header import create_functaset
+from functa.storage.functaset.plan import plan_fragment, plan_rows
+from functa.storage.functaset.quantizer import calibrate
+from functa.storage.functaset.shard import write_shard
+from functa.storage.places.address import open_location
+from functa.storage.places.location import Location
+from functa.storage.readers.hydrate import hydrate
+from functa.storage.readers.open import open_reader
+from functa.storage.readers.reader import Order, Reader
 
 SHAPE = (8, 8, 16)  # CIFAR-10's (Table 4)
 Call = Callable[[], Any]

@@ -22,16 +22,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
-from flows.config import PipelineConfig, load_config, preset_names
-from flows.fit import known_images
-from models.classifier import classification_loss, decay_groups
-from models.diffusion import Draw, diffusion_loss, draw, loss_tables
-from storage.locations import open_location
-from tasks.training import loop
-from tasks.training.classifier import classifier_learner
-from tasks.training.diffusion import diffusion_learner
-from tasks.training.ranks import Ranks
-from tasks.training.run import Learner, Run
+from functa.flows.config.consistency import known_images
+from functa.flows.config.load import load_config, preset_names
+from functa.flows.config.schema import PipelineConfig
+from functa.models.latents.classifier import classification_loss, decay_groups
+from functa.models.latents.diffusion import Draw, diffusion_loss, draw, loss_tables
+from functa.storage.places.address import open_location
+from functa.tasks.training import loop
+from functa.tasks.training.classifier import classifier_learner
+from functa.tasks.training.diffusion import diffusion_learner
+from functa.tasks.training.ranks import Ranks
+from functa.tasks.training.run import Learner, Run
 
 KINDS = ("classifier", "diffusion")
 CLASSES = 10

@@ -1,6 +1,6 @@
 """What the server at PREFECT_API_URL needs: work pool, queues, limit, deployments, the watch over dead runs.
 
-python -m deploy.bootstrap [--root URI] [--gpus N] [--cron EXPRESSION]     (from the project's folder)
+python -m functa.deploy.bootstrap [--root URI] [--gpus N] [--cron EXPRESSION]     (from the project's folder)
 
 Run twice, it changes nothing. `functa up` does it by itself.
 """
@@ -32,14 +32,20 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import StateType
 from prefect.utilities.templating import apply_values
 
-from flows.config import ConfigError, load_config
-from flows.server import GPU_LIMIT, absolute
+from functa.flows.config.load import load_config
+from functa.flows.config.schema import ConfigError
+from functa.flows.server.api import GPU_LIMIT, absolute
 
 PROJECT = Path(__file__).resolve().parents[1]
+
 PREFECT_FILE = PROJECT / "deploy" / "prefect.yaml"
+
 POOL_TYPES = ("process", "docker", "kubernetes")
+
 NIGHTLY = "0 3 * * *"
+
 WATCH = "functa: runs without a heartbeat have crashed"
+
 SILENCE = timedelta(seconds=90)  # three heartbeats of flows/server.py
 
 
@@ -182,7 +188,7 @@ def last_line(text: str) -> str:
 
 def main() -> int:
     """Exit status 0 done, 1 the server, 2 the arguments or the preset."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.bootstrap", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m functa.deploy.bootstrap", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default=str(PROJECT / "functa-runs" / "digits"), help="where runs go by default")
     parser.add_argument("--gpus", type=positive, help="slots of the limit, one for each device (new: 1)")
     parser.add_argument("--at-least", action="store_true", help="never fewer slots than there are")

@@ -2,10 +2,10 @@
 
 import json
 
-from flows.config import STAGES
-from flows.ledger import Ledger
-from storage.locations import open_location
-from tasks.gate import verdicts
+from functa.flows.config.digests import STAGES
+from functa.flows.ledger import Ledger
+from functa.storage.places.address import open_location
+from functa.tasks.evaluation.gate import verdicts
 
 
 class GateFailed(Exception):
@@ -30,8 +30,8 @@ def _tell_in_report(ledger: Ledger, run: str, gate: dict[str, float | None]) -> 
     before = json.loads(open_location(run).read("run.json"))["config"].get("gate") or {}
     if _asked(before) == _asked(gate):
         return
-    from flows.jobs import pixel_classifier_place
-    from tasks.report.run import load_folder, write_run
+    from functa.flows.jobs import pixel_classifier_place
+    from functa.tasks.report.run_folder import load_folder, write_run
 
     folder = load_folder(run)
     standing = {stage: ledger.standing(stage) for stage in folder.outputs if stage in STAGES}

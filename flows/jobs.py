@@ -1,30 +1,31 @@
 """From config and ledger to the jobs that tasks are given: URIs, sections of the config, digests. All JSON."""
 
-import json
 from contextlib import suppress
 from typing import Any
 
-from flows.config import OPTIONAL, STAGES, PipelineConfig, digest, seed_of, settings, stages_of
-from flows.describe import parameters
-from flows.ledger import Ledger, images_digest, now
-from storage.checkpoints import newest_metadata
-from storage.errors import MissingObject
-from storage.functaset import Functaset
-from storage.images import open_images
-from storage.locations import open_location
-from storage.stages import StageRecord, read_record
-from tasks.encoding.plan import EncodeJob, fingerprint
-from tasks.evaluation.features import KINDS, FeatureJob, part_of
-from tasks.evaluation.generation import reference_labels
-from tasks.evaluation.job import EvaluationJob
-from tasks.report.run import RunFolder
-from tasks.sample import SampleJob
-from tasks.training.classifier import ClassifierJob
-from tasks.training.diffusion import DiffusionJob
-from tasks.training.meta_train import MetaTrainJob
-from tasks.training.pixel_classifier import PixelClassifierJob
+from functa.flows.config.digests import OPTIONAL, STAGES, digest, seed_of, settings, stages_of
+from functa.flows.config.estimate import parameters
+from functa.flows.config.schema import PipelineConfig
+from functa.flows.ledger import Ledger, images_digest, now
+from functa.storage.errors import MissingObject
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.images.source import open_images
+from functa.storage.places.address import open_location
+from functa.storage.runs.checkpoints import newest_metadata
+from functa.storage.runs.stage_records import StageRecord, read_record
+from functa.tasks.encoding.plan import EncodeJob
+from functa.tasks.evaluation.bench import EvaluationJob
+from functa.tasks.evaluation.generation.distances import reference_labels
+from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_of
+from functa.tasks.inference.sample import SampleJob
+from functa.tasks.report.run_folder import RunFolder
+from functa.tasks.training.classifier import ClassifierJob
+from functa.tasks.training.diffusion import DiffusionJob
+from functa.tasks.training.meta_train import MetaTrainJob
+from functa.tasks.training.pixel_classifier import PixelClassifierJob
 
 Job = dict[str, Any]
+
 KEPT_ASIDE = (
     "info",
     "bad_inputs",
@@ -52,18 +53,6 @@ def encode_job(ledger: Ledger, record: StageRecord) -> Job:
         images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
         field_digest=field.output_digest, functaset=ledger.output(record), device=ledger.config.dispatch.device,
     ).model_dump(mode="json")  # fmt: skip
-
-
-def encode_fingerprint(ledger: Ledger) -> Job:
-    """Of the functaset that this config makes of the field that stands."""
-    field = ledger.require("meta_train")
-    job = EncodeJob(
-        images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
-        field_digest=field.output_digest, functaset="", device="cpu",
-    )  # fmt: skip
-    described = newest_metadata(open_location(job.field))
-    found: Job = json.loads(json.dumps(fingerprint(job, {"inner": {}} | (described or {}))))
-    return found
 
 
 def classifier_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> Job:

@@ -1,5 +1,6 @@
 """What of a run already stands: stage records, digests, and what another root can lend. Free of torch and Prefect."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -10,13 +11,16 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from flows.config import OPTIONAL, PipelineConfig, digest, inputs_of, stage_config, stages_of
-from flows.others import check_nobody_at_work, current_flow_run
-from storage.errors import StorageError
-from storage.images import Images, open_images
-from storage.locations import Location, open_location
-from storage.root import read_root
-from storage.stages import (
+from functa.flows.config.digests import OPTIONAL, digest, inputs_of, stage_config, stages_of
+from functa.flows.config.schema import PipelineConfig
+from functa.flows.server.at_work import check_nobody_at_work, current_flow_run
+from functa.storage.errors import StorageError
+from functa.storage.functaset.header import read_root
+from functa.storage.images.source import Images, open_images
+from functa.storage.places.address import open_location
+from functa.storage.places.location import Location
+from functa.storage.runs.checkpoints import newest_metadata
+from functa.storage.runs.stage_records import (
     OUTPUTS,
     StageRecord,
     check_same_config,
@@ -27,7 +31,7 @@ from storage.stages import (
     this_process,
     write_record,
 )
-from tasks.dispatch import TrainingFailed
+from functa.tasks.dispatch.child import TrainingFailed
 
 PACKAGES = ("torch", "prefect", "zarr", "diffusers", "timm", "numpy")
 
@@ -228,8 +232,6 @@ class Ledger:
         if record.stage == "evaluate":
             return f"runs/{run_id()}"
         if record.stage == "encode" and self.location.exists(f"{OUTPUTS['encode']}/zarr.json"):
-            from flows.jobs import encode_fingerprint
-
             if read_root(self.location.child(OUTPUTS["encode"])).fingerprint == encode_fingerprint(self):
                 return record.output
             # What it holds was made by another field or quantiser; it is not ours to delete.
@@ -267,6 +269,20 @@ def _same_work(one: StageRecord, other: StageRecord) -> bool:
 
 class MissingInput(Exception):
     """A stage was asked for whose input has not been made."""
+
+
+def encode_fingerprint(ledger: Ledger) -> dict[str, Any]:
+    """Of the functaset that this config makes of the field that stands."""
+    from functa.tasks.encoding.plan import EncodeJob, fingerprint
+
+    field = ledger.require("meta_train")
+    job = EncodeJob(
+        images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
+        field_digest=field.output_digest, functaset="", device="cpu",
+    )  # fmt: skip
+    described = newest_metadata(open_location(job.field))
+    found: dict[str, Any] = json.loads(json.dumps(fingerprint(job, {"inner": {}} | (described or {}))))
+    return found
 
 
 def images_digest(images: Images) -> str:

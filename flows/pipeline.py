@@ -10,17 +10,17 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows import stages
-from flows.config import OPTIONAL, PipelineConfig, stages_of
-from flows.gate import check_gate
-from flows.ledger import Ledger
-from flows.orphans import outlive_the_worker
-from flows.preflight import preflight
-from flows.slots import started_by_worker
-from flows.stage_runs import run_stage
-from tasks.dispatch import allow_children, stop_children
-from tasks.report.publish import publish
-from tasks.report.run import load_folder, report_data
+from functa.flows import stages
+from functa.flows.config.digests import OPTIONAL, stages_of
+from functa.flows.config.preflight import preflight
+from functa.flows.config.schema import PipelineConfig
+from functa.flows.gate import check_gate
+from functa.flows.ledger import Ledger
+from functa.flows.server.deployed import run_stage
+from functa.flows.server.worker import outlive_the_worker, started_by_worker
+from functa.tasks.dispatch.child import allow_children, stop_children
+from functa.tasks.report.artifacts import publish
+from functa.tasks.report.run_folder import load_folder, report_data
 
 Stage = Callable[[str, dict[str, Any]], None]
 

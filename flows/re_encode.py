@@ -5,19 +5,19 @@ import time
 from prefect import flow, get_run_logger
 from pydantic import ValidationError
 
-from flows.config import PipelineConfig
-from flows.ledger import MissingInput
-from flows.orphans import outlive_the_worker
-from flows.others import check_nobody_at_work
-from flows.slots import gpu_slot, started_by_worker
-from flows.stages import encode
-from storage.config import ImagesConfig
-from storage.errors import StorageError
-from storage.locations import open_location
-from storage.stages import StageRecord, is_borrowed, read_record
-from tasks.config import DispatchConfig
+from functa.flows.config.schema import PipelineConfig
+from functa.flows.ledger import MissingInput
+from functa.flows.server.at_work import check_nobody_at_work
+from functa.flows.server.worker import gpu_slot, outlive_the_worker, started_by_worker
+from functa.flows.stages import encode
+from functa.storage.config import ImagesConfig
+from functa.storage.errors import StorageError
+from functa.storage.places.address import open_location
+from functa.storage.runs.stage_records import StageRecord, is_borrowed, read_record
+from functa.tasks.config import DispatchConfig
 
 POLL_SECONDS = 5.0
+
 PATIENCE_SECONDS = 24 * 3600.0  # behind another encoding of the same root
 
 

@@ -6,9 +6,11 @@ from uuid import uuid4
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
-from flows.config import PipelineConfig, digest, require_stage
-from flows.fit import known_images, latent_surplus
-from flows.jobs import (
+from functa.flows.config.consistency import known_images, latent_surplus
+from functa.flows.config.digests import digest, require_stage
+from functa.flows.config.preflight import preflight
+from functa.flows.config.schema import PipelineConfig
+from functa.flows.jobs import (
     classes,
     classifier_job,
     diffusion_job,
@@ -22,19 +24,18 @@ from flows.jobs import (
     sample_jobs,
     stale_models,
 )
-from flows.ledger import Ledger, images_digest
-from flows.preflight import preflight
-from flows.slots import on_gpu
-from storage.errors import StorageError
-from storage.images import open_images
-from tasks import units
-from tasks.config import DispatchConfig
-from tasks.encoding.following import Following, encoding_speed
-from tasks.encoding.plan import Planned
-from tasks.encoding.planned import forget_images
-from tasks.evaluation.generation import forget_features
-from tasks.fan_out import fan_out
-from tasks.progress import as_far_as_heard
+from functa.flows.ledger import Ledger, images_digest
+from functa.flows.server.worker import on_gpu
+from functa.storage.errors import StorageError
+from functa.storage.images.source import open_images
+from functa.tasks import units
+from functa.tasks.config import DispatchConfig
+from functa.tasks.dispatch.fan_out import fan_out
+from functa.tasks.dispatch.progress import as_far_as_heard
+from functa.tasks.encoding.keyed_images import forget_images
+from functa.tasks.encoding.plan import Planned
+from functa.tasks.encoding.progress import Following, encoding_speed
+from functa.tasks.evaluation.generation.distances import forget_features
 
 
 @flow(name="meta-train", flow_run_name="meta-train {config.name}", persist_result=False)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from models.config import (
+from functa.models.config import (
     ENVIRONMENT,
     ClassifierConfig,
     Config,
@@ -12,10 +12,11 @@ from models.config import (
     DiffusionConfig,
     NormalizationConfig,
 )
-from storage.config import QuantizationConfig
+from functa.storage.config import QuantizationConfig
 
 # How samples are drawn: keys of diffusion.process that are no part of the trained model.
 SAMPLING_KEYS = ("sampler", "sampling_steps", "guidance", "clip", "variance")
+
 MEMORY_BYTES = 4 << 30  # so many bytes of a split's pixels training keeps; more are read on demand
 
 
@@ -228,3 +229,16 @@ class SampleRequest(Config):
         """Keys of the diffusion process that were asked for."""
         asked = {"guidance": self.guidance, "sampler": self.sampler, "sampling_steps": self.steps}
         return {key: value for key, value in asked.items() if value is not None}
+
+
+class PixelClassifierConfig(TrainingConfig):
+    """A small convolutional network on pixels: the feature space of Frechet distances, trained by the pipeline."""
+
+    steps: int = Field(400, ge=1, le=1_000_000, description="Optimiser steps.")
+    batch: int = Field(128, ge=1, le=65536, description="Images per step.")
+    warmup: int = Field(50, ge=0, description="Steps of linear warm-up.")
+    decay: Literal["constant", "cosine"] = Field("cosine", description="Learning rate after the warm-up.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's, on matrices only.")
+    width: int = Field(32, ge=4, le=1024, description="Channels of the first convolution.")
+    features: int = Field(64, ge=2, le=4096, description="Penultimate features.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Its own: runs of several seeds are measured in one space.")

@@ -9,11 +9,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from storage.errors import StorageError, TransientError
-from tasks.config import DispatchConfig
-from tasks.dispatch import GivenUp, TrainingFailed, train_in_child
-from tasks.fan_out import given_up
-from tasks.progress import Lines, Progress, describe_row, time_left
+from functa.storage.errors import StorageError, TransientError
+from functa.tasks.config import DispatchConfig
+from functa.tasks.dispatch.child import GivenUp, TrainingFailed, train_in_child
+from functa.tasks.dispatch.fan_out import given_up
+from functa.tasks.dispatch.progress import Lines, Progress, describe_row, time_left
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -59,7 +59,7 @@ def train(job: dict[str, Any], what: str, batch: int, threads: int | None) -> di
 @unit("plan-encoding", "plan encoding")
 def plan_encoding(job: dict[str, Any]) -> dict[str, Any]:
     """Plans fragments and calibrates the quantiser; the shard groups to map over, and what the commit will do."""
-    from tasks.encoding.plan import EncodeJob, plan
+    from functa.tasks.encoding.plan import EncodeJob, plan
 
     return plan(EncodeJob.model_validate(job)).model_dump(mode="json")
 
@@ -67,8 +67,8 @@ def plan_encoding(job: dict[str, Any]) -> dict[str, Any]:
 @unit("encode-shards", "encode {group[split]} shards {group[shards]}")
 def encode_shards(job: dict[str, Any], group: dict[str, Any], images: int, run: str) -> dict[str, Any]:
     """Encodes one group of shards; its stats. `images` are those of all groups, `run` a name that these share."""
-    from tasks.encoding.group import encode_group
-    from tasks.encoding.plan import EncodeJob, ShardGroup
+    from functa.tasks.encoding.encode import encode_group
+    from functa.tasks.encoding.plan import EncodeJob, ShardGroup
 
     todo = ShardGroup.model_validate(group)
     return encode_group(EncodeJob.model_validate(job), todo, images, Lines().show, run=run, given_up=given_up)
@@ -77,8 +77,8 @@ def encode_shards(job: dict[str, Any], group: dict[str, Any], images: int, run: 
 @unit("finalise-encoding", "finalise encoding")
 def finalise_encoding(job: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
     """Commits the fragments; the functaset's info and its bad inputs."""
-    from tasks.encoding.finalise import finalise
-    from tasks.encoding.plan import EncodeJob, Planned
+    from functa.tasks.encoding.finalise import finalise
+    from functa.tasks.encoding.plan import EncodeJob, Planned
 
     return finalise(EncodeJob.model_validate(job), Planned.model_validate(planned))
 
@@ -102,8 +102,8 @@ def _told() -> Callable[[str, int, int], None]:
 @unit("measure-reconstruction", "measure reconstruction")
 def measure_reconstruction(job: dict[str, Any]) -> dict[str, Any]:
     """PSNR and its baselines."""
-    from tasks.evaluation import reconstruction
-    from tasks.evaluation.job import EvaluationJob
+    from functa.tasks.evaluation import reconstruction
+    from functa.tasks.evaluation.bench import EvaluationJob
 
     return reconstruction.measure(EvaluationJob.model_validate(job), _told())
 
@@ -111,8 +111,8 @@ def measure_reconstruction(job: dict[str, Any]) -> dict[str, Any]:
 @unit("measure-compression", "measure compression")
 def measure_compression(job: dict[str, Any]) -> dict[str, Any]:
     """PSNR by bits; rate and distortion beside JPEG and WebP."""
-    from tasks.evaluation import compression
-    from tasks.evaluation.job import EvaluationJob
+    from functa.tasks.evaluation import compression
+    from functa.tasks.evaluation.bench import EvaluationJob
 
     return compression.measure(EvaluationJob.model_validate(job), _told())
 
@@ -120,8 +120,8 @@ def measure_compression(job: dict[str, Any]) -> dict[str, Any]:
 @unit("measure-classification", "measure classification")
 def measure_classification(job: dict[str, Any]) -> dict[str, Any]:
     """Top-1 and calibration on test latents."""
-    from tasks.evaluation import classification
-    from tasks.evaluation.job import EvaluationJob
+    from functa.tasks.evaluation import classification
+    from functa.tasks.evaluation.bench import EvaluationJob
 
     return classification.measure(EvaluationJob.model_validate(job))
 
@@ -129,7 +129,7 @@ def measure_classification(job: dict[str, Any]) -> dict[str, Any]:
 @unit("sample", "{job[count]} samples from number {job[start]}")
 def sample_slice(job: dict[str, Any]) -> str:
     """One slice of samples; the URI of its file."""
-    from tasks.sample import SampleJob, write_slice
+    from functa.tasks.inference.sample import SampleJob, write_slice
 
     progress = Progress("sample-progress", f"{job['count']} samples from number {job['start']}")
     begun = time.monotonic()
@@ -146,7 +146,7 @@ def sample_slice(job: dict[str, Any]) -> str:
 @unit("compute-features", "features of {job[kind]}, slice {job[part]}")
 def compute_features(job: dict[str, Any]) -> str:
     """Features of one slice of a set, as moments that merge; the URI of their file."""
-    from tasks.evaluation.features import FeatureJob, write_features
+    from functa.tasks.evaluation.generation.features import FeatureJob, write_features
 
     lines, begun, of = Lines(), time.monotonic(), f"{job['kind']}, part {job['part'] + 1} of {job['parts']}"
 
@@ -166,8 +166,8 @@ def measure_generation(
     """Frechet and kernel distances, precision and recall; FID where its weights are given."""
     from prefect import get_run_logger
 
-    from tasks.evaluation import generation
-    from tasks.evaluation.job import EvaluationJob
+    from functa.tasks.evaluation.bench import EvaluationJob
+    from functa.tasks.evaluation.generation import distances as generation
 
     warn = get_run_logger().warning
     return generation.measure(EvaluationJob.model_validate(job), slices, labels, features, warn)
@@ -176,8 +176,8 @@ def measure_generation(
 @unit("measure-memorization", "measure memorisation")
 def measure_memorization(job: dict[str, Any], slices: list[str], labels: list[int] | None) -> dict[str, Any]:
     """Nearest training images of samples, and whether the model repeats them."""
-    from tasks.evaluation import memorization
-    from tasks.evaluation.job import EvaluationJob
+    from functa.tasks.evaluation.bench import EvaluationJob
+    from functa.tasks.evaluation.generation import memorization
 
     return memorization.measure(EvaluationJob.model_validate(job), slices, labels)
 
@@ -185,8 +185,8 @@ def measure_memorization(job: dict[str, Any], slices: list[str], labels: list[in
 @unit("measure-perturbation", "measure perturbation")
 def measure_perturbation(job: dict[str, Any]) -> dict[str, Any]:
     """Locality, and what single channels or entries do."""
-    from tasks.evaluation import perturbation
-    from tasks.evaluation.job import EvaluationJob
+    from functa.tasks.evaluation import perturbation
+    from functa.tasks.evaluation.bench import EvaluationJob
 
     return perturbation.measure(EvaluationJob.model_validate(job), _told())
 
@@ -194,8 +194,8 @@ def measure_perturbation(job: dict[str, Any]) -> dict[str, Any]:
 @unit("write-report", "write report")
 def write_report(run: dict[str, Any]) -> str:
     """report.html, metrics.json and the Prefect artifacts; the report's URI."""
-    from tasks.report.publish import publish
-    from tasks.report.run import RunFolder, write_run
+    from functa.tasks.report.artifacts import publish
+    from functa.tasks.report.run_folder import RunFolder, write_run
 
     folder = RunFolder.model_validate(run)
     data = write_run(folder)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage.decoding import fit
-from tasks.config import AugmentationConfig
+from functa.storage.images.files import fit
+from functa.tasks.config import AugmentationConfig
 
 if TYPE_CHECKING:
     from PIL import Image
 
+
 GREY = (128, 128, 128)  # of corners that a rotation or a shear leaves empty
+
 TRIES = 10  # boxes drawn before the largest centred one is taken
 
 _drawing = threading.Lock()  # timm draws from Python's own generator

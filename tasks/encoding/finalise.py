@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from storage.commits import as_rows, latest
-from storage.committing import commit
-from storage.fragments import read_receipt, sum_of_contents
-from storage.functaset import Functaset
-from storage.locations import open_location
-from storage.plans import SPLITS, load_plan, plan_rows
-from tasks.encoding.plan import EncodeJob, Planned
-from tasks.encoding.repair import other_images
-from tasks.training.pictures import refuse_too_many_bad
+from functa.storage.functaset.commit import commit
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.functaset.history import as_rows, latest
+from functa.storage.functaset.plan import SPLITS, load_plan, plan_rows
+from functa.storage.functaset.shard import read_receipt, sum_of_contents
+from functa.storage.places.address import open_location
+from functa.tasks.encoding.plan import EncodeJob, Planned
+from functa.tasks.encoding.repair import other_images
+from functa.tasks.inputs.pictures import refuse_too_many_bad
 
 
 def finalise(job: EncodeJob, planned: Planned) -> dict[str, Any]:

@@ -1,32 +1,32 @@
 """Planning of an encoding run: which rows go where, and the quantiser's ranges, before any worker starts."""
 
 from collections.abc import Collection
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.config import Config
-from models.inner import InnerLoop
-from storage.checkpoints import load_checkpoint
-from storage.commits import Ranges, as_ranges, latest
-from storage.config import ImagesConfig
-from storage.errors import StorageError
-from storage.images import Images, open_images
-from storage.locations import open_location
-from storage.plans import Plan, create_functaset, plan_fragment
-from storage.quantization import Quantizer
-from storage.room import bytes_left
-from tasks.config import EncodeConfig
-from tasks.encoding.environment import environment
-from tasks.encoding.incremental import changes, refuse_great_loss, standing_quantizer
-from tasks.encoding.planned import PlannedImages, SourceRows, of_split
-from tasks.encoding.ranges import choose_quantizer
-from tasks.encoding.repair import find_damage, held_names, other_images, put_back, wanted_rows
-from tasks.training.device import choose_device
-from tasks.training.meta_train import load_field
-from tasks.training.pictures import as_float, spread
-from tasks.training.saving import best_weights
+from functa.models.compute.device import choose_device
+from functa.models.config import Config
+from functa.models.field.inner import InnerLoop
+from functa.storage.config import ImagesConfig
+from functa.storage.errors import StorageError
+from functa.storage.functaset.header import create_functaset
+from functa.storage.functaset.history import Ranges, as_ranges, latest
+from functa.storage.functaset.plan import Plan, plan_fragment
+from functa.storage.functaset.quantizer import Quantizer
+from functa.storage.images.source import Images, open_images
+from functa.storage.places.address import open_location
+from functa.storage.runs.checkpoints import load_checkpoint
+from functa.storage.upkeep.status import bytes_left
+from functa.tasks.config import EncodeConfig
+from functa.tasks.encoding.changes import changes, refuse_great_loss, standing_quantizer
+from functa.tasks.encoding.keyed_images import PlannedImages, SourceRows, of_split
+from functa.tasks.encoding.ranges import choose_quantizer
+from functa.tasks.encoding.repair import find_damage, held_names, other_images, put_back, wanted_rows
+from functa.tasks.inputs.pictures import as_float, spread
+from functa.tasks.trained import best_weights, load_field
 
 SPLITS = ("train", "test")
 
@@ -243,3 +243,14 @@ def _groups(
         for plan in plans
         for start in range(0, plan.shards, size)
     )
+
+
+def environment(loop: InnerLoop) -> dict[str, str]:
+    """Versions of what computes and stores, device, threads, compiled or eager."""
+    device = next(loop.field.parameters()).device
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {name: version(name) for name in ("torch", "numpy", "zarr")} | {
+        "device": named,
+        "threads": str(torch.get_num_threads()),
+        "mode": "compiled" if loop.compiled else "eager",
+    }

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.inner import InnerLoop
-from models.metrics import psnr_of_errors
-from storage.config import QuantizationConfig
-from storage.errors import StorageError
-from storage.quantization import Quantizer, calibrate
-from tasks.training.pictures import spread
+from functa.models.field.inner import InnerLoop
+from functa.models.measures.metrics import psnr_of_errors
+from functa.storage.config import QuantizationConfig
+from functa.storage.errors import StorageError
+from functa.storage.functaset.quantizer import Quantizer, calibrate
+from functa.tasks.inputs.pictures import spread
 
 # From wide to narrow: of equals the first is taken, which clips least.
 CANDIDATES: Mapping[str, Mapping[str, str | float]] = {
@@ -24,8 +24,11 @@ CANDIDATES: Mapping[str, Mapping[str, str | float]] = {
     "quantile 0.001": {"range": "quantile", "quantile": 0.001},
     "sigma 3": {"range": "sigma", "sigma": 3.0},
 }
+
 JUDGED = 128  # images decoded for each candidate: all see the same ones, so few tell them apart
+
 DECODED = 64  # at a time
+
 FOLDS = 4
 
 

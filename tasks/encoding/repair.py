@@ -7,35 +7,40 @@ from typing import TypeVar
 
 import numpy as np
 
-from storage.commits import (
-    CommittedFragment,
+from functa.storage.errors import StorageError
+from functa.storage.functaset.commit import commit, mark
+from functa.storage.functaset.fragment import (
     committed_plan,
     committed_receipt,
-    latest,
     live_shards,
+    read_array,
     retired_rows,
     row_names,
     visible_rows,
 )
-from storage.committing import commit, mark
-from storage.errors import StorageError
-from storage.fragments import Receipt, read_array, receipt_name, sum_of_contents
-from storage.local import may_pass
-from storage.locations import Location
-from storage.plans import Name, Plan, load_quantizer, plan_rows
-from storage.quantization import Quantizer
-from storage.records import read_vouched, unseal
-from storage.root import FRAGMENTS, put_fragments_group
-from storage.verification import verify
-from tasks.encoding.planned import Former
+from functa.storage.functaset.header import FRAGMENTS, put_fragments_group
+from functa.storage.functaset.history import CommittedFragment, latest
+from functa.storage.functaset.plan import Name, Plan, load_quantizer, plan_rows
+from functa.storage.functaset.quantizer import Quantizer
+from functa.storage.functaset.records import read_vouched, unseal
+from functa.storage.functaset.shard import Receipt, receipt_name, sum_of_contents
+from functa.storage.places.local import may_pass
+from functa.storage.places.location import Location
+from functa.storage.upkeep.verify import verify
+from functa.tasks.encoding.keyed_images import Former
 
 Found = TypeVar("Found")
+
 OF_SHARD = re.compile(
     r"fragments/([0-9a-f]{24})/(?:(?:rows|receipts|moments)/(\d{6})\.|(?!quantization)\w+/c/(\d+)(?:/|$))"
 )
+
 OF_FRAGMENT = re.compile(r"fragments/([0-9a-f]{24})/")
+
 MOMENTS = re.compile(r"moments/[0-9a-f]{24}\.f8")
+
 COMMIT = re.compile(r"commits/\d{8}\.json")
+
 MARK = re.compile(r"commits/(\d{8})\.sha256")
 
 

@@ -6,12 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.metrics import accuracy, confusion_matrix, expected_calibration_error, reliability, top_accuracy
-from storage.functaset import Functaset
-from tasks.evaluation.job import EvaluationJob, write_arrays
-from tasks.training.classifier import load_classifier, logits_of
-from tasks.training.device import choose_device
-from tasks.training.latents import load_split
+from functa.models.compute.device import choose_device
+from functa.models.measures.metrics import (
+    accuracy,
+    confusion_matrix,
+    expected_calibration_error,
+    reliability,
+    top_accuracy,
+)
+from functa.storage.functaset.functaset import Functaset
+from functa.tasks.evaluation.bench import EvaluationJob, write_arrays
+from functa.tasks.inputs.latents import load_split
+from functa.tasks.trained import load_classifier, logits_of
 
 
 def measure(job: EvaluationJob) -> dict[str, Any]:

@@ -1,26 +1,13 @@
 """Configuration of what is measured, and of what a run must reach. Free of torch."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from models.config import ENVIRONMENT, Config
-from tasks.config import TrainingConfig
+from functa.models.config import ENVIRONMENT, Config
+from functa.tasks.config import PixelClassifierConfig
 
 Bits = Annotated[int, Field(ge=1, le=8)]
-
-
-class PixelClassifierConfig(TrainingConfig):
-    """A small convolutional network on pixels: the feature space of Frechet distances, trained by the pipeline."""
-
-    steps: int = Field(400, ge=1, le=1_000_000, description="Optimiser steps.")
-    batch: int = Field(128, ge=1, le=65536, description="Images per step.")
-    warmup: int = Field(50, ge=0, description="Steps of linear warm-up.")
-    decay: Literal["constant", "cosine"] = Field("cosine", description="Learning rate after the warm-up.")
-    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's, on matrices only.")
-    width: int = Field(32, ge=4, le=1024, description="Channels of the first convolution.")
-    features: int = Field(64, ge=2, le=4096, description="Penultimate features.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Its own: runs of several seeds are measured in one space.")
 
 
 Quality = Annotated[int, Field(ge=1, le=100)]

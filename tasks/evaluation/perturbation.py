@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.field import Field
-from models.perturbation import (
+from functa.models.compute.device import choose_device
+from functa.models.compute.randomness import mix, stage_number
+from functa.models.field.field import Field
+from functa.models.measures.perturbation import (
     channel_effects,
     entry_effects,
     even_share,
@@ -20,17 +22,16 @@ from models.perturbation import (
     locality,
     reference_grid,
 )
-from storage.functaset import Functaset
-from storage.moments import Moments
-from tasks.decode import field_of
-from tasks.evaluation.config import PerturbationConfig
-from tasks.evaluation.job import EvaluationJob, Progress, as_uint8, silent, write_arrays
-from tasks.training.device import choose_device
-from tasks.training.latents import PlainRows
-from tasks.training.pictures import spread
-from tasks.training.seeds import mix, stage_number
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.functaset.moments import Moments
+from functa.tasks.evaluation.bench import EvaluationJob, Progress, silent, write_arrays
+from functa.tasks.evaluation.config import PerturbationConfig
+from functa.tasks.inputs.latents import PlainRows
+from functa.tasks.inputs.pictures import as_uint8, spread
+from functa.tasks.trained import field_of
 
 Arrays = dict[str, np.ndarray]
+
 PIXELS, LEAST_CHANNELS = 1 << 24, 8  # of all pictures of channels together; channels at least
 
 

@@ -8,20 +8,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.metrics import image_errors, pca_psnr, pooled_psnr, psnr_of_errors
-from storage.commits import committed_receipt, live_shards, visible_rows
-from storage.errors import StorageError
-from storage.functaset import Latents
-from storage.plans import plan_rows, row_id
-from tasks.evaluation.job import Bench, EvaluationJob, Progress, as_uint8, open_bench, silent, write_arrays
-from tasks.evaluation.stored import ENCODED, bounded, changed_rows, stored_subset
-from tasks.training.pictures import Pictures, spread
+from functa.models.measures.metrics import image_errors, pca_psnr, pooled_psnr, psnr_of_errors
+from functa.storage.errors import StorageError
+from functa.storage.functaset.fragment import committed_receipt, live_shards, visible_rows
+from functa.storage.functaset.functaset import Latents
+from functa.storage.functaset.plan import plan_rows, row_id
+from functa.tasks.evaluation.bench import Bench, EvaluationJob, Progress, open_bench, silent, write_arrays
+from functa.tasks.evaluation.subset import ENCODED, bounded, changed_rows, stored_subset
+from functa.tasks.inputs.pictures import Pictures, as_uint8, spread
 
 PCA_IMAGES = 20_000  # enough to fit 3,072-dimensional covariances; more changes the baseline by hundredths of a dB
+
 PCA_VALUES = 1 << 26  # of all those images together
+
 TRAIN_IMAGES, TRAIN_PIXELS = 1_000, 1 << 22  # of all together
+
 STEP_IMAGES, STEP_PIXELS = 1_000, 1 << 19  # an inner step costs as much as many decodings
+
 DECODED, DECODED_PIXELS = 256, 1 << 20  # images at a time, and their pixels: seconds of a core
+
 EXTREMES = 8
 
 

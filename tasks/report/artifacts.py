@@ -1,21 +1,27 @@
 """Markdown and tables that the flows publish as Prefect artifacts. Free of Prefect; pictures are inline and small."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks.report import describe, pixels
-from tasks.report.data import Pixels, Row
+from functa.tasks.report import pixels, words
+from functa.tasks.report.blocks import Pixels, ReportData
+from functa.tasks.report.page import lineage_table
+from functa.tasks.report.pixels import psnr
+from functa.tasks.report.run_folder import RunFolder
 
 MAX_URI = 60_000  # characters of one inline picture
+
 MAX_SHOWN = 16
+
 COLUMNS = 8
+
 SIDES = (64, 48, 32)  # pixels of a tile, tried in turn until the strip is small enough
+
 HEADLINE = ("psnr_test", "psnr_pca", "top1_test", "fd", "bits_per_dim")
-LINEAGE = ("what", "name", "digest", "made_from", "when", "where")
 
 
 def reconstruction_markdown(
@@ -59,23 +65,8 @@ def metrics_table(metrics: dict[str, Any]) -> list[dict[str, str]]:
     """Every value of metrics.json as {metric, value, meaning}, the headline figures first."""
     return [
         {"metric": figure.name, "value": figure.value, "meaning": figure.meaning or figure.key}
-        for figure in sorted(describe.figures(metrics), key=lambda figure: not figure.key.startswith(HEADLINE))
+        for figure in sorted(words.figures(metrics), key=lambda figure: not figure.key.startswith(HEADLINE))
     ]
-
-
-def lineage_table(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Rows with equal columns, all text: the known ones that occur, then whatever else the rows have."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    columns = [key for key in LINEAGE if key in keys] + [key for key in keys if key not in LINEAGE]
-    return [{column: _cell(row.get(column)) for column in columns} for row in rows]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list | tuple):
-        return ", ".join(_cell(item) for item in value)
-    return json.dumps(value, default=str) if isinstance(value, dict) else str(value)
 
 
 def _picture(images: Pixels, alt: str) -> str:
@@ -97,3 +88,29 @@ def _letter(letter: str) -> str:
     if letter.isalnum() or letter == " ":
         return letter
     return f"&#{ord(letter)};" if letter.isprintable() else f"&#92;x{ord(letter):02x}"
+
+
+def publish(data: ReportData, folder: RunFolder) -> None:
+    """Creates the artifacts in the current task run."""
+    create_table_artifact(metrics_table(data.metrics), key="metrics", description="What was measured")
+    create_table_artifact(lineage_table(data.lineage), key="lineage", description="What was made from what, by digest")
+    if data.originals is not None and data.reconstructions is not None:
+        markdown = reconstruction_markdown(
+            data.originals, data.reconstructions, psnr(data.originals, data.reconstructions)
+        )
+        create_markdown_artifact(markdown, key="reconstructions", description="Test images and their reconstructions")
+    if data.samples is not None:
+        markdown = samples_markdown(data.samples, data.sample_labels)
+        create_markdown_artifact(markdown, key="samples", description="Uncurated samples of the diffusion model")
+    create_markdown_artifact(report_markdown(folder), key="report", description="Where the whole report is")
+
+
+def report_markdown(folder: RunFolder) -> str:
+    """Headline figures and the report's place."""
+    headline = [
+        ("PSNR, test", folder.metrics.get("psnr_test"), "{:.2f} dB"),
+        ("Top-1, test", folder.metrics.get("top1_test"), "{:.1%}"),
+        ("Bits per latent number", folder.metrics.get("bits_per_dim"), "{:.2f}"),
+    ]
+    lines = [f"- {name}: **{form.format(value)}**" for name, value, form in headline if value is not None]
+    return "\n".join(["## Report", "", *lines, "", f"`{folder.report_uri}` (one file, opens from disk)", ""])

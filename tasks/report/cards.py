@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.report.data import ReportData
-from tasks.report.describe import SPACES, number, show
+from functa.tasks.evaluation.catalogue import SPACES
+from functa.tasks.report.blocks import ReportData
+from functa.tasks.report.words import number, show
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from tasks.report.data import Row
-from tasks.report.describe import short
+from functa.tasks.report.blocks import Row
+from functa.tasks.report.words import short
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"  # Okabe and Ito
+
 INK, FAINT, PAPER = "#222222", "#d0d0d0", "#ffffff"
+
 WIDTH = 4.2  # inches; with 10 point text still readable at 330 CSS pixels
+
 SMOOTHED_FROM = 40  # rows; below that the points speak for themselves
+
 MAX_POINTS = 1500
+
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "functa", "font.family": "sans-serif", "font.size": 10,
     "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
@@ -47,48 +52,8 @@ def curves(rows: Sequence[Row]) -> bytes | None:
         return to_svg(figure)
 
 
-def psnr_histogram(psnr: npt.ArrayLike, baselines: Mapping[str, float]) -> bytes | None:
-    """How test images' PSNR, [m] in dB, is spread; the mean and the linear baselines are marked lines."""
-    values = np.asarray(psnr, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return None
-    with matplotlib.rc_context(STYLE):
-        figure, (axis,) = new_figure(1, height=2.9)
-        bins = min(40, max(5, round(math.sqrt(len(values)))))
-        axis.hist(values, bins=bins, color=BLUE, alpha=0.55, edgecolor=PAPER, linewidth=0.4)
-        mean = float(values.mean())
-        axis.axvline(mean, color=INK, linewidth=2, label=f"mean {mean:.1f} dB")
-        styles = ((VERMILION, "--"), (GREEN, ":"), (PURPLE, "-."))
-        for (name, value), (colour, style) in zip(baselines.items(), styles, strict=False):
-            axis.axvline(value, color=colour, linestyle=style, linewidth=2.2, label=f"{name} {value:.1f} dB")
-        axis.set(xlabel="PSNR of an image, dB", ylabel="test images")
-        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axis.grid(axis="x", visible=False)
-        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=2.2)
-        return to_svg(figure)
-
-
-def psnr_by_bits(by_bits: Mapping[str, Any]) -> bytes | None:
-    """Test PSNR after storing each latent number in so many bits (Fig. 11); None with fewer than two."""
-    known = {int(bits): float(value) for bits, value in by_bits.items() if str(bits).isdigit() and _is_number(value)}
-    if len(known) < 2:
-        return None
-    bits = sorted(known)
-    places, values = np.arange(len(bits)), [known[b] for b in bits]
-    with matplotlib.rc_context(STYLE):
-        figure, (axis,) = new_figure(1)
-        axis.plot(places, values, color=BLUE, marker="o", linewidth=2)
-        for place, value in zip(places, values, strict=True):
-            axis.annotate(f"{value:.1f}", (place, value), (-3, 6), textcoords="offset points", ha="right", fontsize=9)
-        axis.set_xticks(places, ["float32" if b == 32 else str(b) for b in bits])
-        axis.set(xlabel="bits per latent number", ylabel="test PSNR, dB")
-        axis.grid(axis="x", visible=False)
-        axis.margins(x=0.12, y=0.2)
-        return to_svg(figure)
-
-
 PANELS = (("loss", ("loss",)), ("PSNR, dB", ("psnr",)), ("accuracy, %", ("accuracy", "top1")))
+
 _STYLES = ((BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), (PURPLE, ":"))
 
 
@@ -97,7 +62,7 @@ def logged(rows: Sequence[Row], words: tuple[str, ...]) -> dict[str, Points]:
     keys = dict.fromkeys(key for row in rows for key in row if any(word in key for word in words))
     series = {}
     for key in keys:
-        by_step = {row["step"]: row[key] for row in rows if _is_number(row.get("step")) and _is_number(row.get(key))}
+        by_step = {row["step"]: row[key] for row in rows if is_number(row.get("step")) and is_number(row.get(key))}
         if by_step:
             steps = sorted(by_step)  # a resumed run logs a step twice: the last counts
             series[key] = np.asarray(steps, np.float64), np.asarray([by_step[step] for step in steps], np.float64)
@@ -156,5 +121,5 @@ def to_svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tasks.report.data import Pixels
+from functa.tasks.report.blocks import Pixels
 
 AMPLIFICATIONS = (32, 16, 8, 4, 2, 1)
+
 PIXEL_ART = 64  # Pictures up to this side are enlarged by repeating pixels, never smoothed.
 
 

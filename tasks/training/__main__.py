@@ -17,13 +17,15 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NoReturn
 
-from storage.errors import TransientError
-from tasks.training.launch import JOB, launch
-from tasks.training.ranks import RankLost, leave_ranks
-from tasks.training.run import NonFiniteLoss
+from functa.storage.errors import TransientError
+from functa.tasks.training.launch import JOB, launch
+from functa.tasks.training.ranks import RankLost, leave_ranks
+from functa.tasks.training.run import NonFiniteLoss
 
 STOP_SECONDS = 30.0
+
 LAUNCHER_SECONDS = 30.0  # to notice a dead rank: at once, but on a busy machine it took more than 5
+
 TEXT_BYTES = 3000  # of a row, which is one write of less than a pipe's 4096 bytes and so cannot mix with another rank's
 
 
@@ -108,18 +110,18 @@ def told(job: dict[str, Any], error: Exception) -> str:
 
 def _run(job: dict[str, Any], emit: Any) -> dict[str, Any]:
     if job["kind"] == "meta_train":
-        from tasks.training import meta_train
+        from functa.tasks.training import meta_train
 
         return meta_train.run(meta_train.MetaTrainJob.model_validate(job), emit)
     if job["kind"] == "classifier":
-        from tasks.training import classifier
+        from functa.tasks.training import classifier
 
         return classifier.run(classifier.ClassifierJob.model_validate(job), emit)
     if job["kind"] == "diffusion":
-        from tasks.training import diffusion
+        from functa.tasks.training import diffusion
 
         return diffusion.run(diffusion.DiffusionJob.model_validate(job), emit)
-    from tasks.training import pixel_classifier
+    from functa.tasks.training import pixel_classifier
 
     return pixel_classifier.run(pixel_classifier.PixelClassifierJob.model_validate(job), emit)
 

@@ -7,23 +7,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.classifier import build_classifier, classification_loss, token_count
-from models.config import ClassifierConfig, Config
-from models.normalize import Normalizer
-from storage.functaset import Functaset
-from storage.locations import open_location
-from tasks.config import TrainClassifierConfig
-from tasks.training.batches import Batches, check_labels, training_batches
-from tasks.training.graph import accumulated, compilation, graphed, parts
-from tasks.training.latents import Split, load_split, training_normalizer
-from tasks.training.loop import train
-from tasks.training.optimizer import classifier_optimizer
-from tasks.training.ranks import Ranks, join_ranks
-from tasks.training.run import Emit, Learner, Run
-from tasks.training.saving import trained_weights
-from tasks.training.seeds import mix, stage_number
-from tasks.training.threads import fit_threads
-from tasks.training.work import step_work
+from functa.models.compute.graph import graphed
+from functa.models.compute.parallel import fit_threads
+from functa.models.compute.randomness import mix, stage_number
+from functa.models.config import Config
+from functa.models.latents.classifier import build_classifier, classification_loss, token_count
+from functa.models.latents.normalize import Normalizer
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.places.address import open_location
+from functa.tasks.config import TrainClassifierConfig
+from functa.tasks.inputs.batches import Batches, check_labels, training_batches
+from functa.tasks.inputs.latents import Split, load_split, training_normalizer
+from functa.tasks.trained import logits_of
+from functa.tasks.training.loop import train
+from functa.tasks.training.optimizer import classifier_optimizer
+from functa.tasks.training.ranks import Ranks, join_ranks
+from functa.tasks.training.run import Emit, Learner, Run
+from functa.tasks.training.step import accumulated, compilation, parts, step_work
 
 logger = logging.getLogger(__name__)
 
@@ -144,23 +144,3 @@ def _test_accuracy(test: Split, normalizer: Normalizer, device: torch.device) ->
         return {"accuracy": (logits_of(model, z).argmax(1) == labels).float().mean().item()}
 
     return evaluate
-
-
-def logits_of(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:
-    """Logits [n, K] of inputs [n, ...], in evaluation mode, without gradients, on the model's device."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    with torch.no_grad():
-        logits = torch.cat([model(part.to(device)) for part in x.split(batch)])
-    model.train(training)
-    return logits
-
-
-def load_classifier(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
-    """A trained classifier, the normaliser of its inputs, and what else was recorded of it."""
-    weights, meta = trained_weights(uri, "classifier", "train-classifier")
-    model = build_classifier(
-        ClassifierConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"]
-    )
-    model.load_state_dict(weights)
-    return model.requires_grad_(False).eval(), Normalizer.from_state(meta["normalizer"]), meta

@@ -5,27 +5,27 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.config import Config, DenoiserConfig
-from models.denoiser import build_denoiser
-from models.diffusion import Draw, diffusion_loss, draw, loss_tables
-from models.normalize import Normalizer
-from storage.functaset import Functaset
-from storage.locations import open_location
-from tasks.config import TrainDiffusionConfig
-from tasks.training.batches import Batches, training_batches
-from tasks.training.graph import accumulated, compilation, graphed, parts
-from tasks.training.latents import training_normalizer
-from tasks.training.loop import train
-from tasks.training.ranks import Ranks, join_ranks
-from tasks.training.run import Emit, Learner, Run
-from tasks.training.saving import trained_description, trained_weights
-from tasks.training.seeds import mix, stage_number
-from tasks.training.threads import fit_threads
-from tasks.training.work import step_work
+from functa.models.compute.graph import graphed
+from functa.models.compute.parallel import fit_threads
+from functa.models.compute.randomness import mix, stage_number
+from functa.models.config import Config
+from functa.models.latents.denoiser import build_denoiser
+from functa.models.latents.diffusion import Draw, diffusion_loss, draw, loss_tables
+from functa.models.latents.normalize import Normalizer
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.places.address import open_location
+from functa.tasks.config import TrainDiffusionConfig
+from functa.tasks.inputs.batches import Batches, training_batches
+from functa.tasks.inputs.latents import training_normalizer
+from functa.tasks.training.loop import train
+from functa.tasks.training.ranks import Ranks, join_ranks
+from functa.tasks.training.run import Emit, Learner, Run
+from functa.tasks.training.step import accumulated, compilation, parts, step_work
 
 logger = logging.getLogger(__name__)
+
 WIDE = 20_000_000  # parameters of a UNet from which compiling for a CPU lost time (docs/results.md)
 
 
@@ -134,16 +134,3 @@ def _metadata(job: DiffusionJob, functaset: Functaset, normalizer: Normalizer, c
         "normalizer": normalizer.state(),
         "functaset": {"fingerprint": functaset.fingerprint, "version": functaset.version},
     }
-
-
-def describe_denoiser(uri: str) -> dict[str, Any]:
-    """What was recorded of a trained denoiser: process, latent shape, classes, functaset, config."""
-    return trained_description(uri, "diffusion model", "train-diffusion")
-
-
-def load_denoiser(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
-    """A trained denoiser (averaged weights where there are), its normaliser, and what else was recorded of it."""
-    weights, meta = trained_weights(uri, "diffusion model", "train-diffusion")
-    model = build_denoiser(DenoiserConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]), meta["classes"])
-    model.load_state_dict(weights)
-    return model.requires_grad_(False).eval(), Normalizer.from_state(meta["normalizer"]), meta

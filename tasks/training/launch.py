@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.dispatch import threads_of_a_run
-from tasks.training.ranks import STOPPED, STORE
+from functa.tasks.dispatch.child import threads_of_a_run
+from functa.tasks.training.ranks import STOPPED, STORE
 
 JOB = "FUNCTA_RANKS_JOB"  # environment variable: the job, as every rank receives it
+
 GRACE_SECONDS = 25  # ranks save within it; less than the parent gives this process, which must outlive them
 
 
@@ -43,7 +44,7 @@ def launch(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> int:
             local_addr="127.0.0.1", logs_specs=DefaultLogsSpecs(log_dir=folder),
         )  # fmt: skip
         try:
-            elastic_launch(config, sys.executable)("-P", "-m", "tasks.training")
+            elastic_launch(config, sys.executable)("-P", "-m", "functa.tasks.training")
         except ChildFailedError as error:
             emit({"error": _told(error.failures, world), "may_pass": True})
             return 1

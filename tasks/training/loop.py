@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.config import TrainingConfig
-from tasks.training.ranks import STOPPED, RankLost
-from tasks.training.run import NonFiniteLoss, Row, Run
-from tasks.training.saving import resume, save
-from tasks.training.seeds import mix, stage_number
+from functa.models.compute.randomness import mix, stage_number
+from functa.tasks.config import TrainingConfig
+from functa.tasks.training.checkpoints import resume, save
+from functa.tasks.training.ranks import STOPPED, RankLost
+from functa.tasks.training.run import NonFiniteLoss, Row, Run
 
 EMIT_SECONDS = 1.0  # at most one row reaches the parent in this time
+
 SILENT_SECONDS = 10.0  # and after so long without one the loop speaks between two lines of the curve
 
 

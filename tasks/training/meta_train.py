@@ -1,34 +1,33 @@
 """Meta-training of the field: the outer loop (paper section 4)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.compilation import should_compile
-from models.config import Config, FieldConfig, InnerConfig
-from models.cost import outer_flops
-from models.field import Field
-from models.inner import InnerLoop
-from models.metrics import psnr_of_errors
-from storage.checkpoints import newest_metadata
-from storage.config import ImagesConfig
-from storage.errors import StorageError
-from storage.images import Images, open_images
-from storage.locations import open_location
-from tasks.config import MetaTrainConfig
-from tasks.training.ahead import Ahead
-from tasks.training.loop import train
-from tasks.training.optimizer import outer_optimizer
-from tasks.training.pictures import Pictures
-from tasks.training.ranks import Ranks, join_ranks
-from tasks.training.run import Emit, Run
-from tasks.training.saving import best_weights, finished_checkpoint
-from tasks.training.seeds import batch_rows, mix, stage_number
-from tasks.training.threads import fit_threads
+from functa.models.compute.compilation import should_compile
+from functa.models.compute.parallel import fit_threads
+from functa.models.compute.randomness import batch_rows, mix, stage_number
+from functa.models.config import Config, FieldConfig, InnerConfig
+from functa.models.field.cost import outer_flops
+from functa.models.field.field import Field
+from functa.models.field.inner import InnerLoop
+from functa.models.measures.metrics import psnr_of_errors
+from functa.storage.config import ImagesConfig
+from functa.storage.images.source import Images, open_images
+from functa.storage.places.address import open_location
+from functa.storage.runs.checkpoints import newest_metadata
+from functa.tasks.config import MetaTrainConfig
+from functa.tasks.inputs.ahead import Ahead
+from functa.tasks.inputs.pictures import Pictures
+from functa.tasks.trained import refuse_other_field
+from functa.tasks.training.loop import train
+from functa.tasks.training.optimizer import outer_optimizer
+from functa.tasks.training.ranks import Ranks, join_ranks
+from functa.tasks.training.run import Emit, Run
 
 FALLEN = 3.0  # dB below its best on the way: the noise of 64 validation images is a tenth of that
 
@@ -189,30 +188,3 @@ def fallen(best: float, psnr: float, learning_rate: float) -> str:
         f"PSNR of the test images fell from {best:.1f} to {psnr:.1f} dB: the training diverges; interrupt it, and "
         f"start again with a meta_train.learning_rate below {learning_rate:g} or a smaller meta_train.clip_norm"
     )
-
-
-def load_field(uri: str, expected: FieldConfig | None = None) -> tuple[Field, InnerConfig, dict[str, Any]]:
-    """A trained field, the inner loop it was trained with, and its checkpoint's metadata.
-
-    Raises StorageError where there is no valid checkpoint, or one of another field than `expected`.
-    """
-    checkpoint = finished_checkpoint(uri, "field", "meta-train")
-    inner = InnerConfig.model_validate(checkpoint.metadata["inner"])
-    config = FieldConfig.model_validate(checkpoint.metadata["field"])
-    refuse_other_field(uri, checkpoint.metadata, expected or config)
-    side = checkpoint.metadata["resolution"]
-    field = Field(config, inner, checkpoint.metadata["image_channels"], resolution=(side, side))
-    field.load_state_dict(best_weights(checkpoint.tensors))
-    return field.requires_grad_(False), inner, dict(checkpoint.metadata)
-
-
-def refuse_other_field(uri: str, metadata: Mapping[str, Any], field: FieldConfig) -> None:
-    """Raises StorageError, naming the keys that differ, where a checkpoint there is of another field."""
-    stored = metadata["field"]
-    differing = [
-        f"{key} is {stored[key]} there and {value} here"
-        for key, value in field.model_dump(mode="json").items()
-        if key in stored and stored[key] != value
-    ]
-    if differing:
-        raise StorageError(f"{uri}: holds another field ({', '.join(differing)}); name another place, or that config")

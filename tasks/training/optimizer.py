@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.classifier import decay_groups, hidden_matrices
-from models.field import Field
-from tasks.config import MetaTrainConfig, TrainClassifierConfig
+from functa.models.field.field import Field
+from functa.models.latents.classifier import decay_groups, hidden_matrices
+from functa.tasks.config import MetaTrainConfig, TrainClassifierConfig
 
 
 def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimizer:

@@ -7,21 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.classifier import build_pixel_classifier, classification_loss, decay_groups
-from models.config import Config
-from models.flops import forward_flops
-from storage.config import ImagesConfig
-from storage.images import open_images
-from storage.locations import open_location
-from tasks.evaluation.config import PixelClassifierConfig
-from tasks.training.classifier import logits_of
-from tasks.training.loop import train
-from tasks.training.pictures import Pictures
-from tasks.training.ranks import join_ranks
-from tasks.training.run import Emit, Run
-from tasks.training.saving import best_weights, finished_checkpoint
-from tasks.training.seeds import batch_rows, mix, stage_number
-from tasks.training.threads import fit_threads
+from functa.models.compute.flops import forward_flops
+from functa.models.compute.parallel import fit_threads
+from functa.models.compute.randomness import batch_rows, mix, stage_number
+from functa.models.config import Config
+from functa.models.latents.classifier import build_pixel_classifier, classification_loss, decay_groups
+from functa.storage.config import ImagesConfig
+from functa.storage.images.source import open_images
+from functa.storage.places.address import open_location
+from functa.tasks.config import PixelClassifierConfig
+from functa.tasks.inputs.pictures import Pictures
+from functa.tasks.trained import logits_of
+from functa.tasks.training.loop import train
+from functa.tasks.training.ranks import join_ranks
+from functa.tasks.training.run import Emit, Run
 
 TEST_IMAGES = 2000  # enough to tell a feature space that works from one that does not
 
@@ -89,11 +88,3 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
         "seconds": metadata["seconds"],
         "top1_pixels": run.rows[-1]["accuracy"],
     }
-
-
-def load_pixel_classifier(uri: str) -> nn.Module:
-    """The trained pixel classifier: .features(images [B, H, W, ch]) -> [B, features]."""
-    checkpoint = finished_checkpoint(uri, "pixel classifier", "evaluate")
-    model = build_pixel_classifier(*checkpoint.metadata["model"])
-    model.load_state_dict(best_weights(checkpoint.tensors))
-    return model.requires_grad_(False).eval()

@@ -16,13 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from storage.errors import StorageError, TransientError
-from tasks.training.device import choose_device
+from functa.models.compute.device import choose_device
+from functa.storage.errors import StorageError, TransientError
 
 CPU = torch.device("cpu")
+
 DIGEST_DIGITS = 15  # hex digits that an int64 holds whatever they are
+
 STOPPED = 128 + signal.SIGTERM  # exit status of a rank that was asked to stop
+
 STORE = "FUNCTA_RANKS_STORE"  # environment variable: the file through which ranks find each other
+
 # Others wait while the first rank validates. A rank that dies is noticed by the launcher, not by this.
 TIMEOUT = timedelta(hours=2)
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from storage.locations import Location
-from tasks.config import TrainingConfig
-from tasks.training.ranks import Ranks
-from tasks.training.work import Work
+from functa.storage.places.location import Location
+from functa.tasks.config import TrainingConfig
+from functa.tasks.training.ranks import Ranks
+from functa.tasks.training.step import Work
 
 Row = dict[str, Any]
+
 Emit = Callable[[Row], None]
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks.side import DATA, difference_of, prepare_ours
-from models.config import FieldConfig, InnerConfig
-from models.field import Field
-from models.inner import InnerLoop
-from tests.benchmarks.script import answer
+from functa.models.config import FieldConfig, InnerConfig
+from functa.models.field.field import Field
+from functa.models.field.inner import InnerLoop
+from tests.helpers.benchmark_script import answer
 
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="no jax here: make bench-install")
 SIZES = {"spatial": 4, "channels": 4, "width": 16, "depth": 3, "w0": 10.0, "batch": 2, "resolution": 16, "chunk": 512}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.dispatch import lanes, steady_rate
-from tests.benchmarks.script import answer
+from tests.helpers.benchmark_script import answer
 
 
 def encoded(store: Path, groups: list[tuple[float, list[float]]], rows: int) -> tuple[Any, Any]:

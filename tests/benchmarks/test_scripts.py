@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from flows.config import load_config
-from models.grid import patchify
-from models.inner import InnerLoop
-from storage.image_arrays import read_npz
-from tasks.config import EncodeConfig
-from tasks.encoding.finalise import finalise
-from tasks.encoding.group import encode_group
-from tasks.encoding.plan import EncodeJob, plan
-from tasks.training import meta_train
-from tests.benchmarks.script import PROJECT, answer, run
+from functa.flows.config.load import load_config
+from functa.models.field.grid import patchify
+from functa.models.field.inner import InnerLoop
+from functa.storage.images.arrays import read_npz
+from functa.tasks.config import EncodeConfig
+from functa.tasks.encoding.encode import encode_group
+from functa.tasks.encoding.finalise import finalise
+from functa.tasks.encoding.plan import EncodeJob, plan
+from functa.tasks.training import meta_train
+from tests.helpers.benchmark_script import PROJECT, answer, run
 
 
 def test_gpu_pieces_are_measured_once_and_tabled(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.server import POOL, QUEUES
-from tests.flows.serving import PROJECT
+from functa.flows.server.api import POOL, QUEUES
+from tests.helpers.flows.prefect_server import PROJECT
 
 DEPLOY = PROJECT / "deploy"
 COMPOSE_TEXT = (DEPLOY / "compose.yaml").read_text()

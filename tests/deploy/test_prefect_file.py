@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.config import PipelineConfig, load_config
-from tests.flows.serving import PROJECT, clean_environment, free_port
+from functa.flows.config.load import load_config
+from functa.flows.config.schema import PipelineConfig
+from tests.helpers.flows.prefect_server import PROJECT, clean_environment, free_port
 
 DOCUMENT = yaml.safe_load((PROJECT / "deploy" / "prefect.yaml").read_text())
 DEPLOYMENTS = {deployment["name"]: deployment for deployment in DOCUMENT["deployments"]}
 
 
 def rendered(root: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    from deploy.bootstrap import Place, render
+    from functa.deploy.bootstrap import Place, render
 
     for name in ("FUNCTA_PROJECT", "FUNCTA_ROOT", "FUNCTA_CRON"):
         monkeypatch.setenv(name, "")  # render sets them; monkeypatch takes them back
@@ -54,7 +55,7 @@ def test_rendering_fills_in_project_root_and_a_config_that_runs(monkeypatch: pyt
 
 
 def test_arrivals_ask_for_what_the_command_emits() -> None:
-    from flows.notify import DEPLOYMENT, EVENT
+    from functa.flows.cli.notify import DEPLOYMENT, EVENT
 
     (trigger,) = DEPLOYMENTS["re-encode"]["triggers"]
     assert trigger["expect"] == [EVENT]
@@ -73,7 +74,7 @@ def test_arrivals_ask_for_what_the_command_emits() -> None:
 )
 def test_a_wrong_option_of_bootstrap_is_told_before_a_server_is_asked(option: str, said: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.bootstrap", option],
+        [sys.executable, "-m", "functa.deploy.bootstrap", option],
         cwd=PROJECT, env=clean_environment(tmp_path), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
@@ -96,7 +97,7 @@ def test_bootstrap_without_a_server_is_one_line(tmp_path: Path, url: str | None,
     if url:
         environment["PREFECT_API_URL"] = f"http://127.0.0.1:{free_port()}/api"
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.bootstrap"], cwd=PROJECT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "functa.deploy.bootstrap"], cwd=PROJECT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1
     assert said in done.stderr

@@ -6,19 +6,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.config import load_config
-from flows.jobs import classifier_job, draw_jobs, pixel_classifier_job, sample_jobs
-from flows.ledger import Ledger
-from storage.checkpoints import newest_metadata
-from storage.collection import collect
-from storage.functaset import Functaset
-from storage.locations import Location, open_location
-from storage.root import read_root
-from storage.stages import StageRecord
-from tasks.training.classifier import ClassifierJob, run
+from functa.flows.config.load import load_config
+from functa.flows.jobs import classifier_job, draw_jobs, pixel_classifier_job, sample_jobs
+from functa.flows.ledger import Ledger
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.functaset.header import read_root
+from functa.storage.places.address import open_location
+from functa.storage.places.location import Location
+from functa.storage.runs.checkpoints import newest_metadata
+from functa.storage.runs.stage_records import StageRecord
+from functa.storage.upkeep.gc import collect
+from functa.tasks.training.classifier import ClassifierJob, run
 from tests.flows.test_ledger import finish, ledger
-from tests.flows.tiny import TINY
-from tests.storage.filled import fill, filled, plan
+from tests.helpers.flows.tiny_config import TINY
+from tests.helpers.storage.functasets import fill, filled, plan
 
 
 @pytest.fixture

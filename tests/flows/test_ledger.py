@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.config import STAGES, PipelineConfig, load_config
-from flows.console import read_status
-from flows.jobs import encode_fingerprint, stale_models
-from flows.ledger import Ledger, MissingInput, images_digest
-from storage.checkpoints import save_checkpoint
-from storage.commits import latest
-from storage.committing import commit
-from storage.errors import StorageError
-from storage.images import open_images
-from storage.locations import open_location
-from storage.root import create_functaset
-from storage.stages import StageConflict, read_record, write_record
-from tasks.dispatch import TrainingFailed
-from tests.storage.filled import FIELD, new_store
+from functa.flows.cli.status import read_status
+from functa.flows.config.digests import STAGES
+from functa.flows.config.load import load_config
+from functa.flows.config.schema import PipelineConfig
+from functa.flows.jobs import stale_models
+from functa.flows.ledger import Ledger, MissingInput, encode_fingerprint, images_digest
+from functa.storage.errors import StorageError
+from functa.storage.functaset.commit import commit
+from functa.storage.functaset.header import create_functaset
+from functa.storage.functaset.history import latest
+from functa.storage.images.source import open_images
+from functa.storage.places.address import open_location
+from functa.storage.runs.checkpoints import save_checkpoint
+from functa.storage.runs.stage_records import StageConflict, read_record, write_record
+from functa.tasks.dispatch.child import TrainingFailed
+from tests.helpers.storage.functasets import FIELD, new_store
 
 WEIGHTS = {"model.w": np.arange(3.0)}
 
@@ -356,7 +358,7 @@ def test_a_stage_without_its_input_says_what_to_run(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_work_at_one_stage(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from flows.config import load_config; from flows.ledger import Ledger\n"
+        "import sys, time; from functa.flows.config.schema import load_config; from functa.flows.ledger import Ledger\n"
         "with Ledger(load_config('digits'), sys.argv[1]).working('meta_train'):\n"
         "    print('at work', flush=True); time.sleep(60)"
     )

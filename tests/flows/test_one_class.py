@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.config import load_config
-from tests.flows.tiny import TINY
+from functa.flows.config.load import load_config
+from tests.helpers.flows.tiny_config import TINY
 
 pytestmark = pytest.mark.server
 
 
 def test_a_folder_of_one_class_goes_through_the_whole_pipeline(tmp_path: Path, prefect_server: None) -> None:
-    from flows.pipeline import pipeline
+    from functa.flows.pipeline import pipeline
 
     pixels = np.random.default_rng(0).integers(0, 255, (60, 8, 8), np.uint8)
     for number, image in enumerate(pixels):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.config import PipelineConfig, load_config
-from flows.ledger import Ledger
-from storage.stages import StageConflict, read_record
-from tests.flows.tiny import TINY
+from functa.flows.config.load import load_config
+from functa.flows.config.schema import PipelineConfig
+from functa.flows.ledger import Ledger
+from functa.storage.runs.stage_records import StageConflict, read_record
+from tests.helpers.flows.tiny_config import TINY
 
 pytestmark = pytest.mark.server
 PROJECT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def config(*overrides: str) -> PipelineConfig:
 
 
 def run(root: Path, *overrides: str, from_root: Path | None = None) -> dict:  # type: ignore[type-arg]
-    from flows.pipeline import pipeline
+    from functa.flows.pipeline import pipeline
 
     return pipeline(str(root), config=config(*overrides), from_root=None if from_root is None else str(from_root))
 
@@ -136,7 +137,7 @@ def test_a_second_run_changes_nothing(copy: Path) -> None:
 
 def test_the_command_says_that_all_stands_without_a_server_or_torch(copy: Path) -> None:
     code = (
-        "import sys; from flows.cli import _guarded; status = _guarded(sys.argv[1:], False); "
+        "import sys; from functa.flows.cli.main import _guarded; status = _guarded(sys.argv[1:], False); "
         "assert not {'torch', 'prefect', 'zarr'} & set(sys.modules), 'something heavy was loaded'; sys.exit(status)"
     )
     sets = [part for override in TINY for part in ("--set", override)]
@@ -167,9 +168,9 @@ def test_after_deleting_an_output_only_its_stage_runs(copy: Path, output: str, s
 @pytest.mark.slow
 def test_a_failure_after_the_features_does_not_compute_them_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a large reference they are the longest part of an evaluation; once it has finished, they are gone."""
-    from flows.stages import evaluate
-    from storage.errors import StorageError
-    from tasks.evaluation import features, memorization
+    from functa.flows.stages import evaluate
+    from functa.storage.errors import StorageError
+    from functa.tasks.evaluation.generation import features, memorization
 
     def fail(*_: object) -> None:
         raise StorageError("lost")
@@ -216,8 +217,8 @@ def test_another_root_takes_over_what_still_fits(root: Path, tmp_path: Path) -> 
 
 
 def test_a_stage_without_its_input_says_what_to_run_first(tmp_path: Path, prefect_server: None) -> None:
-    from flows.ledger import MissingInput
-    from flows.stages import encode
+    from functa.flows.ledger import MissingInput
+    from functa.flows.stages import encode
 
     with pytest.raises(MissingInput, match="run `functa meta-train digits` first"):
         encode(str(tmp_path / "empty"), config=config())

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.config import PipelineConfig, digest, load_config, preset_names, stage_config
-from flows.describe import describe_preset, training_flops
-from flows.fit import known_images
-from models.classifier import check_classifier
-from models.cost import encode_passes, forward_flops, outer_flops
-from models.denoiser import check_denoiser
+from functa.flows.cli.show import describe_preset
+from functa.flows.config.consistency import known_images
+from functa.flows.config.digests import digest, stage_config
+from functa.flows.config.estimate import training_flops
+from functa.flows.config.load import load_config, preset_names
+from functa.flows.config.schema import PipelineConfig
+from functa.models.field.cost import encode_passes, forward_flops, outer_flops
+from functa.models.latents.classifier import check_classifier
+from functa.models.latents.denoiser import check_denoiser
 
 PAPER = [name for name in preset_names() if name.startswith("paper_")]
 IMAGES = {  # for training, for testing
@@ -68,7 +71,7 @@ TABLE_6 = {  # schedule, residual blocks, multipliers, attention, dropout
 
 
 def text_of(name: str) -> str:
-    return (resources.files("flows.presets") / f"{name}.yaml").read_text(encoding="utf-8")
+    return (resources.files("functa.flows.presets") / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def leaves(value: Any, prefix: str = "") -> list[str]:

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(2400)]
 
 
 def run(root: Path, *arguments: str) -> dict:  # type: ignore[type-arg]
-    code = "from flows.cli import main; main()"
+    code = "from functa.flows.cli.main import main; main()"
     command = [sys.executable, "-c", code, "run", *arguments, "--root", str(root)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=2300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.storage.ceph import Ceph, running
-from tests.storage.ceph_packages import Unavailable
-from tests.storage.homes import Home, Prefix, new_bucket
+from tests.helpers.storage.ceph import Ceph, running
+from tests.helpers.storage.ceph_packages import Unavailable
+from tests.helpers.storage.locations import Home, Prefix, new_bucket
 
 SERVERS = ["moto", pytest.param("ceph", marks=pytest.mark.s3)]
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from models.config import FieldConfig, InnerConfig
-from models.field import Field
-from models.inner import InnerLoop
-from tasks.sample import sample_latents
-from tests.tasks.test_latent_training import job as training
-from tests.tasks.test_latent_training import run, tensors
-from tests.tasks.test_sample import job as sampling
-from tests.tasks.test_sample import save_denoiser
+from functa.models.config import FieldConfig, InnerConfig
+from functa.models.field.field import Field
+from functa.models.field.inner import InnerLoop
+from functa.tasks.inference.sample import sample_latents
+from tests.tasks.inference.test_sample import job as sampling
+from tests.tasks.inference.test_sample import save_denoiser
+from tests.tasks.training.test_latent_training import job as training
+from tests.tasks.training.test_latent_training import run, tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 SIDE = 32
@@ -68,7 +68,7 @@ def test_latents_and_outer_gradients_are_those_of_a_cpu(
 @pytest.mark.parametrize("kind", ["classifier", "diffusion", "vector"])
 def test_a_training_ends_near_a_cpus(kind: str, compilation: str, tmp_path: Path) -> None:
     """Dropout and noise are drawn on the device: they are left out here."""
-    from tests.storage.filled import filled
+    from tests.helpers.storage.functasets import filled
 
     functaset = str(filled(str(tmp_path / "z")).uri)
     quiet = ["noise=0"] if kind == "classifier" else []
@@ -87,7 +87,7 @@ def test_a_training_ends_near_a_cpus(kind: str, compilation: str, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["classifier", "diffusion"])
 def test_a_training_goes_on_from_its_checkpoint(kind: str, tmp_path: Path) -> None:
-    from tests.storage.filled import filled
+    from tests.helpers.storage.functasets import filled
 
     functaset = str(filled(str(tmp_path / "z")).uri)
     for name, steps in (("whole", (9,)), ("halves", (4, 9))):

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-from tasks.report.blocks import Section
-from tasks.report.data import ReportData
-from tasks.report.sections import (
+from functa.tasks.report.blocks import ReportData, Section
+from functa.tasks.report.sections import (
     classification,
     compression,
     gate,

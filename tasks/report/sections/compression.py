@@ -1,13 +1,15 @@
 """Rate and distortion of the whole path: stored latents beside JPEG and WebP of the same images."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from tasks.report import charts_compression
-from tasks.report.blocks import Drawing, Section, Table
-from tasks.report.charts_compression import Curve
-from tasks.report.data import ReportData
+from functa.tasks.report.blocks import Drawing, ReportData, Section, Table
+from functa.tasks.report.charts import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, new_figure, to_svg
 
 ABOUT = (
     "Each point is the mean over the same test images: bits per pixel as really written, and the PSNR of the 8-bit "
@@ -15,6 +17,9 @@ ABOUT = (
     "images a JPEG file is mostly headers, so that its coded pixels alone, by the standard tables, stand beside it, as "
     "if a set shared the rest."
 )
+
+
+Curve = Sequence[tuple[float, float]]  # (bits per pixel, PSNR in dB), rates ascending
 
 
 def section(data: ReportData) -> Section | None:
@@ -31,9 +36,7 @@ def section(data: ReportData) -> Section | None:
         "JPEG without headers": curve(jpeg, "bpp_scan"),
     }
     told = {name: points for name, points in curves.items() if points}
-    drawing = Drawing(
-        "rate_distortion", "Rate and distortion", charts_compression.rate_distortion(told), _counts(data.metrics)
-    )
+    drawing = Drawing("rate_distortion", "Rate and distortion", rate_distortion(told), _counts(data.metrics))
     return Section("compression", "Compression", ABOUT, (drawing, _rates(ours, jpeg, webp), _files(jpeg, webp)))
 
 
@@ -89,3 +92,47 @@ def _counts(metrics: dict[str, Any]) -> str:
         f"{known['images']:,} test images. The field, {known['field_bytes']:,} bytes, is shared by "
         f"{known['field_shared_by']:,} images."
     )
+
+
+_LINES = (
+    (BLUE, "-", "o"), (BLUE, "--", "s"), (PURPLE, "-.", "D"),
+    (VERMILION, ":", "^"), (GREEN, "--", "v"), (INK, ":", "x"),
+)  # fmt: skip
+
+
+def psnr_by_step(curves: Mapping[str, Sequence[float]]) -> bytes:
+    """PSNR in dB after 0, 1, ... inner steps, a line for each split; the first one's values are written out."""
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = new_figure(1)
+        lines = zip(curves.items(), ((BLUE, "-", "o"), (VERMILION, "--", "s")), strict=False)
+        for place, ((name, values), (colour, style, marker)) in enumerate(lines):
+            axis.plot(range(len(values)), values, style, color=colour, marker=marker, linewidth=2, label=name)
+            for step, value in enumerate(values if place == 0 and len(values) <= 8 else ()):
+                axis.annotate(f"{value:.1f}", (step, value), (0, -14), textcoords="offset points", ha="center")
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axis.set(xlabel="inner steps", ylabel="PSNR, dB")
+        axis.margins(x=0.1, y=0.25)
+        if len(curves) > 1:
+            axis.legend(loc="lower right")
+        return to_svg(figure)
+
+
+def rate_distortion(curves: Mapping[str, Curve]) -> bytes:
+    """PSNR over bits per pixel (log scale), a line for each way of storing, told apart by marker and dash."""
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = new_figure(1, height=3.9)
+        for (name, points), (colour, style, marker) in zip(curves.items(), _LINES, strict=False):
+            rates, values = zip(*points, strict=True)
+            axis.plot(rates, values, style, color=colour, marker=marker, markersize=5, linewidth=1.8, label=name)
+        axis.set(xlabel="bits per pixel (log scale)", ylabel="PSNR, dB")
+        _log_rates(axis)
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=2.8)
+        return to_svg(figure)
+
+
+def _log_rates(axis: Axes) -> None:
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1, 3)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())

@@ -1,8 +1,7 @@
 """The quality gate's verdict: each threshold that the config sets beside the figure that it asks for."""
 
-from tasks.gate import verdicts
-from tasks.report.blocks import Section, Table
-from tasks.report.data import ReportData
+from functa.tasks.evaluation.gate import verdicts
+from functa.tasks.report.blocks import ReportData, Section, Table
 
 
 def section(data: ReportData) -> Section | None:

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from tasks.report.blocks import Section, Table
-from tasks.report.data import ReportData
-from tasks.report.describe import SPACES, number, show
+from functa.tasks.evaluation.catalogue import SPACES
+from functa.tasks.report.blocks import ReportData, Section, Table
+from functa.tasks.report.words import number, show
 
 MEASURES = (
     "Fr\u00e9chet distance", "\u2026 of reconstructions (floor)", "\u2026 of noise latents (ceiling)",
     "Kernel distance", "Precision", "Recall", "Dimensions", "Compared one by one",
 )  # fmt: skip
+
 FID = "Inception features: FID"
 
 

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 
-from tasks.report import charts_latents
-from tasks.report.blocks import Block, Drawing, Pictures, Section, Sheet, Table
-from tasks.report.data import ReportData
-from tasks.report.describe import number, show
+from functa.tasks.report.blocks import Block, Drawing, Pictures, ReportData, Section, Sheet, Table
+from functa.tasks.report.charts import BLUE, INK, STYLE, VERMILION, new_figure, to_svg
+from functa.tasks.report.sections.latents import Numbers
+from functa.tasks.report.words import number, show
 
 ORDER = ("nearest", "second", "third")
 
@@ -19,7 +21,7 @@ def section(data: ReportData) -> Section | None:
         return None
     blocks: list[Block] = [_sheet(data, arrays)]
     unseen, samples = arrays["isolation_unseen"], arrays["isolation"]
-    chart = charts_latents.isolation(samples, unseen, float(np.quantile(unseen, 0.05)))
+    chart = isolation(samples, unseen, float(np.quantile(unseen, 0.05)))
     note = (
         "Distances to reconstructions of the training images. A copy is near one of them alone, at the left; the test "
         "images are what no model has seen."
@@ -77,3 +79,23 @@ def _table(data: ReportData, arrays: dict[str, Any]) -> Table:
 
 def _name(data: ReportData, label: int) -> str:
     return data.classes[label] if 0 <= label < len(data.classes) else str(label)
+
+
+def isolation(samples: Numbers, unseen: Numbers, bound: float) -> bytes:
+    """Nearest over third nearest distance of samples [n] and test images [m]; those below `bound` may be copies."""
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = new_figure(1, height=2.9)
+        bins = np.linspace(0, 1, 41)
+        _shares(axis, unseen, bins, "test images", INK, None)
+        _shares(axis, samples, bins, "samples", BLUE, "//")
+        axis.axvline(bound, color=VERMILION, linestyle="--", linewidth=2, label="5 % of test images")
+        axis.set(xlabel="nearest / third nearest distance", ylabel="share, %", xlim=(0, 1))
+        axis.grid(axis="x", visible=False)
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=2.2)
+        return to_svg(figure)
+
+
+def _shares(axis: Axes, values: Numbers, bins: Numbers, label: str, colour: str, hatch: str | None) -> None:
+    shares = 100 * np.histogram(values, bins)[0] / max(1, len(values))
+    filled = {"fill": hatch is not None, "facecolor": (*matplotlib.colors.to_rgb(colour), 0.25), "hatch": hatch}
+    axis.stairs(shares, bins, edgecolor=colour, linewidth=1.6, label=label, **filled)

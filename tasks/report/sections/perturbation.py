@@ -2,17 +2,21 @@
 
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
-from tasks.report import charts_latents, pixels
-from tasks.report.blocks import Block, Drawing, Pictures, Section, Sheet, Table
-from tasks.report.data import Pixels, ReportData
-from tasks.report.describe import number
+from functa.tasks.report import pixels
+from functa.tasks.report.blocks import Block, Drawing, Pictures, Pixels, ReportData, Section, Sheet, Table
+from functa.tasks.report.charts import BLUE, INK, STYLE, VERMILION, new_figure, to_svg
+from functa.tasks.report.sections.latents import Numbers
+from functa.tasks.report.words import number
 
 ABOUT = (
     "Latents of test images with some numbers changed, decoded. Figures are of pixels that are not clamped; pictures "
     "are. "
 )
+
 ZOOMED = 4  # patches per side of the enlarged part
 
 
@@ -26,7 +30,7 @@ def section(data: ReportData) -> Section | None:
 
 def _of_grids(data: ReportData, arrays: dict[str, Any]) -> Section:
     strength, shown = float(arrays["strengths"].max()), int(arrays["shown"])
-    chart = charts_latents.effect_by_strength(arrays["strengths"], arrays["rmse"], arrays["slope"])
+    chart = effect_by_strength(arrays["strengths"], arrays["rmse"], arrays["slope"])
     note = "The root of the mean squared change of a patch, averaged over patches and images (Fig. 13)."
     everywhere, spatial = _rows(arrays, "channel"), int(arrays["spatial"])
     if spatial > ZOOMED:
@@ -56,7 +60,7 @@ def _of_vectors(data: ReportData, arrays: dict[str, Any]) -> Section:
         if grid > 1
         else "A vector has no patches of its own, and this image has no room for several: locality is left out."
     )
-    chart = charts_latents.effect_by_entry(arrays["mae"])
+    chart = effect_by_entry(arrays["mae"])
     drawing = Drawing("perturbation_entries", "Effect by entry", chart, "Averaged over images.")
     blocks: tuple[Block, ...] = (
         _figures(data), drawing, Sheet("perturbation_entries_shown", title, tuple(rows), note)
@@ -98,3 +102,40 @@ def _middle(images: Pixels, spatial: int) -> Pixels:
     part = slice(start, start + ZOOMED * side)
     cut, factor = images[:, part, part], spatial // ZOOMED
     return cut.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def effect_by_strength(strengths: Numbers, rmse: Numbers, slope: Numbers) -> bytes:
+    """RMSE [c, m] of each channel moved everywhere by strengths [m], and the median channel's line (Fig. 13)."""
+    order = np.argsort(strengths)
+    x = strengths[order]
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = new_figure(1, height=3.0)
+        for place, curve in enumerate(rmse[:, order]):
+            axis.plot(*_through_origin(x, curve), color=BLUE, linewidth=0.8, alpha=0.45,
+                      label=f"each of {len(rmse)} channels" if place == 0 else None)  # fmt: skip
+        middle = int(np.argsort(slope)[(len(slope) - 1) // 2])
+        axis.plot(*_through_origin(x, rmse[middle, order]), color=INK, linewidth=2, marker="o", markersize=4,
+                  label="median channel")  # fmt: skip
+        ends = np.array([x.min(), 0, x.max()])
+        axis.plot(ends, slope[middle] * np.abs(ends), "--", color=VERMILION, linewidth=2, label="its fit")
+        axis.set(xlabel="added to the channel everywhere", ylabel="RMSE of a patch")
+        axis.set_ylim(bottom=0)
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=2.2)
+        return to_svg(figure)
+
+
+def _through_origin(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+    """Points in the order of x, with (0, 0) among them."""
+    place = int(np.searchsorted(x, 0))
+    return np.insert(x, place, 0.0), np.insert(y, place, 0.0)
+
+
+def effect_by_entry(mae: Numbers) -> bytes:
+    """Mean absolute error of entries perturbed one by one, [e] in grey levels, largest first."""
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = new_figure(1)
+        axis.plot(np.arange(1, len(mae) + 1), np.sort(mae)[::-1], color=BLUE, linewidth=2, marker="o", markersize=3)
+        axis.set(xlabel="entries, strongest first", ylabel="mean absolute error,\ngrey levels")
+        axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        return to_svg(figure)

@@ -1,0 +1,132 @@
+"""`functa decode`, `sample` and `classify`: what trained models make of latents and of images."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter, validators
+from pydantic import ValidationError
+
+from functa.flows.cli.arguments import Functaset, Json, Split, functaset_of, whole
+from functa.flows.config.schema import ConfigError
+from functa.tasks.config import SampleRequest
+
+Resolution = Annotated[
+    int | None,
+    Parameter(
+        converter=whole,
+        help="Pixels a side; default: that of the images.",
+        validator=validators.Number(gte=1, lte=8192),
+    ),
+]
+
+
+def decode(
+    uri: Functaset,
+    *,
+    rows: Annotated[str, Parameter(help="START:STOP of the split's rows.")] = "0:16",
+    split: Split = "test",
+    resolution: Resolution = None,
+    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
+) -> int:
+    """Decode latents into PNG images, at any resolution that the latent grid divides."""
+    wanted = _rows(rows)
+    from functa.flows.cli.progress import image_progress
+    from functa.tasks.inference.decode import decode_rows
+
+    with _interruptible(out):
+        count = decode_rows(functaset_of(uri), split, wanted, resolution, out, image_progress("decoding"))
+    print(f"{count} images in {out}")
+    return 0
+
+
+def _rows(text: str) -> tuple[int, int]:
+    # ASCII digits, and no more of them than any count of rows has: int() takes others, and refuses thousands.
+    found = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"--rows {text}: expected START:STOP with START < STOP, such as 0:16")
+    return int(found[1]), int(found[2])
+
+
+@contextmanager
+def _interruptible(out: Path) -> Iterator[None]:
+    """Ctrl-C is told as it is: what was written stands, and the same command writes it again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"functa: interrupted; the images made so far are in {out}", file=sys.stderr)
+        sys.exit(130)
+
+
+def sample(
+    root: Annotated[str, Parameter(help="A run's root with a trained diffusion model.")],
+    *,
+    count: Annotated[int, Parameter(converter=whole, help="How many.")] = 16,
+    label: Annotated[
+        int | None, Parameter(converter=whole, help="Class of all samples; default: the classes in turn.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        Parameter(help="Classifier-free guidance: 0 unconditional, 1 conditional; default: that of the root's config."),
+    ] = None,
+    sampler: Annotated[
+        Literal["ddpm", "dpmpp"] | None,
+        Parameter(help="Ancestral DDPM, or DPM-Solver++ for few steps; default: that of the root's config."),
+    ] = None,
+    steps: Annotated[
+        int | None, Parameter(converter=whole, help="Denoiser calls per sample; default: as in the root's config.")
+    ] = None,
+    seed: Annotated[int, Parameter(converter=whole, help="Sample i depends on seed and i alone.")] = 0,
+    resolution: Resolution = None,
+    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
+) -> int:
+    """Draw samples from the diffusion model and decode them into PNG images with a contact sheet.
+
+    What is not chosen here is as in the root's config, by which it was last evaluated; so are clipping and variance.
+    """
+    request = _sample_request(
+        count=count, label=label, guidance=guidance, sampler=sampler, steps=steps, seed=seed, resolution=resolution
+    )
+    from functa.flows.cli.progress import image_progress
+    from functa.tasks.inference.sample_images import sample_images
+
+    with _interruptible(out):
+        drawn = sample_images(root, request, out, image_progress("sampling"))
+    how = f"{drawn.process.sampler}, {drawn.process.sampling_steps} steps, guidance {drawn.process.guidance:g}"
+    of = f" of the first {drawn.shown}" if drawn.shown < count else ""
+    print(f"{count} images in {out} ({how}); contact sheet{of}: {drawn.sheet}")
+    return 0
+
+
+def _sample_request(**options: Any) -> SampleRequest:
+    try:
+        return SampleRequest(**options)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        told = fault["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--{fault['loc'][0]} {fault['input']}: {told[:1].lower()}{told[1:]}") from None
+
+
+def classify(
+    root: Annotated[str, Parameter(help="A run's root with a trained classifier.")],
+    images: Annotated[str, Parameter(help="A folder of images, or one image.")],
+    *,
+    as_json: Json = False,
+) -> int:
+    """Tell the class of each image: the root's field encodes it, its classifier judges. Status 1 if no file is one."""
+    from functa.tasks.inference.classify import classify_images
+
+    rows = []
+    for row in classify_images(root, images):
+        rows.append(row)
+        if not as_json:
+            from functa.flows.cli.tables import print_class
+
+            print_class(row)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    return 1 if all("error" in row for row in rows) else 0

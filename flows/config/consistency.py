@@ -1,0 +1,88 @@
+"""Whether field, images and outer loop fit each other, told from config or from the images. Free of torch."""
+
+from collections.abc import Mapping
+
+from functa.models.config import FieldConfig
+from functa.models.field.cost import coordinate_bits
+from functa.storage.config import ImagesConfig
+from functa.tasks.config import LatentTrainingConfig, MetaTrainConfig
+
+# Resolution, channels, classes of the sets that every copy of has the same.
+SETS = {"digits": (8, 1, 10), "CIFAR10": (32, 3, 10), "FashionMNIST": (28, 1, 10)}
+
+ImageShape = tuple[int | None, int | None, int | None]
+
+
+def known_images(images: ImagesConfig) -> ImageShape:
+    """(resolution, channels, classes) as far as config alone tells; None for what the images must be asked."""
+    if images.source in ("digits", "torchvision"):
+        resolution, channels, classes = SETS["digits" if images.source == "digits" else images.dataset]
+        return images.resolution or resolution, images.channels or channels, classes
+    channels = images.channels or (3 if images.source == "folder" else None)
+    return images.resolution, channels, images.classes
+
+
+def check_field(field: FieldConfig, resolution: int) -> None:
+    """Raises ValueError, one line, where the field cannot take images of this resolution."""
+    if resolution % field.spatial:
+        raise ValueError(
+            f"images of {resolution}x{resolution} pixels are not divisible into {field.spatial}x{field.spatial} latent "
+            f"positions: choose field.spatial among the divisors of {resolution}, or another images.resolution"
+        )
+    if field.coordinates == "binary":
+        coordinate_bits(resolution)
+
+
+def check_sections(images: ImagesConfig, field: FieldConfig, meta_train: MetaTrainConfig) -> None:
+    """Raises ValueError, one line, where the sections contradict each other; no image is looked at."""
+    if field.axes != 2:
+        raise ValueError(
+            f"field.axes={field.axes}: the pipeline works on images, which have 2 axes; set field.axes=2 "
+            f"(fields of 1 and 3 axes are for Python, see models/field.py)"
+        )
+    resolution = known_images(images)[0]
+    if resolution is not None:
+        check_field(field, resolution)
+    patches = meta_train.patches_per_image
+    if patches is not None and not field.independent:
+        raise ValueError(
+            f"meta_train.patches_per_image={patches} needs patches that depend on their own latent alone: leave it "
+            f"empty, or set field.interpolation=nearest and field.kernel=1"
+        )
+    if patches is not None and patches > field.positions:
+        raise ValueError(
+            f"meta_train.patches_per_image={patches} exceeds the {field.positions} latent positions of an image: "
+            f"choose at most that, or leave it empty"
+        )
+
+
+def check_micro_batches(sections: Mapping[str, MetaTrainConfig | LatentTrainingConfig | None]) -> None:
+    """Raises ValueError, one line, where more examples are to be in memory than a step has, in sections by name."""
+    for name, section in sections.items():
+        micro = None if section is None else section.micro_batch
+        if section is not None and micro is not None and micro > section.batch:
+            raise ValueError(
+                f"{name}.micro_batch={micro} exceeds {name}.batch={section.batch}: choose at most that, "
+                f"or leave it empty"
+            )
+
+
+def check_devices(batches: Mapping[str, int], devices: int) -> None:
+    """Raises ValueError, one line, where a batch, by its dotted key, has fewer examples than there are processes."""
+    for key, batch in batches.items():
+        if batch < devices:
+            raise ValueError(
+                f"{key}={batch} cannot be split over dispatch.devices={devices}: choose at least {devices}, "
+                f"or lower dispatch.devices"
+            )
+
+
+def latent_surplus(field: FieldConfig, resolution: int | None, channels: int | None) -> str | None:
+    """A warning where a latent has more numbers than its image has values; None where it has not, or nobody knows."""
+    if resolution is None or channels is None or field.numbers <= resolution**2 * channels:
+        return None
+    return (
+        f"a latent of {'x'.join(map(str, field.latent_shape))} has {field.numbers} numbers, more than the "
+        f"{resolution**2 * channels} values of a {resolution}x{resolution}x{channels} image: it compresses nothing; "
+        f"lower field.spatial or field.channels if that is not meant"
+    )

@@ -1,0 +1,72 @@
+"""What can be known to fail is told in one line before a server is started or an hour is spent."""
+
+from collections.abc import Callable
+from functools import partial
+
+from functa.flows.config.consistency import check_field
+from functa.flows.config.schema import ConfigError, PipelineConfig
+from functa.models.compute.compilation import should_compile
+from functa.models.compute.device import choose_device
+from functa.models.latents.classifier import check_classifier
+from functa.models.latents.denoiser import check_denoiser
+from functa.storage.errors import StorageError
+from functa.storage.images.source import open_images
+from functa.storage.places.address import open_location
+from functa.tasks.evaluation.generation.inception import check_counts, weights_digest
+
+
+def preflight(config: PipelineConfig, root: str, stage: str) -> None:
+    """Raises ConfigError for a config that does not fit itself, StorageError for a world that it does not fit."""
+    check_models(config, stage)
+    images = open_images(config.images)
+    try:
+        check_field(config.field, images.resolution)
+    except ValueError as error:
+        raise StorageError(f"{config.images.location}: {error}") from None
+    try:
+        choose_device(config.dispatch.device)
+    except ValueError as error:
+        raise StorageError(str(error)) from None
+    check_compilers(config, stage)
+    if config.classifier is not None and stage in ("pipeline", "train_classifier") and len(images.classes) < 2:
+        raise StorageError(
+            f"{config.images.location or config.images.source}: {len(images.classes)} class was found, and a "
+            f"classifier tells two or more apart: set classifier=null, or sort the images into class folders"
+        )
+    fid = config.evaluation.fid
+    if fid.weights is not None and config.diffusion is not None and stage in ("pipeline", "evaluate"):
+        weights_digest(fid)
+        reference = len(images.split("train"))
+        check_counts(fid, min(config.evaluation.samples, reference), reference)
+    open_location(root).preflight_write()
+
+
+def check_compilers(config: PipelineConfig, stage: str) -> None:
+    """Raises StorageError where a stage that will run has compile=on, and what that needs is not installed."""
+    device = choose_device(config.dispatch.device)
+    sections = {
+        "inner": (config.inner, ("pipeline", "meta_train", "encode")),
+        "classifier": (config.classifier, ("pipeline", "train_classifier")),
+        "diffusion": (config.diffusion, ("pipeline", "train_diffusion")),
+    }
+    for name, (section, stages) in sections.items():
+        if section is not None and stage in stages and section.compile in ("on", "graphs"):
+            try:
+                should_compile("on", 0.0, device, f"{name}.compile")
+            except ValueError as error:
+                raise StorageError(str(error)) from None
+
+
+def check_models(config: PipelineConfig, stage: str) -> None:
+    """Raises ConfigError, naming the key, where a model of that stage (pipeline: of all) cannot take the latent."""
+    shape = config.field.latent_shape
+    checks: list[tuple[str, Callable[[], None]]] = []
+    if config.classifier is not None and stage in ("pipeline", "train_classifier"):
+        checks.append(("classifier.model", partial(check_classifier, config.classifier.model, shape)))
+    if config.diffusion is not None and stage in ("pipeline", "train_diffusion"):
+        checks.append(("diffusion.model", partial(check_denoiser, config.diffusion.model, shape)))
+    for section, check in checks:
+        try:
+            check()
+        except ValueError as error:
+            raise ConfigError(f"{section}.{error}") from None

@@ -1,0 +1,112 @@
+"""Where Prefect's server is, and in which manners it is started. Light: neither prefect nor torch is imported."""
+
+import http.client
+import os
+import socket
+import tomllib
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+HOST = "127.0.0.1"
+
+PORT = 4200
+
+STARTUP_SECONDS = 120
+
+POOL = "functa"  # of deploy/prefect.yaml, as the queues
+
+QUEUES = ("cpu", "gpu")
+
+GPU_LIMIT = "functa-gpu"  # concurrency limit with a slot for each device
+
+# Set unless the user did: no telemetry, no advertisement, patience with a slow machine, workers that poll often.
+MANNERS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(STARTUP_SECONDS),
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}",  # has no password: no page may speak to it
+    "PREFECT_WORKER_QUERY_SECONDS": "2",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation that finds dead runs waits for three of them
+    # Slots outlive a restart of the server: leases in its memory would be lost, their slots held for ever.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+}
+
+
+class OperateError(Exception):
+    """Something in the world is wrong (port taken, no server, a child died): one line, exit status 1."""
+
+
+def prepare_environment() -> None:
+    """Prefect's settings, before it is imported; what the user set in environment or profile stays."""
+    profile = active_profile()
+    settings = dict(MANNERS)
+    if not configured_api():
+        settings["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "true"  # the embedded server
+    for name, value in settings.items():
+        if name not in profile:
+            os.environ.setdefault(name, value)
+
+
+def prefect_home() -> Path:
+    """Prefect's folder: its database, its profiles and our logs."""
+    return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+
+
+def active_profile() -> dict[str, str]:
+    """Settings of the user's active Prefect profile; empty where there is none that can be read."""
+    try:
+        profiles = tomllib.loads((prefect_home() / "profiles.toml").read_text())
+        name = os.environ.get("PREFECT_PROFILE") or profiles.get("active", "")
+        return {str(key): str(value) for key, value in profiles.get("profiles", {}).get(name, {}).items()}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError):
+        return {}
+
+
+def absolute(root: str) -> str:
+    """A URI as it is; a path so that a worker in another folder means the same one."""
+    return root if "://" in root else str(Path(root).expanduser().absolute())
+
+
+def configured_api() -> str:
+    """PREFECT_API_URL from environment or profile; empty: neither has one."""
+    return (os.environ.get("PREFECT_API_URL") or active_profile().get("PREFECT_API_URL", "")).rstrip("/")
+
+
+def local_api(port: int) -> str:
+    """Address of the API that `functa up` serves."""
+    return f"http://{HOST}:{port}/api"
+
+
+def fetch(address: str, timeout: float = 3.0) -> bytes:
+    """A page's body. Raises OSError or ValueError where there is none."""
+    loopback = urlsplit(address).hostname in (HOST, "localhost", "::1")
+    # A proxy from the environment is never asked for this machine's own addresses.
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if loopback else []))
+    with opener.open(address, timeout=timeout) as answer:
+        return bytes(answer.read())
+
+
+def healthy(api: str) -> bool:
+    """Whether a Prefect server answers at this API address."""
+    try:
+        return fetch(f"{api}/health").strip() == b"true"
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+
+
+def port_fault(port: int) -> str:
+    """Why the port cannot be served on this machine; empty: it can."""
+    if not 0 < port < 65536:
+        return "is no port: 1 to 65535 are"
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except PermissionError:
+            return "may only be opened by root"
+        except OSError:
+            return "is taken by a Prefect server" if healthy(local_api(port)) else "is taken by another program"
+    return ""

@@ -1,0 +1,292 @@
+"""Run the pipeline on a server's workers (`functa run --deployment`) and follow it."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from functa.flows.config.schema import PipelineConfig
+from functa.flows.server.api import (
+    POOL,
+    PORT,
+    QUEUES,
+    OperateError,
+    absolute,
+    configured_api,
+    fetch,
+    healthy,
+    local_api,
+    prepare_environment,
+)
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun, State
+from typing import TYPE_CHECKING, Any
+
+from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+
+DEPLOYMENT = "pipeline/pipeline"
+
+POLLED_WITHIN = timedelta(seconds=60)
+
+WORKER_SECONDS = 30
+
+POLL_SECONDS = 2.0
+
+SILENCE_SECONDS = 120
+
+
+def run_deployed(
+    config: PipelineConfig, root: str, from_root: str | None = None, console: Console | None = None
+) -> "State":
+    """Start deployment pipeline/pipeline with this config, follow it, return its final state.
+
+    Raises OperateError where there is no server, no deployment, or no worker that would take the run.
+    """
+    console = console or Console()
+    prepare_environment()
+    api = find_api()
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    try:
+        with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+            check_deployment(client, api)
+            wait_for_workers(client, api, console)
+            run = trigger(config, root, from_root)
+            address = run_address(api, run.id)
+            console.print(f"Run '{run.name}': {address}", soft_wrap=True, highlight=False)
+            state = follow(client, run.id, address, console)
+    except httpx.HTTPError as error:
+        raise OperateError(f"{api}: {' '.join(str(error).split()) or type(error).__name__}") from None
+    said = f"{state.name}: {state.message}" if state.message else state.name
+    console.print(f"Run '{run.name}': {said}", soft_wrap=True, highlight=False, markup=False)
+    return state
+
+
+@contextmanager
+def on_server() -> Iterator[None]:
+    """For a flow of this process whose children are runs on workers: with the server's API, checked to be served.
+
+    Raises OperateError as run_deployed.
+    """
+    api = find_api()
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: api}):
+        try:
+            with get_client(sync_client=True) as client:
+                check_deployment(client, api)
+                wait_for_workers(client, api, Console())
+        except httpx.HTTPError as error:
+            raise OperateError(f"{api}: {' '.join(str(error).split()) or type(error).__name__}") from None
+        yield
+
+
+def find_api() -> str:
+    """The configured server, or that of `functa up` on its default port."""
+    api = configured_api() or local_api(PORT)
+    if healthy(api):
+        return api
+    where = "which PREFECT_API_URL names" if configured_api() else "and PREFECT_API_URL names no other"
+    raise OperateError(f"no Prefect server answers at {api}, {where}: start one with `functa up`")
+
+
+def check_deployment(client: "SyncPrefectClient", api: str) -> None:
+    """The deployment is there."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        client.read_deployment_by_name(DEPLOYMENT)
+    except ObjectNotFound:
+        raise OperateError(
+            f"{api} has no deployment '{DEPLOYMENT}': make it with `python -m functa.deploy.bootstrap` "
+            "(`functa up` does)"
+        ) from None
+
+
+def unpolled_queues(client: "SyncPrefectClient") -> list[str]:
+    """Queues that no worker asked for work lately."""
+    since = datetime.now(UTC) - POLLED_WITHIN
+    queues = {queue.name: queue for queue in client.read_work_queues(work_pool_name=POOL)}
+    missing = []
+    for name in QUEUES:
+        polled = queues[name].last_polled if name in queues else None
+        if polled is None or polled < since:
+            missing.append(name)
+    return missing
+
+
+def wait_for_workers(client: "SyncPrefectClient", api: str, console: Console) -> None:
+    """A worker may just be starting; a run that nobody takes would wait for ever."""
+    began = time.monotonic()
+    with console.status("") as status:
+        while missing := unpolled_queues(client):
+            waited = time.monotonic() - began
+            if waited > WORKER_SECONDS:
+                raise OperateError(
+                    f"no worker polls queue {' or '.join(missing)} of pool '{POOL}' at {api} in {WORKER_SECONDS} s: "
+                    f"start one with `prefect worker start --pool {POOL}`, or all with `functa up`"
+                )
+            status.update(f"Waiting for a worker on queue {', '.join(missing)}: {waited:.0f} of {WORKER_SECONDS} s")
+            time.sleep(POLL_SECONDS)
+
+
+def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRun":
+    """A new run of the deployment; relative folders mean those of this shell, not the worker's."""
+    from prefect.deployments import run_deployment
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    parameters = {
+        "config": config.model_dump(mode="json"),
+        "root": absolute(root),
+        "from_root": absolute(from_root) if from_root else None,
+    }
+    try:
+        run: FlowRun = run_deployment(  # type: ignore[assignment]
+            DEPLOYMENT,
+            flow_run_name=f"pipeline {config.name}",  # as it will call itself: what is printed here is found there
+            parameters=parameters,
+            timeout=0,
+            as_subflow=False,
+        )
+    except PrefectHTTPStatusError as error:
+        detail = error.response.json().get("detail", "") if error.response.status_code == 409 else str(error)
+        raise OperateError(
+            f"the server refused the run: {' '.join(detail.split())}; if its deployments are older than this checkout, "
+            "renew them with `python -m functa.deploy.bootstrap`"
+        ) from None
+    return run
+
+
+def run_address(api: str, run_id: "UUID") -> str:
+    """The run's page, in the UI that this server shows by default (the old addresses open the old UI)."""
+    served = api.removesuffix("/api")
+    base = os.environ.get("PREFECT_UI_URL", served).rstrip("/")  # a container reaches the API by another name
+    try:
+        settings = json.loads(fetch(f"{served}/ui-settings"))
+        path = settings[f"{settings['default_ui']}_base_url"].rstrip("/")
+    except (OSError, ValueError, KeyError, AttributeError):
+        path = ""
+    return f"{base}{path}/runs/flow-run/{run_id}"
+
+
+def follow(client: "SyncPrefectClient", run_id: "UUID", address: str, console: Console) -> "State":
+    """Poll until the run has ended, with a line that says which stages run. A server may be away for a while."""
+    import httpx
+
+    began = heard = time.monotonic()
+    with console.status("") as status:
+        while True:
+            try:
+                run = client.read_flow_run(run_id)
+                status.update(f"{state_name(run)}, {time.monotonic() - began:.0f} s{stages(client, run_id)}")
+                heard = time.monotonic()
+                if run.state is not None and run.state.is_final():
+                    return run.state
+                time.sleep(POLL_SECONDS)
+            except httpx.HTTPError:  # of a proxy before a server that starts again too
+                silence = time.monotonic() - heard
+                if silence > SILENCE_SECONDS:
+                    raise OperateError(f"no answer for {silence:.0f} s; the run may go on: {address}") from None
+                status.update(f"The server has not answered for {silence:.0f} s")
+                time.sleep(POLL_SECONDS)
+            except KeyboardInterrupt:
+                console.print(f"The run goes on; cancel it on its page: {address}", soft_wrap=True, highlight=False)
+                raise SystemExit(130) from None
+
+
+def state_name(run: "FlowRun") -> str:
+    """Running, Completed, ..."""
+    return (run.state and run.state.name) or "Pending"
+
+
+def stages(client: "SyncPrefectClient", run_id: "UUID") -> str:
+    """The child runs by state, such as '; encode Running; meta-train Completed'."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+    children = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
+    )
+    return "".join(
+        f"; {child.name} {state_name(child)}" for child in sorted(children, key=lambda child: str(child.created))
+    )
+
+
+POLL_SECONDS = 2.0
+
+WAITING_SECONDS = 60.0  # until a word is said of a run that nobody took, and between two words
+
+
+class StageFailed(Exception):
+    """A stage's run on a worker did not complete."""
+
+
+def run_stage(name: str, parameters: dict[str, Any]) -> None:
+    """Runs deployment NAME/NAME as a child of this flow run. Raises StageFailed if it does not complete."""
+    run: Any = run_deployment(f"{name}/{name}", parameters=parameters, as_subflow=True, timeout=0)
+    with get_client(sync_client=True) as client:
+        run = follow_stage(client, run.id, name)
+    if not run.state.is_completed():
+        raise StageFailed(f"{name}: run '{run.name}' ended as {run.state.name}: {run.state.message or 'see its logs'}")
+
+
+def follow_stage(client: "SyncPrefectClient", run_id: "UUID", name: str) -> "FlowRun":
+    """The run in its final state. A server that is away for a while does not end what workers do.
+
+    While no worker takes the run the log says so, and why. Raises StageFailed when the server stays away.
+    """
+    import httpx
+    from prefect.exceptions import ObjectNotFound
+
+    heard = told = time.monotonic()
+    while True:
+        try:
+            run = client.read_flow_run(run_id)
+            heard = time.monotonic()
+            if run.state is not None and run.state.is_final():
+                return run
+            waits = run.state is not None and run.state.is_scheduled()
+            if waits and heard - told >= WAITING_SECONDS:
+                told = heard
+                get_run_logger().warning(f"{name}: {_why_it_waits(client, run)}")
+        except ObjectNotFound:
+            raise StageFailed(f"{name}: its run was deleted from the server; what it wrote stands") from None
+        except httpx.HTTPError as error:
+            silence = time.monotonic() - heard
+            if silence > SILENCE_SECONDS:
+                raise StageFailed(
+                    f"{name}: the server has not answered for {silence:.0f} s ({type(error).__name__}); its run may go "
+                    "on, and the same pipeline run again finds what it made"
+                ) from None
+        time.sleep(POLL_SECONDS)
+
+
+def _why_it_waits(client: "SyncPrefectClient", run: "FlowRun") -> str:
+    queue = run.work_queue_name or ""
+    if queue in unpolled_queues(client):
+        return (
+            f"no worker has polled queue {queue} of pool '{POOL}' for {WAITING_SECONDS:.0f} s: start one with `prefect "
+            f"worker start --pool {POOL} --work-queue {queue} --limit 1`"
+        )
+    return f"its run waits: every worker of queue {queue} is at work"

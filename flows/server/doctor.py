@@ -1,0 +1,182 @@
+"""`functa doctor`: what this machine has, what is missing, and what to do about it."""
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from functa.flows.server.api import PORT, absolute, configured_api, healthy, port_fault
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+LOCK = PROJECT / "requirements.lock"
+
+KEY_PACKAGES = (
+    "torch", "torchvision", "numpy", "prefect", "fastapi", "zarr", "numcodecs", "pydantic", "cyclopts",
+    "diffusers", "timm", "torchmetrics", "safetensors", "scikit-learn",
+)  # fmt: skip
+
+FREE_DISK = 2 << 30  # bytes
+
+FREE_MEMORY = 2 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ok: True fine, False to be mended, None works without it."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    mend: str = ""
+
+
+def doctor(root: str = "functa-runs") -> list[Check]:
+    """Every check, none of which raises."""
+    checks: list[Callable[[], Check]] = [
+        check_python, check_torch, check_compiler, lambda: check_disk(root), check_memory,
+        check_prefect, check_port, check_lock, check_versions,
+    ]  # fmt: skip
+    return [guarded(check) for check in checks]
+
+
+def guarded(check: Callable[[], Check]) -> Check:
+    """A broken installation is a finding, not a traceback."""
+    try:
+        return check()
+    except Exception as error:
+        name = getattr(check, "__name__", "").removeprefix("check_").replace("<lambda>", "disk")
+        return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}", "make install")
+
+
+def check_python() -> Check:
+    """At least 3.11."""
+    version = platform.python_version()
+    return Check(
+        "python", sys.version_info >= (3, 11), f"{version} at {sys.executable}", "install Python 3.11 or later"
+    )
+
+
+def check_torch() -> Check:
+    """Version and device."""
+    import torch
+
+    if torch.cuda.is_available():
+        device = f"{torch.cuda.device_count()} GPU: {torch.cuda.get_device_name(0)}"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    return Check("torch", True, f"{torch.__version__}, {device}")
+
+
+def check_compiler() -> Check:
+    """What torch.compile needs, by the test that `compile: auto` uses itself."""
+    from functa.models.compute.compilation import missing
+    from functa.models.compute.device import choose_device
+
+    lacking = missing(choose_device("auto"))
+    if not lacking:
+        return Check("compiler", True, "compiler and Python.h: inner.compile=auto may compile")
+    detail = f"no {' and '.join(lacking)}: inner.compile=auto runs eagerly"
+    return Check("compiler", None, detail, f"install {' and '.join(lacking.values())}")
+
+
+def check_disk(root: str) -> Check:
+    """Room where runs go; of a place that is not on this machine, whether it can be written to."""
+    if root.startswith("s3://"):
+        from functa.storage.errors import StorageError
+        from functa.storage.places.address import open_location
+
+        try:
+            open_location(root).preflight_write()
+        except StorageError as error:
+            return Check("disk", False, str(error))
+        return Check("disk", True, f"{root} can be written to")
+    if "://" in root:
+        return Check("disk", None, f"{root} is not on this machine")
+    folder = Path(absolute(root))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return Check(
+        "disk", free >= FREE_DISK, f"{gibibytes(free)} free at {folder}", "free space, or choose another --root"
+    )
+
+
+def check_memory() -> Check:
+    """Memory that can be had without swapping."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    detail = f"{gibibytes(memory.available)} of {gibibytes(memory.total)} available"
+    return Check("memory", memory.available >= FREE_MEMORY, detail, "close other programs")
+
+
+def check_prefect() -> Check:
+    """The server that flows will report to."""
+    api = configured_api()
+    if not api:
+        return Check("prefect", True, "no PREFECT_API_URL: functa run starts its embedded server")
+    mend = "start it with `functa up`, or unset PREFECT_API_URL"
+    return Check("prefect", healthy(api), f"{api} {'answers' if healthy(api) else 'does not answer'}", mend)
+
+
+def check_port() -> Check:
+    """The port of `functa up`; a server of ours that has it is no fault."""
+    fault = port_fault(PORT)
+    ok = None if "Prefect" in fault else not fault
+    return Check("port", ok, f"{PORT} {fault or 'is free'}", "functa up --port")
+
+
+def check_lock() -> Check:
+    """The pins that the project was tested with."""
+    return Check(
+        "lock", LOCK.is_file(), f"{LOCK}{'' if LOCK.is_file() else ' is missing'}", "git checkout requirements.lock"
+    )
+
+
+def check_versions() -> Check:
+    """Key packages against their pins."""
+    pins = read_pins(LOCK.read_text())
+    differing = []
+    for name in KEY_PACKAGES:
+        version = metadata.version(name).split("+")[0]  # +cpu, +cu128
+        if version not in pins.get(name, []):
+            differing.append(f"{name} {version} (pinned: {' or '.join(pins.get(name, [])) or 'not at all'})")
+    detail = ", ".join(differing) or f"{len(KEY_PACKAGES)} key packages are at their pins"
+    return Check("versions", not differing, detail, "make install")
+
+
+def read_pins(lock: str) -> dict[str, list[str]]:
+    """Pinned versions by package, of the lines that hold on this platform."""
+    from packaging.requirements import Requirement
+
+    pins: dict[str, list[str]] = {}
+    for line in lock.splitlines():
+        if "==" in line and not line.startswith((" ", "#")):
+            requirement = Requirement(line.rstrip("\\ "))
+            if requirement.marker is None or requirement.marker.evaluate():
+                version = next(iter(requirement.specifier)).version.split("+")[0]
+                pins.setdefault(requirement.name, []).append(version)
+    return pins
+
+
+def gibibytes(number: int) -> str:
+    """Bytes for people."""
+    return f"{number / (1 << 30):.1f} GiB"
+
+
+def print_checks(checks: list[Check], console: Console | None = None) -> None:
+    """A table, with the mend under what needs one."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in checks:
+        mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.ok]
+        table.add_row(
+            mark, check.name, check.detail if check.ok or not check.mend else f"{check.detail}\n-> {check.mend}"
+        )
+    (console or Console()).print(table)

@@ -1,0 +1,107 @@
+"""Start Prefect's embedded server for one command, and end it with the command."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from functa.flows.server.api import OperateError, configured_api
+
+GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after its server did, and then for trainings
+
+
+@contextmanager
+def embedded_server() -> Iterator[None]:
+    """Where no API is configured: Prefect's embedded server, out of reach of the Ctrl-C that is typed for the command.
+
+    A terminal sends SIGINT to every process of the command's group, and a server that ended at once could not be told
+    how the run ended. Prefect starts it as a plain child, so it is started here first, from a thread in which SIGINT
+    is blocked: children inherit that, and the main thread still hears it. Prefect stops it when the command ends.
+    Processes that tasks are sent to are told its address: each would start one of its own.
+    """
+    if configured_api():
+        yield
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
+
+    if not PREFECT_SERVER_EPHEMERAL_ENABLED:
+        yield  # by the user's wish; Prefect says what is missing
+        return
+    server = SubprocessASGIServer()
+
+    def start() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            server.start()
+        except Exception as error:  # raised below, in the main thread
+            failed.append(error)
+
+    failed: list[Exception] = []
+    starting = threading.Thread(target=start, name="embedded-server", daemon=True)
+    starting.start()
+    starting.join()
+    if failed:
+        raise OperateError(f"Prefect's embedded server did not start: {failed[0]}")
+    with temporary_settings({PREFECT_API_URL: server.api_url}), ended_by_sigterm(), ended_with(server.server_process):
+        yield
+
+
+@contextmanager
+def ended_with(server: Any) -> Iterator[None]:
+    """Within, this process ends soon after the server (a Popen, or None) did: asking it is repeated for minutes.
+
+    So it is when a signal goes to the whole process group, as from `timeout` or a service manager. What was written
+    stands; trainings save where they are.
+    """
+    left = threading.Event()
+
+    def watch() -> None:
+        status = server.wait()
+        if left.wait(GRACE_SECONDS):
+            return
+        import psutil
+
+        from functa.tasks.dispatch.child import stop_children
+
+        stop_children()
+        psutil.wait_procs([child for child in psutil.Process().children() if child.pid != server.pid], STOP_SECONDS)
+        by_signal = -status if status < 0 else 0
+        told = f" by {signal.Signals(by_signal).name}" if by_signal else ""
+        sys.stderr.write(
+            f"functa: Prefect's embedded server was ended{told}; the same command continues where this one stopped\n"
+        )
+        sys.stderr.flush()
+        os._exit(128 + (by_signal or signal.SIGTERM))
+
+    if server is not None:
+        threading.Thread(target=watch, name="embedded-server-ended", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within, SIGTERM ends the process in order, so that Prefect stops the server that it started at exit.
+
+    In a flow run Prefect hears it first, has the run Crashed, and passes it on. By default it would end the process at
+    once, and the server would stay.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,177 @@
+"""Child processes that are watched while they run and leave nothing behind when they are stopped."""
+
+import contextlib
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from functa.flows.server.api import OperateError
+
+if TYPE_CHECKING:
+    import psutil
+
+
+GRACE_SECONDS = 15  # between TERM and KILL: a flow run uses it to report that it was ended
+
+POLL_SECONDS = 0.2
+
+MARK = "FUNCTA_CHILD"  # environment variable
+
+
+class Interrupted(Exception):
+    """Ctrl-C, SIGTERM or SIGHUP arrived while waiting."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that was started here, in a session of its own."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    mark: str
+
+    def death(self) -> str:
+        """One line: who, how, its last word, where the rest is."""
+        code = self.process.returncode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        said = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"the {self.name} {how}{': ' + said[-1] if said else ''}; log: {self.log}"
+
+
+def start(name: str, command: list[str], environment: dict[str, str], folder: Path, log: Path) -> Child:
+    """A child whose output goes to the log, out of reach of the terminal's Ctrl-C."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex
+    if log.exists():  # what the last one said may explain why there is a new one
+        log.replace(log.with_suffix(f"{log.suffix}.1"))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment | {MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return Child(name, process, log, mark)
+
+
+@contextlib.contextmanager
+def signals_caught() -> Iterator[list[int]]:
+    """Signals that ask for an end are collected instead of acted on; the old handlers come back afterwards."""
+    caught: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # nohup
+        before[number] = signal.signal(number, lambda received, _: caught.append(received))
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait(children: list[Child], caught: list[int], done: Callable[[], bool], seconds: float | None = None) -> None:
+    """Until done, watching the children. Raises Interrupted, or OperateError when one died or time is up."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while not done():
+        if caught:
+            raise Interrupted
+        for child in children:
+            if child.process.poll() is not None:
+                raise OperateError(child.death())
+        if deadline is not None and time.monotonic() > deadline:
+            late = children[-1]
+            raise OperateError(f"the {late.name} was not ready within {seconds:.0f} s; log: {late.log}")
+        time.sleep(POLL_SECONDS)
+
+
+def stop(children: list[Child], caught: list[int]) -> None:
+    """End them, last started first, each after the processes that it started in turn.
+
+    So a flow run can still report its end to the worker, and the worker to the server.
+    """
+    for child in reversed(children):
+        end(lambda child=child: {p for p in family(child) if p.pid != child.process.pid}, caught)  # type: ignore[misc]
+        end(lambda child=child: family(child), caught)  # type: ignore[misc]
+        child.process.wait()
+
+
+def left_behind(port: int) -> list[int]:
+    """Ids of a server and workers of this port whose parent is gone: it was killed, and could not stop them."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ()
+            ours = MARK in environment and environment.get("PREFECT_SERVER_API_PORT") == str(port)
+            if ours and process.ppid() == 1 and alive(process):
+                found.append(process.pid)
+    return sorted(found)
+
+
+def family(child: Child) -> "set[psutil.Process]":
+    """The child and everything that it started, by the mark that they inherited.
+
+    A flow run is a session of its own, and an orphan once its worker was killed: neither group nor parent finds it.
+    """
+    import psutil
+
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == child.mark:
+                found.add(process)
+    return found
+
+
+def end(members: "Callable[[], set[psutil.Process]]", caught: list[int]) -> None:
+    """TERM, after the grace or a second Ctrl-C KILL, until no member is left, late comers included.
+
+    TERM goes to those alone whose parent is no member: a flow run told first stops its training itself and is recorded
+    as crashed; where the training ended first, the run would find that it had failed.
+    """
+    import psutil
+
+    deadline = time.monotonic() + GRACE_SECONDS
+    known: set[psutil.Process] = set()
+    told: dict[psutil.Process, int] = {}
+    while known := {member for member in known | members() if alive(member)}:
+        number = signal.SIGKILL if time.monotonic() > deadline or len(caught) > 1 else signal.SIGTERM
+        for member in known if number == signal.SIGKILL else _topmost(known):
+            if told.get(member) != number:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.send_signal(number)
+                told[member] = number
+        time.sleep(POLL_SECONDS)
+
+
+def _topmost(members: "set[psutil.Process]") -> "list[psutil.Process]":
+    """Those whose parent is not among them."""
+    import psutil
+
+    numbers, topmost = {member.pid for member in members}, []
+    for member in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if member.ppid() not in numbers:
+                topmost.append(member)
+    return topmost
+
+
+def alive(member: "psutil.Process") -> bool:
+    """Whether it still runs; a zombie has only to be reaped."""
+    import psutil
+
+    try:
+        return bool(member.is_running() and member.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

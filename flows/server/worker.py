@@ -1,0 +1,150 @@
+"""On a server's workers: one run per GPU.
+
+The server's limit, made by deploy/bootstrap.py with a slot for each device, queues runs that are too many. A lock of
+this machine holds the device itself: the process of a worker that was killed may be at work when a new worker starts,
+and a server that was away longer than a lease has given the slot to somebody else.
+"""
+
+import functools
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from functa.flows.server.api import GPU_LIMIT, OperateError
+from functa.tasks.dispatch.progress import as_far_as_heard
+
+LEASE_SECONDS = 60.0  # a run that died holds its slot so long
+
+POLL_SECONDS = 1.0
+
+SILENCE_SECONDS = 120.0  # that a server may be away while a run waits for its slot
+
+P = ParamSpec("P")
+
+T = TypeVar("T")
+
+
+def on_gpu(stage: Callable[P, T]) -> Callable[P, T]:
+    """A flow's function that waits for a slot where a worker runs it."""
+
+    @functools.wraps(stage)
+    def held(*args: P.args, **kwargs: P.kwargs) -> T:
+        with gpu_slot():
+            return stage(*args, **kwargs)
+
+    return held
+
+
+def started_by_worker() -> bool:
+    """Whether the current flow run is one of a deployment, and not a call within another."""
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
+
+
+@contextmanager
+def gpu_slot() -> Iterator[None]:
+    """Holds one slot, and this process's devices; nothing where no worker runs this.
+
+    A lease that cannot be renewed does not end the run: a server that was away must not cost hours of work.
+    Raises OperateError where the server has no such limit.
+    """
+    if not started_by_worker():
+        yield
+        return
+    from prefect import get_run_logger
+
+    outlive_the_worker()
+    begun = time.monotonic()
+    with ExitStack() as held:
+        held.enter_context(_slot())
+        device = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = {part.strip() for part in (device or "").split(",")} - {""}
+        for name in sorted(names):  # in one order, or two runs could wait for each other
+            held.enter_context(device_lock(name))
+        told = "its device" if device is None else f"device {device}" if device else "no GPU"
+        waited = time.monotonic() - begun
+        get_run_logger().info(f"has {told} of {platform.node()}, after {waited:.0f} s of waiting for a slot")
+        yield
+
+
+@contextmanager
+def _slot() -> Iterator[None]:
+    """One slot of the server's limit. A server that is away when it is given back changes nothing: its lease ends."""
+    slot = _taken()
+    try:
+        yield
+    finally:
+        with as_far_as_heard("the end of its slot's lease"):
+            slot.__exit__(None, None, None)
+
+
+def _taken() -> AbstractContextManager[None]:
+    """The slot, once it is held. Raises OperateError: no such limit, or the server refuses or stays away."""
+    import httpx
+    from prefect import get_run_logger
+    from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+    from prefect.concurrency.sync import concurrency
+
+    away: float | None = None
+    while True:
+        slot = concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False)
+        asked = time.monotonic()
+        try:
+            slot.__enter__()
+            return slot
+        except ConcurrencySlotAcquisitionError as error:
+            fault = error.__cause__
+        if fault is None:
+            raise OperateError(
+                f"the server has no concurrency limit '{GPU_LIMIT}': make it with `python -m functa.deploy.bootstrap`"
+            )
+        told = " ".join(str(fault).split()) or type(fault).__name__
+        away = asked if away is None else away
+        if not isinstance(fault, httpx.TransportError) or time.monotonic() - away > SILENCE_SECONDS:
+            raise OperateError(f"no slot of concurrency limit '{GPU_LIMIT}' could be had: {told}")
+        get_run_logger().warning(f"waits for a slot, but the server does not answer ({told})")
+        time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def device_lock(name: str) -> Iterator[None]:
+    """Waits until no other run of this user here has the device; the kernel lets go of it with the process."""
+    from filelock import FileLock
+
+    folder = Path(tempfile.gettempdir(), f"functa-devices-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with FileLock(folder / f"{name.replace('/', '_')}.lock", poll_interval=POLL_SECONDS):
+        yield
+
+
+def outlive_the_worker() -> None:
+    """From now on a log line that cannot be written does not end this process; the server has its logs anyway.
+
+    Workers read their runs' output through a pipe. Once its reader is gone, rich, with which Prefect writes its lines,
+    exits at the next one.
+    """
+    for console in _consoles():
+        console.on_broken_pipe = _write_to_nobody
+
+
+def _consoles() -> Iterator[Any]:
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for logger in loggers:
+        for handler in getattr(logger, "handlers", []):
+            if (console := getattr(handler, "console", None)) is not None:
+                yield console
+
+
+def _write_to_nobody() -> None:
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nobody, stream)
+    os.close(nobody)

@@ -1,0 +1,171 @@
+"""The sweep: what members share is made once, each member is a run of the pipeline, all are gathered in one table."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+
+from functa.flows import stages
+from functa.flows.config.digests import stages_of
+from functa.flows.ledger import Ledger
+from functa.flows.pipeline import pipeline
+from functa.flows.server.deployed import run_stage
+from functa.flows.sweep.plan import Member, SweepPlan, plan_sweep
+from functa.flows.sweep.results import SweepTold, write_results
+from functa.flows.sweep.shared import Lenders, with_inputs
+from functa.tasks.dispatch.progress import as_far_as_heard
+from functa.tasks.report.compare.sweep_page import table
+
+AT_ONCE = 8  # runs on a server's workers that this one follows at a time; on its own cores one after the other
+
+Work = Callable[[], None]
+
+
+@flow(name="sweep", flow_run_name="sweep {preset}", persist_result=False)
+def sweep(
+    root: str,
+    *,
+    preset: str,
+    over: list[str],
+    metrics: list[str],
+    overrides: list[str] | None = None,
+    random: int | None = None,
+    seeds: int = 1,
+    from_root: str | None = None,
+    deployment: bool = False,
+    command: str = "",
+) -> dict[str, Any]:
+    """Runs every member that does not stand yet; returns what sweep.json holds.
+
+    Args:
+        root: Where everything goes: members/, what they share, sweep.json, sweep.csv, report.html.
+        preset: A preset's name or a YAML file.
+        over: KEY=VALUE,VALUE each; all combinations are run.
+        metrics: Dotted names of figures of metrics.json.
+        overrides: KEY=VALUE each, for all members.
+        random: So many of the combinations are drawn.
+        seeds: Each is repeated with so many seeds.
+        from_root: Finished stages are taken over from this root, a run's or a sweep's, where their digests agree.
+        deployment: Members and shared stages are runs of their deployments, on workers of the server.
+        command: The command line, for the report.
+    """
+    plan = plan_sweep(preset, overrides or [], over, random, seeds)
+    lenders = Lenders(root, plan, from_root)
+    told = SweepTold(plan, root, metrics, command)
+    _share(plan, lenders, told, deployment)
+    _run_members(plan, lenders, told, deployment)
+    results = write_results(told)
+    with as_far_as_heard("the sweep's table"):
+        columns, rows = table(told.sweep())
+        create_table_artifact(
+            [dict(zip(columns, row)) for row in rows], key="sweep", description="Mean and sd by setting"
+        )
+    told.raise_failed()
+    told.refuse_unmeasured()
+    return results
+
+
+def _share(plan: SweepPlan, lenders: Lenders, told: SweepTold, deployment: bool) -> None:
+    """Makes what more than one unfinished member needs; of a failure those members are told."""
+    for stage in dict.fromkeys(stage for stage, _, _ in plan.shared()):
+        todo = [(name, member) for at, name, member in plan.shared() if at == stage]
+        work = [_shared_work(stage, name, member, plan, lenders, told, deployment) for name, member in todo]
+        _each([each for each in work if each is not None], deployment)
+
+
+def _shared_work(
+    stage: str, name: str, member: Member, plan: SweepPlan, lenders: Lenders, told: SweepTold, deployment: bool
+) -> Work | None:
+    sharing = [each for each in plan.members if each.digests.get(stage) == name]
+    if all(told.stands(each) or each in told.failed for each in sharing):
+        return None
+
+    def work() -> None:
+        root = lenders.shared_root(stage, name)
+        named = stage.replace("_", "-")
+        try:
+            lenders.lend(member, root, with_inputs(member.config, stage))
+            if Ledger(member.config, root).standing(stage) is not None:
+                return
+            get_run_logger().info(f"{named} for {len(sharing)} of {len(plan.members)} members, in {root}")
+            _run(named, member, root, None, deployment)
+        except Exception as error:
+            get_run_logger().error(f"{named} for {len(sharing)} members: failed: {_line(error)}")
+            for each in (each for each in sharing if not told.stands(each)):
+                told.fail(each, f"{named}, which it shares: {_line(error)}")
+
+    return work
+
+
+def _run_members(plan: SweepPlan, lenders: Lenders, told: SweepTold, deployment: bool) -> None:
+    def work(number: int, member: Member) -> Work:
+        def run() -> None:
+            begun = time.monotonic()
+            which = f"member {number} of {len(plan.members)}, {member.name}"
+            if not told.stands(member):
+                try:
+                    made = [stage for stage in stages_of(member.config) if stage != "evaluate"]
+                    lenders.lend(member, told.root_of(member), made)
+                    _run("pipeline", member, told.root_of(member), told.first_finished(), deployment)
+                except Exception as error:
+                    told.fail(member, _line(error))
+                    get_run_logger().error(f"{which}: failed: {_line(error)}")
+                    return
+            told.finish(member)
+            get_run_logger().info(f"{which}: {told.figures(member)}, after {time.monotonic() - begun:.0f} s")
+
+        return run
+
+    todo = [work(number, member) for number, member in enumerate(plan.members, 1) if member not in told.failed]
+    _each(todo, deployment)
+
+
+def _run(name: str, member: Member, root: str, from_root: str | None, deployment: bool) -> None:
+    parameters: dict[str, Any] = {"root": root, "from_root": from_root, "config": member.config}
+    if deployment:
+        run_stage(name, parameters | {"config": member.config.model_dump(mode="json")})
+    elif name == "pipeline":
+        pipeline(**parameters)
+    else:
+        getattr(stages, name.replace("-", "_"))(**parameters)
+
+
+def _each(todo: Sequence[Work], deployment: bool) -> None:
+    """One after the other here; on workers several at a time, in threads that do not outlive an interrupted command."""
+    if not deployment:
+        for work in todo:
+            work()
+        return
+    queue: SimpleQueue[Work] = SimpleQueue()
+    faults: list[BaseException] = []
+    for work in todo:
+        queue.put(work)
+
+    def follow() -> None:
+        while not faults:
+            try:
+                queue.get_nowait()()
+            except Empty:
+                return
+            except BaseException as error:
+                faults.append(error)
+
+    threads = [
+        threading.Thread(target=copy_context().run, args=(follow,), daemon=True) for _ in range(min(AT_ONCE, len(todo)))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(1)
+    if faults:
+        raise faults[0]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__

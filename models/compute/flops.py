@@ -1,0 +1,56 @@
+"""What a network costs, counted on shapes alone, and what the device at hand could do: the two sides of utilisation."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
+
+MATMUL_SECONDS, MATMUL_RUNS = 0.1, 3
+
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def forward_flops(build: Callable[[], nn.Module], inputs: Sequence[Tensor | None]) -> int:
+    """Of one call of the network on inputs of these shapes and types; a multiply-add counts two.
+
+    Matmuls, convolutions and attention are counted, as torch's FlopCounterMode does; nothing is computed.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        network = build().eval()
+    shapes = [None if x is None else x.to("meta") for x in inputs]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*shapes)
+    return int(counter.get_total_flops())
+
+
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of one large matrix product here and now, with the threads that this process has: a practical ceiling.
+
+    The fastest of at least three after one that loads the library, so that a busy moment does not count.
+    """
+    side, kind = MATMUL_SIDE.get(device.type, 1024), DTYPES[precision]
+    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    best, runs, begun = 0.0, 0, 0.0
+
+    def product() -> None:
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    try:
+        product()
+        begun = time.perf_counter()
+        while runs < MATMUL_RUNS or time.perf_counter() - begun < MATMUL_SECONDS:
+            start = time.perf_counter()
+            product()
+            best, runs = max(best, 2 * side**3 / (time.perf_counter() - start)), runs + 1
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return best

@@ -1,0 +1,156 @@
+"""Commits say what is visible: create-only, numbered, each with its parent, its own checksum and its receipts'.
+
+    commits/00000001.json     Commit, sealed
+    commits/00000001.sha256   of that file's bytes, made right after it: a newest commit that is lost or forged shows
+
+Readers trust commits alone. Of a shard whose rows are all retired nothing is read or checked any more. The number of
+a version that was given up stays taken: a committer that was held up must find that it lost.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from functa.storage.errors import DamagedObject, MissingObject
+from functa.storage.functaset.plan import row_id
+from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, unseal
+from functa.storage.places.address import MAX_JSON_BYTES
+from functa.storage.places.location import Location
+
+MARK_BYTES = 100
+
+GIVEN_UP = b"given up\n"  # in the place of a commit
+
+Ranges = tuple[tuple[int, int], ...]  # (start, stop), sorted and apart
+
+
+class CommittedFragment(Record):
+    """A visible fragment: its plan and receipts as they were when it was committed, and its retired rows."""
+
+    fragment: str
+    split: Literal["train", "test"]
+    rows: int = Field(ge=0)  # visible ones: planned, less bad, less retired
+    bad: int = Field(ge=0)  # less those retired
+    retired: Ranges  # rows within the fragment
+    plan: ObjectRecord
+    receipts: tuple[ObjectRecord, ...]  # of shard 0, 1, ...
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "CommittedFragment":
+        edges = [edge for part in self.retired for edge in part]
+        if edges != sorted(set(edges)) or min(edges, default=0) < 0:
+            raise ValueError("retired rows are not ranges in order")
+        return self
+
+
+class TrainingMoments(Record):
+    """Where the training split's moments stand."""
+
+    key: str
+    count: int = Field(ge=0)
+    latent_shape: tuple[int, int, int]
+    object: ObjectRecord
+
+
+class Commit(Record):
+    """What is visible. `objects` are the functaset's own: the root document and the field."""
+
+    format: Literal[1] = FORMAT
+    version: int = Field(ge=1)
+    oldest: int = Field(ge=1)  # earlier versions were given up, so that their data could go
+    parent: str | None  # sha256 of the parent commit's bytes
+    fingerprint: str
+    fragments: tuple[CommittedFragment, ...]
+    withdrawn: tuple[str, ...] = ()  # fragments that were visible: retired as a whole, or replaced; none comes back
+    barred: tuple[str, ...] = ()  # ids of images that were retired by name, until their rows are erased
+    moments: TrainingMoments | None
+    objects: dict[str, ObjectRecord]
+
+    def bars(self, key: str) -> bool:
+        """Whether the image was retired by name, so that no encoding of its source brings it back, in any split."""
+        return row_id(key).hex() in self._barred
+
+    @cached_property
+    def _barred(self) -> frozenset[str]:
+        return frozenset(self.barred)
+
+
+def latest(location: Location) -> Commit | None:
+    """The newest commit, None where nothing is committed. Raises DamagedObject if it was altered or is missing."""
+    found = versions(location)
+    try:
+        return load_commit(location, found[-1]) if found else None
+    except DamagedObject as error:
+        if len(found) == 1:
+            raise
+        raise DamagedObject(f"{error}; older versions are read by Functaset.open(uri, version=N)") from None
+
+
+def load_commit(location: Location, version: int) -> Commit:
+    """Raises MissingObject (naming the versions that there are) or DamagedObject."""
+    name = f"{location.uri}/{commit_key(version)}"
+    mark = _mark_of(location, version)
+    try:
+        data = location.read(commit_key(version), limit=MAX_JSON_BYTES)
+    except MissingObject:
+        if mark is not None:
+            raise DamagedObject(f"{name}: is missing; restore it from a copy") from None
+        raise MissingObject(f"{location.uri}: has no version {version}; {_known(location)}") from None
+    if data == GIVEN_UP:
+        raise MissingObject(f"{location.uri}: version {version} was given up; {_known(location)}")
+    commit = unseal(data, name, Commit)
+    if commit.version != version:
+        raise DamagedObject(f"{name}: is version {commit.version}; it was renamed")
+    if mark not in (None, hashlib.sha256(data).hexdigest()):
+        raise DamagedObject(f"{name}: is not the one that was committed; restore it and its .sha256 from a copy")
+    return commit
+
+
+def _known(location: Location) -> str:
+    found = versions(location)
+    newest = load_commit(location, found[-1]) if found else None
+    kept = [str(version) for version in found if newest is not None and version >= newest.oldest]
+    return f"versions: {', '.join(kept) or 'none'}"
+
+
+def _mark_of(location: Location, version: int) -> str | None:
+    """None where there is none: the commit's writer may have been killed before it."""
+    try:
+        return location.read(mark_key(version), limit=MARK_BYTES).decode(errors="replace").strip()
+    except MissingObject:
+        return None
+
+
+def commit_key(version: int) -> str:
+    """Where a commit stands."""
+    return f"commits/{version:08d}.json"
+
+
+def mark_key(version: int) -> str:
+    """Where its bytes' sha256 stands."""
+    return f"commits/{version:08d}.sha256"
+
+
+def versions(location: Location) -> list[int]:
+    """All that commits or their marks speak of, those that were given up too, sorted."""
+    names = (key.removeprefix("commits/").rpartition(".") for key in location.list("commits/"))
+    return sorted({int(stem) for stem, _, end in names if stem.isdecimal() and end in ("json", "sha256")})
+
+
+def as_ranges(rows: Iterable[int]) -> Ranges:
+    """Rows as (start, stop), sorted and apart."""
+    numbers = np.unique(np.fromiter(rows, np.int64))
+    if len(numbers) == 0:
+        return ()
+    breaks = np.flatnonzero(np.diff(numbers) != 1)
+    starts, ends = numbers[np.r_[0, breaks + 1]], numbers[np.r_[breaks, len(numbers) - 1]]
+    return tuple((int(start), int(end) + 1) for start, end in zip(starts, ends, strict=True))
+
+
+def as_rows(ranges: Ranges) -> list[int]:
+    """The inverse of as_ranges."""
+    return [row for start, stop in ranges for row in range(start, stop)]

@@ -1,0 +1,106 @@
+"""Records: small JSON documents that vouch for objects. Each carries its own checksum."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from functa.storage.errors import DamagedObject, MissingObject
+from functa.storage.places.address import MAX_JSON_BYTES, parse_json
+from functa.storage.places.location import Location
+
+FORMAT: Literal[1] = 1  # of the functaset; a later one is refused, never guessed at
+
+RecordType = TypeVar("RecordType", bound="Record")
+
+
+class Record(BaseModel):
+    """A frozen document; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ObjectRecord(Record):
+    """What an object must be: its length and sha256.
+
+    Not its CRC-32C: zarr ends chunks and shards with theirs, and the CRC-32C of data that end in their own is the
+    same for all data of that length, so that two swapped shards would pass.
+    """
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+def vouch(data: bytes) -> ObjectRecord:
+    """The record of these bytes."""
+    return ObjectRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def canonical(value: Any) -> bytes:
+    """JSON bytes that depend on the value alone."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """24 hex digits of a JSON value."""
+    return hashlib.sha256(canonical(value)).hexdigest()[:24]
+
+
+def seal(record: Record) -> bytes:
+    """The record's bytes, its own checksum inside."""
+    body = record.model_dump(mode="json")
+    body["checksum"] = hashlib.sha256(canonical(body)).hexdigest()
+    return json.dumps(body, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def check_sealed(location: Location, key: str) -> None:
+    """Raises MissingObject, or DamagedObject for a record that is not as it was written."""
+    _content(location.read(key, MAX_JSON_BYTES), f"{location.uri}/{key}")
+
+
+def unseal(data: bytes, name: str, kind: type[RecordType]) -> RecordType:
+    """The record in `data`. Raises DamagedObject naming it: not JSON, edited, of another shape or version."""
+    content = _content(data, name)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise DamagedObject(f"{name}: {where}: {fault['msg']}; restore it from a copy") from None
+
+
+def _content(data: bytes, name: str) -> dict[str, Any]:
+    body = parse_json(data, name)
+    if not isinstance(body, Mapping):
+        raise DamagedObject(f"{name}: not a record; restore it from a copy")
+    version = body.get("format", FORMAT)
+    if version != FORMAT:
+        raise DamagedObject(f"{name}: format {version!r} is not the one that this version reads ({FORMAT}); upgrade")
+    content = {key: value for key, value in body.items() if key != "checksum"}
+    if body.get("checksum") != hashlib.sha256(canonical(content)).hexdigest():
+        raise DamagedObject(f"{name}: was altered (its checksum does not match); restore it from a copy")
+    return content
+
+
+def read_record(location: Location, key: str, kind: type[RecordType]) -> RecordType:
+    """A standing record. Raises MissingObject or DamagedObject."""
+    return unseal(location.read(key, MAX_JSON_BYTES), f"{location.uri}/{key}", kind)
+
+
+def read_vouched(location: Location, key: str, record: ObjectRecord) -> bytes:
+    """The object's bytes, equal to what its record says. Raises MissingObject or DamagedObject naming it."""
+    name = f"{location.uri}/{key}"
+    mend = "restore it from a copy, or encode its rows again: functa encode PRESET --repair"
+    try:
+        data = location.read(key, limit=record.bytes)  # one request; a huge file put in its place takes no memory
+    except MissingObject:
+        raise MissingObject(f"{name}: is missing; {mend}") from None
+    except DamagedObject:
+        raise DamagedObject(f"{name}: has {location.size(key)} bytes and should have {record.bytes}; {mend}") from None
+    if len(data) != record.bytes:
+        raise DamagedObject(f"{name}: has {len(data)} bytes and should have {record.bytes}; {mend}")
+    if vouch(data) != record:
+        raise DamagedObject(f"{name}: was altered (sha256 does not match); {mend}")
+    return data

@@ -1,0 +1,203 @@
+"""A local folder as a place: every object is either whole or absent, and durable once the call returns."""
+
+import errno
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
+from functa.storage.places.location import PARTIAL, Entry, Location, check_length, checked_key
+
+MAY_PASS = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)  # what a network file system says of a server that went away
+
+
+@dataclass(frozen=True)
+class LocalLocation(Location):
+    """A folder of this machine."""
+
+    def read(self, key: str, limit: int | None = None) -> bytes:
+        with self._told(key), open(self._path(key), "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DamagedObject(f"{self.uri}/{key}: is not a file; remove it")
+            check_length(status.st_size, limit, f"{self.uri}/{key}")
+            return file.read()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._told(key):
+            _place(self._writable_path(key), data, replace=True)
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._told(key):
+            return _place(self._writable_path(key), data, replace=False)
+
+    def entry(self, key: str) -> Entry | None:
+        with self._told(key):
+            try:
+                status = self._path(key).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+            return _entry(key, status) if stat.S_ISREG(status.st_mode) else None  # as on S3, which has no folders
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        folder, _, beginning = prefix.rpartition("/")
+        start = self._path(folder) if folder else Path(self.uri)
+        with self._told(folder):
+            found = [
+                _entry(key, status)
+                for key, status in _walk(start, f"{folder}/" if folder else "", set(), beginning)
+                if not key.endswith(PARTIAL)
+            ]
+        return sorted(found, key=lambda entry: entry.key)
+
+    def leftovers(self) -> list[Entry]:
+        with self._told(""):
+            walked = _walk(Path(self.uri), "", set())
+            return [_entry(key, status) for key, status in walked if key.endswith(PARTIAL)]
+
+    def delete(self, key: str) -> None:
+        with self._told(key), suppress(FileNotFoundError):
+            self._writable_path(key).unlink()
+
+    def zarr_store(self, read_only: bool = False) -> Any:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.uri, read_only=read_only)
+
+    def free_bytes(self) -> int | None:
+        with self._told(""):
+            return shutil.disk_usage(self.uri).free
+
+    def _path(self, key: str) -> Path:
+        return Path(self.uri, checked_key(key))
+
+    def _writable_path(self, key: str) -> Path:
+        """The path, unless a link inside leads out of the folder: a hostile store must not aim our writes."""
+        path = self._path(key)
+        root = os.path.realpath(self.uri)
+        if os.path.commonpath([root, os.path.realpath(path.parent)]) != root:
+            raise StorageError(f"{path}: a symbolic link leads out of {self.uri}; remove the link")
+        return path
+
+    @contextmanager
+    def _told(self, key: str) -> Iterator[None]:
+        name = f"{self.uri}/{key}" if key else self.uri
+        try:
+            yield
+        except FileNotFoundError:
+            raise MissingObject(f"{name}: is missing") from None
+        except OSError as error:
+            kind = TransientError if error.errno in MAY_PASS else StorageError
+            raise kind(f"{name}: {error.strerror or error}; {_mend(error)}") from error
+
+
+def may_pass(location: Location, error: StorageError) -> bool:
+    """Whether the place did not answer, which says nothing of the object.
+
+    A local disk's I/O error is most often of that file alone, and stays.
+    """
+    cause = error.__cause__
+    sick = isinstance(location, LocalLocation) and isinstance(cause, OSError) and cause.errno == errno.EIO
+    return isinstance(error, TransientError) and not sick
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe that somebody put in a file's place must not hold its reader for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _entry(key: str, status: os.stat_result) -> Entry:
+    return Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", status.st_mtime)
+
+
+def _mend(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, then run the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "give this user the right to it, or choose another place"
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return "a file stands where a folder is needed, or the reverse: move it or choose another place"
+    return "look at the disk, or choose another place"
+
+
+def _place(path: Path, data: bytes, replace: bool) -> bool:
+    """Temporary name, fsync, then rename or link; True if the object was made."""
+    if not replace and path.exists():
+        return False
+    _make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return True
+
+
+def _make_folder(folder: Path) -> None:
+    """Like mkdir -p, each new name made durable in its parent."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(
+    folder: Path, prefix: str, seen: set[tuple[int, int]], beginning: str = ""
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Files below a folder, links followed (image sets are often made of them), each folder once.
+
+    Of the folder itself only what begins with `beginning`: the rest is not even entered.
+    """
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for item in os.scandir(folder):
+        if not item.name.startswith(beginning):
+            continue
+        found = _status(item)
+        if found is None:
+            continue
+        if stat.S_ISDIR(found.st_mode):
+            yield from _walk(Path(item.path), f"{prefix}{item.name}/", seen)
+        else:
+            yield prefix + item.name, found
+
+
+def _status(item: "os.DirEntry[str]") -> os.stat_result | None:
+    """Of what a link leads to; None where it leads nowhere, in a circle, or is gone since the listing."""
+    try:
+        return item.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise

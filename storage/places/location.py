@@ -1,0 +1,158 @@
+"""What a place that bytes live in can do, whatever it is made of."""
+
+import os
+import uuid
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+from functa.storage.errors import DamagedObject, StorageError
+
+PARTIAL = ".partial"  # ending of temporary names; a killed writer leaves one behind, and nobody reads it
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A listed object: key, bytes, and a cheap token that changes when its content does (size and time, or etag).
+
+    modified: when it was last written, in seconds since 1970; infinite where that is not known.
+    """
+
+    key: str
+    size: int
+    token: str
+    modified: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Location(ABC):
+    """A folder or bucket prefix. Keys are relative, with '/' between parts; '..' and absolute ones are refused.
+
+    All methods raise StorageError in one line; MissingObject where an object to be read is not there, TransientError
+    where the same call may succeed later.
+    """
+
+    uri: str
+
+    def child(self, *parts: str) -> "Location":
+        """The location below this one."""
+        return replace(self, uri=f"{self.uri.rstrip('/')}/{checked_key('/'.join(parts))}")
+
+    @abstractmethod
+    def read(self, key: str, limit: int | None = None) -> bytes:
+        """The object's bytes. Raises DamagedObject where they are more than `limit`, whose memory is not taken."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Put an object, replacing one of that name."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Put an object unless one of that name stands: True if this call made it, False (nothing changed) if not.
+
+        On S3, where an answer may be lost, True whenever the object that stands has these very bytes.
+        """
+
+    @abstractmethod
+    def entry(self, key: str) -> Entry | None:
+        """The object as it would be listed now, None where there is none."""
+
+    @abstractmethod
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Objects whose key starts with `prefix`, sorted by key; temporary ones are left out.
+
+        Costs what lies below `prefix`, whether or not it ends in '/'.
+        """
+
+    def leftovers(self) -> list[Entry]:
+        """Temporary objects that killed writers left behind, and those of writers at work."""
+        return []
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove one object; nothing happens where there is none."""
+
+    @abstractmethod
+    def zarr_store(self, read_only: bool = False) -> Any:
+        """A zarr Store over this location."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Free space, None where there is no such limit."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, None where there is none."""
+        entry = self.entry(key)
+        return entry.size if entry else None
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there."""
+        return self.entry(key) is not None
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Keys that start with `prefix`, sorted."""
+        return [entry.key for entry in self.entries(prefix)]
+
+    def preflight_write(self, needed_bytes: int = 0) -> None:
+        """Try a write before the work begins: one clear line for what would otherwise fail an hour in."""
+        probe = f".probe.{uuid.uuid4().hex}{PARTIAL}"
+        try:
+            self.create(probe, b"probe")
+            self.delete(probe)
+        except StorageError as error:
+            why = str(error).replace(f"/{probe}", "")
+            raise type(error)(f"cannot write to {why}") from None
+        free = self.free_bytes()
+        if free is not None and free < needed_bytes:
+            raise StorageError(
+                f"{self.uri}: {needed_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; "
+                "free some space or choose another place"
+            )
+
+    def copy_tree(self, destination: "Location") -> None:
+        """Copy every object, create-only: JSON records after the data that they vouch for, commits last of all.
+
+        A copy that was interrupted goes on: what stands already is read and compared. Of commits made meanwhile none
+        is copied. Raises StorageError where the destination holds other bytes under a name, or did not keep ours.
+        """
+        begun = {key for key in self.list() if "commits/" in key}  # first: what these name, the next listing has
+        sources = [entry for entry in self.entries() if "commits/" not in entry.key or entry.key in begun]
+        sources.sort(key=lambda entry: ("commits/" in entry.key, entry.key.endswith(".json"), entry.key))
+        standing = {entry.key: entry.size for entry in destination.entries()}
+        for source in sources:
+            self._copy(source.key, destination, standing.get(source.key))
+        copied = {entry.key: entry.size for entry in destination.entries()}
+        for source in sources:
+            if copied.get(source.key) != source.size:
+                name = f"{destination.uri}/{source.key}"
+                raise StorageError(f"{name}: is not as long as the original; delete it, then copy again")
+
+    def _copy(self, key: str, destination: "Location", standing: int | None) -> None:
+        """One object; `standing` is the size of what the destination has under that name."""
+        data = self.read(key)
+        if standing is None and destination.create(key, data):
+            return
+        if standing not in (None, len(data)) or destination.read(key) != data:
+            raise StorageError(f"{destination.uri}/{key}: holds something else; copy to an empty place")
+
+
+def checked_key(key: str) -> str:
+    """The key itself, if it is relative and stays inside. Raises StorageError."""
+    if not key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise StorageError(f"'{key}': not a relative key of plain names")
+    return key
+
+
+def check_length(size: int, limit: int | None, name: str) -> None:
+    """Raises DamagedObject for more bytes than `limit`."""
+    if limit is not None and size > limit:
+        raise DamagedObject(f"{name}: has more than {limit} bytes; restore it from a copy")
+
+
+def refuse_fork(opened_in: int, name: str) -> None:
+    """Raises StorageError in any other process than the one that opened `name`."""
+    if os.getpid() != opened_in:
+        raise StorageError(
+            f"{name}: was opened in process {opened_in} and is used in its fork {os.getpid()}; start workers afresh: "
+            "DataLoader(..., multiprocessing_context='spawn'), or num_workers=0"
+        )

@@ -1,0 +1,134 @@
+"""A split memory-mapped: hydrated raw files, or the store's own float32 shards where they lie on this machine.
+
+A float32 shard is stored without compression: chunks of C-order rows, each followed by its CRC-32C, and an index of
+where they begin. zarr promises no order of chunks, so the index is read, and trusted only as the receipt's sha256 has
+it. Pages come and go with what is read: memory need not hold the split.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from functa.storage.errors import DamagedObject, MissingObject, StorageError
+from functa.storage.functaset.fragment import Shard
+from functa.storage.functaset.plan import array_document, array_specs
+from functa.storage.functaset.zarr_bytes import chunk_offsets
+from functa.storage.places.local import LocalLocation
+from functa.storage.readers.hydrate import ARRAYS, HydratedFragment, default_folder, sha256_of
+from functa.storage.readers.reader import Batch, Indexed
+from functa.storage.readers.shards import SplitShards, check_rows
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Visible rows of a file: its bytes, where each row begins, and labels, ids and quantiser of the rows.
+
+    `rows` [n, bytes of a row] is the file as an array where it is nothing but rows, else None.
+    """
+
+    data: np.ndarray
+    begins: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    which: np.ndarray
+    rows: np.ndarray | None = None
+
+
+class Mapped(Indexed):
+    """All visible rows, mapped and checked (length and sha256) once, when it is opened.
+
+    Raises StorageError where a shard is neither hydrated in `folder` nor raw on this machine.
+    """
+
+    def __init__(self, split: SplitShards, folder: str | None = None) -> None:
+        if any(shard.quantizer for shard in split.shards) and not split.quantizers:
+            raise StorageError(f"{split.name}: codes beside float32 cannot be mapped; read it in memory or streamed")
+        super().__init__(split.name, split.rows, split.latent_shape, split.quantizers)
+        pieces = []
+        for _, group in groupby(split.shards, key=lambda shard: shard.plan.id):
+            shards = list(group)
+            fragment = HydratedFragment.of(folder or default_folder(), shards[0])
+            if all(fragment.stands(shard) for shard in shards):
+                pieces.append(_hydrated(fragment, shards))
+            else:
+                pieces += [_raw(split, shard) for shard in shards]
+        self.labels = np.concatenate([piece.labels for piece in pieces])
+        self.ids = np.concatenate([piece.ids for piece in pieces])
+        self._which = np.concatenate([piece.which for piece in pieces]) if len(split.quantizers) > 1 else None
+        self._begins = np.concatenate([piece.begins for piece in pieces])
+        self._files = np.repeat(np.arange(len(pieces), dtype=np.int32), [len(piece.begins) for piece in pieces])
+        self._bytes = [piece.data.data for piece in pieces]
+        self._width = int(np.prod(self.latent_shape)) * self.dtype.itemsize
+        # One file of nothing but rows: numpy gathers them at once.
+        self._whole = None
+        if len(pieces) == 1 and pieces[0].rows is not None:
+            self._whole = pieces[0].rows.view(self.dtype).reshape(-1, *self.latent_shape)
+
+    def _read(self, rows: np.ndarray, ids: bool, out: np.ndarray | None) -> Batch:
+        begins = self._begins[rows]
+        if self._whole is not None:
+            z = self._whole.take(begins // self._width, 0, out=out, mode="clip")
+        else:
+            # Joining slices copies each row once; numpy's own gather would have to go file by file.
+            wanted = zip(self._files[rows].tolist(), begins.tolist(), strict=True)
+            joined = bytearray().join([self._bytes[file][begin : begin + self._width] for file, begin in wanted])
+            z = np.frombuffer(joined, self.dtype).reshape(-1, *self.latent_shape)
+            if out is not None:
+                out[:] = z
+                z = out
+        which = None if self._which is None else self._which[rows]
+        return Batch(z, self.labels[rows], self.ids[rows] if ids else None, which)
+
+
+def mappable(split: SplitShards, folder: str | None = None) -> bool:
+    """Whether all shards are hydrated, or raw on this machine; the files themselves are not looked at."""
+    if any(shard.quantizer for shard in split.shards) and not split.quantizers:
+        return False
+    for _, group in groupby(split.shards, key=lambda shard: shard.plan.id):
+        shards = list(group)
+        raw = shards[0].quantizer is None and isinstance(split.location, LocalLocation)
+        fragment = HydratedFragment.of(folder or default_folder(), shards[0])
+        if not raw and not all(fragment.stands(shard) for shard in shards):
+            return False
+    return True
+
+
+def _hydrated(fragment: HydratedFragment, shards: list[Shard]) -> _Piece:
+    files = {array: fragment.mapped(array) for array in ARRAYS}
+    for shard in shards:
+        fragment.check(shard, files)
+    places = np.concatenate([shard.places + shard.receipt.shard * shard.plan.shard_rows for shard in shards])
+    labels = files["label"].view(np.int32).reshape(-1)[places]
+    which = np.full(len(places), shards[0].which, np.int64)
+    begins = places * fragment.row_bytes("z")
+    return _Piece(files["z"].reshape(-1), begins, labels, files["id"][places], which, files["z"])
+
+
+def _raw(split: SplitShards, shard: Shard) -> _Piece:
+    """A float32 shard where the store has it."""
+    if shard.quantizer is not None or not isinstance(shard.location, LocalLocation):
+        raise StorageError(f"{shard.name}: is compressed or elsewhere; run `functa store hydrate`, then map it")
+    key, record = shard.object("z")
+    path = Path(shard.location.uri, key)
+    if shard.location.size(key) is None:
+        raise MissingObject(f"{path}: is missing; restore it from a copy")
+    if shard.location.size(key) != record.bytes:
+        raise DamagedObject(f"{path}: has {shard.location.size(key)} bytes and should have {record.bytes}")
+    data = np.memmap(path, np.uint8, "r")
+    if sha256_of(data) != record.sha256:
+        raise DamagedObject(f"{path}: was altered (sha256 does not match); restore it from a copy")
+    spec = array_specs(shard.plan)["z"]
+    offsets = chunk_offsets(array_document(shard.location, shard.plan, "z", spec), spec, data, shard.receipt.shard)
+    if offsets is None:
+        raise StorageError(f"{path}: its chunks are not plain rows; run `functa store hydrate`, then map it")
+    places = shard.places
+    width = shard.plan.dims * 4
+    begins = offsets[places // spec.chunk_rows] + places % spec.chunk_rows * width
+    for start in range(0, len(begins), 1024):
+        rows = [data[begin : begin + width] for begin in begins[start : start + 1024]]
+        check_rows(shard.name, np.stack(rows).view(np.float32), np.zeros(1))
+    columns = split.columns(shard)
+    which = np.full(len(places), shard.which, np.int64)
+    return _Piece(data, begins, columns["label"], columns["id"], which)

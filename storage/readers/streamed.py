@@ -1,0 +1,151 @@
+"""A split that does not fit into memory: whole shards in random order, rows shuffled within a pool of several.
+
+An epoch's sequence is the shards in an order of (seed, epoch), cut into one stretch of rows for each rank; a rank may
+begin or end within a shard. A rank's stretch is read in pools of `buffer_shards` shards, whose rows are permuted; while
+one pool is dealt out, a thread reads the next. Batches run across pools. So memory holds two pools and a shard,
+whatever the number of rows, and every byte is checked again in every epoch.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
+
+import numpy as np
+
+from functa.storage.functaset.fragment import Shard
+from functa.storage.readers.reader import Batch, Order, Reader, epoch_order
+from functa.storage.readers.shards import Rows, SplitShards
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Pieces of shards that are shuffled together: (shard, its visible rows from, to), and the pool's number."""
+
+    number: int
+    pieces: tuple[tuple[Shard, int, int], ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(stop - start for _, start, stop in self.pieces)
+
+
+class Streamed(Reader):
+    """Visible rows shard by shard, from any place. The larger the pool, the better the shuffle."""
+
+    def __init__(self, split: SplitShards, buffer_shards: int = 8) -> None:
+        if buffer_shards < 1:
+            raise ValueError(f"buffer_shards {buffer_shards}: one shard at least")
+        super().__init__(split.name, split.rows, split.latent_shape, split.quantizers)
+        self._split, self._buffer_shards = split, buffer_shards
+
+    def _batches(self, order: Order, epoch: int, step: int, ids: bool, reuse: bool) -> Iterator[Batch]:
+        start, stop = order.share(self.rows)
+        sizes = _sizes(stop - start, order, self.rows)
+        skip = sum(sizes[:step])
+        pools = list(self._pools(order, epoch, start, stop))
+        while pools and skip >= pools[0].rows:  # consumed before: not read
+            skip -= pools.pop(0).rows
+        room = np.empty((order.batch, *self.latent_shape), self.dtype) if reuse else None
+        stopped = Event()
+        thread = ThreadPoolExecutor(1, "shards")
+        try:
+            tail = _Tail(self._loaded(thread, pools, order, epoch, ids, stopped), skip)
+            for size in sizes[step:]:
+                self.own()
+                z = np.empty((size, *self.latent_shape), self.dtype) if room is None else room[:size]
+                yield tail.batch(z, ids, len(self.quantizers) > 1)
+        finally:
+            stopped.set()
+            thread.shutdown(wait=True, cancel_futures=True)
+
+    def _pools(self, order: Order, epoch: int, start: int, stop: int) -> Iterator[_Pool]:
+        """Of this rank's stretch of the epoch's sequence."""
+        shards, counts = self._split.shards, self._split.counts
+        sequence = epoch_order(len(shards), order.seed, epoch) if order.shuffle else np.arange(len(shards))
+        ends = np.cumsum(counts[sequence])
+        pieces = [
+            (shards[s], max(0, start - int(end - counts[s])), min(int(counts[s]), stop - int(end - counts[s])))
+            for s, end in zip(sequence, ends, strict=True)
+            if end > start and end - counts[s] < stop
+        ]
+        for number, first in enumerate(range(0, len(pieces), self._buffer_shards)):
+            yield _Pool(number, tuple(pieces[first : first + self._buffer_shards]))
+
+    def _loaded(
+        self, thread: ThreadPoolExecutor, pools: list[_Pool], order: Order, epoch: int, ids: bool, stopped: Event
+    ) -> Iterator[tuple[Rows, np.ndarray]]:
+        """Each pool's rows, and the order in which they are dealt out; the next pool is read meanwhile."""
+        ahead: Future[Rows] | None = None
+        for number, pool in enumerate(pools):
+            loading = ahead or thread.submit(self._load, pool, ids, stopped)
+            rows = loading.result()
+            del loading  # or the future would keep the pool's memory until the next is dealt out
+            following = pools[number + 1 : number + 2]
+            ahead = thread.submit(self._load, following[0], ids, stopped) if following else None
+            if order.shuffle:
+                sequence = np.random.default_rng([order.seed, epoch, order.rank, order.world, pool.number])
+                yield rows, sequence.permutation(pool.rows)
+            else:
+                yield rows, np.arange(pool.rows)
+            del rows
+
+    def _load(self, pool: _Pool, ids: bool, stopped: Event) -> Rows:
+        rows = Rows(
+            np.empty((pool.rows, *self.latent_shape), self.dtype),
+            np.empty(pool.rows, np.int32),
+            np.empty((pool.rows, 16), np.uint8) if ids else None,
+            np.empty(pool.rows, np.int64),
+        )
+        filled = 0
+        for shard, start, stop in pool.pieces:
+            if stopped.is_set():
+                break  # nobody waits for these rows any more
+            here = slice(filled, filled + stop - start)
+            read = self._split.read(shard, ids)
+            rows.z[here], rows.labels[here] = read.z[start:stop], read.labels[start:stop]
+            rows.which[here] = shard.which
+            if rows.ids is not None and read.ids is not None:
+                rows.ids[here] = read.ids[start:stop]
+            filled = here.stop
+            del read
+        return rows
+
+
+class _Tail:
+    """What is left of the pool at hand, dealt out batch by batch; what a batch lacks comes from the next pool."""
+
+    def __init__(self, pools: Iterator[tuple[Rows, np.ndarray]], skip: int) -> None:
+        self._pools, self._skip = pools, skip
+        self._rows: Rows | None = None
+        self._places = np.empty(0, np.int64)
+
+    def batch(self, z: np.ndarray, ids: bool, several: bool) -> Batch:
+        """As many rows as z has room for."""
+        labels, which = np.empty(len(z), np.int32), np.empty(len(z), np.int64)
+        names = np.empty((len(z), 16), np.uint8) if ids else None
+        filled = 0
+        while filled < len(z):
+            if not len(self._places):
+                self._next()
+            assert self._rows is not None
+            places = self._places[: len(z) - filled]
+            self._places = self._places[len(places) :]
+            here = slice(filled, filled + len(places))
+            self._rows.z.take(places, 0, out=z[here], mode="clip")
+            labels[here], which[here] = self._rows.labels[places], self._rows.which[places]
+            if names is not None and self._rows.ids is not None:
+                names[here] = self._rows.ids[places]
+            filled = here.stop
+        return Batch(z, labels, names, which if several else None)
+
+    def _next(self) -> None:
+        self._rows = None  # before the next comes: at most two pools are in memory
+        self._rows, places = next(self._pools)
+        self._places, self._skip = places[self._skip :], 0
+
+
+def _sizes(rows: int, order: Order, total: int) -> list[int]:
+    """Rows of each of this rank's batches of an epoch of `total` rows, of which it has `rows`."""
+    steps = order.steps(total)
+    return [min(order.batch, rows - step * order.batch) for step in range(steps)]

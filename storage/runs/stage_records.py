@@ -1,0 +1,183 @@
+"""Stage records: what a root holds, made from what, under which config. Readable without torch or zarr."""
+
+import json
+import os
+import socket
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from functa.storage.errors import StorageError
+from functa.storage.functaset.header import read_root
+from functa.storage.functaset.records import check_sealed
+from functa.storage.places.address import open_location
+from functa.storage.places.location import Location
+from functa.storage.runs.checkpoints import newest_metadata
+
+# Where a stage's output lies under the root.
+OUTPUTS = {
+    "meta_train": "checkpoints/field",
+    "encode": "functaset.zarr",
+    "train_classifier": "checkpoints/classifier",
+    "train_diffusion": "checkpoints/diffusion",
+    "evaluate": "runs",
+}
+
+
+class StageRecord(BaseModel):
+    """One stage of one root, written when it starts and again when it has ended."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    state: Literal["running", "interrupted", "failed", "finished"]
+    config: dict[str, Any]  # the keys that decide the result, flat
+    pipeline: dict[str, Any] = {}  # the whole config of the run, so that a schedule can do the stage again
+    stages: tuple[str, ...] = ()  # all stages of the run that this one is part of; empty in records that do not say
+    inputs: dict[str, str]  # digests of what it reads
+    output: str  # under the root, or the URI of another root's output that was taken over
+    output_digest: str = ""
+    figures: dict[str, Any] = {}
+    seconds: float = 0.0
+    started: str
+    finished: str = ""
+    error: str = ""
+    by_config: bool = False  # failed through its config alone (a diverged loss): another one replaces it
+    owner: str = ""  # host/pid/start of the process at work
+    device: str = ""  # CUDA_VISIBLE_DEVICES of that process
+    flow_run: str = ""  # its id at the Prefect server
+    versions: dict[str, str] = {}
+
+
+class StageConflict(StorageError):
+    """A root holds this stage's output of another config."""
+
+
+def read_record(root: Location, stage: str) -> StageRecord | None:
+    """The stage's record, or None. Raises StorageError if it is garbled."""
+    key = f"stages/{stage}.json"
+    if not root.exists(key):
+        return None
+    try:
+        return StageRecord.model_validate(json.loads(root.read(key)))
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise StorageError(
+            f"{root.uri}/{key}: not a stage record ({reason}); delete it to run the stage again"
+        ) from None
+
+
+def write_record(root: Location, record: StageRecord) -> None:
+    """Replaces the stage's record atomically."""
+    root.write(f"stages/{record.stage}.json", record.model_dump_json(indent=1).encode())
+
+
+def check_same_config(root: Location, record: StageRecord, config: dict[str, Any], strictly: bool = False) -> None:
+    """Raises StageConflict, naming the changed keys as `key: old -> new`, if existing output is of another config.
+
+    Training that failed through its config does not stand in the way: its own advice is to change a key. What a full
+    disk or a lost process ended does: its checkpoints are good. A failed encoding does not: another goes beside it.
+    strictly: all of them do.
+    """
+    keys = sorted(k for k in record.config.keys() | config.keys() if record.config.get(k) != config.get(k))
+    makes_way = record.state == "failed" and (record.by_config or record.stage == "encode")
+    if not keys or (not strictly and (makes_way or not _output_exists(record, root))):
+        return
+    changes = ", ".join(f"{k}: {record.config.get(k)!r} -> {config.get(k)!r}" for k in keys[:6])
+    more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+    raise StageConflict(
+        f"{root.uri} holds a {record.stage} of another config ({changes}{more}): "
+        f"choose another --root, with --from {root.uri} to take over what still fits"
+    )
+
+
+def output_location(record: StageRecord, root: Location) -> Location:
+    """Where the stage's output is."""
+    return open_location(record.output) if is_borrowed(record) else root.child(*record.output.split("/"))
+
+
+def is_borrowed(record: StageRecord) -> bool:
+    """Whether the output is another root's."""
+    return "://" in record.output or record.output.startswith("/")
+
+
+def output_stands(record: StageRecord, root: Location) -> bool:
+    """Whether what the record tells of is (still) there, whole and the same by its own record.
+
+    A functaset's shards and a checkpoint's tensors are checked by whoever reads them. Raises DamagedObject where the
+    functaset's newest commit or its root document is: another encoding would not mend it.
+    """
+    output = output_location(record, root)
+    if record.stage == "evaluate":
+        return root.exists("metrics.json") and root.exists("report.html") and output.exists("run.json")
+    if record.stage == "encode":
+        commits = [key for key in output.list("commits/") if key.endswith(".json")]
+        if commits:
+            check_sealed(output, commits[-1])
+            read_root(output)
+        return bool(commits)
+    metadata = newest_metadata(output)
+    return (
+        metadata is not None
+        and bool(metadata.get("finished"))
+        and metadata.get("weights_digest") == record.output_digest
+    )
+
+
+def this_process() -> str:
+    """host/pid/start: a pid alone would come back as another process."""
+    return _process(os.getpid())
+
+
+def _process(pid: int) -> str:
+    import psutil
+
+    return f"{socket.gethostname()}/{pid}/{psutil.Process(pid).create_time():.2f}"
+
+
+def check_not_at_work(root: Location, record: StageRecord) -> None:
+    """Raises StorageError if another process of this machine is at the stage now: two would spoil each other's files.
+
+    A process of another machine cannot be asked; flows/others.py asks the server about its run.
+    """
+    if record.state == "running" and record.owner != this_process() and _lives_here(record.owner):
+        pid = record.owner.split("/")[1]
+        raise StorageError(
+            f"{root.uri}: process {pid} is at {record.stage.replace('_', '-')} there since {record.started}; "
+            f"wait for it, stop it, or choose another --root"
+        )
+
+
+def ended_unsaid(record: StageRecord) -> bool:
+    """Whether the record says that somebody of this machine is at work, and that process is gone: it was killed."""
+    here = record.owner.partition("/")[0] == socket.gethostname()
+    return record.state == "running" and here and not _lives_here(record.owner)
+
+
+def is_elsewhere(record: StageRecord) -> bool:
+    """Whether the record says that a process of another machine is at work."""
+    return record.state == "running" and record.owner.partition("/")[0] != socket.gethostname()
+
+
+def _lives_here(owner: str) -> bool:
+    """Whether host/pid/start is a process of this machine that lives."""
+    host, _, rest = owner.partition("/")
+    if host != socket.gethostname():
+        return False
+    import psutil
+
+    pid = int(rest.partition("/")[0])
+    try:
+        return _process(pid) == owner and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _output_exists(record: StageRecord, root: Location) -> bool:
+    """Whether there is anything at all, finished or not, that another config would spoil."""
+    output = output_location(record, root)
+    if record.stage == "evaluate":
+        return record.state == "finished" and output.exists("run.json")
+    if record.stage == "encode":
+        return output.exists("zarr.json")
+    return newest_metadata(output) is not None

@@ -1,0 +1,257 @@
+"""Garbage collection: removes only what is provably ours and named by no version that is kept.
+
+Ours is what lies where this package puts things; anything else in the folder is told and left alone. Unreferenced
+is what no kept commit names and nobody has touched for a while, for a fragment may be in the making.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from functa.storage.errors import MissingObject, StorageError
+from functa.storage.functaset.commit import COMMIT, commit
+from functa.storage.functaset.fragment import committed_plan
+from functa.storage.functaset.header import Root, read_root
+from functa.storage.functaset.history import GIVEN_UP, Commit, latest, load_commit, versions
+from functa.storage.functaset.plan import COLLECT, claim_key
+from functa.storage.places.location import Entry, Location
+from functa.storage.upkeep.rewrite import rewrite
+
+DAY = 86400.0
+
+FRAGMENT = re.compile(
+    r"fragments/([0-9a-f]{24})/(claim|zarr\.json|plan\.json|rows/\d{6}\.json|receipts/\d{6}\.\d+\.json|moments/\d{6}\.f8"
+    r"|(?:z|label|id|augmentation|psnr|source_sha256|quantization(?:/low|/step)?)/(?:zarr\.json|c/\d+(?:/0)*))"
+)
+
+MOMENTS = re.compile(r"moments/[0-9a-f]{24}\.f8")
+
+FIELD = re.compile(r"fields/([A-Za-z0-9_-]{1,128})\.(safetensors|json)")
+
+COMMITS = re.compile(r"commits/(\d{8})\.(json|sha256)")
+
+LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9a-f]{32}\.partial")
+
+
+@dataclass
+class Collected:
+    """What was removed, or would be; `unknown` lies there and is not ours, or not provably."""
+
+    deleted: bool
+    removed: list[str] = field(default_factory=list)
+    bytes: int = 0
+    fragments: list[str] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    rewritten: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    young: list[str] = field(default_factory=list)  # fragments and leftovers that may be in the making
+
+
+def collect(
+    location: Location,
+    *,
+    delete: bool = False,
+    older_than: float = DAY,
+    keep_versions: int | None = None,
+    erase_retired: bool = False,
+    now: Callable[[], float] = time.time,
+) -> Collected:
+    """Remove what no kept version names, or with delete=False say what that would be.
+
+    older_than: seconds since the last change of what was never committed. keep_versions: give up all versions but the
+    newest so many. erase_retired: write fragments that hold retired rows anew without them and give up all earlier
+    versions, so that no byte of those rows is left in what was committed; what is young and uncommitted is named,
+    hydrated copies lie elsewhere, and an image that its source still has comes back with the next encoding.
+    Interrupted, it goes on when it is run again.
+    Raises StorageError: no functaset, a damaged commit that is kept (nothing could be proved unreferenced then).
+    """
+    root = read_root(location)
+    result = Collected(delete)
+    newest = latest(location)
+    if newest is not None and (erase_retired or keep_versions):
+        newest = _give_up(location, newest, keep_versions, erase_retired, result)
+    _Collection(location, root, newest, now() - older_than, result).run()
+    return result
+
+
+def _give_up(
+    location: Location, newest: Commit, keep_versions: int | None, erase_retired: bool, result: Collected
+) -> Commit:
+    """The commit after which older ones are not needed; without delete, what it would be."""
+    entries = [entry for entry in newest.fragments if entry.retired] if erase_retired else []
+    result.rewritten += [entry.fragment for entry in entries]
+    if erase_retired:
+        kept = {entry.fragment for entry in newest.fragments}
+        shown = (load_commit(location, version) for version in versions(location) if version >= newest.oldest)
+        held = {entry.fragment for each in shown for entry in each.fragments} - kept
+        keep_versions = 1 if entries or held or newest.barred else keep_versions
+    if keep_versions is None:
+        return newest
+    if result.deleted:
+        fresh = [rewrite(location, entry, committed_plan(location, entry)).id for entry in entries]
+        made = commit(location, fresh, drop=result.rewritten, keep_versions=keep_versions, unbar=erase_retired)
+        if erase_retired and any(entry.retired for entry in made.fragments):  # retired while we wrote
+            return _give_up(location, made, keep_versions, erase_retired, result)
+        return made
+    if not entries and newest.version - keep_versions < newest.oldest:
+        return newest
+    fragments = tuple(entry for entry in newest.fragments if entry not in entries)
+    oldest = max(newest.oldest, newest.version + 2 - keep_versions)  # of the commit that would be made
+    return newest.model_copy(update={"oldest": oldest, "fragments": fragments})
+
+
+class _Collection:
+    def __init__(self, location: Location, root: Root, newest: Commit | None, horizon: float, result: Collected):
+        self.location, self.horizon, self.result = location, horizon, result
+        found = versions(location)
+        oldest = newest.oldest if newest else 1
+        self.seen = found[-1] if found else 0
+        self.given_up = [version for version in found if version < oldest]
+        self.fragments: set[str] = set()
+        self.moments: set[str] = set()
+        for version in found:
+            if version >= oldest and not (newest is not None and version == newest.version):
+                self._keep(load_commit(location, version))
+        if newest is not None:  # a dry run's is not what stands
+            self._keep(newest)
+        withdrawn = {*(newest.withdrawn if newest else ()), *result.rewritten}
+        self.forgotten = withdrawn - self.fragments
+        self.field = root.field
+
+    def _keep(self, each: Commit) -> None:
+        self.fragments |= {entry.fragment for entry in each.fragments}
+        self.moments |= {each.moments.key} if each.moments else set()
+
+    def _moments_of(self, entry: Entry) -> str | None:
+        """The key of a given-up commit's moments; None where it is a tombstone already, or damaged."""
+        if entry.size == len(GIVEN_UP):
+            return None
+        try:
+            found = load_commit(self.location, int(entry.key[8:16])).moments
+        except StorageError:
+            return None
+        return found.key if found else None
+
+    def run(self) -> None:
+        parts: dict[str, list[Entry]] = {}
+        commits: list[Entry] = []
+        moments: list[Entry] = []
+        for entry in self.location.entries():
+            if match := FRAGMENT.fullmatch(entry.key):
+                parts.setdefault(match[1], []).append(entry)
+            elif match := COMMITS.fullmatch(entry.key):
+                commits += [entry] if int(match[1]) in self.given_up else []
+            elif MOMENTS.fullmatch(entry.key):
+                moments += [entry] if entry.key not in self.moments else []
+            elif match := FIELD.fullmatch(entry.key):
+                self._unless(match[1] == self.field, entry)
+            elif entry.key not in ("zarr.json", "fragments/zarr.json"):
+                self.result.unknown.append(entry.key)
+        for entry in self.location.leftovers():
+            if LEFTOVER.fullmatch(entry.key):
+                self.result.young += [entry.key] if entry.modified >= self.horizon else []
+                self._unless(False, entry)
+        self._fragments(parts)
+        old_moments = {self._moments_of(entry) for entry in commits}
+        for entry in moments:
+            if entry.key in old_moments or entry.modified < self.horizon:
+                self._moments(entry)
+        # Last: while they stand, a collection that was interrupted still knows what they named.
+        # A commit goes after its mark, which alone would speak of a commit that was lost.
+        for entry in sorted(commits, key=lambda entry: (entry.key[:16], entry.key.endswith(".json"))):
+            self._give_up(entry)
+
+    def _give_up(self, entry: Entry) -> None:
+        if entry.key.endswith(".sha256"):
+            self._remove(entry)
+        elif entry.size != len(GIVEN_UP):
+            self.result.versions.append(int(entry.key[8:16]))
+            self.result.removed.append(entry.key)
+            self.result.bytes += entry.size
+            if self.result.deleted:
+                self.location.write(entry.key, GIVEN_UP)
+
+    def _unless(self, needed: bool, entry: Entry) -> None:
+        if not needed and entry.modified < self.horizon:
+            self._remove(entry)
+
+    def _moments(self, entry: Entry) -> None:
+        """A commit may come to the same moments and find them standing: it looks again after us, or we see it."""
+        try:
+            data = self.location.read(entry.key) if self.result.deleted else b""
+        except MissingObject:
+            return
+        self._remove(entry)
+        if not self.result.deleted:
+            return
+        since = [version for version in versions(self.location) if version > self.seen]
+        named = (load_commit(self.location, version).moments for version in since)
+        if any(moments is not None and moments.key == entry.key for moments in named):
+            self.location.create(entry.key, data)
+
+    def _fragments(self, parts: dict[str, list[Entry]]) -> None:
+        due = {fragment: objects for fragment, objects in parts.items() if self._is_due(fragment, objects)}
+        for fragment in self._claimed(list(due)) if self.result.deleted else list(due):
+            # The plan first, so that nobody trusts what is going. The claim stays: whoever was held up must find it.
+            for entry in sorted(due[fragment], key=lambda entry: not entry.key.endswith("plan.json")):
+                if entry.key != claim_key(fragment):
+                    self._remove(entry)
+            self.result.fragments.append(fragment)
+
+    def _is_due(self, fragment: str, objects: list[Entry]) -> bool:
+        claimed = any(entry.key == claim_key(fragment) for entry in objects)
+        begun = claimed and self._claim_on(fragment) == COLLECT
+        if fragment in self.fragments:
+            if begun and self.result.deleted:  # of a collection that was killed before it saw the commit
+                self.location.write(claim_key(fragment), COMMIT)
+            return False
+        if begun:
+            return len(objects) > 1
+        if max(entry.modified for entry in objects) >= self.horizon and fragment not in self.forgotten:
+            self.result.young.append(f"fragments/{fragment}")
+            return False
+        return True
+
+    def _claimed(self, fragments: list[str]) -> list[str]:
+        """Those that are ours to remove: nobody commits them from now on, and nobody has."""
+        held, taken_over = [], False
+        for fragment in fragments:
+            if self.location.create(claim_key(fragment), COLLECT):
+                held.append(fragment)
+            elif self._takes_over(fragment):
+                held.append(fragment)
+                taken_over |= fragment not in self.forgotten  # those are withdrawn: no commit shows them again
+            else:
+                self.result.young.append(f"fragments/{fragment}")
+        if taken_over:
+            commit(self.location, [], again=True)
+        newest = latest(self.location)
+        shown = {entry.fragment for entry in newest.fragments} if newest else set()
+        for fragment in shown.intersection(held):
+            self.location.write(claim_key(fragment), COMMIT)
+        return [fragment for fragment in held if fragment not in shown]
+
+    def _takes_over(self, fragment: str) -> bool:
+        """From another collection, or from a committer that died long ago, if it did."""
+        standing = self.location.entry(claim_key(fragment))
+        claim = self._claim_on(fragment)
+        if standing is None or claim is None:
+            return False  # somebody deletes by hand
+        if claim != COLLECT:
+            if fragment not in self.forgotten and standing.modified >= self.horizon:
+                return False
+            self.location.write(claim_key(fragment), COLLECT)
+        return True
+
+    def _claim_on(self, fragment: str) -> bytes | None:
+        try:
+            return self.location.read(claim_key(fragment))
+        except MissingObject:
+            return None
+
+    def _remove(self, entry: Entry) -> None:
+        self.result.removed.append(entry.key)
+        self.result.bytes += entry.size
+        if self.result.deleted:
+            self.location.delete(entry.key)

@@ -1,0 +1,151 @@
+"""How training leaves the flow's process: in a child that ends with it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+_children: set["subprocess.Popen[str]"] = set()
+
+_stopping = threading.Event()
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+STOP_SECONDS = 30.0
+
+
+class DispatchError(Exception):
+    """Workers cannot be had, or were lost: one line. The work itself is not at fault."""
+
+
+class GivenUp(Exception):
+    """A unit of work ended early: the run that asked for it has."""
+
+
+class TrainingFailed(Exception):
+    """A training process failed; the message is its own last word, or how it ended."""
+
+    def __init__(self, message: str, may_pass: bool, by_config: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass  # the process was killed; what it said itself (bad input, NaN) would come again
+        self.by_config = by_config  # nothing but another config would help: the loss diverged
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (str(self), self.may_pass, self.by_config))
+
+
+def train_in_child(
+    job: dict[str, Any], on_row: Callable[[dict[str, Any]], None], threads: int | None = None
+) -> dict[str, Any]:
+    """Runs one training job in a process of its own and returns its figures.
+
+    torch's global generator, threads and compiler state are the child's alone. Whatever ends this call early
+    (cancellation, Ctrl-C) stops the child: SIGTERM first, upon which it saves, then SIGKILL. A job for several devices
+    has ranks below the child, which watches them; to this process it looks the same.
+    Raises TrainingFailed.
+    """
+    if _stopping.is_set():
+        raise TrainingFailed(f"the {job['kind']} process was not started: the run is being stopped", may_pass=False)
+    # The user's folder stays the current one: relative locations mean the same here as there.
+    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads)}
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "functa.tasks.training"],  # -P: a folder `tasks` of the user's is not ours
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+        _children.add(child)
+        try:
+            if _stopping.is_set():  # since it was asked above
+                _signal(child, signal.SIGTERM)
+            return _converse(child, job, on_row, errors)
+        finally:
+            _stop(child)
+            _children.discard(child)
+
+
+def _converse(
+    child: subprocess.Popen[str], job: dict[str, Any], on_row: Callable[[dict[str, Any]], None], errors: IO[str]
+) -> dict[str, Any]:
+    assert child.stdin and child.stdout
+    try:
+        child.stdin.write(json.dumps(job) + "\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        pass  # the child died at once; how is told below
+    for line in child.stdout:
+        answer = json.loads(line)
+        if "error" in answer:
+            if os.environ.get("FUNCTA_DEBUG"):
+                child.wait(STOP_SECONDS)
+                print(_tail(errors, 20_000), file=sys.stderr)  # noqa: T201  the traceback that --debug asks for
+            raise TrainingFailed(answer["error"], answer["may_pass"], answer.get("by_config", False))
+        if "done" in answer:
+            return dict(answer["done"])
+        on_row(answer)
+    status = child.wait()
+    tail = _tail(errors)
+    if _stopping.is_set():
+        raise TrainingFailed(f"the {job['kind']} process was stopped with the run", may_pass=False)
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    raise TrainingFailed(
+        f"the {job['kind']} process {how}" + (f": {tail.splitlines()[-1]}" if tail else ""), may_pass=True
+    )
+
+
+def _tail(errors: IO[str], length: int = 2000) -> str:
+    errors.seek(0)
+    return errors.read()[-length:].strip()
+
+
+def _stop(child: subprocess.Popen[str]) -> None:
+    if child.poll() is None:
+        _signal(child, signal.SIGTERM)
+        try:
+            child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            _signal(child, signal.SIGKILL)
+            child.wait()
+    for stream in (child.stdin, child.stdout):
+        if stream:
+            stream.close()
+
+
+def _signal(child: "subprocess.Popen[str]", number: int) -> None:
+    """To the child and what it started, unless it has just ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
+
+
+def threads_of_a_run() -> int:
+    """Threads that torch takes where nothing else is said: OMP_NUM_THREADS, else every core that this process may use.
+
+    Told without torch, which would have to be loaded.
+    """
+    wished = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wished.isdecimal() and int(wished):
+        return int(wished)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stop_children() -> None:
+    """Ends every training process of this one: for a flow that is interrupted while others wait in threads."""
+    _stopping.set()  # a retry must not start what was just stopped
+    for child in list(_children):
+        if child.poll() is None:
+            _signal(child, signal.SIGTERM)
+
+
+def allow_children() -> None:
+    """A new flow may train again after stop_children."""
+    _stopping.clear()

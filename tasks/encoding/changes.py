@@ -1,0 +1,141 @@
+"""What an image source has that the functaset has not, and the reverse: only that is encoded, or retired.
+
+An image is the one that was encoded if its version token and its label are the same. Others mean new rows, and the old
+ones are retired in the same commit; so are those of images that are gone. Whoever was retired by name stays away.
+A place that is not mounted looks like one whose images are gone: of many the operator must say that they are.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from functa.storage.config import ImagesConfig
+from functa.storage.errors import StorageError
+from functa.storage.functaset.fragment import committed_plan, committed_receipt, live_shards, retired_rows
+from functa.storage.functaset.history import Commit, CommittedFragment
+from functa.storage.functaset.plan import Plan, load_quantizer, plan_rows
+from functa.storage.functaset.quantizer import Quantizer
+from functa.storage.images.source import open_images
+from functa.storage.places.location import Location
+from functa.tasks.encoding.keyed_images import SourceRows, some
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Rows to be encoded, and rows of fragments that the commit no longer shows.
+
+    known: the labels of the split's images that the functaset has; gone: of those that the source's split has not.
+    """
+
+    rows: SourceRows
+    retire: dict[str, list[int]]
+    known: Counter[int]
+    gone: dict[str, int]
+
+
+@dataclass
+class _Known:
+    """An image of the functaset: token, label, its rows by fragment, its augmentations, whether one of them is bad."""
+
+    token: str
+    label: int
+    rows: list[tuple[str, int]] = field(default_factory=list)
+    augmentations: set[int] = field(default_factory=set)
+    bad: bool = False
+
+
+def changes(location: Location, newest: Commit, split: str, source: SourceRows, retry_bad: bool = False) -> Changes:
+    """Of one split. retry_bad: images of which a row is bad are encoded again. Raises MissingObject, DamagedObject."""
+    known = _known(location, newest, split)
+    wanted: list[int] = []
+    retire: dict[str, list[int]] = {}
+    seen: set[str] = set()
+    for key, token, rows in _images(source):
+        seen.add(key)
+        found = known.get(key)
+        if newest.bars(key):
+            _retire(retire, found)
+            continue
+        numbers = {int(source.augmentations[row]) for row in rows}
+        same = found and (found.token, found.label) == (token, int(source.labels[rows[0]]))
+        if found and same and found.augmentations == numbers and not (retry_bad and found.bad):
+            continue
+        wanted += rows
+        _retire(retire, found)
+    gone = {key: image.label for key, image in known.items() if key not in seen}
+    for key in gone:
+        _retire(retire, known[key])
+    return Changes(source.take(wanted), retire, Counter(image.label for image in known.values()), gone)
+
+
+def refuse_great_loss(found: Mapping[str, Changes], config: ImagesConfig) -> None:
+    """Raises StorageError where more than images.max_gone_fraction of all images are gone, or a class of a split."""
+    if config.max_gone_fraction == 1 or not any(each.gone for each in found.values()):
+        return
+    # Others may have moved them over the border of their split, or over the limit.
+    splits = open_images(config.model_copy(update={"limit": None, "classes": None})).splits.values()
+    here = {key for split in splits for key in split.keys}
+    gone = {name: {key: n for key, n in each.gone.items() if key not in here} for name, each in found.items()}
+    everything = {key for keys in gone.values() for key in keys}
+    known = sum(each.known.total() for each in found.values())
+    fault = ""
+    for split, keys in gone.items():
+        for label, count in Counter(keys.values()).items():
+            if count == found[split].known[label]:
+                fault = f"all of a class of split '{split}' among them"
+    if len(everything) > config.max_gone_fraction * known:
+        fault = f"more than images.max_gone_fraction={config.max_gone_fraction:g} allows"
+    if fault:
+        raise StorageError(
+            f"{config.location or config.source}: {len(everything)} of {known} encoded images are no longer there "
+            f"({some(everything)}), {fault}; mount or restore what is missing, or retire their rows: "
+            "functa encode --retire-lost"
+        )
+
+
+def standing_quantizer(location: Location, newest: Commit) -> Quantizer | None:
+    """By which the functaset's rows are coded: its ranges were frozen when its first fragment was planned."""
+    for entry in newest.fragments:
+        quantizer = load_quantizer(location, committed_plan(location, entry))
+        if quantizer is not None:
+            return quantizer
+    return None
+
+
+def _images(source: SourceRows) -> Iterator[tuple[str, str, list[int]]]:
+    """(key, token, its rows) of each image; they lie side by side."""
+    start = 0
+    for row in range(1, len(source.keys) + 1):
+        if row == len(source.keys) or source.keys[row] != source.keys[start]:
+            yield source.keys[start], source.tokens[start], list(range(start, row))
+            start = row
+
+
+def _retire(retire: dict[str, list[int]], found: _Known | None) -> None:
+    for fragment, row in found.rows if found else ():
+        retire.setdefault(fragment, []).append(row)
+
+
+def _known(location: Location, newest: Commit, split: str) -> dict[str, _Known]:
+    """Every image of the split that is not retired, bad ones too."""
+    known: dict[str, _Known] = {}
+    for entry in newest.fragments:
+        if entry.split == split:
+            plan = committed_plan(location, entry)
+            for shard in live_shards(entry, plan):
+                _add(known, location, entry, plan, shard)
+    return known
+
+
+def _add(known: dict[str, _Known], location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> None:
+    table = plan_rows(location, plan, shard)
+    bad = committed_receipt(location, entry, plan, shard).bad
+    for row in np.flatnonzero(~retired_rows(entry, plan, shard)):
+        image = known.setdefault(table.keys[row], _Known(table.tokens[row], int(table.labels[row])))
+        image.rows.append((entry.fragment, shard * plan.shard_rows + int(row)))
+        image.augmentations.add(int(table.augmentations[row]))
+        image.bad |= int(row) in bad
+        if image.token != table.tokens[row]:
+            image.token = ""  # rows of two versions: neither is the one

@@ -1,0 +1,250 @@
+"""Encoding of a group of shards: read, encode, write, receipt. Running it twice changes nothing.
+
+The three go side by side: while the device computes a batch, the next one is read and decoded in one thread and the
+shard before is written in another.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from functa.models.compute.compilation import should_compile
+from functa.models.compute.device import lent_device
+from functa.models.field.cost import encode_passes, forward_flops
+from functa.models.field.inner import InnerLoop
+from functa.models.measures.metrics import psnr_of_errors
+from functa.storage.errors import StorageError
+from functa.storage.functaset.plan import Plan, ShardRows, load_plan, plan_rows
+from functa.storage.functaset.shard import Receipt, read_receipt, write_shard
+from functa.storage.images.source import ImageBatch, Images
+from functa.storage.places.address import open_location
+from functa.tasks.dispatch.child import GivenUp
+from functa.tasks.dispatch.progress import time_left
+from functa.tasks.encoding.keyed_images import PlannedImages, planned_images
+from functa.tasks.encoding.plan import EncodeJob, ShardGroup, check_fits, environment
+from functa.tasks.inputs.ahead import in_order
+from functa.tasks.inputs.pictures import as_float
+from functa.tasks.trained import load_field
+
+Stats = dict[str, Any]
+
+Tell = Callable[[int, int, str], None]
+
+
+@dataclass
+class _Shard:
+    """A shard in the making: its rows, and what has been encoded of them so far."""
+
+    number: int
+    rows: ShardRows
+    latents: list[Tensor] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
+    read: list[ImageBatch] = field(default_factory=list)
+    seconds: float = 0.0  # of encoding
+
+    @property
+    def encoded(self) -> int:
+        """Rows so far."""
+        return sum(len(batch.good) for batch in self.read)
+
+
+def encode_group(
+    job: EncodeJob,
+    group: ShardGroup,
+    images_in_run: int,
+    progress: Tell | None = None,
+    *,
+    run: str = "",
+    given_up: Callable[[], bool] = lambda: False,
+) -> Stats:
+    """Encodes every shard of the group that has no receipt yet; returns its stats.
+
+    They are images, bad, psnr (a sum), adopted (shards), seconds from start (`begun`, seconds since the epoch) to end,
+    those that reading, encoding and writing took side by side, and mode (compiled or eager, and why). `progress` is
+    called after each shard with (shards done, shards, one line). Groups of one `run` share what this process has
+    listed of the images. Raises GivenUp before the next batch once `given_up` says so; shards that are whole are
+    written.
+    """
+    begun = time.monotonic()
+    location = open_location(job.functaset)
+    plan = load_plan(location, group.fragment)
+    left = [shard for shard in group.shards if read_receipt(location, plan, shard) is None]
+    stats: Stats = {"images": 0, "bad": 0, "read": 0.0, "encode": 0.0, "write": 0.0, "psnr": 0.0, "mode": ""}
+    stats |= {"adopted": len(group.shards) - len(left), "begun": time.time(), "seconds": 0.0}
+    tell = progress or (lambda done, shards, line: None)
+    if not left:
+        tell(len(group.shards), len(group.shards), describe_stats(stats))
+        return stats
+    images = planned_images(job.images, job.encode.augmentation, run)
+    with lent_device(job.device) as device:
+        loop, stats["mode"] = _loop(job, images.images, images_in_run, device)
+        work = _Work(job, group, plan, images, loop, stats, tell, given_up, begun)
+        work.encode(left)
+    return stats
+
+
+@dataclass
+class _Work:
+    """A group's encoding in progress."""
+
+    job: EncodeJob
+    group: ShardGroup
+    plan: Plan
+    images: PlannedImages
+    loop: InnerLoop
+    stats: Stats
+    tell: Tell
+    given_up: Callable[[], bool]
+    begun: float  # of the group, opening and compiling included
+    written: int = 0
+
+    def encode(self, left: Sequence[int]) -> None:
+        """Every batch of every shard in turn; a shard is handed to the writer when it is whole."""
+        pieces = [
+            (shard, rows)
+            for shard in (self._shard(number) for number in left)
+            for rows in _pieces(shard.rows, self.job.encode.batch)
+        ]
+        read = in_order(partial(self._read, rows) for _, rows in pieces)
+        with _one_at_a_time() as write:
+            for (shard, _), batch in zip(pieces, read, strict=True):
+                if self.given_up():
+                    raise GivenUp(f"shard {shard.number} of {self.group.split} was left: its run has ended")
+                self._encode(shard, batch)
+                if shard.encoded == len(shard.rows.keys):
+                    write(partial(self._write, shard))
+
+    def _shard(self, number: int) -> _Shard:
+        return _Shard(number, plan_rows(open_location(self.job.functaset), self.plan, number))
+
+    def _read(self, rows: ShardRows) -> ImageBatch:
+        begun = time.monotonic()
+        batch = self.images.read(rows)
+        if self.group.readable and batch.reasons:
+            row, reason = min(batch.reasons.items())
+            raise StorageError(f"{rows.keys[row]}: {reason}; restore the image, or give its row up: --retire-lost")
+        self.stats["read"] += time.monotonic() - begun
+        return batch
+
+    def _encode(self, shard: _Shard, batch: ImageBatch) -> None:
+        begun = time.monotonic()
+        z, errors = encode_images(self.loop, batch.images, self.job.encode.batch)
+        shard.latents.append(z)
+        shard.errors.append(errors)
+        # Pixels are not needed any more, and many batches wait in a large shard.
+        shard.read.append(ImageBatch(batch.images[:0], batch.good, batch.reasons, batch.sha256, batch.tokens))
+        shard.seconds += time.monotonic() - begun
+        self.stats["encode"] += time.monotonic() - begun
+
+    def _write(self, shard: _Shard) -> None:
+        begun = time.monotonic()
+        starts = np.cumsum([0, *(len(batch.good) for batch in shard.read)])
+        receipt = write_shard(
+            open_location(self.job.functaset),
+            self.plan,
+            shard.number,
+            latents=torch.cat(shard.latents).numpy(),
+            labels=shard.rows.labels,
+            psnr=psnr_of_errors(torch.cat(shard.errors)).numpy(),
+            sha256=np.concatenate([batch.sha256 for batch in shard.read]),
+            good=np.concatenate([batch.good for batch in shard.read]),
+            reasons={int(at) + p: why for at, batch in zip(starts, shard.read) for p, why in batch.reasons.items()},
+            # Of a few rows more may lie outside than of the many that the range was set by.
+            max_clip_fraction=1.0 if self.group.standing else self.job.encode.quantization.max_clip_fraction,
+            seconds=shard.seconds,
+            versions=environment(self.loop),
+        )
+        self.stats["write"] += time.monotonic() - begun
+        self._count(shard, receipt)
+
+    def _count(self, shard: _Shard, receipt: Receipt) -> None:
+        self.written += 1
+        self.stats["images"] += len(shard.rows.labels)
+        self.stats["bad"] += len(receipt.bad)
+        self.stats["psnr"] += receipt.psnr.sum
+        self.stats["seconds"] = time.monotonic() - self.begun
+        shard.latents.clear()
+        shard.errors.clear()
+        done, total = self.stats["adopted"] + self.written, len(self.group.shards)
+        left = time_left(done, total, self.written / max(1e-9, self.stats["seconds"]))
+        line = f"shard {done} of {total} of {self.group.split}: {describe_stats(self.stats)}"
+        self.tell(done, total, f"{line} ({self.stats['mode']})" if done == total else f"{line}, {left}")
+
+
+def _pieces(rows: ShardRows, size: int) -> Iterator[ShardRows]:
+    for start in range(0, len(rows.keys), size):
+        part = slice(start, start + size)
+        yield ShardRows(
+            rows.keys[part], rows.labels[part], rows.tokens[part], rows.rows[part], rows.augmentations[part]
+        )
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Calls run in a thread one after the other; a new one waits for the one before, and raises what that raised."""
+    running: list[Future[None]] = []
+
+    def begin(call: Callable[[], None]) -> None:
+        finish()
+        running.append(pool.submit(call))
+
+    def finish() -> None:
+        if running:
+            running.pop().result()
+
+    with ThreadPoolExecutor(1, "writing") as pool:
+        yield begin
+        finish()
+
+
+def _loop(job: EncodeJob, images: Images, images_in_run: int, device: torch.device) -> tuple[InnerLoop, str]:
+    field, inner, metadata = load_field(job.field)
+    check_fits(images, metadata, job.field)  # once more: the source may have changed since it was planned
+    resolution = (metadata["resolution"], metadata["resolution"])
+    work = float(encode_passes(inner) * forward_flops(field.config, resolution, field.image_channels)) * images_in_run
+    compiled, why = should_compile(inner.compile, work, device)
+    return InnerLoop(field.to(device), inner, resolution, compiled).prepared(images_in_run), why
+
+
+def describe_stats(stats: Stats) -> str:
+    """One line: images, rate, the read / encode / write split, PSNR, what was bad or stood already.
+
+    The three shares are of the time that passed; they ran side by side, so that they may add up to more than all of it.
+    """
+    if not stats["images"]:
+        return f"all {stats['adopted']} shards stood already"
+    seconds = max(1e-9, stats["seconds"])
+    split = " / ".join(f"{name} {stats[name] / seconds:.0%}" for name in ("read", "encode", "write"))
+    good = stats["images"] - stats["bad"]
+    psnr = f", PSNR {stats['psnr'] / good:.2f} dB" if good else ""
+    return (
+        f"{stats['images']} images, {stats['images'] / seconds:.0f} images/s ({split}){psnr}, {stats['bad']} bad inputs"
+    )
+
+
+def encode_images(loop: InnerLoop, images: np.ndarray, batch: int) -> tuple[Tensor, Tensor]:
+    """uint8 [n, H, W, ch] -> latents [n, s, s, c] and squared errors [n], on the CPU.
+
+    The last batch is filled up, so that every call has one shape: one compiled graph, and the same bits for an
+    image wherever it stands.
+    """
+    device = next(loop.field.parameters()).device
+    latents, errors = [], []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        filled = np.zeros((batch, *part.shape[1:]), part.dtype)
+        filled[: len(part)] = part
+        pixels = as_float(filled).to(device)
+        z = loop.encode(pixels)
+        error = loop.errors_at(pixels, z)
+        latents.append(z[: len(part)].cpu())
+        errors.append(error[: len(part)].cpu())
+    return torch.cat(latents), torch.cat(errors)

@@ -1,0 +1,258 @@
+"""Features of what is compared, slice by slice: of samples, reconstructions, noise latents, and of the reference.
+
+The spaces are named. Without any download: penultimate features of the pipeline's own pixel classifier, and normalised
+latents. With the standard weights' file: Inception's. The reference is the training images, or their latents.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from functa.models.compute.device import choose_device
+from functa.models.compute.randomness import mix, stage_number
+from functa.models.config import Config, InnerConfig, NormalizationConfig
+from functa.models.field.field import Field
+from functa.models.field.inner import InnerLoop, decode
+from functa.models.latents.normalize import Normalizer
+from functa.models.measures.metrics import FrechetStatistics
+from functa.storage.errors import StorageError
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.images.source import Images, open_images
+from functa.storage.places.address import open_location, read_json, write_json
+from functa.tasks.evaluation.bench import EvaluationJob
+from functa.tasks.evaluation.generation.feature_sets import Gathered, Space, to_bytes
+from functa.tasks.evaluation.generation.inception import load_inception, space_of, weights_digest
+from functa.tasks.inference.sample import read_samples
+from functa.tasks.inputs.latents import PlainRows, training_normalizer
+from functa.tasks.inputs.pictures import as_float, as_uint8, spread
+from functa.tasks.trained import load_field, load_pixel_classifier, logits_of
+
+Kind = Literal["reference", "samples", "reconstruction", "noise"]
+
+KINDS: tuple[Kind, ...] = ("reference", "samples", "reconstruction", "noise")
+
+BATCH = 256
+
+ENCODED = 64  # at a time: the inner loop keeps its steps
+
+MAX_DIMENSIONS = 4096  # of a covariance: its root takes minutes there, and grows with the cube
+
+KEPT_NUMBERS = 1 << 27  # of one set's features in memory: of wide ones fewer rows are kept
+
+Progress = Callable[[int, int], None]
+
+
+class FeatureJob(Config):
+    """One slice, number `part` of `parts`, of a set."""
+
+    evaluation: EvaluationJob
+    kind: Kind
+    part: int
+    parts: int
+    count: int  # of samples, and so of reconstructions and noise latents
+    slices: tuple[str, ...] = ()  # URIs of all samples' files
+    labels: tuple[int, ...] | None = None  # of this part's samples; None for an unconditional model
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows [B] of a set of `total`, as pictures [B, H, W, ch] in [0, 1] and as latents [B, s, s, c], or one of them."""
+
+    rows: np.ndarray
+    total: int
+    images: Tensor | None
+    z: Tensor | None
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a slice's features are computed with."""
+
+    device: torch.device
+    images: Images
+    functaset: Functaset
+    field: Field
+    inner: InnerConfig
+    pixels: Any  # the pixel classifier, or None where there is none
+    normalizer: Normalizer
+    inception: Callable[[Tensor], Tensor] | None
+    weights: str  # sha256 of Inception's file, or empty
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Of the pictures."""
+        return self.images.resolution, self.images.resolution
+
+
+def part_of(count: int, part: int, parts: int) -> np.ndarray:
+    """The numbers of one of `parts` nearly equal slices of `count` rows."""
+    return np.arange(count * part // parts, count * (part + 1) // parts)
+
+
+def write_features(job: FeatureJob, progress: Progress = lambda done, total: None) -> str:
+    """Computes one slice's features and keeps what is needed of them as one .npz file; returns its URI.
+
+    What stands is kept. Raises StorageError for samples of another shape than the functaset's latents.
+    """
+    place = f"{job.evaluation.output}/features"
+    location, key = open_location(place), f"{job.kind}-{job.part:04d}-{job.parts:04d}.npz"
+    if not location.exists(key):
+        location.write(key, to_bytes(gather(job, open_tools(job), progress)))
+    return f"{place}/{key}"
+
+
+def open_tools(job: FeatureJob) -> Tools:
+    """Opens what this slice needs; Inception for no noise latents: their distance is no figure of the literature."""
+    evaluation = job.evaluation
+    device, functaset = choose_device(evaluation.device), Functaset.open(evaluation.functaset)
+    field, inner, _ = load_field(evaluation.field)
+    fid = evaluation.evaluation.fid
+    wanted = fid.weights is not None and job.kind != "noise"
+    return Tools(
+        device=device,
+        images=open_images(evaluation.images),
+        functaset=functaset,
+        field=field.to(device),
+        inner=inner,
+        pixels=load_pixel_classifier(evaluation.pixel_classifier).to(device) if evaluation.pixel_classifier else None,
+        normalizer=_latent_normalizer(evaluation, functaset),
+        inception=load_inception(fid, device) if wanted else None,
+        weights=weights_digest(fid) if wanted else "",
+    )
+
+
+def gather(job: FeatureJob, tools: Tools, progress: Progress = lambda done, total: None) -> Gathered:
+    """Everything that is kept of one slice."""
+    gathered = Gathered(job.kind, weights=tools.weights)
+    for batch in _SETS[job.kind](job, tools):
+        for name, features in _features(tools, batch).items():
+            space = gathered.spaces.setdefault(name, _space(job, name, features.shape[1]))
+            space.add(features, np.isin(batch.rows, _kept(job, features.shape[1], batch.total)))
+        if batch.images is not None:
+            gathered.shape = tuple(batch.images.shape[1:])
+        first = batch.total * job.part // job.parts
+        if job.kind == "samples" and batch.images is not None:
+            gathered.pictures.append(_digests(as_uint8(batch.images)))
+            gathered.agreeing += _agreeing(job, tools, batch.images, batch.rows - first)
+        if len(batch.rows):
+            progress(int(batch.rows[-1]) + 1 - first, batch.total * (job.part + 1) // job.parts - first)
+    return gathered
+
+
+def has_moments(space: str, count: int, dimensions: int) -> bool:
+    """Whether a Frechet distance of so many samples is taken: a covariance of fewer measures their number.
+
+    Inception's is always: where there are too few, it was asked for.
+    """
+    return space.startswith("inception") or (dimensions < count and dimensions <= MAX_DIMENSIONS)
+
+
+def _space(job: FeatureJob, name: str, dimensions: int) -> Space:
+    return Space(dimensions, FrechetStatistics() if has_moments(name, job.count, dimensions) else None)
+
+
+def _kept(job: FeatureJob, dimensions: int, total: int) -> np.ndarray:
+    """The rows of the whole set whose features are kept: the same however it is cut."""
+    return spread(total, min(total, job.evaluation.evaluation.subset, max(4, KEPT_NUMBERS // dimensions)))
+
+
+def _features(tools: Tools, batch: Batch) -> dict[str, Tensor]:
+    """[B, D] by space."""
+    found: dict[str, Tensor] = {}
+    if batch.images is not None:
+        if tools.pixels is not None:
+            with torch.no_grad():
+                found["classifier"] = tools.pixels.features(batch.images.to(tools.device)).cpu()
+        if tools.inception is not None:
+            found[space_of(tools.weights)] = tools.inception(batch.images)
+    if batch.z is not None:
+        found["latent"] = tools.normalizer.normalize(batch.z).flatten(1)
+    return found
+
+
+def _latent_normalizer(job: EvaluationJob, functaset: Functaset) -> Normalizer:
+    """By the training images' latents, per element. Kept in the run: beside augmentations all latents are read."""
+    location, key = open_location(job.output), "features/normalizer.json"
+    if location.exists(key):
+        return Normalizer.from_state(read_json(location, key, limit=1 << 30))
+    normalizer = training_normalizer(functaset, NormalizationConfig(kind="array"), plain=True)
+    write_json(location, key, normalizer.state())
+    return normalizer
+
+
+def _batches(job: FeatureJob, total: int) -> Iterator[np.ndarray]:
+    rows = part_of(total, job.part, job.parts)
+    for start in range(0, len(rows), BATCH):
+        yield rows[start : start + BATCH]
+
+
+def _reference(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
+    """Training images that can be read, then latents of training images: no reconstruction lies between."""
+    split, latents = tools.images.split("train"), PlainRows(tools.functaset, "train")
+    for rows in _batches(job, len(split)):
+        read = split.read(rows)
+        yield Batch(rows[read.good], len(split), as_float(read.images[read.good]), None)
+    for rows in _batches(job, len(latents)):
+        yield Batch(rows, len(latents), None, latents.read(rows))
+
+
+def _samples(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
+    for rows in _batches(job, job.count):
+        z = read_samples(job.slices, int(rows[0]), int(rows[-1]) + 1)
+        if z.shape[1:] != tools.functaset.latent_shape or len(z) != len(rows):
+            raise StorageError(
+                f"{job.evaluation.output}/samples: {len(z)} latents of shape {z.shape[1:]} where {len(rows)} of "
+                f"{tools.functaset.latent_shape}, the functaset's, are due; delete that folder and evaluate again"
+            )
+        yield _decoded(tools, rows, job.count, torch.from_numpy(z))
+
+
+def _reconstruction(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
+    """Training images through the field. A reconstruction is an image: its latent is its encoding."""
+    latents = PlainRows(tools.functaset, "train")
+    chosen = spread(len(latents), min(job.count, len(latents)))
+    loop = InnerLoop(tools.field, tools.inner, tools.resolution)
+    for rows in _batches(job, len(chosen)):
+        images = _decoded(tools, rows, len(chosen), latents.read(chosen[rows])).images
+        assert images is not None
+        z = torch.cat([loop.encode(part.to(tools.device)).cpu() for part in images.split(ENCODED)])
+        yield Batch(rows, len(chosen), images, z)
+
+
+def _noise(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
+    """Gaussian latents with the training set's mean and sd per element: what a model that learned nothing else gives.
+
+    The same moments as the data make this ceiling lower, so harder to beat, than the sampler's starting noise.
+    """
+    seed, shape = mix(job.evaluation.seed, stage_number("noise")), tools.functaset.latent_shape
+    for rows in _batches(job, job.count):
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(mix(seed, int(row)))) for row in rows]
+        yield _decoded(tools, rows, job.count, tools.normalizer.denormalize(torch.stack(drawn)))
+
+
+_SETS: dict[Kind, Callable[[FeatureJob, Tools], Iterator[Batch]]] = {
+    "reference": _reference, "samples": _samples, "reconstruction": _reconstruction, "noise": _noise,
+}  # fmt: skip
+
+
+def _decoded(tools: Tools, rows: np.ndarray, total: int, z: Tensor) -> Batch:
+    with torch.no_grad():
+        return Batch(rows, total, decode(tools.field, z.to(tools.device), tools.resolution).cpu(), z)
+
+
+def _digests(pictures: np.ndarray) -> np.ndarray:
+    """sha256 of each picture's bytes: uint8 [n, 32]."""
+    return np.stack([np.frombuffer(hashlib.sha256(picture.tobytes()).digest(), np.uint8) for picture in pictures])
+
+
+def _agreeing(job: FeatureJob, tools: Tools, images: Tensor, places: np.ndarray) -> int:
+    """How many samples, at these places of the slice, the pixel classifier takes for their label."""
+    if job.labels is None or tools.pixels is None:
+        return 0
+    guesses = logits_of(tools.pixels, images, BATCH).argmax(1).cpu().numpy()
+    return int((guesses == np.array(job.labels)[places]).sum())

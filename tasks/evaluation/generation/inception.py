@@ -1,0 +1,130 @@
+"""The Inception network of FID: its weights' file, checked, and its features. Nothing is downloaded.
+
+Free of torch until the network is loaded, so that a missing file is told before any work.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from functa.storage.errors import StorageError
+from functa.tasks.evaluation.config import FidConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+STANDARD = "6726825d"  # begins the file's sha256, and ends its name: the convention of PyTorch's hub
+
+FILE = f"weights-inception-2015-12-05-{STANDARD}.pth"
+
+DIMENSIONS = 2048
+
+RESIZE = "bilinear to 299x299 as in TensorFlow 1, no antialiasing"
+
+READ_BYTES = 1 << 20
+
+_LOADING = threading.Lock()
+
+
+def weights_digest(fid: FidConfig) -> str:
+    """sha256 of the weights' file. Raises StorageError where it is missing, or another one and that is not allowed."""
+    assert fid.weights is not None
+    sha256 = hashlib.sha256()
+    try:
+        with Path(fid.weights).expanduser().open("rb") as file:
+            while block := file.read(READ_BYTES):
+                sha256.update(block)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"evaluation.fid.weights {fid.weights}: cannot be read ({getattr(error, 'strerror', None) or error}); "
+            f"give the local path of {FILE}, or null for no FID"
+        ) from None
+    digest = sha256.hexdigest()
+    if not is_standard(digest) and not fid.any_weights:
+        raise StorageError(
+            f"evaluation.fid.weights {fid.weights}: sha256 {digest[:16]}... is not that of {FILE}, which begins with "
+            f"{STANDARD}; give that file, or evaluation.fid.any_weights=true for a distance that is not FID"
+        )
+    return digest
+
+
+def is_standard(digest: str) -> bool:
+    """Whether a file of this sha256 is the one that the literature's FID uses."""
+    return digest.startswith(STANDARD)
+
+
+def check_counts(fid: FidConfig, samples: int, reference: int) -> None:
+    """Raises StorageError where there are too few images for FID, unless few are asked for."""
+    if fid.few or min(samples, reference) >= fid.min_samples:
+        return
+    mend = "give evaluation.samples more" if samples < reference else "the set has no more training images"
+    rank = f"; fewer than {DIMENSIONS + 1} leave the covariance of {DIMENSIONS} features without full rank"
+    raise StorageError(
+        f"evaluation.fid: {samples} samples and {reference} reference images are too few for FID, which takes "
+        f"{fid.min_samples} of each{rank if min(samples, reference) <= DIMENSIONS else ''}; {mend}, "
+        "or give evaluation.fid.few=true for a distance that is not called FID, or evaluation.fid.weights=null"
+    )
+
+
+def is_fid(fid: FidConfig, digest: str, samples: int, reference: int) -> bool:
+    """Whether a distance may be called FID: standard weights, enough images on both sides."""
+    return is_standard(digest) and min(samples, reference) >= fid.min_samples
+
+
+def space_of(digest: str) -> str:
+    """The name of the feature space."""
+    return "inception" if is_standard(digest) else "inception_other"
+
+
+def load_inception(fid: FidConfig, device: "torch.device") -> "Callable[[Tensor], Tensor]":
+    """Pool features: images [B, H, W, 1 or 3] in [0, 1] -> [B, 2048] float32, on the CPU.
+
+    torch-fidelity's port of the network and of its resize; images are rounded to bytes first, as files would hold them.
+    Raises StorageError for a file that holds no such weights.
+    """
+    import torch
+
+    network = _network(fid).to(device)
+
+    def features(images: "Tensor") -> "Tensor":
+        pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 3, 1, 2)  # [B, ch, H, W]
+        pixels = pixels.expand(-1, 3, -1, -1)  # grey as three equal channels
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return torch.cat([network(part.to(device))[0].cpu() for part in pixels.split(fid.batch)])
+
+    return features
+
+
+def _network(fid: FidConfig) -> Any:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    assert fid.weights is not None
+    path = str(Path(fid.weights).expanduser())
+    try:
+        with _tensors_only():
+            return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path)
+    except Exception as error:  # whatever a file that is something else makes of the library
+        # Its first sentence: torch goes on to advise how to load a hostile file after all.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise StorageError(
+            f"evaluation.fid.weights {fid.weights}: holds no weights of Inception's form ({reason}); give {FILE}"
+        ) from None
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """The library unpickles whatever the file says; inside, torch takes tensors alone and runs nothing."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    with _LOADING:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            os.environ.pop(name) if before is None else os.environ.update({name: before})

@@ -1,0 +1,254 @@
+"""Memorisation (App. C.2): each sample's nearest training images, distinct counts by class, and a verdict.
+
+Neighbours are looked for in pixel space, as in the paper (Fig. 5, Table 7). The verdict is not: a sample that repeats
+a training image repeats its *reconstruction*, and the error of that hides how close it is. So the nearest images found
+in pixel space are compared once more as reconstructions, and test images' reconstructions, which nobody trained on,
+say how near an unseen image comes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from functa.models.measures.memorization import (
+    Nearest,
+    can_tell,
+    compared_again,
+    distinct,
+    distinct_expected,
+    exact_nearest,
+    is_memorized,
+    isolation,
+    repeats,
+    same_images,
+    shortlist,
+)
+from functa.storage.errors import StorageError
+from functa.storage.functaset.fragment import Shard
+from functa.storage.functaset.plan import ShardRows, plan_rows
+from functa.storage.images.source import ImageSplit
+from functa.tasks.evaluation.bench import Bench, EvaluationJob, open_bench, write_arrays
+from functa.tasks.evaluation.config import MemorizationConfig
+from functa.tasks.evaluation.subset import changed_rows
+from functa.tasks.inference.sample import read_slices
+from functa.tasks.inputs.latents import PlainRows
+from functa.tasks.inputs.pictures import as_uint8, spread
+
+BATCH = 1024  # training images read at a time
+
+SIDE = 32  # pixels; larger images are averaged down to this for the shortlist
+
+KEPT_BYTES = 2 << 30  # of decoded samples; more are decoded again when they are needed
+
+KEPT_RATIOS = 5000  # samples whose isolation is drawn
+
+CLASSES = 100  # more are counted together in metrics.json, and one by one in the report's table alone
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Training images whose latents the functaset holds: rows int64 [N] of the pictures, labels int64 [N].
+
+    Their latents are read when they are asked for: places int64 [N], ascending, among `latents`.
+    """
+
+    bench: Bench
+    rows: np.ndarray
+    labels: Tensor
+    latents: PlainRows
+    places: np.ndarray
+
+    def images(self, numbers: Tensor) -> Tensor:
+        """[b, H, W, ch]"""
+        return self.bench.training.batch(self.rows[numbers.numpy()])
+
+    def vectors(self, numbers: Tensor) -> Tensor:
+        """The images as vectors [b, D]."""
+        return self.images(numbers).flatten(1)
+
+    def reconstructions(self, numbers: Tensor) -> Tensor:
+        """What the field makes of their latents, [b, D]; numbers ascend."""
+        return self.bench.decode(self.latents.read(self.places[numbers.numpy()])).flatten(1)
+
+    def thumbnails(self) -> Iterator[Tensor]:
+        """All of them in parts, small: [b, D']."""
+        for numbers in torch.arange(len(self.rows)).split(BATCH):
+            yield thumbnails(self.images(numbers))
+
+
+class Decoded:
+    """Latents z [n, s, s, c] as images; kept where they fit, else decoded when asked for."""
+
+    def __init__(self, bench: Bench, z: Tensor) -> None:
+        self._bench, self._z = bench, z
+        height, width = bench.training.resolution
+        fits = 4 * len(z) * height * width * bench.training.channels <= KEPT_BYTES
+        self._kept = bench.decode(z) if fits else None
+
+    def images(self, rows: Tensor) -> Tensor:
+        """[b, H, W, ch] in [0, 1]."""
+        return self._bench.decode(self._z[rows]) if self._kept is None else self._kept[rows]
+
+    def vectors(self, rows: Tensor) -> Tensor:
+        """[b, D]"""
+        return self.images(rows).flatten(1)
+
+    def thumbnails(self) -> Tensor:
+        """All of them, small: [n, D']."""
+        return torch.cat([thumbnails(self.images(rows)) for rows in torch.arange(len(self._z)).split(BATCH)])
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Images [b, H, W, ch] as vectors [b, D'], larger ones averaged down to SIDE pixels: to shortlist, not to judge."""
+    if max(images.shape[1:3]) <= SIDE:
+        return images.flatten(1)
+    return adaptive_avg_pool2d(images.permute(0, 3, 1, 2), SIDE).flatten(1)
+
+
+def measure(job: EvaluationJob, slices: list[str], labels: list[int] | None) -> dict[str, Any]:
+    """distinct{}, distinct_expected{}, distinct_sd{}, memorized_share, memorized_share_images, memorized.
+
+    By class: of conditional samples their label, of others that of the nearest training image. The last three are left
+    out where test images repeat training images, so that nothing can be told. Not for a job without memorisation.
+    """
+    config = job.evaluation.memorization
+    assert config is not None
+    bench = open_bench(job)
+    references = _references(bench)
+    z, unseen = torch.from_numpy(read_slices(slices)), _unseen(bench, config)
+    count = len(z)
+    decoded = Decoded(bench, torch.cat([z, unseen]))
+    candidates = shortlist(decoded.thumbnails().to(bench.device), references.thumbnails()).cpu()
+    near = exact_nearest(decoded.vectors, references.vectors, candidates)
+    rebuilt = compared_again(decoded.vectors, references.reconstructions, near.rows)
+    repeating, in_pixels = _repeating(rebuilt, count), _repeating(near, count)
+    chosen = references.labels[near.rows[:count, 0]] if labels is None else torch.tensor(labels)
+    table = _distinct_table(near.rows[:count, 0], chosen, references.labels, labels is not None)
+    _write(bench, config, references, decoded, near, rebuilt, chosen, repeating, table)
+    figures = _distinct_figures(table)
+    if repeating is not None:
+        figures |= {"memorized_share": repeating.double().mean().item(), "memorized": is_memorized(repeating)}
+    if in_pixels is not None:
+        figures["memorized_share_images"] = in_pixels.double().mean().item()
+    return figures
+
+
+def _repeating(found: Nearest, count: int) -> Tensor | None:
+    """Which of the first `count`, the samples, repeat a training image; None where the others, unseen, cannot tell."""
+    samples, unseen = found.distances[:count], found.distances[count:]
+    return repeats(samples, unseen) if can_tell(unseen) else None
+
+
+def _references(bench: Bench) -> References:
+    """Training images that are encoded and still there as they were. Raises StorageError where fewer than two are."""
+    latents, split = PlainRows(bench.functaset, "train"), bench.training.split
+    pictures, today = ({key: row for row, key in enumerate(keys)} for keys in (bench.training.keys, split.keys))
+    rows: list[int] = []
+    labels: list[int] = []
+    places: list[int] = []
+    start = 0
+    for shard in latents.shards:
+        table, within = plan_rows(shard.location, shard.plan, shard.receipt.shard), shard.places.tolist()
+        there = [row for row in within if table.keys[row] in pictures]
+        kept = set(there) - _changed(shard, table, there, split, today)
+        for place, row in enumerate(within):
+            if row in kept:
+                places.append(start + place)
+                rows.append(pictures[table.keys[row]])
+                labels.append(int(table.labels[row]))
+        start += len(within)
+    if len(rows) < 2:
+        raise StorageError(
+            f"{bench.job.functaset}: {len(rows)} of its training images are still there as they were encoded, and "
+            "nearest ones need 2: restore the images, or encode again"
+        )
+    return References(bench, np.array(rows), torch.tensor(labels), latents, np.array(places))
+
+
+def _changed(shard: Shard, table: ShardRows, rows: list[int], split: ImageSplit, today: Mapping[str, int]) -> set[int]:
+    """Those of a shard's rows whose images have other bytes than those that were encoded; `today`: row by key."""
+    parts = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))  # images are read for it
+    place, plan, receipt = shard.location, shard.plan, shard.receipt
+    return {row for part in parts for row in changed_rows(place, plan, receipt, table, part, split, today)}
+
+
+def _unseen(bench: Bench, config: MemorizationConfig) -> Tensor:
+    """Latents of test images: no model has seen them."""
+    latents = PlainRows(bench.functaset, "test")
+    return latents.read(spread(len(latents), config.null_images))
+
+
+Table = dict[str, np.ndarray]
+
+
+def _distinct_table(rows: Tensor, labels: Tensor, training: Tensor, conditional: bool) -> Table:
+    """Table 7: label (-1: all of these classes together), images, draws, distinct, expected, sd.
+
+    rows int64 [m], the nearest training image of each draw; labels [m], the draws' classes; training [N], the images'.
+    Classes without draws or without images are left out, of -1 too: nothing can be expected of them. Draws are even
+    within each class of a conditional model, and over all images of another.
+    """
+    found = []
+    for label in labels.unique().tolist():
+        mine, images = labels == label, int((training == label).sum())
+        if images:
+            draws = int(mine.sum())
+            found.append((label, images, draws, distinct(rows[mine]), *distinct_expected(images, draws)))
+    each = np.array(found, dtype=np.float64).reshape(-1, 6)
+    counted = rows[torch.isin(labels, torch.from_numpy(each[:, 0]).long())]
+    if conditional:
+        images, expected, sd = each[:, 1].sum(), each[:, 4].sum(), np.sqrt(np.square(each[:, 5]).sum())
+    else:
+        images = len(training)
+        expected, sd = distinct_expected(images, len(counted))
+    table = np.concatenate([each, [[-1, images, len(counted), distinct(counted), expected, sd]]])
+    return dict(zip(("label", "images", "draws", "distinct", "expected", "sd"), table.T, strict=True))
+
+
+def _distinct_figures(table: Table) -> dict[str, Any]:
+    """By class number, and "all"."""
+    kept = [i for i, label in enumerate(table["label"]) if label < 0 or len(table["label"]) <= CLASSES + 1]
+    names = ["all" if table["label"][i] < 0 else str(int(table["label"][i])) for i in kept]
+    return {
+        "distinct": {name: int(table["distinct"][i]) for name, i in zip(names, kept)},
+        "distinct_expected": {name: float(table["expected"][i]) for name, i in zip(names, kept)},
+        "distinct_sd": {name: float(table["sd"][i]) for name, i in zip(names, kept)},
+    }
+
+
+def _write(
+    bench: Bench,
+    config: MemorizationConfig,
+    references: References,
+    decoded: Decoded,
+    near: Nearest,
+    rebuilt: Nearest,
+    labels: Tensor,
+    repeating: Tensor | None,
+    table: Table,
+) -> None:
+    """Samples spread over all, without any choice, beside their nearest; how isolated samples and unseen images are."""
+    shown = torch.from_numpy(spread(len(labels), config.shown))
+    marked = torch.zeros(len(labels), dtype=torch.bool) if repeating is None else repeating
+    nearest = [as_uint8(references.images(near.rows[shown, k])) for k in range(near.rows.shape[1])]
+    ratios = isolation(rebuilt.distances).numpy()
+    write_arrays(
+        bench.job.output,
+        "memorization",
+        samples=as_uint8(decoded.images(shown)),
+        nearest=np.stack(nearest),  # [k, shown, H, W, ch]
+        distances=near.distances[shown].numpy().T,
+        labels=labels[shown].numpy(),
+        neighbour_labels=references.labels[near.rows[shown]].numpy().T,
+        repeating=marked[shown].numpy(),
+        told=np.array(repeating is not None),
+        same=same_images(rebuilt.distances[len(labels) :]).numpy(),  # [m] of the unseen images
+        isolation=ratios[: len(labels)][spread(len(labels), KEPT_RATIOS)],
+        isolation_unseen=ratios[len(labels) :],
+        **{f"table_{name}": column for name, column in table.items()},
+    )

@@ -1,0 +1,102 @@
+"""Latents of some images of a functaset beside the images: read from the store, or encoded anew."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from functa.storage.functaset.fragment import committed_receipt, live_shards, read_array, visible_rows
+from functa.storage.functaset.plan import Plan, ShardRows, load_quantizer, plan_rows
+from functa.storage.functaset.shard import Receipt
+from functa.storage.images.source import ImageSplit
+from functa.storage.places.location import Location
+from functa.tasks.evaluation.bench import Bench
+from functa.tasks.inputs.pictures import Pictures, spread
+
+SHARDS = 8  # that a subset is read from: rows lie in the order of their ids, so the first of each are as good as any
+
+ENCODED = 64  # images at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Latents float32 [n, s, s, c], and the images' rows int64 [n] in their Pictures."""
+
+    z: Tensor
+    rows: np.ndarray
+    pictures: Pictures
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pixels(self, rows: np.ndarray) -> Tensor:
+        """Images float32 [k, H, W, ch] of these rows of the subset."""
+        return self.pictures.batch(self.rows[rows])
+
+
+def stored_subset(bench: Bench, split: str, count: int) -> Subset:
+    """As readers see them, of up to about `count` images from shards spread over the split.
+
+    Augmented versions are left out, and images that are gone or changed since.
+    """
+    pictures = bench.training if split == "train" else bench.test
+    places, today = ({key: row for row, key in enumerate(keys)} for keys in (pictures.keys, pictures.split.keys))
+    shards = [
+        (entry, plan, shard)
+        for entry, plan in bench.functaset.fragments
+        if entry.split == split
+        for shard in live_shards(entry, plan)
+    ]
+    place, latents, rows = bench.functaset.location, [], []
+    chosen = spread(len(shards), max(SHARDS, -(-count // min(plan.shard_rows for _, plan, _ in shards))))
+    for entry, plan, shard in (shards[i] for i in chosen):
+        receipt, table = committed_receipt(place, entry, plan, shard), plan_rows(place, plan, shard)
+        seen = np.flatnonzero(visible_rows(entry, plan, receipt) & (table.augmentations == 0))
+        asked = [int(i) for i in seen if table.keys[i] in places][: -(-count // len(chosen))]
+        changed = set(changed_rows(place, plan, receipt, table, asked, pictures.split, today))
+        kept = [i for i in asked if i not in changed]
+        z, quantizer = read_array(place, plan, receipt, "z")[kept], load_quantizer(place, plan)
+        latents.append(quantizer.decode(z) if quantizer else z)
+        rows += [places[table.keys[i]] for i in kept]
+    return Subset(torch.from_numpy(np.concatenate(latents)), np.array(rows, np.int64), pictures)
+
+
+def changed_rows(
+    place: Location,
+    plan: Plan,
+    receipt: Receipt,
+    table: ShardRows,
+    rows: Sequence[int],
+    split: ImageSplit,
+    today: Mapping[str, int],
+) -> list[int]:
+    """Those of a shard's rows whose images have other bytes than when they were encoded; `today`: row by key in split.
+
+    Only images with another token are read.
+    """
+    other = [row for row in rows if table.tokens[row] != split.tokens[today[table.keys[row]]]]
+    if not other:
+        return []
+    encoded = read_array(place, plan, receipt, "source_sha256")[other]
+    found = split.read([today[table.keys[row]] for row in other]).sha256
+    return [row for row, differs in zip(other, (encoded != found).any(1), strict=True) if differs]
+
+
+def float_subset(bench: Bench, split: str, count: int) -> Subset:
+    """Latents before quantisation: the stored ones where they are float32, else encoded anew."""
+    if all(plan.quantization is None for _, plan in bench.functaset.fragments):
+        return stored_subset(bench, split, count)
+    pictures = bench.training if split == "train" else bench.test
+    rows = spread(len(pictures), count)
+    loop = bench.loop.prepared(len(rows))
+    parts = np.split(rows, range(ENCODED, len(rows), ENCODED))
+    z = torch.cat([loop.encode(pictures.batch(part).to(bench.device)).cpu() for part in parts])
+    return Subset(z, rows, pictures)
+
+
+def bounded(count: int, bench: Bench, pixels: int) -> int:
+    """At most so many images that they have about so many pixels together, but eight at least."""
+    height, width = bench.test.resolution
+    return min(count, max(8, pixels // (height * width)))

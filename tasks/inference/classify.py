@@ -1,0 +1,96 @@
+"""Classes of image files: encoded by a root's field, judged by its classifier."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from functa.models.compute.device import choose_device
+from functa.models.field.inner import InnerLoop
+from functa.storage.config import ImagesConfig
+from functa.storage.errors import StorageError
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.images.files import ENDINGS, BadImage, decode, fit
+from functa.storage.images.source import is_image
+from functa.storage.places.address import open_location
+from functa.storage.places.local import LocalLocation
+from functa.storage.places.location import Location
+from functa.storage.runs.stage_records import read_record
+from functa.tasks.inputs.pictures import as_float
+from functa.tasks.trained import check_same_functaset, field_of, load_classifier, logits_of, stage_output
+
+BATCH = 64
+
+TOP = 3
+
+Row = dict[str, Any]
+
+
+def classify_images(root: str, images: str) -> Iterator[Row]:
+    """A row for each image file in a folder (or the one file), in the order of their names, as they are judged.
+
+    {image, class, label, probability, top: [[class, probability], ...]}, or {image, error} for a file that cannot be
+    read. The image is made a square of the field's resolution as those were that it was trained on, and may have as
+    many pixels as those. Raises StorageError: nothing trained there, no image there, a classifier of another functaset.
+    """
+    location = open_location(root)
+    folder, keys = _files(images)
+    max_pixels = _max_pixels(location)
+    functaset = Functaset.open(stage_output(location, "encode"))
+    model, normalizer, meta = load_classifier(stage_output(location, "train_classifier").uri)
+    check_same_functaset(functaset, meta, root, "classifier")
+    field, inner, resolution = field_of(functaset)
+    device = choose_device("auto")
+    loop = InnerLoop(field.to(device), inner, (resolution, resolution))
+    normalizer, model = normalizer.to(device), model.to(device)
+    for start in range(0, len(keys), BATCH):
+        part = keys[start : start + BATCH]
+        pixels, errors = _read(folder, part, resolution, field.image_channels, max_pixels)
+        z = loop.encode(as_float(pixels).to(device))
+        logits = logits_of(model, normalizer.normalize(z)).float()
+        names = meta.get("class_names") or [str(label) for label in range(meta["classes"])]
+        for key, error, row in zip(part, errors, torch.softmax(logits, -1).cpu(), strict=True):
+            yield {"image": key, "error": error} if error else {"image": key} | _told(row, names)
+
+
+def _told(probabilities: torch.Tensor, names: list[str]) -> Row:
+    top = [(names[int(i)], round(float(probabilities[i]), 4)) for i in probabilities.argsort(descending=True)[:TOP]]
+    label = int(probabilities.argmax())
+    return {"class": names[label], "label": label, "probability": top[0][1], "top": top}
+
+
+def _files(images: str) -> tuple[Location, list[str]]:
+    """Where the files are, and their names below it."""
+    location = open_location(images)
+    if isinstance(location, LocalLocation):
+        path = Path(location.uri)
+        if path.is_file():
+            return open_location(str(path.parent)), [path.name]
+        if not path.exists():
+            raise StorageError(f"{images}: no such folder or file; name a folder of images, or one file")
+    keys = sorted(filter(is_image, location.list()))
+    if not keys:
+        raise StorageError(f"{images}: no image is there ({', '.join(ENDINGS)}); name a folder of images, or one file")
+    return location, keys
+
+
+def _max_pixels(root: Location) -> int:
+    """Of an image, by the config that the root was encoded with."""
+    record = read_record(root, "encode")
+    return int((record.config if record else {}).get("images.max_pixels", ImagesConfig().max_pixels))
+
+
+def _read(
+    folder: Location, keys: list[str], resolution: int, channels: int, max_pixels: int
+) -> tuple[np.ndarray, list[str]]:
+    """uint8 [n, H, W, ch], unreadable ones black, and what is wrong with each ("": nothing)."""
+    pixels, errors = np.zeros((len(keys), resolution, resolution, channels), np.uint8), []
+    for row, key in enumerate(keys):
+        try:
+            pixels[row] = fit(decode(folder.read(key), channels, max_pixels), resolution)
+            errors.append("")
+        except (BadImage, StorageError) as error:
+            errors.append(str(error))
+    return pixels, errors

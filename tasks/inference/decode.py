@@ -1,0 +1,85 @@
+"""Latents to PNG files: rows of a functaset, or fresh samples; written as they come, so that memory holds a batch."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from functa.models.compute.device import choose_device
+from functa.models.field.inner import decode
+from functa.storage.errors import StorageError
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.readers.shards import SplitShards
+from functa.tasks.inference.png import prepare_folder, write_images
+from functa.tasks.inputs.pictures import as_uint8
+from functa.tasks.trained import field_of
+
+SAMPLE_BATCH = 256
+
+DECODED_NUMBERS = 1 << 24  # pixels times channels that are decoded at a time
+
+Decode = Callable[[Tensor], Iterator[np.ndarray]]
+
+Progress = Callable[[int, int], None]  # (images done, images in all)
+
+
+def silent(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+def decode_rows(
+    uri: str, split: str, rows: tuple[int, int], resolution: int | None, out: Path, progress: Progress = silent
+) -> int:
+    """Writes the rows' images as PNG files named by row; returns how many. Only these rows' shards are read."""
+    functaset = Functaset.open(uri)
+    start, stop = rows
+    present = functaset.rows(split)
+    if stop > present:
+        raise StorageError(f"{uri}: split '{split}' has {present} rows, {start}:{stop} reaches past them")
+    decoded = decoder(functaset, resolution)
+    prepare_folder(out)
+    row = start
+    for z in _read_rows(functaset, split, start, stop):
+        for images in decoded(torch.from_numpy(z)):
+            write_images(images, out, f"{split}-", row)
+            row += len(images)
+            progress(row - start, stop - start)
+    return row - start
+
+
+def _read_rows(functaset: Functaset, split: str, start: int, stop: int) -> Iterator[np.ndarray]:
+    """float32 [n, s, s, c] of each shard that has some of the rows, in the order of the store."""
+    shards = SplitShards(functaset, split)
+    first = 0
+    for shard in shards.shards:
+        here = slice(max(0, start - first), max(0, stop - first))
+        if first < stop and first + shard.rows > start:
+            z = shards.read(shard, ids=False).z[here]
+            yield shard.quantizer.decode(z) if shard.quantizer is not None and shards.quantizers else z
+        first += shard.rows
+
+
+def decoder(functaset: Functaset, resolution: int | None) -> Decode:
+    """From latents [n, s, s, c] to images uint8 [m, H, W, ch], some at a time. Raises StorageError at once."""
+    field, _, fitted = field_of(functaset)
+    side = fitted if resolution is None else resolution
+    try:
+        field.check_resolution((side, side))
+    except ValueError as error:
+        raise StorageError(f"--resolution {side}: {error}") from None
+    if side % field.config.spatial:
+        raise StorageError(
+            f"--resolution {side}: is not divisible into {field.config.spatial} latent positions a side; "
+            f"choose a multiple of {field.config.spatial}"
+        )
+    device = choose_device("auto")
+    field = field.to(device)
+    size = min(SAMPLE_BATCH, max(1, DECODED_NUMBERS // (side * side * field.image_channels)))
+
+    def decoded(z: Tensor) -> Iterator[np.ndarray]:
+        for part in z.split(size):
+            yield as_uint8(decode(field, part.to(device), (side, side)).cpu())
+
+    return decoded

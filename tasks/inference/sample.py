@@ -1,0 +1,124 @@
+"""Sampling of latents, sliced by index: any slice can be made, retried and merged on its own."""
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from functa.models.compute.compilation import has_compiler
+from functa.models.compute.device import choose_device
+from functa.models.compute.flops import forward_flops
+from functa.models.compute.graph import graphed
+from functa.models.compute.randomness import mix, stage_number
+from functa.models.config import Config, DenoiserConfig, DiffusionConfig
+from functa.models.latents.denoiser import build_denoiser
+from functa.models.latents.diffusion import Denoise, sample
+from functa.storage.places.address import open_location
+from functa.tasks.trained import load_denoiser
+
+
+class SampleJob(Config):
+    """One slice of samples; sample i depends on (seed, i) and its label alone."""
+
+    denoiser: str  # URI of the checkpoint
+    process: DiffusionConfig
+    seed: int
+    start: int
+    labels: tuple[int, ...] | None  # of this slice; None for an unconditional model
+    count: int
+    batch: int
+    device: str
+    output: str  # URI of the folder that the slice's file goes to
+
+
+Progress = Callable[[int, int], None]
+
+
+def sample_latents(job: SampleJob, progress: Progress = lambda done, total: None) -> Tensor:
+    """Latents [count, s, s, c], denormalised, on the CPU. `progress` is told samples' worth of work done, and all."""
+    return torch.cat(list(sample_batches(job, progress)))
+
+
+def sample_batches(job: SampleJob, progress: Progress = lambda done, total: None) -> Iterator[Tensor]:
+    """The same, batch by batch as they are drawn: [n, s, s, c] each."""
+    device = choose_device(job.device)
+    model, normalizer, meta = load_denoiser(job.denoiser)
+    denoise, size = _denoiser(model.to(device), job, meta, device)
+    seeds = [mix(job.seed, stage_number("sample"), job.start + i) for i in range(job.count)]
+    for begin in range(0, job.count, size):
+        rows = [min(row, job.count - 1) for row in range(begin, begin + size)]  # a graph has one shape: filled up
+        labels = None if job.labels is None else torch.tensor([job.labels[row] for row in rows], device=device)
+
+        def steps(done: int, total: int, begin: int = begin) -> None:
+            progress(begin + min(size, job.count - begin) * done // total, job.count)
+
+        x = sample(
+            denoise,
+            job.process,
+            tuple(meta["latent_shape"]),
+            labels,
+            [seeds[row] for row in rows],
+            meta["classes"],
+            device,
+            progress=steps,
+        )
+        yield normalizer.denormalize(x.cpu())[: job.count - begin]
+
+
+def _denoiser(model: nn.Module, job: SampleJob, meta: dict[str, Any], device: torch.device) -> tuple[Denoise, int]:
+    """The denoiser in the precision that it was trained in, compiled where that repays itself; samples at a time."""
+    trained, size = meta.get("config", {}), min(job.batch, job.count)
+    number = torch.zeros(size, dtype=torch.int64)
+    inputs = [torch.empty(size, *meta["latent_shape"]), number, None if meta["classes"] is None else number]
+    halves = 1 if meta["classes"] is None or job.process.guidance in (0, 1) else 2
+    build = partial(build_denoiser, DenoiserConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]))
+    one = forward_flops(lambda: build(meta["classes"]), inputs)
+    work = float(one * halves * job.process.sampling_steps * -(-job.count // size))
+    precision, mode = trained.get("precision", "float32"), _compilation(trained.get("compile", "auto"), device)
+    function, _ = graphed(model, precision, mode, work, device, "diffusion.compile")
+
+    def denoise(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        # A CUDA graph's next run writes where its last one's output lies.
+        return function(x, t, labels).clone() if mode == "graphs" else function(x, t, labels)
+
+    return denoise, size
+
+
+def _compilation(trained: str, device: torch.device) -> str:
+    """How to compile here: what the training's machine had to have, this one need not have."""
+    if trained == "graphs" and device.type == "cuda" and has_compiler(device):
+        return "graphs"
+    return "off" if trained == "off" else "auto"
+
+
+def write_slice(job: SampleJob, progress: Progress = lambda done, total: None) -> str:
+    """Samples the slice and writes it as one .npy file; returns its URI. What stands is kept."""
+    location, key = open_location(job.output), f"latents-{job.start:06d}-{job.start + job.count:06d}.npy"
+    if not location.exists(key):
+        buffer = io.BytesIO()
+        np.save(buffer, sample_latents(job, progress).numpy(), allow_pickle=False)
+        location.write(key, buffer.getvalue())
+    return f"{job.output}/{key}"
+
+
+def read_samples(uris: Sequence[str], start: int, stop: int) -> np.ndarray:
+    """Samples start to stop of all slices in order, from the files that hold them: float32 [n, s, s, c]."""
+    parts = []
+    for uri in uris:
+        first, end = (int(number) for number in uri.removesuffix(".npy").rsplit("-", 2)[1:])  # as write_slice names it
+        if first < stop and end > start:
+            parts.append(read_slices([uri])[max(0, start - first) : stop - first])
+    return np.concatenate(parts)
+
+
+def read_slices(uris: Sequence[str]) -> np.ndarray:
+    """All slices in order: float32 [n, s, s, c]."""
+    parts = []
+    for uri in uris:
+        folder, _, key = uri.rpartition("/")
+        parts.append(np.load(io.BytesIO(open_location(folder).read(key)), allow_pickle=False))
+    return np.concatenate(parts)

@@ -1,0 +1,167 @@
+"""What a step trains on: which rows it takes, and these rows on the device."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from functa.models.compute.randomness import batch_rows, mix, stage_number
+from functa.models.latents.normalize import Affine, Normalizer
+from functa.storage.errors import StorageError
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.readers.memory import Resident
+from functa.storage.readers.open import MEMORY_SHARE, open_reader
+from functa.storage.readers.reader import Indexed
+from functa.tasks.inputs.ahead import Ahead
+
+Choose = Callable[[int], np.ndarray]  # the rows of a step, for the whole global batch
+
+UPLOADED_STEPS = 128  # whose rows travel to a GPU at once
+
+
+class Batches(Protocol):
+    """Of one training: x float32 [b, s, s, c], normalised, and labels int64 [b], of this rank's part of a step."""
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]: ...
+
+
+def training_batches(
+    functaset: Functaset,
+    normalizer: Normalizer,
+    batch: int,
+    seed: int,
+    *,
+    part: slice,
+    steps: int,
+    device: torch.device,
+    classes: int | None,
+    plain: bool = False,
+) -> Batches:
+    """Batches of the training split, in epochs; plain: without the images' augmentations, else one of each image.
+
+    The split lies on the device where it fits (codes as bytes), else in this machine's memory or mapped files, from
+    which batches are read ahead. Which rows a step takes is a function of seed and step alone. Raises StorageError
+    where the split fits nowhere, or where a label is none of the classes.
+    """
+    reader = open_reader(functaset, "train", plain=plain)
+    if not isinstance(reader, Indexed):
+        raise StorageError(
+            f"{reader.name}: does not fit into memory; run `functa store hydrate {functaset.location.uri}`, and "
+            f"training maps its files"
+        )
+    if classes is not None:
+        check_labels(reader.name, reader.labels, classes)
+    choose = _choice(reader, batch, seed, images_alone="augmentation.count" not in functaset.fingerprint or plain)
+    fits = device.type == "cpu" or _bytes(reader) <= MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+    if isinstance(reader, Resident) and fits:
+        return OnDevice(reader, normalizer, choose, part, device)
+    return FromHost(reader, normalizer, choose, part, device, steps)
+
+
+def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
+    """Raises StorageError where one is none of so many classes. The loss on a GPU would only abort."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        bad = int(labels.min() if labels.min() < 0 else labels.max())
+        raise StorageError(
+            f"{name}: has a row of label {bad}, but there are {classes} classes (0 to {classes - 1}): encode the "
+            f"images again with their labels"
+        )
+
+
+def _bytes(reader: Indexed) -> int:
+    return len(reader) * int(np.prod(reader.latent_shape)) * reader.dtype.itemsize
+
+
+def _choice(reader: Indexed, batch: int, seed: int, images_alone: bool) -> Choose:
+    """Every row once an epoch, or every image once in one of its rows, drawn anew."""
+    count = len(reader)  # not the reader: on a GPU its copy in memory is not needed any more
+    if images_alone:
+        return lambda step: batch_rows(count, batch, seed, step)
+    order, starts, counts = rows_by_image(reader)
+    stream = mix(seed, stage_number("augmentation"))
+
+    def choose(step: int) -> np.ndarray:
+        images = batch_rows(len(counts), batch, seed, step)
+        drawn = np.random.Generator(np.random.PCG64(mix(stream, step))).random(batch)
+        return order[starts[images] + (drawn * counts[images]).astype(np.int64)]
+
+    return choose
+
+
+def rows_by_image(reader: Indexed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows ordered by image, int64 [n], and where each image's begin in that order and how many they are, [images].
+
+    Images come in the order of their first rows.
+    """
+    keys = np.ascontiguousarray(reader.ids).view("V16").reshape(-1)
+    _, first, image = np.unique(keys, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    image = rank[image]
+    order = np.argsort(image, kind="stable")
+    counts = np.bincount(image, minlength=len(first))
+    return order, np.cumsum(counts) - counts, counts
+
+
+class OnDevice:
+    """The whole split on the device; a GPU is told the rows of many steps at once, and never waited for."""
+
+    def __init__(
+        self, reader: Resident, normalizer: Normalizer, choose: Choose, part: slice, device: torch.device
+    ) -> None:
+        self._affine, self._which = None, None
+        if reader.quantizers:
+            self._affine = normalizer.fused(*reader.affine).to(device)
+            self._which = None if reader.which is None else torch.from_numpy(reader.which.astype(np.int64)).to(device)
+        self._normalizer = normalizer.to(device)
+        self._stored = torch.from_numpy(reader.z).to(device)  # as stored: normalised whole it would be there twice
+        self._labels = torch.from_numpy(reader.labels.astype(np.int64)).to(device)
+        self._choose, self._part, self._device = choose, part, device
+        self._uploaded = 1 if device.type == "cpu" else UPLOADED_STEPS
+        self._first, self._rows = -1, torch.empty(0)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """x and labels of a step."""
+        if not self._first <= step < self._first + len(self._rows):
+            chosen = np.stack([self._choose(s)[self._part] for s in range(step, step + self._uploaded)])
+            self._first, self._rows = step, torch.from_numpy(chosen).to(self._device)
+        rows = self._rows[step - self._first]
+        stored, labels = self._stored[rows], self._labels[rows]
+        if self._affine is None:
+            return self._normalizer.normalize(stored), labels
+        return self._affine(stored, None if self._which is None else self._which[rows]), labels
+
+
+class FromHost:
+    """Batches read from memory or mapped files while the step before computes, and normalised on the device."""
+
+    def __init__(
+        self,
+        reader: Indexed,
+        normalizer: Normalizer,
+        choose: Choose,
+        part: slice,
+        device: torch.device,
+        steps: int,
+    ) -> None:
+        self._device = device
+        self._affine: Affine | None = normalizer.fused(*reader.affine).to(device) if reader.quantizers else None
+        self._normalizer = normalizer.to(device)
+
+        def prepare(step: int) -> list[Tensor]:
+            batch = reader.read(choose(step)[part])
+            made = [torch.from_numpy(batch.z), torch.from_numpy(batch.labels.astype(np.int64))]
+            if batch.which is not None:
+                made.append(torch.from_numpy(batch.which))
+            return [tensor.pin_memory() for tensor in made] if device.type == "cuda" else made
+
+        self._ahead = Ahead(prepare, steps, threaded=True)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """x and labels of a step."""
+        stored, labels, *which = (tensor.to(self._device, non_blocking=True) for tensor in self._ahead(step))
+        if self._affine is None:
+            return self._normalizer.normalize(stored), labels
+        return self._affine(stored, which[0] if which else None), labels

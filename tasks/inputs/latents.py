@@ -1,0 +1,87 @@
+"""Latents of a functaset for training and measuring: normalised, with labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from functa.models.config import NormalizationConfig
+from functa.models.latents.normalize import Normalizer, normalizer
+from functa.storage.functaset.fragment import Shard
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.functaset.moments import Moments, merge, moments_of
+from functa.storage.readers.shards import SplitShards
+
+
+@dataclass(frozen=True)
+class Split:
+    """z [n, s, s, c] float32 as stored (dequantised), labels int64 [n]."""
+
+    z: Tensor
+    labels: Tensor
+
+
+def load_split(functaset: Functaset, split: str) -> Split:
+    """Latents and labels of a split's images as they are: of their augmentations none."""
+    latents = functaset.load(split)
+    rows = np.flatnonzero(latents.augmentation == 0)
+    z = latents.dequantized() if len(rows) == len(latents) else latents.dequantized(rows)
+    return Split(torch.from_numpy(z), torch.from_numpy(latents.labels[rows].astype(np.int64)))
+
+
+class PlainRows:
+    """The latents of a split's images as they are, in the order of the store, any of them read from its shards alone.
+
+    Raises StorageError where the split has no rows.
+    """
+
+    def __init__(self, functaset: Functaset, split: str) -> None:
+        self._shards = SplitShards(functaset, split, plain=True)
+        self._ends = np.cumsum(self._shards.counts)
+        self._held: tuple[int, np.ndarray] | None = None  # the shard read last: rows come in order, batch by batch
+        self.shape = functaset.latent_shape
+
+    def __len__(self) -> int:
+        return self._shards.rows
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Where the rows lie, in their order."""
+        return self._shards.shards
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """z [n, s, s, c] float32 of ascending rows."""
+        parts = [np.empty((0, *self.shape), np.float32)]
+        which = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(which):
+            shard = self._shards.shards[number]
+            z = self._shard(int(number))[rows[which == number] - (self._ends[number] - shard.rows)]
+            coded = shard.quantizer is not None and self._shards.quantizers
+            parts.append(shard.quantizer.decode(z) if shard.quantizer is not None and coded else z)
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _shard(self, number: int) -> np.ndarray:
+        if self._held is None or self._held[0] != number:
+            self._held = number, self._shards.read(self._shards.shards[number], ids=False).z
+        return self._held[1]
+
+
+def training_normalizer(functaset: Functaset, config: NormalizationConfig, plain: bool = False) -> Normalizer:
+    """From the moments of the training split, which the functaset's commit carries.
+
+    plain: of the images as they are; where there are augmentations beside them, the latents are read for it.
+    """
+    augmented = "augmentation.count" in functaset.fingerprint
+    moments = _plain_moments(functaset) if plain and augmented else functaset.moments()
+    return normalizer(config, moments.mean, moments.var)
+
+
+def _plain_moments(functaset: Functaset) -> Moments:
+    split = SplitShards(functaset, "train", plain=True)
+
+    def of(shard: Shard) -> Moments:
+        z = split.read(shard, ids=False).z
+        return moments_of(shard.quantizer.decode(z) if shard.quantizer is not None and split.quantizers else z)
+
+    return merge((of(shard) for shard in split.shards), functaset.latent_shape)

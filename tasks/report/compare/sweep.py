@@ -1,0 +1,160 @@
+"""What came out of a sweep: members' figures, mean and sd of each setting, and on which images they were measured."""
+
+import difflib
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from functa.tasks.evaluation.catalogue import BY_SPACE, METRICS, SPACES
+from functa.tasks.evaluation.gate import measured
+
+# What a figure's first name says of where it was measured. The reference set of distances is told by the run itself.
+TEST = ("psnr", "mae", "top1", "top5", "accuracy_by_class", "ece", "compression")
+
+SAMPLES = ("fd", "fid", "kd", "precision", "recall", "label_agreement", "distinct", "duplicates")
+
+LARGER_IS_BETTER = ("psnr", "top1", "top5", "accuracy", "label_agreement", "locality", "precision", "recall")
+
+SMALLER_IS_BETTER = ("fd", "fid", "kd", "ece", "mae", "bits_per", "duplicates")
+
+
+@dataclass(frozen=True)
+class SweepMember:
+    """One run of the sweep; `metrics` is its metrics.json, empty where it has not finished."""
+
+    name: str
+    values: tuple[str, ...]  # one for each axis
+    seed: int | None
+    root: str
+    state: str  # finished, failed or waiting
+    error: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    run: str = ""  # URI of its run's folder
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over the seeds of one setting. sd is that of a sample, with n - 1; None for a single value."""
+
+    mean: float
+    sd: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The members that differ by their seed alone."""
+
+    values: tuple[str, ...]
+    members: tuple[SweepMember, ...]
+    summaries: dict[str, Summary]  # of the metrics that were measured
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Everything that a sweep's table, plot and report are made from."""
+
+    preset: str
+    axes: tuple[str, ...]
+    metrics: tuple[str, ...]
+    members: tuple[SweepMember, ...]
+    seeded: str = ""  # config key that the seeds count up
+    command: str = ""
+    created: str = ""
+
+    @property
+    def settings(self) -> list[Setting]:
+        """In the order of the members."""
+        groups: dict[tuple[str, ...], list[SweepMember]] = {}
+        for member in self.members:
+            groups.setdefault(member.values, []).append(member)
+        return [Setting(values, tuple(members), summarise(members, self.metrics)) for values, members in groups.items()]
+
+
+def summarise(members: list[SweepMember], metrics: tuple[str, ...]) -> dict[str, Summary]:
+    """Mean and sd of each metric over the members that have it."""
+    found = {}
+    for metric in metrics:
+        values = [value for member in members if (value := measured(member.metrics, metric)) is not None]
+        if values:
+            sd = statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+            found[metric] = Summary(sum(values) / len(values), sd, tuple(values))
+    return found
+
+
+def names_of(metrics: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of every number in metrics.json."""
+    names: list[str] = []
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            names += names_of(value, f"{prefix}{key}.")
+        elif measured({"": value}, "") is not None:
+            names.append(f"{prefix}{key}")
+    return names
+
+
+def unknown_metric(metric: str) -> str:
+    """What is wrong with a name that is no figure's in any run, with near names; "" where some run may measure it."""
+    first, dot, below = metric.partition(".")
+    if first in METRICS and (first not in BY_SPACE or not dot or below in SPACES):
+        return ""
+    if first in METRICS:
+        spaces = [f"{first}.{space}" for space in SPACES]
+        near = difflib.get_close_matches(metric, spaces, n=3, cutoff=0.6)
+        return f"--metric {metric}: no run measures that; {_meant(near, spaces)}"
+    near = [f"{name}{dot}{below}" for name in difflib.get_close_matches(first, METRICS, n=3, cutoff=0.6)]
+    return f"--metric {metric}: no run measures that; {_meant(near, list(METRICS))}"
+
+
+def unmeasured(metric: str, metrics: Sequence[dict[str, Any]]) -> str:
+    """What is wrong with a metric that no metrics.json of several has, with near names; "" where one has it."""
+    known = list(dict.fromkeys(name for each in metrics for name in names_of(each)))
+    if metric in known:
+        return ""
+    beside = [name for name in known if name.partition(".")[0] == metric.partition(".")[0]]
+    below = [name for name in beside if name.startswith(f"{metric}.")]
+    near = below or difflib.get_close_matches(metric, beside, n=3, cutoff=0.4)
+    meant = _meant(near, beside) if beside else "their config asks for none; name a figure of a member's metrics.json"
+    return f"--metric {metric}: no member measured such a number; {meant}"
+
+
+def _meant(near: list[str], known: list[str]) -> str:
+    return f"did you mean {' or '.join(near[:3])}?" if near else f"known: {', '.join(known)}"
+
+
+def splits(sweep: Sweep) -> dict[str, str]:
+    """Of each metric: on which images it was measured, as told by a member that has it."""
+    told = {}
+    for metric in sweep.metrics:
+        having = (each.metrics for each in sweep.members if measured(each.metrics, metric) is not None)
+        told[metric] = split_of(metric, next(having, {}))
+    return told
+
+
+def split_of(metric: str, metrics: dict[str, Any]) -> str:
+    """On which images a metric was measured, and what a choice made by it is then made on; a sentence."""
+    parts = [word for part in metric.split(".") for word in part.split("_")]
+    if parts[0] in SAMPLES or metric.startswith(SAMPLES):
+        reference = metrics.get("fd_reference")
+        split = reference.get("images", "train") if isinstance(reference, dict) else "train"
+        if split != "test":
+            return f"{metric} compares with the training split: a setting chosen by it is not chosen on test images."
+        return f"{metric} compares with the test split: a setting chosen by it is chosen on test."
+    if "train" in parts:
+        return f"{metric} is of the training split: a setting chosen by it is not chosen on test images."
+    if "test" in parts or metric.startswith(TEST):
+        return f"{metric} is of the test split: a setting chosen by it is chosen on test."
+    return f"{metric}: the run does not tell of which split it is, nor then what a choice by it is made on."
+
+
+def best(settings: list[Setting], metric: str) -> Setting | None:
+    """The setting of best mean; None where it is not known which end is better, or all are equal."""
+    name = metric.partition(".")[0]
+    larger, smaller = name.startswith(LARGER_IS_BETTER), name.startswith(SMALLER_IS_BETTER)
+    having = [each for each in settings if metric in each.summaries and math.isfinite(each.summaries[metric].mean)]
+    if larger == smaller or len({each.summaries[metric].mean for each in having}) < 2:
+        return None
+    choose = max if larger else min
+    return choose(having, key=lambda each: each.summaries[metric].mean)

@@ -1,0 +1,167 @@
+"""The run's folder: config.yaml, metrics.jsonl, metrics.json, images/, report.html, and the copies at the root."""
+
+import hashlib
+import json
+import math
+import shlex
+from typing import Any
+
+import numpy as np
+import yaml
+
+from functa.models.config import Config
+from functa.storage.places.address import open_location
+from functa.storage.places.location import Location
+from functa.tasks.evaluation.bench import all_arrays, read_arrays
+from functa.tasks.report.blocks import ReportData
+from functa.tasks.report.files import draw
+from functa.tasks.report.page import write_report
+
+CURVES = {
+    "meta_train": "checkpoints/field",
+    "train_classifier": "checkpoints/classifier",
+    "train_diffusion": "checkpoints/diffusion",
+    "pixel_classifier": "checkpoints/pixel_classifier",
+}
+
+
+class RunFolder(Config):
+    """What the report is written from; small and JSON."""
+
+    root: str
+    run: str  # URI of runs/<id>
+    config: dict[str, Any]
+    records: dict[str, dict[str, Any]]  # the finished stages' records
+    outputs: dict[str, str]  # stage -> URI of its output, pixel_classifier included
+    metrics: dict[str, Any]
+    classes: list[str]
+    bad_inputs: list[dict[str, str]]
+    images_digest: str
+    created: str
+
+    @property
+    def report_uri(self) -> str:
+        """The report of this run."""
+        return f"{self.run}/report.html"
+
+
+def write_run(folder: RunFolder) -> ReportData:
+    """Writes everything; the root's copies last, so that a root's report is never of half a run."""
+    data = report_data(folder)
+    run, root = open_location(folder.run), open_location(folder.root)
+    run.write("run.json", folder.model_dump_json(indent=1).encode())
+    run.write("config.yaml", yaml.safe_dump(folder.config, sort_keys=False).encode())
+    rows = [row for curve in data.curves.values() for row in curve]
+    run.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    for name, content in draw(data).items():
+        run.write(f"images/{name}", content)
+    metrics = _metrics_json(folder)
+    report = write_report(data).encode()
+    for place in (run, root):
+        place.write("metrics.json", metrics)
+        place.write("report.html", report)
+    return data
+
+
+def _metrics_json(folder: RunFolder) -> bytes:
+    return json.dumps(_numbers(folder.metrics), indent=1, allow_nan=False).encode()
+
+
+def _numbers(value: Any) -> Any:
+    """The figures, null where one is not finite: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: _numbers(below) for key, below in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def load_folder(run: str) -> RunFolder:
+    """What the report of runs/<id> was written from."""
+    return RunFolder.model_validate_json(open_location(run).read("run.json"))
+
+
+def report_data(folder: RunFolder) -> ReportData:
+    """Everything that the report shows, read from where the stages left it."""
+    shown = read_arrays(folder.run, "reconstruction")
+    sampled = read_arrays(folder.run, "samples")
+    labels = sampled.get("labels")
+    return ReportData(
+        title=f"Spatial functa: {folder.config['name']}",
+        config=folder.config,
+        metrics=folder.metrics,
+        curves=_curves(folder),
+        originals=shown.get("originals"),
+        reconstructions=shown.get("reconstructions"),
+        samples=sampled.get("samples"),
+        sample_labels=None if labels is None else _names(labels, folder.classes),
+        psnr_per_image=shown.get("psnr"),
+        classes=folder.classes,
+        arrays=all_arrays(folder.run),
+        lineage=lineage(folder),
+        bad_inputs=folder.bad_inputs,
+        stages=[
+            {"stage": name, "state": record["state"], "seconds": record["seconds"]}
+            for name, record in folder.records.items()
+        ],
+        created=folder.created,
+        versions=folder.metrics.get("versions", {}),
+        command=f"functa run {shlex.quote(folder.run)}/config.yaml --root {shlex.quote(folder.root)}",
+    )
+
+
+def _names(labels: np.ndarray, classes: list[str]) -> list[str] | None:
+    if (labels < 0).any():
+        return None
+    return [classes[i] for i in labels]
+
+
+def _curves(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
+    curves = {}
+    for stage in CURVES:
+        if stage not in folder.outputs:
+            continue
+        place: Location = open_location(folder.outputs[stage])
+        if place.exists("metrics.jsonl"):
+            curves[stage] = [json.loads(line) for line in place.read("metrics.jsonl").decode().splitlines()]
+    return curves
+
+
+def lineage(folder: RunFolder) -> list[dict[str, Any]]:
+    """images -> field -> functaset -> models -> metrics, each by the digest of what it is."""
+    images = folder.config["images"]
+    rows = [{"what": "images", "name": images["source"], "digest": folder.images_digest, "made_from": "", "when": "",
+             "where": images["location"] or "scikit-learn"}]  # fmt: skip
+    names = {
+        "meta_train": ("field", "images"),
+        "encode": ("functaset", "images, field"),
+        "train_classifier": ("classifier", "functaset"),
+        "train_diffusion": ("diffusion model", "functaset"),
+    }
+    for stage, (what, made_from) in names.items():
+        record = folder.records.get(stage)
+        if record is None:
+            continue
+        sources = ", ".join(f"{name.replace('_', '-')} {digest}" for name, digest in record["inputs"].items())
+        if "commit" in record["figures"]:
+            sources += f", commit {record['figures']['commit']}"
+        rows.append(
+            {
+                "what": what,
+                "name": stage.replace("_", "-"),
+                "digest": record["output_digest"],
+                "made_from": sources or made_from,
+                "when": record["finished"],
+                "where": folder.outputs.get(stage, record["output"]),
+            }
+        )
+    metrics = hashlib.sha256(_metrics_json(folder)).hexdigest()[:16]
+    rows.append(
+        {
+            "what": "metrics",
+            "name": "evaluate",
+            "digest": metrics,
+            "made_from": "all of the above",
+            "when": folder.created,
+            "where": f"{folder.run}/metrics.json",
+        }
+    )
+    return rows

@@ -1,0 +1,136 @@
+"""The figures of metrics.json in words: human name, group, unit, meaning. An unknown key is shown as it stands."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from functa.tasks.evaluation.catalogue import BY_SPACE, GROUPS, METRICS, SPACES, Described
+
+STAGE_NAMES = {
+    "meta_train": "Meta-train the field",
+    "encode": "Encode into a functaset",
+    "train_classifier": "Train the classifier",
+    "train_diffusion": "Train the diffusion model",
+    "pixel_classifier": "Train the pixel classifier",
+    "evaluate": "Evaluate",
+    "report": "Report",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One value of metrics.json, ready to show."""
+
+    key: str
+    group: str
+    name: str
+    value: str
+    meaning: str
+
+
+COUNTED = {  # what an inner key that is a number counts
+    "psnr_by_step": "step {}", "compression": "{} bits",
+    "compression_jpeg": "quality {}", "compression_webp": "quality {}",
+}  # fmt: skip
+
+PERTURBATIONS = {
+    "linear_r2": "R\u00b2 of a line", "stability_patches": "likeness between patches",
+    "stability_images": "likeness between images", "mae_largest": "strongest entry", "mae_median": "median entry",
+    "mae_lowest": "weakest entry",
+}  # fmt: skip
+
+TABLED = {"accuracy_by_class": 20}  # keys with more values than that are left to their section's table
+
+
+def figures(metrics: dict[str, Any]) -> list[Figure]:
+    """Every value of metrics.json in words, by group; None, which nobody measured, is left out."""
+    listed = {key: v for key, v in metrics.items() if not isinstance(v, dict) or len(v) <= TABLED.get(key, len(v))}
+    found = [figure for key, value in listed.items() for figure in _flatten(key, (), value)]
+    return sorted(found, key=lambda figure: GROUPS.index(figure.group))  # stable: the file's order within a group
+
+
+def number(metrics: dict[str, Any], key: str, inner: str | None = None) -> float | None:
+    """A finite number of metrics.json, or None where it was not measured."""
+    value = metrics.get(key)
+    if inner is not None:
+        value = value.get(inner) if isinstance(value, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def show(value: Any, unit: str = "plain") -> str:
+    """A value with its unit, as a person reads it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or value is None or not isinstance(value, int | float):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else ("\u221e" if value > 0 else "\u2212\u221e")
+    if unit == "share":
+        return f"{100 * value:.1f} %" if value in (0, 1) or 0.001 <= value <= 0.999 else f"{100 * value:.3g} %"
+    if unit == "duration":
+        return duration(value)
+    if unit == "count":
+        return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+    if unit == "rate":
+        return f"{_plain(value)} images/s"
+    if unit == "exact":
+        return str(value)
+    if unit in ("plain", "text"):
+        return _plain(value)
+    return f"{value:.2f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """85.2 -> '1 min 25 s'."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def short(name: str, length: int) -> str:
+    """A name as chart text: nothing that a font cannot draw, cut to length."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return shown if len(shown) <= length else shown[: length - 1] + "\u2026"
+
+
+def stage_name(stage: str) -> str:
+    """A stage in words."""
+    return STAGE_NAMES.get(stage, stage.replace("_", " "))
+
+
+def _flatten(key: str, inner: tuple[str, ...], value: Any) -> list[Figure]:
+    if isinstance(value, dict):
+        return [figure for name, below in value.items() for figure in _flatten(key, (*inner, str(name)), below)]
+    if value is None:
+        return []
+    described = METRICS.get(key, Described("Other", key.replace("_", " "), "plain", ""))
+    name = ", ".join([described.name, *(_inner_name(key, part) for part in inner)])
+    return [Figure(".".join((key, *inner)), described.group, name, show(value, described.unit), described.meaning)]
+
+
+def _inner_name(key: str, part: str) -> str:
+    if key == "psnr_by_bits":
+        return "float32" if part == "32" else f"{part} bits"
+    if part.isdigit() and key in COUNTED:
+        return COUNTED[key].format(part)
+    if key == "seconds_by_stage":
+        return stage_name(part)
+    if key in BY_SPACE:
+        return SPACES.get(part, part)
+    if key == "perturbation":
+        return PERTURBATIONS.get(part, part)
+    return part
+
+
+def _plain(value: float) -> str:
+    if float(value).is_integer() or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

@@ -1,0 +1,252 @@
+"""`functa sample`, `classify` and `decode` on a root of a moment's training: what they promise, what they refuse."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from functa.flows.ledger import Ledger
+from functa.storage.functaset.commit import retire
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.images.source import open_images
+from functa.storage.places.address import open_location
+from functa.storage.runs.stage_records import read_record, write_record
+from functa.tasks.config import SampleRequest
+from functa.tasks.inference import decode as decoding
+from functa.tasks.trained import load_classifier, logits_of
+from tests.helpers.flows.command import here, told
+from tests.helpers.flows.trained_root import trained_root
+
+PIXELS = 100  # that an image may have, in the root's config
+OVERRIDES = ("diffusion.ema=0", "classifier.ema=0", f"images.max_pixels={PIXELS}")
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    return trained_root(tmp_path_factory.mktemp("models") / "root", *OVERRIDES)
+
+
+@pytest.fixture(scope="module")
+def root(ledger: Ledger) -> Path:
+    return Path(ledger.root)
+
+
+def drawn(root: Path, out: Path, *options: str) -> tuple[list[bytes], str]:
+    """The PNG files of three samples, and what was said of them."""
+    done = here("sample", str(root), "--count", "3", "--out", str(out), *options)
+    assert done.returncode == 0, done.stderr
+    return [path.read_bytes() for path in sorted(out.glob("sample-*.png"))], done.stdout
+
+
+def test_samples_are_drawn_as_the_roots_own_config_says(root: Path, tmp_path: Path) -> None:
+    """The model is another root's, which draws in another manner."""
+    guided = ("diffusion.process.guidance=20", "diffusion.process.sampling_steps=6")
+    borrower = trained_root(tmp_path / "borrower", *OVERRIDES, *guided, lender=root)
+    theirs, how = drawn(root, tmp_path / "theirs")
+    assert "(ddpm, 4 steps, guidance 1)" in how
+    asked, _ = drawn(root, tmp_path / "asked", "--guidance", "20", "--steps", "6")
+    ours, how = drawn(Path(borrower.root), tmp_path / "ours")
+    assert "(ddpm, 6 steps, guidance 20)" in how
+    assert ours == asked
+    assert not set(ours) & set(theirs)
+
+
+def test_the_manner_of_the_last_evaluation_is_the_roots(root: Path, tmp_path: Path) -> None:
+    """Also where the record of training tells of another one: roots of before did not write their own there."""
+    guided = trained_root(tmp_path / "root", *OVERRIDES, "diffusion.process.guidance=7", lender=root)
+    with guided.working("evaluate"):
+        pass
+    lent = read_record(open_location(str(root)), "train_diffusion")
+    taken = read_record(guided.location, "train_diffusion")
+    assert lent is not None
+    assert taken is not None
+    write_record(guided.location, taken.model_copy(update={"pipeline": lent.pipeline}))
+    assert "guidance 7)" in drawn(tmp_path / "root", tmp_path / "out")[1]
+
+
+def test_sampler_and_steps_can_be_chosen(root: Path, tmp_path: Path) -> None:
+    solved, how = drawn(root, tmp_path / "solved", "--sampler", "dpmpp", "--steps", "3")
+    assert "(dpmpp, 3 steps, guidance 1)" in how
+    assert not set(solved) & set(drawn(root, tmp_path / "default")[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "line"),
+    [
+        ((), ["--resolution", "7"], "into 2 latent positions a side; choose a multiple of 2"),
+        ((), ["--label", "10"], "--label 10: the model has classes 0 to 9"),
+        ((), ["--steps", "1001"], "--steps 1001: the model was trained on 1000 timesteps"),
+        (["diffusion.process.label_drop=0"], ["--guidance", "0"], "label_drop=0"),
+        (["diffusion.process.label_drop=0"], ["--guidance", "3"], "label_drop=0"),
+        (["diffusion.process.conditional=false"], ["--guidance", "1"], "unconditional, so it takes no --guidance"),
+        (["diffusion.process.conditional=false"], ["--label", "3"], "unconditional, so it takes no --label"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_model_cannot_do_is_told_before_anything_is_drawn(
+    overrides: list[str], options: list[str], line: str, root: Path, tmp_path: Path
+) -> None:
+    """Drawing a million would take hours."""
+    if overrides:
+        trained_root(tmp_path / "root", *OVERRIDES, "diffusion.steps=1", *overrides, lender=root)
+        root = tmp_path / "root"
+    done = here("sample", str(root), "--count", "1000000", "--out", str(tmp_path / "out"), *options)
+    assert line in told(done, 1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [["sample", "--count", "1000000"], ["decode"]], ids=str)
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_made(
+    command: list[str], root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        done = here(command[0], str(root), *command[1:], "--out", str(out))
+        assert f"{out}: cannot be written" in told(done, 1)
+
+
+def test_a_model_that_never_dropped_a_label_and_one_without_labels_draw(root: Path, tmp_path: Path) -> None:
+    for name in ("label_drop=0", "conditional=false"):
+        place = tmp_path / name
+        trained_root(place, *OVERRIDES, "diffusion.steps=1", f"diffusion.process.{name}", lender=root)
+        assert len(drawn(place, place / "out")[0]) == 3
+
+
+def test_a_sheet_shows_the_first_256_and_a_sample_is_the_same_in_any_batch(root: Path, tmp_path: Path) -> None:
+    done = here("sample", str(root), "--count", "257", "--out", str(tmp_path / "out"), "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert "257 images in" in done.stdout
+    assert "contact sheet of the first 256:" in done.stdout
+    assert len(list((tmp_path / "out").glob("sample-*.png"))) == 257
+    with Image.open(tmp_path / "out" / "contact-sheet.png") as sheet:
+        assert sheet.size == (8 * 68 + 4, 32 * 68 + 4)  # 8x8 pixels eight times as large, and borders of four
+    again, _ = drawn(root, tmp_path / "again", "--steps", "2")
+    for number, png in enumerate(again):
+        few = np.asarray(Image.open(io.BytesIO(png)), int)
+        many = np.asarray(Image.open(tmp_path / "out" / f"sample-{number:06d}.png"), int)
+        assert np.abs(few - many).max() <= 1  # a batch's arithmetic, rounded
+
+
+def test_what_is_drawn_before_an_interruption_stands(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "SAMPLE_BATCH", 4)
+    seen: list[tuple[int, int]] = []
+
+    def interrupt(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoding.sample_images(str(root), SampleRequest(count=20), tmp_path, interrupt)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"sample-{i:06d}.png" for i in range(4)]
+    assert seen == [(1, 20), (2, 20), (3, 20), (4, 20), (5, 20)]
+
+
+def test_an_interrupted_command_says_where_its_images_are(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoding, "_save", interrupted)
+    for command in ("sample", "decode"):
+        assert f"images made so far are in {tmp_path}" in told(here(command, str(root), "--out", str(tmp_path)), 130)
+
+
+def test_decoding_reads_the_shards_of_its_rows_alone(root: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(root, tmp_path / "root")
+    functaset = Functaset.open(str(copy / "functaset.zarr"))
+    field, _, side = decoding.field_of(functaset)
+    z = torch.from_numpy(functaset.load("test").dequantized(np.arange(60, 70)))
+    expected = decoding.as_uint8(decoding.decode(field, z, (side, side)))[..., 0]
+    (plan,) = [plan for entry, plan in functaset.fragments if entry.split == "test"]
+    shards = sorted(path for path in (copy / "functaset.zarr" / plan.path / "z" / "c").rglob("*") if path.is_file())
+    assert len(shards) == 4
+    shards[2].write_bytes(b"")  # rows 128 to 191
+    done = here("decode", str(copy), "--rows", "60:70", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    written = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in written] == [f"test-{row:06d}.png" for row in range(60, 70)]
+    np.testing.assert_array_equal(np.stack([np.asarray(Image.open(path)) for path in written]), expected)
+    assert plan.path in told(here("decode", str(copy), "--rows", "100:129", "--out", str(tmp_path / "out")), 1)
+
+
+def write_digits(ledger: Ledger, folder: Path, count: int) -> list[str]:
+    """The first test images as PNG files, named by number; their keys."""
+    split = open_images(ledger.config.images).split("test")
+    folder.mkdir()
+    for number, pixels in enumerate(split.read(range(count)).images):
+        Image.fromarray(pixels[..., 0]).save(folder / f"{number:03d}.png")
+    return split.keys[:count]
+
+
+def test_images_are_classified_as_their_latents_are(ledger: Ledger, root: Path, tmp_path: Path) -> None:
+    keys = write_digits(ledger, tmp_path / "digits", 70)  # more than go at a time
+    done = here("classify", str(root), str(tmp_path / "digits"), "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["image"] for row in rows] == [f"{number:03d}.png" for number in range(70)]
+    model, normalizer, _ = load_classifier(str(root / "checkpoints" / "classifier"))
+    latents = Functaset.open(str(root / "functaset.zarr")).load("test")
+    places = [latents.keys.index(key) for key in keys]
+    z = torch.from_numpy(latents.dequantized(np.array(places)))
+    probabilities = torch.softmax(logits_of(model, normalizer.normalize(z)), -1).numpy()
+    for row, expected in zip(rows, probabilities, strict=True):  # of 8 bits a number there, of 32 here
+        assert row["probability"] == pytest.approx(expected[row["label"]], abs=0.02)
+        assert row["class"] == str(row["label"])
+        assert row["top"][0] == [row["class"], row["probability"]]
+        assert expected[row["label"]] >= expected.max() - 0.04
+    assert len({row["label"] for row in rows}) > 5
+
+
+def test_what_cannot_be_read_is_a_row_and_nothing_else_suffers(ledger: Ledger, root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    write_digits(ledger, folder, 2)
+    alone = here("classify", str(root), str(folder / "001.png")).stdout
+    (folder / "000.png").write_bytes(b"\x89PNG, but not for long")
+    Image.new("L", (10, 11)).save(folder / "002.png")
+    done = here("classify", str(root), str(folder))
+    assert done.returncode == 0, done.stderr
+    damaged, good, large = done.stdout.splitlines()
+    assert damaged.startswith("000.png: cannot be read: does not decode")
+    assert good == alone.strip()
+    assert large == f"002.png: cannot be read: 10x11 pixels are more than images.max_pixels={PIXELS}"
+    (folder / "001.png").unlink()
+    assert here("classify", str(root), str(folder)).returncode == 1
+
+
+def test_a_folder_without_images_and_one_that_is_not_there_are_two_faults(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no image is there (.png" in told(here("classify", str(root), str(tmp_path / "empty")), 1)
+    for place in (str(tmp_path / "none"), f"file://{tmp_path}/none"):
+        assert f"{place}: no such folder or file" in told(here("classify", str(root), place), 1)
+
+
+def test_models_of_other_latents_are_refused_and_later_commits_are_as_good(
+    ledger: Ledger, root: Path, tmp_path: Path
+) -> None:
+    write_digits(ledger, tmp_path / "digits", 1)
+    copy = shutil.copytree(root, tmp_path / "copy")
+    functaset = Functaset.open(str(copy / "functaset.zarr"))
+    retire(functaset.location, "train", functaset.load("train").keys[:1])
+    assert here("classify", str(copy), str(tmp_path / "digits")).returncode == 0
+    assert here("sample", str(copy), "--count", "1", "--out", str(tmp_path / "out")).returncode == 0
+
+    other = trained_root(
+        tmp_path / "other", *OVERRIDES, "encode.quantization.bits=5", lender=root, stages=("meta_train", "encode")
+    )
+    for stage in ("train_classifier", "train_diffusion"):
+        record = read_record(open_location(str(root)), stage)
+        assert record is not None
+        write_record(other.location, record.model_copy(update={"output": f"{root}/{record.output}"}))
+    for command in (["classify", str(tmp_path / "digits")], ["sample", "--out", str(tmp_path / "refused")]):
+        line = told(here(command[0], other.root, *command[1:]), 1)
+        assert "trained on a functaset of another fingerprint (quantization.bits" in line
+    assert not (tmp_path / "refused").exists()

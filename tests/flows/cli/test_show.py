@@ -1,0 +1,140 @@
+"""What `functa show` expects a run to cost, beside what it takes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from functa.flows.cli.show import describe_run, print_run
+from functa.flows.config.load import load_config
+from functa.models.compute.compilation import has_compiler
+from functa.models.field.cost import outer_memory
+from functa.tasks.training.meta_train import MetaTrainJob
+
+PROJECT = Path(__file__).parents[3]
+# What its meta-training takes beyond a small one, whose libraries are loaded by then: RSS before, peak after, bytes.
+MEASURE = """
+import sys
+from functa.tasks.training.meta_train import MetaTrainJob, run
+small, large = (MetaTrainJob.model_validate_json(line) for line in sys.stdin)
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+run(small, lambda row: None)
+open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here on
+before = status("VmRSS:")
+run(large, lambda row: None)
+print(status("VmHWM:") - before)
+"""
+STEPS = ["meta_train.steps=2", "meta_train.warmup=0", "meta_train.batch=4", "meta_train.validation_images=0",
+         "inner.compile=off", "dispatch.device=cpu", "field.width=16"]  # fmt: skip
+
+
+def estimate(*overrides: str) -> dict[str, Any]:
+    described: dict[str, Any] = describe_run(load_config("digits", list(overrides)))["estimate"]
+    return described
+
+
+def job(output: Path, *overrides: str) -> str:
+    config = load_config("digits", list(overrides))
+    return MetaTrainJob(
+        seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
+        device="cpu", output=str(output), digest="d",
+    ).model_dump_json()  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to read a peak from")
+@pytest.mark.parametrize("resolution", [64, 32], ids=["as-the-source-holds-them", "resized"])
+def test_the_memory_that_is_told_is_what_a_process_takes(resolution: int, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (12_000, 64, 64, 3), dtype=np.uint8)  # 147 MB
+    for split, part in (("train", rows[1000:]), ("test", rows[:1000])):
+        np.savez(tmp_path / f"{split}.npz", images=part, labels=np.arange(len(part)) % 10)
+    images = ["images.source=npz", f"images.location={tmp_path}", f"images.resolution={resolution}"]
+    jobs = [job(tmp_path / "small", *STEPS), job(tmp_path / "large", *STEPS, *images)]
+    child = subprocess.run(
+        [sys.executable, "-c", MEASURE], input="\n".join(jobs), capture_output=True, text=True, check=True,
+        cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    measured, told = int(child.stdout), estimate(*STEPS, *images)["memory_bytes"]
+    assert 0.75 * told < measured < 1.25 * told
+
+
+def test_images_that_are_not_there_are_said_to_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    images = ["images.source=npz", "images.location=nowhere", "images.resolution=8", "images.channels=1"]
+    config = load_config("digits", [*images, "dispatch.devices=2"])
+    print_run(describe_run(config))
+    printed = capsys.readouterr().out
+    assert "MB beside the libraries and the images, of which up to 4295 MB are kept in each of 2 processes" in printed
+    print_run(describe_run(load_config("digits")))
+    assert "MB beside the libraries; the latents" in capsys.readouterr().out
+
+
+def test_an_average_of_the_weights_is_counted() -> None:
+    told = [estimate(f"meta_train.ema={ema}")["memory_bytes"] for ema in (0, 0.9)]
+    config = load_config("digits")
+    memory = [outer_memory(config.field, config.inner, (8, 8), 1, 64, average=average) for average in (False, True)]
+    assert told[1] - told[0] == memory[1] - memory[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "batch", "cores"),
+    [
+        (["inner.compile=off"], 64, 1),
+        (["inner.compile=auto", "meta_train.steps=1", "meta_train.warmup=0"], 64, 1),  # not worth compiling
+        (["inner.compile=on"], 64, 6),
+        (["inner.compile=on", "dispatch.devices=2"], 32, 3),
+        (["inner.compile=on", "inner.checkpoint=true"], 64, 1),
+        (["inner.compile=on", "dispatch.device=cuda"], 64, 1),
+        (["inner.compile=off", "dispatch.devices=3"], 22, 1),
+        (["inner.compile=off", "dispatch.devices=4", "meta_train.micro_batch=32"], 16, 1),
+        (["inner.compile=off", "dispatch.devices=4", "meta_train.micro_batch=5"], 5, 1),
+    ],
+)
+def test_memory_is_of_the_chunks_and_images_that_a_process_has_at_once(
+    overrides: list[str], batch: int, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cores > 1 and (torch.cuda.is_available() or not has_compiler(torch.device("cpu"))):
+        pytest.skip("nothing is compiled for a CPU here")
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    sets = ["meta_train.batch=64", "inner.chunk=256", *overrides]  # of 64 x 64 pixels
+    config = load_config("digits", sets)
+    kept = 1797 * 64  # the digits themselves
+    expected = outer_memory(config.field, config.inner, (8, 8), 1, batch, cores) + kept
+    assert estimate(*sets)["memory_bytes"] == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken from a process here")
+@pytest.mark.parametrize("wished", ["", "2", "2,1"])
+def test_threads_are_counted_as_torch_counts_them(wished: str) -> None:
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from functa.tasks.dispatch.child import threads_of_a_run\n"
+        "told = threads_of_a_run(); import torch; print([told, torch.get_num_threads()])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT,
+        env=environment | ({"OMP_NUM_THREADS": wished} if wished else {}),
+    )  # fmt: skip
+    assert json.loads(child.stdout) == [int(wished[:1] or 1)] * 2
+
+
+def test_augmented_training_images_are_counted_and_test_images_once() -> None:
+    alone, augmented = estimate(), estimate("encode.augmentation.count=3")
+    assert alone["store_bytes"] == (1497 + 300) * 32
+    assert augmented["store_bytes"] == (4 * 1497 + 300) * 32
+    one, two = (estimate("meta_train.warmup=0", f"meta_train.steps={steps}")["flops"] for steps in (1, 2))
+    encoding = one - (two - one)  # without a step of meta-training
+    assert augmented["flops"] - alone["flops"] == pytest.approx(encoding * 3 * 1497 / 1797, rel=1e-3)
+
+
+def test_learning_on_latents_is_three_forward_passes_of_every_example() -> None:
+    """An MLP's are two FLOPs a weight; the whole of a Transformer's are torch's to count."""
+    mlp = ["classifier.model.kind=mlp", "classifier.model.width=32", "classifier.model.depth=2"]
+    found = estimate(*mlp, "classifier.steps=70", "classifier.batch=10", "diffusion=null")["training_flops"]
+    assert found == {"classifier": 3 * 2 * (32 * 32 + 32 * 32 + 32 * 10) * 10 * 70}

@@ -1,0 +1,69 @@
+"""Models that do not fit the latent are told before a server is started."""
+
+import pytest
+from PIL import Image
+
+from functa.flows.config.load import load_config
+from functa.flows.config.preflight import preflight
+from functa.flows.config.schema import ConfigError
+from functa.storage.errors import StorageError
+
+
+@pytest.mark.parametrize(
+    ("setting", "stage", "said"),
+    [
+        (
+            "classifier.model.token_channels=3",
+            "train_classifier",
+            "classifier.model.token_channels: a position's 8 numbers cannot be cut into tokens of 3",
+        ),
+        (
+            "diffusion.model.attention=[3]",
+            "train_diffusion",
+            "diffusion.model.attention: resolution 3 is no level of this UNet: choose among 2",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_the_latent_is_one_line(setting: str, stage: str, said: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    config = load_config("digits", [setting])
+    for asked in (stage, "pipeline"):
+        with pytest.raises(ConfigError, match=said) as caught:
+            preflight(config, str(tmp_path), asked)
+        assert "\n" not in str(caught.value)
+    preflight(config, str(tmp_path), "encode")  # which does not need it
+
+
+def test_weights_of_inception_are_looked_at_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    missing, other = tmp_path / "none.pth", tmp_path / "other.pth"
+    other.write_bytes(b"not the standard file")
+    for path, said in ((missing, "cannot be read"), (other, "is not that of weights-inception")):
+        config = load_config("digits", [f"evaluation.fid.weights={path}"])
+        for asked in ("pipeline", "evaluate"):
+            with pytest.raises(StorageError, match=f"evaluation.fid.weights .*{said}") as caught:
+                preflight(config, str(tmp_path), asked)
+            assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+        preflight(config, str(tmp_path), "encode")  # which does not need it
+        preflight(config.model_copy(update={"diffusion": None}), str(tmp_path), "pipeline")  # there will be no samples
+
+
+def test_too_few_images_for_fid_are_told_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "other.pth"
+    path.write_bytes(b"any")
+    settings = [f"evaluation.fid.weights={path}", "evaluation.fid.any_weights=true"]
+    with pytest.raises(StorageError, match="1497 samples and 1497 reference images are too few for FID"):
+        preflight(load_config("digits", settings), str(tmp_path), "pipeline")
+    preflight(load_config("digits", [*settings, "evaluation.fid.few=true"]), str(tmp_path), "pipeline")
+
+
+def test_a_classifier_of_one_class_is_refused_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    for split in ("train", "test"):
+        (tmp_path / "images" / split / "only").mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (8, 8), 60 * number).save(tmp_path / "images" / split / "only" / f"{number}.png")
+    settings = ["images.source=folder", f"images.location={tmp_path}/images", "images.resolution=8"]
+    for asked in ("pipeline", "train_classifier"):
+        with pytest.raises(
+            StorageError, match="images: 1 class was found, and a classifier tells two or more apart: set"
+        ):
+            preflight(load_config("digits", settings), str(tmp_path / "root"), asked)
+    preflight(load_config("digits", [*settings, "classifier=null"]), str(tmp_path / "root"), "pipeline")

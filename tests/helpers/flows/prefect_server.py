@@ -1,0 +1,120 @@
+"""`functa up` as a real child process, for the tests that need what an operator has."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PROJECT = Path(__file__).resolve().parents[3]
+PATIENCE = 60  # seconds that a busy server is asked again
+COMMAND = """
+import sys, json
+from functa.flows.server.up import up
+up(int(sys.argv[1]), sys.argv[2], **json.loads(sys.argv[3]))
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `functa up`."""
+
+    process: subprocess.Popen[str]
+    port: int
+    home: Path  # its PREFECT_HOME
+    root: Path  # where its deployments write
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
+        """An answer of the server's API; POST where there is a body.
+
+        Where another process of the server holds SQLite's lock, it answers 503 and has changed nothing: as Prefect's
+        own client does, ask again.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self.address}/api/{path}", data, {"content-type": "application/json"}, method=method
+        )
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                    return json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
+
+    def environment(self) -> dict[str, str]:
+        return clean_environment(self.home) | {"PREFECT_API_URL": f"{self.address}/api"}
+
+    def family(self) -> list[psutil.Process]:
+        """The command and everything below it."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """Nothing of this machine's Prefect reaches the test, and nothing of the test this machine's Prefect."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_") and k != "DO_NOT_TRACK"}
+    return kept | {"PREFECT_HOME": str(home)}
+
+
+def free_port() -> int:
+    """A port that nobody serves now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Waits for something that comes with a lag; fails naming it."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.5)
+    return value
+
+
+@contextlib.contextmanager
+def serving(folder: Path, devices: str | None = None, **options: Any) -> Iterator[Served]:
+    """`functa up` with a home of its own; stopped at the end, where the test has not done it.
+
+    devices: what it sees as CUDA_VISIBLE_DEVICES, for workers that hold a device each where there is none.
+    """
+    port, home, root = free_port(), folder / "home", folder / "root"
+    faked = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(port), str(root), json.dumps(options)],
+        cwd=PROJECT,
+        env=clean_environment(home) | {"PYTHONUNBUFFERED": "1"} | faked,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        said = []
+        assert process.stdout is not None
+        for line in process.stdout:  # ends with the process
+            said.append(line)
+            if "Ctrl-C" in line:
+                break
+        assert process.poll() is None, "".join(said)
+        yield Served(process, port, home, root)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        process.communicate(timeout=90)

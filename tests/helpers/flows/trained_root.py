@@ -1,0 +1,45 @@
+"""A root whose stages have really run, each a function called in this process: no server, no children."""
+
+from pathlib import Path
+from typing import Any
+
+from functa.flows.config.load import load_config
+from functa.flows.jobs import classifier_job, diffusion_job, encode_job, meta_train_job
+from functa.flows.ledger import Ledger
+from functa.storage.runs.stage_records import StageRecord
+from functa.tasks.encoding.encode import encode_group
+from functa.tasks.encoding.finalise import finalise
+from functa.tasks.encoding.plan import EncodeJob, plan
+from functa.tasks.training import classifier, diffusion, meta_train
+from tests.helpers.flows.tiny_config import TINY
+
+STAGES = ("meta_train", "encode", "train_classifier", "train_diffusion")
+
+
+def trained_root(root: Path, *overrides: str, lender: Path | None = None, stages: tuple[str, ...] = STAGES) -> Ledger:
+    """Does what does not stand, there or in the lender, as the flows do."""
+    config = load_config("digits", [*TINY, "dispatch.device=cpu", *overrides])
+    ledger = Ledger(config, str(root), None if lender is None else str(lender))
+    for stage in stages:
+        if ledger.standing(stage) is None:
+            with ledger.working(stage) as record:
+                figures = _work(ledger, record)
+                ledger.finish(record, figures.pop("weights_digest"), figures)
+    return ledger
+
+
+def _work(ledger: Ledger, record: StageRecord) -> dict[str, Any]:
+    if record.stage == "meta_train":
+        return meta_train.run(meta_train.MetaTrainJob(**meta_train_job(ledger, record)), lambda row: None)
+    if record.stage == "encode":
+        job = EncodeJob(**encode_job(ledger, record))
+        todo = plan(job)
+        for group in todo.groups:
+            encode_group(job, group, 400)
+        done = finalise(job, todo)
+        return done | {"weights_digest": done["info"]["content"]}
+    functaset = ledger.require("encode")
+    if record.stage == "train_classifier":
+        of = classifier.ClassifierJob(**classifier_job(ledger, record, functaset))
+        return classifier.run(of, lambda row: None)
+    return diffusion.run(diffusion.DiffusionJob(**diffusion_job(ledger, record, functaset)), lambda row: None)

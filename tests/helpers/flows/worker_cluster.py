@@ -1,0 +1,119 @@
+"""Server and workers as separate real processes, so that each can be killed: what `functa up` starts in one."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from functa.flows.server.api import GPU_LIMIT, HOST, MANNERS, healthy
+from functa.flows.server.up import PREFECT, Worker
+from tests.helpers.flows.prefect_server import PROJECT, Served, clean_environment, eventually, free_port
+
+START_SECONDS = 120
+
+
+@dataclass
+class Cluster:
+    """A Prefect server and workers of two devices that are there by name alone."""
+
+    folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def api(self) -> str:
+        return f"http://{HOST}:{self.port}/api"
+
+    def environment(self) -> dict[str, str]:
+        """Of every process: no setting of this machine's Prefect, one thread."""
+        own = {"PREFECT_API_URL": self.api, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        return clean_environment(self.folder / "home") | MANNERS | self.settings | own
+
+    def start(self, name: str, command: list[str], **own: str) -> None:
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, cwd=PROJECT, env=self.environment() | own, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def start_server(self) -> None:
+        self.start("server", [*PREFECT, "server", "start", "--host", HOST, "--port", str(self.port)])
+        eventually(lambda: healthy(self.api), START_SECONDS, f"the server answers; {self.log('server')}")
+
+    def start_worker(self, queue: str, device: str | None = None) -> str:
+        """The worker's name, once it polls."""
+        number = sum(name.startswith(f"{queue}-") for name in self.processes)
+        worker = Worker(f"{queue}-{number}", queue, None if queue == "cpu" else 1, device)
+        self.start(worker.name, worker.command(), **worker.environment())
+        eventually(lambda: "started!" in self.log(worker.name), START_SECONDS, f"worker {worker.name} starts")
+        return worker.name
+
+    def bootstrap(self, *options: str) -> str:
+        command = [sys.executable, "-m", "functa.deploy.bootstrap", "--root", str(self.folder / "root"), *options]
+        done = subprocess.run(command, cwd=PROJECT, env=self.environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def log(self, name: str) -> str:
+        path = self.folder / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to this process alone: what it started lives on."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def flow_processes(self) -> list[psutil.Process]:
+        """The processes of flow runs, whoever started them."""
+        return [p for p in psutil.process_iter() if self._is_ours(p) and "prefect.engine" in " ".join(p.cmdline())]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get("PREFECT_API_URL") == self.api and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def served(self) -> Served:
+        return Served(next(iter(self.processes.values())), self.port, self.folder / "home", self.folder / "root")  # type: ignore[arg-type]
+
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        return self.served().ask(path, body)
+
+    def run(self, deployment: str, **parameters: Any) -> str:
+        """Starts a run of the deployment; its id."""
+        (found,) = (d for d in self.ask("deployments/filter", {}) if d["name"] == deployment)
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return str(self.ask(f"deployments/{found['id']}/create_flow_run", body)["id"])
+
+    def state(self, run: str) -> str:
+        return str(self.ask(f"flow_runs/{run}")["state_type"])
+
+    def slots_held(self) -> int:
+        return int(self.ask(f"v2/concurrency_limits/{GPU_LIMIT}")["active_slots"])
+
+    def stop(self) -> None:
+        """Everything that was started, and what that started."""
+        for process in [p for p in psutil.process_iter() if self._is_ours(p)]:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL)
+        for child in self.processes.values():
+            child.wait()
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, **settings: str) -> Iterator[Cluster]:
+    """A server with deployments and two slots; workers are the test's to start."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Cluster(folder, settings)
+    try:
+        made.start_server()
+        made.bootstrap("--gpus", "2")
+        yield made
+    finally:
+        made.stop()

@@ -1,0 +1,131 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from functa.storage.config import QuantizationConfig
+from functa.storage.errors import StorageError
+from functa.storage.functaset.quantizer import Quantizer, calibrate
+from functa.storage.functaset.zarr_bytes import ArraySpec, encode, new_document
+
+SHAPES = st.tuples(st.integers(1, 6), *[st.integers(1, 3)] * 3)
+
+
+@st.composite
+def latents(draw: st.DrawFn) -> np.ndarray:
+    """[n, s, s, c] of any scale from 1e-36 to 1e36, about any middle, some of one value."""
+    spread = draw(hnp.arrays(np.float64, draw(SHAPES), elements=st.floats(-1, 1)))
+    if draw(st.booleans()):
+        spread = np.broadcast_to(spread[:1], spread.shape)
+    middle = draw(st.sampled_from([0.0, 1.0, -30.0]))
+    return ((middle + spread) * 10.0 ** draw(st.integers(-36, 36))).astype(np.float32)
+
+
+LATENTS = latents()
+
+
+def tolerance(quantizer: Quantizer) -> np.ndarray:
+    """Half a bin, and the rounding of float32 at these magnitudes."""
+    top = np.abs(quantizer.low) + quantizer.step * 2**quantizer.bits
+    return quantizer.step / 2 + 4 * np.spacing(top.astype(np.float32))
+
+
+@given(
+    LATENTS,
+    st.integers(1, 8),
+    st.sampled_from(["minmax", "quantile", "sigma"]),
+    st.sampled_from(["scalar", "channel", "element"]),
+)
+def test_inside_the_range_the_error_is_at_most_half_a_bin_and_outside_is_counted(
+    z: np.ndarray, bits: int, ranges: str, granularity: str
+) -> None:
+    config = QuantizationConfig(bits=bits, range=ranges, granularity=granularity)
+    quantizer = calibrate(config, z)
+    assert quantizer is not None
+    codes, clipped = quantizer.encode(z)
+    assert codes.dtype == np.uint8
+    assert codes.max() < 2**bits
+    high = quantizer.low.astype(np.float64) + quantizer.step.astype(np.float64) * 2**bits
+    edge = 1e-9 * (high - quantizer.low)  # nearer than that to an end of the range, rounding decides
+    outside = (z < quantizer.low + edge) | (z > high - edge)
+    assert ((z < quantizer.low - edge) | (z > high + edge)).sum() <= clipped <= outside.sum()
+    error = np.abs(quantizer.decode(codes).astype(np.float64) - z)
+    assert (error <= np.where(outside, np.inf, tolerance(quantizer))).all()
+    again, _ = quantizer.encode(quantizer.decode(codes))
+    assert np.abs(again.astype(int) - codes).max() <= 1
+
+
+@given(LATENTS)
+def test_minmax_clips_nothing_that_it_was_calibrated_on(z: np.ndarray) -> None:
+    quantizer = calibrate(QuantizationConfig(bits=8), z)
+    assert quantizer is not None
+    assert quantizer.encode(z)[1] == 0
+
+
+def test_what_lies_outside_takes_the_nearest_bin_and_never_wraps() -> None:
+    quantizer = Quantizer(8, np.full((1, 1, 1), -1, np.float32), np.full((1, 1, 1), 2 / 256, np.float32))
+    codes, clipped = quantizer.encode(np.array([-1e9, -1.01, -1, 0, 1, 1.01, 1e9]).reshape(-1, 1, 1, 1))
+    assert codes.ravel().tolist() == [0, 0, 0, 128, 255, 255, 255]
+    assert clipped == 4
+
+
+def test_a_dimension_that_does_not_vary_comes_back() -> None:
+    z = np.zeros((4, 1, 1, 3), np.float32) + np.array([0, 0.5, -300], np.float32)
+    quantizer = calibrate(QuantizationConfig(bits=4), z)
+    assert quantizer is not None
+    codes, clipped = quantizer.encode(z)
+    assert clipped == 0
+    np.testing.assert_allclose(quantizer.decode(codes), z, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "shape"), [("scalar", (1, 1, 1)), ("channel", (1, 1, 3)), ("element", (2, 2, 3))]
+)
+def test_granularity_decides_how_many_ranges_there_are(granularity: str, shape: tuple[int, ...]) -> None:
+    z = np.random.default_rng(0).normal(size=(9, 2, 2, 3))
+    quantizer = calibrate(QuantizationConfig(bits=6, granularity=granularity), z)
+    assert quantizer is not None
+    assert quantizer.low.shape == quantizer.step.shape == shape
+    assert quantizer.low.dtype == np.float32
+
+
+def test_ranges_follow_their_policy() -> None:
+    z = np.random.default_rng(0).normal(2, 3, size=(200_000, 1, 1, 1))
+    ends = {}
+    for ranges in ("minmax", "sigma", "quantile"):
+        config = QuantizationConfig(bits=8, range=ranges, sigma=4, quantile=0.01, margin=0.25)
+        quantizer = calibrate(config, z)
+        assert quantizer is not None
+        ends[ranges] = [float(quantizer.low.item()), float((quantizer.low + 256 * quantizer.step).item())]
+    span = z.max() - z.min()
+    assert ends["minmax"] == pytest.approx([z.min() - span / 4, z.max() + span / 4], rel=1e-5)
+    assert ends["sigma"] == pytest.approx([2 - 12, 2 + 12], abs=0.2)
+    assert ends["quantile"] == pytest.approx([2 - 3 * 2.326, 2 + 3 * 2.326], abs=0.1)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("kind", ["uniform", "laplace", "constant"])
+def test_exact_codes_take_their_bits_and_little_more_whatever_they_are(bits: int, kind: str) -> None:
+    """Headers, index and checksums included; a shard of 2^15 numbers, the fewest that a full chunk has."""
+    generator, shape = np.random.default_rng(bits), (64, 4, 4, 32)
+    drawn = {
+        "uniform": generator.integers(0, 2**bits, shape),
+        "laplace": np.clip(generator.laplace(2**bits / 2, 2**bits / 10, shape), 0, 2**bits - 1),
+        "constant": np.full(shape, 2**bits - 1),
+    }
+    spec = ArraySpec(shape, "uint8", 64, 64, "exact")
+    _, data = encode(new_document(spec), spec, drawn[kind].astype(np.uint8))
+    assert len(data) * 8 <= (bits + 0.05) * np.prod(shape)
+
+
+def test_auto_is_for_those_who_can_reconstruct() -> None:
+    with pytest.raises(ValueError, match="range=auto is no range"):
+        calibrate(QuantizationConfig(bits=8, range="auto"), np.zeros((2, 1, 1, 1)))
+
+
+def test_32_bits_need_no_quantiser_and_bad_latents_make_none() -> None:
+    assert calibrate(QuantizationConfig(), np.zeros((1, 1, 1, 1))) is None
+    for z in (np.zeros((0, 1, 1, 1)), np.full((2, 1, 1, 1), np.nan)):
+        with pytest.raises(StorageError, match="calibration latents"):
+            calibrate(QuantizationConfig(bits=8), z)

@@ -1,0 +1,19 @@
+"""The state machine of tests/storage/machine.py, short in every run of the tests and long in the slow ones."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.helpers.storage.state_machine import Store
+
+CALM = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+def test_readers_see_what_a_dict_would_say() -> None:
+    run_state_machine_as_test(Store, settings=settings(max_examples=6, stateful_step_count=15, **CALM))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_readers_see_what_a_dict_would_say_five_hundred_times() -> None:
+    run_state_machine_as_test(Store, settings=settings(max_examples=500, stateful_step_count=30, **CALM))

@@ -1,0 +1,260 @@
+"""What every place promises: on disk, on moto's server, and on a real S3 server (make test-s3)."""
+
+import multiprocessing
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from functa.storage.config import ImagesConfig
+from functa.storage.errors import DamagedObject, MissingObject, StorageError
+from functa.storage.functaset.commit import commit
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.functaset.records import read_vouched, vouch
+from functa.storage.images.source import open_images
+from functa.storage.places.address import open_location, read_json, write_json
+from functa.storage.places.location import Location
+from functa.storage.runs.checkpoints import load_checkpoint, save_checkpoint
+from functa.storage.upkeep.status import status
+from functa.storage.upkeep.verify import verify
+from tests.helpers.storage.functasets import fill, filled, new_store, plan, tree, write
+from tests.helpers.storage.image_files import encoded, noise
+from tests.helpers.storage.locations import Home
+
+
+@pytest.fixture
+def place(home: Home) -> Location:
+    return open_location(str(home / "place"))
+
+
+def test_what_is_written_is_read_listed_and_deleted(place: Location) -> None:
+    place.preflight_write(needed_bytes=1000)
+    assert place.list() == []
+    assert place.create("a/b", b"first")
+    assert not place.create("a/b", b"second")
+    assert not place.create("a/b", b"other")  # as long as what stands
+    place.write("a/c", b"x")
+    place.write("a/c", b"yy")
+    assert place.read("a/b") == b"first"
+    assert (place.size("a/c"), place.size("a/d")) == (2, None)
+    assert place.list() == place.list("a/") == ["a/b", "a/c"]
+    assert place.list("none/") == []
+    assert place.child("a").read("b") == b"first"
+    tokens = [entry.token for entry in place.entries()]
+    place.write("a/c", b"zzz")
+    assert [entry.token == token for entry, token in zip(place.entries(), tokens)] == [True, False]
+    place.delete("a/c")
+    place.delete("a/c")
+    with pytest.raises(MissingObject, match="a/c: is missing"):
+        place.read("a/c")
+    with pytest.raises(MissingObject):
+        place.read("a/c", limit=5)
+
+
+def test_folders_are_not_objects(place: Location) -> None:
+    place.write("a/b", b"x")
+    assert place.entry("a") is None
+    assert not place.exists("a")
+    with pytest.raises(StorageError):
+        place.read("a")
+
+
+@pytest.mark.parametrize("size", [0, 1, 5])
+def test_no_more_is_read_than_the_limit(place: Location, size: int) -> None:
+    data = b"x" * size
+    place.write("k", data)
+    assert place.read("k") == place.read("k", limit=size) == place.read("k", limit=9) == data
+    assert read_vouched(place, "k", vouch(data)) == data
+    for wrong, fault in ((vouch(data + b"y"), f"has {size} bytes and should have {size + 1}"), (vouch(b""), "bytes")):
+        if wrong.bytes != size:
+            with pytest.raises(DamagedObject, match=fault):
+                read_vouched(place, "k", wrong)
+    if size:
+        with pytest.raises(DamagedObject, match=f"has more than {size - 1} bytes"):
+            place.read("k", limit=size - 1)
+
+
+def test_json_is_read_back_and_what_is_too_large_is_refused(place: Location) -> None:
+    write_json(place, "a.json", {"b": [1, 2.5, None]})
+    assert read_json(place, "a.json") == {"b": [1, 2.5, None]}
+    with pytest.raises(DamagedObject, match="has more than 3 bytes"):
+        read_json(place, "a.json", limit=3)
+
+
+def test_many_objects_are_listed_whole(place: Location) -> None:
+    """S3 lists a thousand at a time."""
+    keys = [f"x/{i:04d}" for i in range(1003)]
+    threads = [threading.Thread(target=lambda k=k: [place.write(key, b"") for key in keys[k::4]]) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert place.list() == keys
+    assert place.list("x/010") == keys[100:110]
+
+
+def test_an_empty_place_is_no_functaset(place: Location) -> None:
+    for act in (lambda: Functaset.open(place), lambda: verify(place)):
+        with pytest.raises(StorageError, match="no functaset there"):
+            act()
+
+
+def test_of_two_processes_that_create_the_same_objects_each_is_made_by_one(place: Location) -> None:
+    """What each believes to have made is what stands, and none is made by both."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        made = pool.starmap(_create_all, [(place, b"one"), (place, b"two")])
+    for i in range(RACES):
+        assert made[0][i] != made[1][i], "each made by one"
+        assert place.read(f"k{i}") == (b"one" if made[0][i] else b"two")
+
+
+RACES = 40
+
+
+def _create_all(place: Location, data: bytes) -> list[bool]:
+    """Waits for the other at every object, by an object."""
+    made = []
+    other = {b"one": b"two", b"two": b"one"}[data].decode()
+    for i in range(RACES):
+        place.create(f"ready-{i}-{data.decode()}", b"")
+        deadline = time.monotonic() + 30
+        while not place.exists(f"ready-{i}-{other}"):
+            assert time.monotonic() < deadline, "the other one ended"
+        made.append(place.create(f"k{i}", data))
+    return made
+
+
+def test_two_processes_that_write_one_fragment_end_with_the_bytes_of_one(home: Home) -> None:
+    reference = new_store(home / "reference")
+    fill(reference, [plan(reference)])
+    place = new_store(home / "s")
+    each = plan(place)
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.starmap(_write_all, [(place, n) for n in range(2)])
+    commit(place, [each.id])
+    assert tree(home / "s") == tree(home / "reference")
+    assert verify(place, deep=True).bad == []
+
+
+def _write_all(place: Location, turn: int) -> None:
+    each = plan(place)
+    for shard in list(range(each.shards))[:: 1 if turn else -1]:
+        write(place, each, shard)
+
+
+def test_two_committers_of_other_rows_end_both_visible_and_of_the_same_rows_never(home: Home) -> None:
+    place = new_store(home / "s")
+    plans = [plan(place, n=4, first=first) for first in (0, 4, 2)]
+    for each in plans:
+        write(place, each, 0)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        pool.starmap(_commit, [(place, each.id) for each in plans])
+    keys = Functaset.open(place).load("train").keys
+    assert len(keys) == len(set(keys)) in (4, 8)
+    assert verify(place, deep=True).bad == []
+
+
+def _commit(place: Location, fragment: str) -> None:
+    try:
+        commit(place, [fragment])
+    except StorageError as error:
+        if "visible already" not in str(error):
+            raise
+
+
+def test_an_altered_object_is_named(home: Home) -> None:
+    place = filled(home / "s")
+    assert status(place)["left"] == 0
+    fragment = Functaset.open(place).fragments[0][0].fragment
+    key = f"fragments/{fragment}/z/c/1/0/0/0"
+    for damage in (b"garbage", b"", bytes(place.size(key) or 0)):
+        place.write(key, damage)
+        assert [bad["path"] for bad in verify(place, deep=True).bad] == [key]
+        with pytest.raises(StorageError, match=key):
+            Functaset.open(place).load("train")
+    place.delete(key)
+    with pytest.raises(StorageError, match=f"{key}: is missing"):
+        Functaset.open(place).load("train")
+
+
+def test_zarr_opens_the_store_by_itself(home: Home) -> None:
+    import zarr
+
+    place = filled(home / "zarr")
+    fragment = Functaset.open(place).fragments[0][0].fragment
+    group = zarr.open_group(place.zarr_store(read_only=True), mode="r", zarr_format=3)
+    codes = np.asarray(group[f"fragments/{fragment}/z"][:])
+    np.testing.assert_array_equal(codes, Functaset.open(place).load("train").codes)
+
+
+def test_checkpoints_and_image_folders_lie_there_too(home: Home) -> None:
+    from PIL import Image
+
+    place = open_location(str(home / "run"))
+    for step in (1, 2, 3):
+        save_checkpoint(place.child("checkpoints"), step, {"w": np.arange(step)}, {})
+    found = load_checkpoint(place.child("checkpoints"))
+    assert found is not None
+    assert found.step == 3
+    for i in range(4):
+        place.write(f"images/cat/{i}.png", encoded(Image.fromarray(noise(i))))
+    images = open_images(ImagesConfig(source="folder", location=f"{home}/run/images"))
+    batch = images.split("train").read(range(len(images.split("train"))))
+    assert batch.good.all()
+    assert len(batch.good) == 3
+
+
+def test_a_copy_that_was_interrupted_goes_on_and_ends_equal(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, copy = filled(home / "a"), open_location(str(home / "b"))
+    real, count = type(copy).create, 0
+
+    def create(self: Location, key: str, data: bytes) -> bool:
+        nonlocal count
+        count += 1
+        if count % 10 == 0:
+            raise StorageError("the line is cut")
+        return real(self, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(copy), "create", create)
+        interruptions = 0
+        while True:
+            try:
+                place.copy_tree(copy)
+                break
+            except StorageError:
+                interruptions += 1
+                assert copy.list("commits/") == [], "visible before it is whole"
+    assert interruptions >= 2
+    assert tree(home / "a") == tree(home / "b")
+    assert verify(copy, deep=True).bad == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short"])
+def test_a_copy_to_where_something_else_stands_is_refused(home: Home, damage: str) -> None:
+    place, copy = open_location(str(home / "a")), open_location(str(home / "b"))
+    for key in ("z.json", "commits/1.json", "x/data"):
+        place.write(key, key.encode())
+    place.copy_tree(copy)
+    copy.write("x/data", {"flipped": b"x/dat!", "short": b"x/dat"}[damage])
+    with pytest.raises(StorageError, match="x/data: holds something else"):
+        place.copy_tree(copy)
+
+
+def test_a_commit_made_while_it_is_copied_is_left_out(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, copy = open_location(str(home / "a")), open_location(str(home / "b"))
+    place.write("commits/1.json", b"1")
+    place.write("data", b"1")
+    real = type(place).list
+
+    def listing(self: Location, prefix: str = "") -> list[str]:
+        found = real(self, prefix)
+        place.write("commits/2.json", b"2")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(place), "list", listing)
+        place.copy_tree(copy)
+    assert copy.list() == ["commits/1.json", "data"]

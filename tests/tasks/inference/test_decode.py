@@ -1,0 +1,48 @@
+"""Fields of every interpolation go through training, store and decoding; what cannot be decoded says so."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from functa.storage.errors import StorageError
+from functa.tasks.inference.decode import decode_rows
+from tests.helpers.tasks.encoded import encoded
+
+
+def functaset(folder: Path, *overrides: str) -> str:
+    """A functaset of the digits, from a field that was trained for a moment."""
+    return encoded(folder, *overrides)[1].functaset
+
+
+def decoded(uri: str, resolution: int | None, out: Path) -> np.ndarray:
+    assert decode_rows(uri, "test", (0, 4), resolution, out) == 4
+    return np.stack([np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))]).astype(int)
+
+
+BILINEAR = "field.interpolation=bilinear"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(["field.kernel=3"], marks=pytest.mark.slow),
+        pytest.param([BILINEAR, "field.coordinates=patch"], marks=pytest.mark.slow),
+        [BILINEAR, "field.coordinates=global", "field.kernel=3", "inner.rates=element"],
+    ],
+    ids=str,
+)
+def test_a_finer_picture_has_the_stored_ones_pixels(overrides: list[str], tmp_path: Path) -> None:
+    """At three times the resolution every third pixel is one that was fitted."""
+    uri = functaset(tmp_path, *overrides)
+    coarse, fine = decoded(uri, None, tmp_path / "coarse"), decoded(uri, 24, tmp_path / "fine")
+    assert coarse.shape == (4, 8, 8)
+    assert np.abs(fine[:, 1::3, 1::3] - coarse).max() <= 1  # rounding to uint8
+
+
+def test_binary_coordinates_are_decoded_at_their_own_resolution_alone(tmp_path: Path) -> None:
+    uri = functaset(tmp_path, BILINEAR)
+    assert decoded(uri, 8, tmp_path / "own").shape == (4, 8, 8)
+    with pytest.raises(StorageError, match="--resolution 16: a field of binary coordinates exists at the resolution"):
+        decode_rows(uri, "test", (0, 4), 16, tmp_path / "other")

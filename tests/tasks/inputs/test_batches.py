@@ -1,0 +1,120 @@
+"""What a training step sees of a functaset: every image once an epoch, in one of its rows, whoever computes it."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from functa.models.config import NormalizationConfig
+from functa.storage.config import QuantizationConfig
+from functa.storage.errors import StorageError
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.functaset.plan import plan_fragment
+from functa.storage.functaset.quantizer import calibrate
+from functa.storage.readers.open import open_reader
+from functa.storage.readers.reader import Indexed
+from functa.tasks.inputs.batches import Batches, FromHost, OnDevice, check_labels, rows_by_image, training_batches
+from functa.tasks.inputs.latents import training_normalizer
+from tests.helpers.storage.functasets import FINGERPRINT, SHAPE, fill, latents_of, new_store, plan
+
+CPU = torch.device("cpu")
+IMAGES, EACH = 20, 4  # rows of an image
+
+
+@pytest.fixture(scope="module")
+def augmented(tmp_path_factory: pytest.TempPathFactory) -> Functaset:
+    """Images of a row as they are and three augmentations. (Their latents depend on the image alone.)"""
+    store = new_store(str(tmp_path_factory.mktemp("z")), FINGERPRINT | {"augmentation.count": EACH - 1})
+    keys = [f"train/{i:05d}" for i in range(IMAGES) for _ in range(EACH)]
+    train = plan_fragment(
+        store, split="train", keys=keys, labels=np.repeat(np.arange(IMAGES, dtype=np.int32) % 10, EACH),
+        tokens=[f"t-{key}" for key in keys], augmentations=np.tile(np.arange(EACH, dtype=np.int32), IMAGES),
+        latent_shape=SHAPE, shard_rows=8, chunk_rows=4, codec="zstd",
+        quantizer=calibrate(QuantizationConfig(bits=8), latents_of(keys)),
+    )  # fmt: skip
+    fill(store, [train, plan(store, "test", n=6)])
+    return Functaset.open(store)
+
+
+def indexed(functaset: Functaset) -> Indexed:
+    reader = open_reader(functaset, "train", "memory")
+    assert isinstance(reader, Indexed)
+    return reader
+
+
+def test_rows_are_found_by_their_image(augmented: Functaset) -> None:
+    reader = indexed(augmented)
+    order, starts, counts = rows_by_image(reader)
+    assert counts.tolist() == [EACH] * IMAGES
+    assert sorted(order.tolist()) == list(range(IMAGES * EACH))
+    for start in starts:
+        assert len({bytes(reader.ids[row]) for row in order[start : start + EACH]}) == 1
+
+
+def batches(functaset: Functaset, size: int, steps: int, **options: object) -> Batches:
+    normalizer = training_normalizer(functaset, NormalizationConfig(kind="scalar"))
+    given = {"part": slice(None), "steps": steps, "device": CPU, "classes": 10, **options}
+    return training_batches(functaset, normalizer, size, 7, **given)  # type: ignore[arg-type]
+
+
+def test_an_epoch_sees_every_image_once_in_a_row_drawn_anew(augmented: Functaset) -> None:
+    epochs, seen = 300, []
+    of_step = batches(augmented, IMAGES, epochs)
+    assert isinstance(of_step, OnDevice)
+    reader = indexed(augmented)
+    rows = np.stack([of_step._choose(step) for step in range(epochs)])
+    for chosen in rows:
+        assert len({bytes(reader.ids[row]) for row in chosen}) == IMAGES
+        seen += chosen.tolist()
+    counts = Counter(seen)
+    assert scipy.stats.chisquare([counts[row] for row in range(IMAGES * EACH)]).pvalue > 1e-3
+    assert not np.array_equal(np.sort(rows[0]), np.sort(rows[1]))
+    again = batches(augmented, IMAGES, epochs)
+    assert torch.equal(again(5)[0], of_step(5)[0])
+
+
+def test_plain_batches_are_of_images_as_they_are(augmented: Functaset) -> None:
+    x, labels = batches(augmented, IMAGES, 1, plain=True)(0)
+    assert x.shape == (IMAGES, *SHAPE)
+    assert sorted(labels.tolist()) == sorted(i % 10 for i in range(IMAGES))
+
+
+def test_ranks_see_their_parts_of_one_batch(augmented: Functaset) -> None:
+    whole = batches(augmented, 7, 4)
+    parts = [batches(augmented, 7, 4, part=part) for part in (slice(0, 3), slice(3, 7))]
+    for step in range(4):
+        for one, pieces in zip(whole(step), zip(*(part(step) for part in parts), strict=True), strict=True):
+            assert torch.equal(torch.cat(pieces), one)
+
+
+def test_what_does_not_fit_on_the_device_comes_from_the_host_alike(augmented: Functaset) -> None:
+    reader, normalizer = indexed(augmented), training_normalizer(augmented, NormalizationConfig(kind="array"))
+    choose = lambda step: np.array([3, 3, 70, step])  # noqa: E731
+    resident = OnDevice(reader, normalizer, choose, slice(1, 4), CPU)  # type: ignore[arg-type]
+    streamed = FromHost(reader, normalizer, choose, slice(1, 4), CPU, steps=3)
+    for step in range(3):
+        for one, other in zip(resident(step), streamed(step), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_rows_of_many_steps_are_uploaded_at_once_and_are_the_same(augmented: Functaset) -> None:
+    """As for a GPU, resumed in the middle."""
+    plain, ahead = batches(augmented, 6, 40), batches(augmented, 6, 40)
+    assert isinstance(ahead, OnDevice)
+    ahead._uploaded = 16
+    for step in (0, 1, 15, 16, 5, 39):
+        assert torch.equal(ahead(step)[0], plain(step)[0])
+
+
+@pytest.mark.parametrize("label", [10, -1])
+def test_a_label_that_is_no_class_is_told_before_training(label: int) -> None:
+    with pytest.raises(StorageError, match=rf"it: has a row of label {label}, but there are 10 classes \(0 to 9\)"):
+        check_labels("it", np.array([0, 9, label], np.int32), 10)
+
+
+def test_a_functaset_with_labels_beyond_the_classes_is_refused(augmented: Functaset) -> None:
+    with pytest.raises(StorageError, match=r"has a row of label 9, but there are 9 classes \(0 to 8\)"):
+        batches(augmented, 4, 1, classes=9)
+    assert batches(augmented, 4, 1, classes=None)(0)[0].shape[0] == 4  # unconditional: nobody asks

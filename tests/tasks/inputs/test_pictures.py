@@ -1,0 +1,122 @@
+"""Training images: unreadable ones never reach a batch, and a batch says which rows it really holds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from functa.storage.config import ImagesConfig
+from functa.storage.errors import StorageError
+from functa.storage.images.source import open_images
+from functa.tasks.inputs import pictures
+from functa.tasks.inputs.pictures import Pictures
+from functa.tasks.training.ranks import Ranks
+from tests.helpers.storage.image_files import class_folders
+
+
+@pytest.fixture
+def on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MEMORY_BYTES", 10)
+
+
+def opened(folder: Path, spoilt: tuple[int, ...] = (), limit: int | None = None, **changes: float) -> Pictures:
+    """40 images of two classes, of which the training rows `spoilt` are no images."""
+    class_folders(folder, per_class=24)
+    config = ImagesConfig(source="folder", location=str(folder), **changes)
+    images = open_images(config)
+    for row in spoilt:
+        (folder / images.split("train").keys[row]).write_bytes(b"spoilt")
+    return Pictures(images, "train", config, limit=limit)
+
+
+def label_of(key: str) -> int:
+    return ("cat", "dog").index(key.split("/")[0])
+
+
+@pytest.mark.parametrize("spoilt", [(), (3, 30)])
+def test_in_memory_and_on_demand_give_the_same_pixels_of_the_same_keys(
+    tmp_path: Path, spoilt: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = opened(tmp_path, spoilt, max_bad_fraction=0.5)
+    by_key = dict(zip(held.keys, held.batch(np.arange(len(held)))))
+    monkeypatch.setattr(pictures, "MEMORY_BYTES", 10)
+    config = ImagesConfig(source="folder", location=str(tmp_path), resolution=8, max_bad_fraction=0.5)
+    read = Pictures(open_images(config), "train", config)
+    pixels, used = read.batch_with_rows(np.arange(len(read)))
+    assert len(pixels) == len(used) == len(read) == len(held) + len(spoilt)
+    for image, row in zip(pixels, used):
+        torch.testing.assert_close(image, by_key[read.keys[row]])
+        assert read.labels[row] == label_of(read.keys[row])
+    assert set(spoilt).isdisjoint(used)
+
+
+def test_on_demand_a_bad_rows_label_does_not_go_with_anothers_pixels(tmp_path: Path, on_demand: None) -> None:
+    training = opened(tmp_path, spoilt=(3,), max_bad_fraction=0.5)
+    other = int(np.flatnonzero(training.labels != training.labels[3])[0])
+    pixels, used = training.batch_with_rows(np.array([3, other]))
+    assert list(used) == [other, other]
+    torch.testing.assert_close(pixels[0], pixels[1])
+    torch.testing.assert_close(training.batch(np.array([3, other])), pixels)
+
+
+def test_in_memory_the_rows_are_those_asked_for(tmp_path: Path) -> None:
+    training = opened(tmp_path, spoilt=(3,), max_bad_fraction=0.5)
+    rows = np.array([5, 2, 2])
+    pixels, used = training.batch_with_rows(rows)
+    np.testing.assert_array_equal(used, rows)
+    torch.testing.assert_close(pixels[1], pixels[2])
+
+
+def test_too_many_bad_images_of_a_whole_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"2 of 40 train images cannot be used, .*=0\.04 allows; the first: does"):
+        opened(tmp_path, spoilt=(3, 30), max_bad_fraction=0.04)
+
+
+def test_one_bad_image_of_a_small_subset_is_no_reason_to_stop(tmp_path: Path) -> None:
+    training = opened(tmp_path, spoilt=(0,), limit=8, max_bad_fraction=0.01)
+    assert len(training) == len(training.labels) == len(training.keys) == 7
+
+
+def test_on_demand_too_many_are_refused_once_they_were_seen_and_counted_once(tmp_path: Path, on_demand: None) -> None:
+    training = opened(tmp_path, spoilt=(3, 30), max_bad_fraction=0.04)
+    for _ in range(3):
+        training.batch(np.array([2, 3]))
+    with pytest.raises(StorageError, match="2 of 40 train images cannot be used"):
+        training.batch(np.array([30, 31]))
+
+
+def test_a_batch_of_which_nothing_is_readable_is_refused(tmp_path: Path, on_demand: None) -> None:
+    training = opened(tmp_path, spoilt=(3, 30), max_bad_fraction=1.0)
+    with pytest.raises(StorageError, match="none of 2 train images could be read; the first: does not decode"):
+        training.batch(np.array([3, 30]))
+
+
+def test_processes_that_share_a_batch_hold_what_one_would_hold(tmp_path: Path, on_demand: None) -> None:
+    """Also where all of a process's part is unreadable, or the batch begins with a bad row."""
+    first = opened(tmp_path, spoilt=(3, 30), max_bad_fraction=0.5)
+    config = ImagesConfig(source="folder", location=str(tmp_path), resolution=8, max_bad_fraction=0.5)
+    for rows in ([3, 7, 8, 5, 30, 9], [5, 7, 8, 9, 3, 30], [30, 3, 3, 8, 30, 9]):
+        pixels, used = first.batch_with_rows(np.array(rows))
+        for world in (2, 3):
+            parts = []
+            for rank in range(world):
+                other = Pictures(open_images(config), "train", config)
+                parts.append(other.batch_with_rows(np.array(rows), Ranks(rank, world).part(len(rows))))
+            torch.testing.assert_close(torch.cat([part for part, _ in parts]), pixels)
+            np.testing.assert_array_equal(np.concatenate([rows for _, rows in parts]), used)
+
+
+def test_the_digest_tells_which_rows_are_kept(tmp_path: Path) -> None:
+    whole = opened(tmp_path)
+    config = ImagesConfig(source="folder", location=str(tmp_path), max_bad_fraction=0.5)
+    assert Pictures(open_images(config), "train", config).digest == whole.digest
+    digests = {whole.digest}
+    for row in (3, 30):
+        images = open_images(config)
+        path = tmp_path / images.split("train").keys[row]
+        kept = path.read_bytes()
+        path.write_bytes(b"spoilt")
+        digests.add(Pictures(images, "train", config).digest)  # of one length, with another row left out
+        path.write_bytes(kept)
+    assert len(digests) == 3

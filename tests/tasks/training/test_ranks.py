@@ -1,0 +1,284 @@
+"""Training over several processes of this machine: the same result as one, and none is left when one is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from functa.flows.config.load import load_config
+from functa.storage.config import ImagesConfig
+from functa.storage.images.source import open_images
+from functa.storage.places.address import open_location
+from functa.storage.runs.checkpoints import load_checkpoint
+from functa.tasks.dispatch import child
+from functa.tasks.dispatch.child import TrainingFailed, train_in_child
+from functa.tasks.training.classifier import ClassifierJob
+from functa.tasks.training.diffusion import DiffusionJob
+from functa.tasks.training.launch import JOB
+from functa.tasks.training.meta_train import MetaTrainJob
+from functa.tasks.training.pixel_classifier import PixelClassifierJob
+from functa.tasks.training.ranks import STORE, Ranks
+from tests.helpers.storage.functasets import filled
+from tests.helpers.storage.image_files import class_folders
+
+COMMON = {"seed": 0, "device": "cpu", "digest": "d"}
+Job = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that ranks and the process beside which they are measured add in the same order."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    yield
+    assert not [p for p in psutil.Process().children(recursive=True) if "functa.tasks.training" in " ".join(cmdline(p))]
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie is one: another test's child that has ended
+        return []
+
+
+def field_job(output: Path, devices: int, *overrides: str) -> Job:
+    base = ["field.width=16", "meta_train.steps=12", "meta_train.warmup=0", "meta_train.log_every=1",
+            "meta_train.validation_images=8"]  # fmt: skip
+    config = load_config("digits", [*base, *overrides])
+    return MetaTrainJob(
+        **COMMON, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
+        output=str(output), devices=devices,
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def classifier_job(output: Path, devices: int, functaset: str) -> Job:
+    sets = ["classifier.steps=6", "classifier.warmup=0", "classifier.batch=7", "classifier.model.dropout=0"]
+    config = load_config("digits", sets)
+    return ClassifierJob(
+        **COMMON, classifier=config.classifier, functaset=functaset, classes=10, output=str(output), devices=devices
+    ).model_dump(mode="json")
+
+
+def pixels_job(output: Path, devices: int) -> Job:
+    sets = ["pixel_classifier.steps=3", "pixel_classifier.warmup=0", "pixel_classifier.width=16"]
+    config = load_config("digits", [f"evaluation.{s}" for s in sets])
+    return PixelClassifierJob(
+        **COMMON, images=config.images, pixel_classifier=config.evaluation.pixel_classifier, output=str(output),
+        devices=devices,
+    ).model_dump(mode="json")  # fmt: skip
+
+
+def weights(output: Path) -> dict[str, np.ndarray]:
+    checkpoint = load_checkpoint(open_location(str(output)))
+    assert checkpoint is not None
+    return {k: v for k, v in checkpoint.tensors.items() if not k.startswith("optimizer.")}
+
+
+def equal_on_one_and_two(make: Callable[[Path, int], Job], folder: Path, within: float = 1e-6) -> None:
+    figures = [train_in_child(make(folder / str(devices), devices), lambda _: None) for devices in (1, 2)]
+    assert figures[0].keys() == figures[1].keys()
+    one, two = weights(folder / "1"), weights(folder / "2")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=0, atol=within, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("meta_train.batch=15", "meta_train.micro_batch=4", "meta_train.patches_per_image=2", "meta_train.ema=0.9"),
+    ],
+    ids=["whole", "micro-batches-of-random-patches"],
+)
+def test_two_processes_train_the_field_that_one_trains(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    equal_on_one_and_two(lambda output, devices: field_job(output, devices, *overrides), tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_classifier_that_one_trains(tmp_path: Path) -> None:
+    filled(tmp_path / "z")
+    # Attention does not see the bias of its keys: Adam makes steps of the rounding in a gradient that is zero.
+    equal_on_one_and_two(lambda output, devices: classifier_job(output, devices, str(tmp_path / "z")), tmp_path, 1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_pixel_classifier_that_one_trains(tmp_path: Path) -> None:
+    equal_on_one_and_two(pixels_job, tmp_path, 1e-5)  # nearly zero are the gradients of biases before a group norm
+
+
+def diffusion_job(output: Path, devices: int, functaset: str) -> Job:
+    sets = ["diffusion.steps=5", "diffusion.warmup=0", "diffusion.batch=7", "diffusion.model.dropout=0"]
+    config = load_config("digits", sets)
+    return DiffusionJob(
+        **COMMON, diffusion=config.diffusion, functaset=functaset, classes=10, output=str(output), devices=devices
+    ).model_dump(mode="json")
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_diffusion_model_that_one_trains(tmp_path: Path) -> None:
+    """Timesteps, noise and dropped labels are of the whole batch."""
+    filled(tmp_path / "z")
+    rows: list[Job] = []
+    equal_on_one_and_two(lambda output, devices: diffusion_job(output, devices, str(tmp_path / "z")), tmp_path, 5e-5)
+    figures = train_in_child(diffusion_job(tmp_path / "again", 2, str(tmp_path / "z")), rows.append)
+    assert len(figures["weights_digest"]) == 16
+    assert [row["step"] for row in rows if "step" in row] == [5]  # one process speaks
+
+
+def test_parts_of_a_batch_are_disjoint_and_whole_and_weigh_one() -> None:
+    for batch, world in ((15, 2), (16, 16), (17, 5)):
+        parts = [Ranks(rank, world) for rank in range(world)]
+        assert [i for ranks in parts for i in range(batch)[ranks.part(batch)]] == list(range(batch))
+        assert sum(ranks.share(batch) for ranks in parts) == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"a batch of 3 cannot be split over dispatch\.devices=4"):
+        Ranks(0, 4).part(3)
+
+
+def test_ranks_that_could_not_read_the_same_images_refuse_to_train(tmp_path: Path) -> None:
+    """Each decides for itself which images are readable; the same rows would then be of other images."""
+    ranks = []
+    everything = ImagesConfig(source="folder", location=str(class_folders(tmp_path / "all", per_class=24)))
+    unreadable = open_images(everything).split("train").keys[5]
+    for rank in range(2):
+        seen = class_folders(tmp_path / f"seen-by-{rank}", per_class=24)
+        if rank:
+            (seen / unreadable).write_bytes(b"spoilt")
+        sets = ["images.source=folder", f"images.location={seen}", "images.max_bad_fraction=0.5"]
+        job = field_job(tmp_path / "out", 2, *sets, "meta_train.validation_images=0")
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", STORE: str(tmp_path / "store"), JOB: json.dumps(job)}
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "functa.tasks.training"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                env=os.environ | place | {"PYTHONPATH": str(child.PROJECT)}, text=True,
+            )
+        )  # fmt: skip
+    for process in ranks:
+        assert process.stdin
+        assert process.stdout
+        *_, last = map(json.loads, process.stdout)
+        assert last["error"].startswith("training processes see different training images (from 39 to 40 of")
+        assert last["may_pass"]
+        assert process.wait() == 1
+        process.stdin.close()
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    figures = {"loss": torch.tensor(2.0)}
+    assert Ranks().sum_up([], figures, asked=True) == (figures, True)
+
+
+def test_a_fault_of_all_ranks_is_told_once_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed) as caught:
+        train_in_child(field_job(tmp_path, 2, "meta_train.batch=1"), lambda _: None)
+    assert str(caught.value) == "a batch of 1 cannot be split over child.devices=2: lower it"
+    assert not caught.value.may_pass
+
+
+def ranks_of_the_run() -> list[psutil.Process]:
+    (launcher,) = child._children
+    return sorted(psutil.Process(launcher.pid).children(), key=lambda p: p.environ()["RANK"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_fails_the_run_at_once_and_leaves_no_process(rank: int, tmp_path: Path) -> None:
+    killed: list[float] = []
+    processes: list[psutil.Process] = []
+
+    def kill(row: Job) -> None:
+        if "step" in row and not killed:
+            processes.extend(ranks_of_the_run())
+            os.kill(processes[rank].pid, signal.SIGKILL)
+            killed.append(time.monotonic())
+
+    with pytest.raises(TrainingFailed, match=f"^training process {rank + 1} of 2 was killed by SIGKILL$") as caught:
+        train_in_child(field_job(tmp_path, 2, "meta_train.steps=1000000"), kill)
+    assert caught.value.may_pass
+    assert time.monotonic() - killed[0] < 30  # a second or two; it hung for hours if the others were left waiting
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_told_at_once_where_a_step_outlasts_the_launchers_patience(tmp_path: Path) -> None:
+    """The launcher's SIGTERM then finds the other rank computing, and only asks it to stop."""
+    killed: list[float] = []
+
+    def kill(row: Job) -> None:
+        if "step" in row and not killed:
+            ranks_of_the_run()[1].kill()
+            killed.append(time.monotonic())
+
+    long_steps = ("field.width=256", "field.depth=8", "meta_train.batch=32", "meta_train.steps=1000000")
+    with pytest.raises(TrainingFailed, match=r"^training process 2 of 2 was killed by SIGKILL$") as caught:
+        train_in_child(field_job(tmp_path, 2, *long_steps, "meta_train.validation_images=0"), kill)
+    assert caught.value.may_pass
+    assert time.monotonic() - killed[0] < 15  # a step and some process ends; waiting for the launcher took over 30
+
+
+@pytest.mark.slow
+def test_one_asked_to_stop_stops_all_after_saving_at_the_same_step(tmp_path: Path) -> None:
+    def ask(row: Job) -> None:
+        if "step" in row and not asked:
+            asked.append(row["step"])
+            ranks_of_the_run()[1].terminate()
+
+    asked: list[int] = []
+    with pytest.raises(TrainingFailed, match="ended with status 143"):
+        train_in_child(field_job(tmp_path, 2, "meta_train.steps=1000000"), ask)
+    stopped = load_checkpoint(open_location(str(tmp_path)))
+    assert stopped is not None
+    assert stopped.step >= asked[0]
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_saves_and_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(row: Job) -> None:
+        if row.get("step", 0) >= 3:
+            raise Interrupted
+
+    def job(name: str, devices: int) -> Job:
+        return field_job(tmp_path / name, devices, "meta_train.steps=40")
+
+    with pytest.raises(Interrupted):
+        train_in_child(job("broken", 2), interrupt)
+    assert load_checkpoint(open_location(str(tmp_path / "broken"))) is not None
+    notes: list[str] = []
+    train_in_child(job("broken", 1), lambda row: notes.append(row.get("note", "")))
+    train_in_child(job("whole", 1), lambda _: None)
+    assert any("resumed at step" in note for note in notes)
+    broken, whole = weights(tmp_path / "broken"), weights(tmp_path / "whole")
+    for name, value in whole.items():
+        np.testing.assert_allclose(broken[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_ranks_listen_on_the_loopback_interface_alone(tmp_path: Path) -> None:
+    addresses: list[str] = []
+
+    def look(row: Job) -> None:
+        if "step" in row and not addresses:
+            (launcher,) = child._children
+            family = [psutil.Process(launcher.pid), *ranks_of_the_run()]
+            addresses.extend(c.laddr.ip for p in family for c in p.net_connections() if c.status == "LISTEN")
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train_in_child(field_job(tmp_path, 2, "meta_train.steps=1000000"), look)
+    assert addresses
+    assert set(addresses) == {"127.0.0.1"}
