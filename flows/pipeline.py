@@ -16,7 +16,7 @@ from functa.flows.config.preflight import preflight
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.gate import check_gate
 from functa.flows.ledger import Ledger
-from functa.flows.server.deployed import run_stage
+from functa.flows.server.stage_runs import run_stage
 from functa.flows.server.worker import outlive_the_worker, started_by_worker
 from functa.tasks.dispatch.child import allow_children, stop_children
 from functa.tasks.report.artifacts import publish

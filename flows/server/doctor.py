@@ -13,7 +13,7 @@ from rich.table import Table
 
 from functa.flows.server.api import PORT, absolute, configured_api, healthy, port_fault
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 
 LOCK = PROJECT / "requirements.lock"
 

@@ -36,7 +36,7 @@ from functa.flows.server.processes import Child, Interrupted, left_behind, signa
 
 __all__ = ["Check", "OperateError", "doctor", "prepare_environment", "print_checks", "run_deployed", "up"]
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 
 DEFAULT_ROOT = "functa-runs/digits"
 

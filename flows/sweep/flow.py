@@ -14,7 +14,7 @@ from functa.flows import stages
 from functa.flows.config.digests import stages_of
 from functa.flows.ledger import Ledger
 from functa.flows.pipeline import pipeline
-from functa.flows.server.deployed import run_stage
+from functa.flows.server.stage_runs import run_stage
 from functa.flows.sweep.plan import Member, SweepPlan, plan_sweep
 from functa.flows.sweep.results import SweepTold, write_results
 from functa.flows.sweep.shared import Lenders, with_inputs

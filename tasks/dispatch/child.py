@@ -16,7 +16,7 @@ _children: set["subprocess.Popen[str]"] = set()
 
 _stopping = threading.Event()
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 
 STOP_SECONDS = 30.0
 

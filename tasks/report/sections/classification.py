@@ -45,7 +45,7 @@ def _matrix(confusion: Counts, names: list[str]) -> Block:
         rows = tuple(_pairs(confusion, names))
         return Table("confused_pairs", "Confused most", columns, rows, f"The {PAIRS} pairs with the most images.")
     note = "Per cent of each class's images (rows) that are taken for each class (columns); right ones on the diagonal."
-    return Drawing("confusion", "What is taken for what", confusion(confusion, names), note)
+    return Drawing("confusion", "What is taken for what", confusion_chart(confusion, names), note)
 
 
 def _pairs(confusion: Counts, names: list[str]) -> list[tuple[Any, ...]]:
@@ -95,7 +95,7 @@ DARKEST = 0.6  # of a cell: its number stays readable on it, on a light page and
 Values = npt.NDArray[np.floating[Any]]
 
 
-def confusion(counts: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> bytes:
+def confusion_chart(counts: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> bytes:
     """[K, K] images by class (rows) and guess (columns) -> per cent of each row, as numbers and as shades."""
     classes = len(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)

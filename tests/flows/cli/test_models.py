@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 
 from functa.flows.ledger import Ledger
+from functa.models.field.inner import decode
 from functa.storage.functaset.commit import retire
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
 from functa.storage.runs.stage_records import read_record, write_record
 from functa.tasks.config import SampleRequest
-from functa.tasks.inference import decode as decoding
-from functa.tasks.trained import load_classifier, logits_of
+from functa.tasks.inference import png, sample_images
+from functa.tasks.inputs.pictures import as_uint8
+from functa.tasks.trained import field_of, load_classifier, logits_of
 from tests.helpers.flows.command import here, told
 from tests.helpers.flows.trained_root import trained_root
 
@@ -126,8 +128,8 @@ def test_a_sheet_shows_the_first_256_and_a_sample_is_the_same_in_any_batch(root:
     with Image.open(tmp_path / "out" / "contact-sheet.png") as sheet:
         assert sheet.size == (8 * 68 + 4, 32 * 68 + 4)  # 8x8 pixels eight times as large, and borders of four
     again, _ = drawn(root, tmp_path / "again", "--steps", "2")
-    for number, png in enumerate(again):
-        few = np.asarray(Image.open(io.BytesIO(png)), int)
+    for number, data in enumerate(again):
+        few = np.asarray(Image.open(io.BytesIO(data)), int)
         many = np.asarray(Image.open(tmp_path / "out" / f"sample-{number:06d}.png"), int)
         assert np.abs(few - many).max() <= 1  # a batch's arithmetic, rounded
 
@@ -135,7 +137,7 @@ def test_a_sheet_shows_the_first_256_and_a_sample_is_the_same_in_any_batch(root:
 def test_what_is_drawn_before_an_interruption_stands(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "SAMPLE_BATCH", 4)
+    monkeypatch.setattr(sample_images, "SAMPLE_BATCH", 4)
     seen: list[tuple[int, int]] = []
 
     def interrupt(done: int, total: int) -> None:
@@ -144,7 +146,7 @@ def test_what_is_drawn_before_an_interruption_stands(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        decoding.sample_images(str(root), SampleRequest(count=20), tmp_path, interrupt)
+        sample_images.sample_images(str(root), SampleRequest(count=20), tmp_path, interrupt)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [f"sample-{i:06d}.png" for i in range(4)]
     assert seen == [(1, 20), (2, 20), (3, 20), (4, 20), (5, 20)]
 
@@ -155,7 +157,7 @@ def test_an_interrupted_command_says_where_its_images_are(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(decoding, "_save", interrupted)
+    monkeypatch.setattr(png, "save_png", interrupted)
     for command in ("sample", "decode"):
         assert f"images made so far are in {tmp_path}" in told(here(command, str(root), "--out", str(tmp_path)), 130)
 
@@ -163,9 +165,9 @@ def test_an_interrupted_command_says_where_its_images_are(
 def test_decoding_reads_the_shards_of_its_rows_alone(root: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(root, tmp_path / "root")
     functaset = Functaset.open(str(copy / "functaset.zarr"))
-    field, _, side = decoding.field_of(functaset)
+    field, _, side = field_of(functaset)
     z = torch.from_numpy(functaset.load("test").dequantized(np.arange(60, 70)))
-    expected = decoding.as_uint8(decoding.decode(field, z, (side, side)))[..., 0]
+    expected = as_uint8(decode(field, z, (side, side)))[..., 0]
     (plan,) = [plan for entry, plan in functaset.fragments if entry.split == "test"]
     shards = sorted(path for path in (copy / "functaset.zarr" / plan.path / "z" / "c").rglob("*") if path.is_file())
     assert len(shards) == 4

@@ -59,7 +59,7 @@ def test_a_cluster_whose_workers_have_no_device_is_told(address: str) -> None:
 
 
 def test_a_worker_that_cannot_import_the_project_is_told(address: str) -> None:
-    with worker(address, *DEVICE, before="import sys; sys.modules['tasks'] = None", **API):
+    with worker(address, *DEVICE, before="import sys; sys.modules['functa'] = None", **API):
         assert "a worker cannot run this project (" in (line := fault(address=address))
         assert line.endswith("): install it there")
 
