@@ -20,19 +20,24 @@ def annotation_of(model: type[BaseModel], parts: list[str]) -> Any:
 
 def fields(annotation: Any) -> dict[str, Any]:
     """Types of a section's fields by name, also where the section may be null; empty for what is no section."""
-    for choice in _choices(annotation):
-        if isinstance(choice, type) and issubclass(choice, BaseModel):
-            return {name: info.annotation for name, info in choice.model_fields.items()}
-    return {}
+    section = section_of(annotation)
+    return {} if section is None else {name: info.annotation for name, info in section.model_fields.items()}
 
 
-def _choices(annotation: Any) -> tuple[Any, ...]:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the model of a section, also of one that may be null; None for what is no section."""
+    models = (each for each in choices_of(annotation) if isinstance(each, type) and issubclass(each, BaseModel))
+    return next(models, None)
+
+
+def choices_of(annotation: Any) -> tuple[Any, ...]:
+    """Return the types that a union has, or the one type that it is."""
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _takes(annotation: Any) -> tuple[bool, bool]:
     """(text alone, None too): what a field of this type takes, as far as a value's spelling must be read for it."""
-    choices = _choices(annotation)
+    choices = choices_of(annotation)
     values = [choice for choice in choices if choice is not NoneType]
     literals = [isinstance(x, str) for value in values if get_origin(value) is Literal for x in get_args(value)]
     texts = all(value is str or get_origin(value) is Literal for value in values) and all(literals)
