@@ -58,10 +58,11 @@ bench: $(VENV)/.bench  ## encoding, outer step and store beside their peers, abo
 	$(BIN)/python benchmarks/meta.py
 	$(BIN)/python benchmarks/store.py
 
-lint: $(READY)   ## ruff and mypy
+lint: $(READY)   ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(READY) ## ruff's formatter
 	$(BIN)/ruff check --fix --quiet .

@@ -1,85 +1,103 @@
-"""Imports run downwards only: flows -> tasks -> {models, storage}."""
+"""Imports run downwards only and never in circles: import-linter checks it by the contracts in pyproject.toml."""
 
-import ast
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-MAY_IMPORT = {
-    "models": {"models"},
-    "storage": {"storage"},
-    "tasks": {"tasks", "models", "storage"},
-    "flows": {"flows", "tasks", "models", "storage"},
-    "deploy": {"deploy", "flows"},
+PACKAGES = ("flows", "tasks", "models", "storage", "deploy")
+MOST_ENTRIES = 14  # of a folder: more than a reader takes in at a glance
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the linter on the package `functa` in a folder, by that folder's pyproject.toml."""
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache", "--no-logo"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package with real folders in place of its links, for planting faults."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PROJECT / "functa", tmp_path / "functa", ignore=ignored)
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def plant(folder: Path, *statements: tuple[str, str]) -> None:
+    """Append each statement to the file of the module named with it."""
+    for module, statement in statements:
+        path = folder / f"{module.replace('.', '/')}.py"
+        path.write_text(f"{path.read_text()}\n{statement}\n")
+
+
+def test_the_project_keeps_its_import_rules() -> None:
+    done = lint(PROJECT)
+    assert done.returncode == 0, done.stdout
+    assert "4 kept, 0 broken" in done.stdout
+
+
+FORBIDDEN = {
+    "functa.storage.errors -> functa.tasks.config": "def late():\n    import functa.tasks.config",
+    "functa.models.config -> functa.flows.gate": "def late():\n    from ..flows import gate",
+    "functa.models.latents.dropout -> functa.storage.errors": "from functa.storage.errors import StorageError",
+    "functa.tasks.units -> functa.deploy.bootstrap": "import functa.deploy.bootstrap",
+    "functa.storage.config -> torch": "def late():\n    import torch.nn as nn",
+    "functa.storage.config -> diffusers": "import diffusers",
+    "functa.models.field.sine -> prefect": "from prefect import flow",
+    "functa.models.field.grid -> zarr": "import zarr.codecs",
 }
-OURS = set(MAY_IMPORT)
 
 
-def imported(path: Path, project: Path = PROJECT) -> set[str]:
-    """First names of what a file imports; a relative import counts as what it leads to."""
-    package = path.relative_to(project).parts[:-1]
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: max(0, len(package) - node.level + 1)] if node.level else ()
-            base = [*above, *(node.module.split(".") if node.module else ())]
-            names |= {".".join([*base, alias.name]) for alias in node.names}
-    return {name.split(".")[0] for name in names}
+def test_the_linter_refuses_forbidden_imports(copy: Path) -> None:
+    plant(copy, *((chain.split(" -> ")[0], statement) for chain, statement in FORBIDDEN.items()))
+    done = lint(copy)
+    assert done.returncode == 1, done.stdout
+    for chain in FORBIDDEN:
+        assert chain in done.stdout, done.stdout
 
 
-@pytest.mark.parametrize(
-    ("statement", "names"),
-    [
-        ("import zarr.codecs, functa.flows.cli.main as cli", {"zarr", "flows"}),
-        ("from functa.flows.cli.main import main", {"flows"}),
-        ("from flows import cli", {"flows"}),
-        ("from . import loop", {"tasks"}),
-        ("from .loop import train", {"tasks"}),
-        ("from .. import dispatch", {"tasks"}),
-        ("from ..dispatch import train", {"tasks"}),
-        ("from ... import flows", {"flows"}),
-        ("from ...flows import cli", {"flows"}),
-        ("def late():\n    from ...flows.cli import main", {"flows"}),
-    ],
-)
-def test_every_way_to_import_is_seen(statement: str, names: set[str], tmp_path: Path) -> None:
-    path = tmp_path / "tasks" / "training" / "late.py"
-    path.parent.mkdir(parents=True)
-    path.write_text(statement)
-    assert imported(path, tmp_path) == names
+def test_the_linter_refuses_import_cycles(copy: Path) -> None:
+    """Between two files of a folder, and between a file and a folder beside it."""
+    for one, other in (("tasks.report.files", "tasks.report.pixels"), ("flows.gate", "flows.sweep.plan")):
+        plant(copy, (f"functa.{one}", f"import functa.{other}"), (f"functa.{other}", f"import functa.{one}"))
+    done = lint(copy)
+    assert done.returncode == 1, done.stdout
+    assert "3 kept, 1 broken" in done.stdout
+    assert "No cycles are allowed in functa.tasks.report." in done.stdout
+    assert "No cycles are allowed in functa.flows." in done.stdout
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_only_what_lies_below(room: str) -> None:
-    files = list((PROJECT / room).rglob("*.py"))
-    assert files
-    for path in files:
-        assert imported(path) & OURS <= MAY_IMPORT[room], path
-
-
-@pytest.mark.parametrize("room", ["models", "storage"])
-def test_the_lower_rooms_know_no_orchestrator(room: str) -> None:
-    foreign = {"prefect", "cyclopts"} | (
-        {"zarr", "fsspec", "s3fs", "PIL"} if room == "models" else {"torch", "diffusers"}
-    )
-    for path in (PROJECT / room).rglob("*.py"):
-        assert not imported(path) & foreign, path
+def sources() -> list[Path]:
+    """Return every Python file of the product."""
+    found = [path for package in PACKAGES for path in (PROJECT / package).rglob("*.py")]
+    assert len(found) > 100
+    return found
 
 
 def test_nothing_unpickles_or_evaluates() -> None:
     """Hostile files find no way in: no pickle, no torch.load, no eval, no unsafe YAML."""
-    for room in OURS:
-        for path in (PROJECT / room).rglob("*.py"):
-            text = path.read_text()
-            for way in ("torch.load(", "import pickle", "allow_pickle=True", "yaml.load(", " eval(", " exec("):
-                assert way not in text, f"{path}: {way}"
+    for path in sources():
+        text = path.read_text()
+        for way in ("torch.load(", "import pickle", "allow_pickle=True", "yaml.load(", " eval(", " exec("):
+            assert way not in text, f"{path}: {way}"
 
 
-def test_nothing_imports_by_a_name_that_no_reader_sees() -> None:
-    for room in OURS:
-        for path in (PROJECT / room).rglob("*.py"):
-            text = path.read_text()
-            assert "import_module(" not in text and "__import__(" not in text, path
+def test_nothing_imports_a_module_by_a_computed_name() -> None:
+    for path in sources():
+        text = path.read_text()
+        assert "import_module(" not in text and "__import__(" not in text, path
+
+
+@pytest.mark.parametrize("package", ["functa", *PACKAGES])
+def test_no_source_folder_has_too_many_entries(package: str) -> None:
+    """Preset files are data and may be many."""
+    top = PROJECT / package
+    for folder in [top, *(path for path in top.rglob("*") if path.is_dir() and path.name != "__pycache__")]:
+        entries = [path.name for path in folder.iterdir() if path.name != "__pycache__"]
+        if folder == PROJECT / "flows" / "presets":
+            entries = [name for name in entries if not name.endswith(".yaml")]
+        assert len(entries) <= MOST_ENTRIES, f"{folder}: {sorted(entries)}"
