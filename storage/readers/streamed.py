@@ -7,13 +7,15 @@ whatever the number of rows, and every byte is checked again in every epoch.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 
 import numpy as np
 
 from functa.storage.functaset.fragment import Shard
+from functa.storage.readers.prefetch import prefetched
 from functa.storage.readers.reader import Batch, Order, Reader, epoch_order
 from functa.storage.readers.shards import Rows, SplitShards
 
@@ -48,16 +50,15 @@ class Streamed(Reader):
             skip -= pools.pop(0).rows
         room = np.empty((order.batch, *self.latent_shape), self.dtype) if reuse else None
         stopped = Event()
-        thread = ThreadPoolExecutor(1, "shards")
-        try:
-            tail = _Tail(self._loaded(thread, pools, order, epoch, ids, stopped), skip)
-            for size in sizes[step:]:
-                self.own()
-                z = np.empty((size, *self.latent_shape), self.dtype) if room is None else room[:size]
-                yield tail.batch(z, ids, len(self.quantizers) > 1)
-        finally:
-            stopped.set()
-            thread.shutdown(wait=True, cancel_futures=True)
+        with closing(prefetched(partial(self._load, pool, ids, stopped) for pool in pools)) as loaded:
+            tail = _Tail(self._dealt(loaded, pools, order, epoch), skip)
+            try:
+                for size in sizes[step:]:
+                    self.own()
+                    z = np.empty((size, *self.latent_shape), self.dtype) if room is None else room[:size]
+                    yield tail.batch(z, ids, len(self.quantizers) > 1)
+            finally:
+                stopped.set()
 
     def _pools(self, order: Order, epoch: int, start: int, stop: int) -> Iterator[_Pool]:
         """Of this rank's stretch of the epoch's sequence."""
@@ -72,23 +73,17 @@ class Streamed(Reader):
         for number, first in enumerate(range(0, len(pieces), self._buffer_shards)):
             yield _Pool(number, tuple(pieces[first : first + self._buffer_shards]))
 
-    def _loaded(
-        self, thread: ThreadPoolExecutor, pools: list[_Pool], order: Order, epoch: int, ids: bool, stopped: Event
+    @staticmethod
+    def _dealt(
+        loaded: Iterator[Rows], pools: list[_Pool], order: Order, epoch: int
     ) -> Iterator[tuple[Rows, np.ndarray]]:
-        """Each pool's rows, and the order in which they are dealt out; the next pool is read meanwhile."""
-        ahead: Future[Rows] | None = None
-        for number, pool in enumerate(pools):
-            loading = ahead or thread.submit(self._load, pool, ids, stopped)
-            rows = loading.result()
-            del loading  # or the future would keep the pool's memory until the next is dealt out
-            following = pools[number + 1 : number + 2]
-            ahead = thread.submit(self._load, following[0], ids, stopped) if following else None
+        """Yield each pool's rows, and the order in which they are dealt out."""
+        for pool in pools:
+            sequence = np.arange(pool.rows)
             if order.shuffle:
-                sequence = np.random.default_rng([order.seed, epoch, order.rank, order.world, pool.number])
-                yield rows, sequence.permutation(pool.rows)
-            else:
-                yield rows, np.arange(pool.rows)
-            del rows
+                shuffled = np.random.default_rng([order.seed, epoch, order.rank, order.world, pool.number])
+                sequence = shuffled.permutation(pool.rows)
+            yield next(loaded), sequence
 
     def _load(self, pool: _Pool, ids: bool, stopped: Event) -> Rows:
         rows = Rows(

@@ -6,8 +6,6 @@ shard before is written in another.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,11 +24,11 @@ from functa.storage.functaset.plan import Plan, ShardRows, load_plan, plan_rows
 from functa.storage.functaset.shard import Receipt, read_receipt, write_shard
 from functa.storage.images.source import ImageBatch, Images
 from functa.storage.places.address import open_location
+from functa.storage.readers.prefetch import prefetched
 from functa.tasks.dispatch.child import GivenUp
 from functa.tasks.dispatch.progress import time_left
 from functa.tasks.encoding.keyed_images import PlannedImages, planned_images
 from functa.tasks.encoding.plan import EncodeJob, ShardGroup, check_fits, environment
-from functa.tasks.inputs.ahead import in_order
 from functa.tasks.inputs.pictures import as_float
 from functa.tasks.trained import load_field
 
@@ -107,20 +105,24 @@ class _Work:
     written: int = 0
 
     def encode(self, left: Sequence[int]) -> None:
-        """Every batch of every shard in turn; a shard is handed to the writer when it is whole."""
+        """Encode and write shards in turn: while the device encodes one, a thread writes the one before."""
+        for _ in prefetched(partial(self._write, shard) for shard in self._encoded(left)):
+            pass
+
+    def _encoded(self, left: Sequence[int]) -> Iterator[_Shard]:
+        """Yield each shard once all its batches are encoded; a thread reads the next batch meanwhile."""
         pieces = [
             (shard, rows)
             for shard in (self._shard(number) for number in left)
             for rows in _pieces(shard.rows, self.job.encode.batch)
         ]
-        read = in_order(partial(self._read, rows) for _, rows in pieces)
-        with _one_at_a_time() as write:
-            for (shard, _), batch in zip(pieces, read, strict=True):
-                if self.given_up():
-                    raise GivenUp(f"shard {shard.number} of {self.group.split} was left: its run has ended")
-                self._encode(shard, batch)
-                if shard.encoded == len(shard.rows.keys):
-                    write(partial(self._write, shard))
+        batches = prefetched(partial(self._read, rows) for _, rows in pieces)
+        for (shard, _), batch in zip(pieces, batches, strict=True):
+            if self.given_up():
+                raise GivenUp(f"shard {shard.number} of {self.group.split} was left: its run has ended")
+            self._encode(shard, batch)
+            if shard.encoded == len(shard.rows.keys):
+                yield shard
 
     def _shard(self, number: int) -> _Shard:
         return _Shard(number, plan_rows(open_location(self.job.functaset), self.plan, number))
@@ -185,24 +187,6 @@ def _pieces(rows: ShardRows, size: int) -> Iterator[ShardRows]:
         yield ShardRows(
             rows.keys[part], rows.labels[part], rows.tokens[part], rows.rows[part], rows.augmentations[part]
         )
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Calls run in a thread one after the other; a new one waits for the one before, and raises what that raised."""
-    running: list[Future[None]] = []
-
-    def begin(call: Callable[[], None]) -> None:
-        finish()
-        running.append(pool.submit(call))
-
-    def finish() -> None:
-        if running:
-            running.pop().result()
-
-    with ThreadPoolExecutor(1, "writing") as pool:
-        yield begin
-        finish()
 
 
 def _loop(job: EncodeJob, images: Images, images_in_run: int, device: torch.device) -> tuple[InnerLoop, str]:

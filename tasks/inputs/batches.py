@@ -14,7 +14,7 @@ from functa.storage.functaset.functaset import Functaset
 from functa.storage.readers.memory import Resident
 from functa.storage.readers.open import MEMORY_SHARE, open_reader
 from functa.storage.readers.reader import Indexed
-from functa.tasks.inputs.ahead import Ahead
+from functa.tasks.inputs.prefetch import Prefetcher
 
 Choose = Callable[[int], np.ndarray]  # the rows of a step, for the whole global batch
 
@@ -157,11 +157,11 @@ class FromHost:
                 made.append(torch.from_numpy(batch.which))
             return [tensor.pin_memory() for tensor in made] if device.type == "cuda" else made
 
-        self._ahead = Ahead(prepare, steps, threaded=True)
+        self._prefetcher = Prefetcher(prepare, steps, threaded=True)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """x and labels of a step."""
-        stored, labels, *which = (tensor.to(self._device, non_blocking=True) for tensor in self._ahead(step))
+        stored, labels, *which = (tensor.to(self._device, non_blocking=True) for tensor in self._prefetcher(step))
         if self._affine is None:
             return self._normalizer.normalize(stored), labels
         return self._affine(stored, which[0] if which else None), labels

@@ -22,6 +22,8 @@ from functa.tasks.training.launch import JOB, launch
 from functa.tasks.training.ranks import RankLost, leave_ranks
 from functa.tasks.training.run import NonFiniteLoss
 
+PACKAGE = "functa"
+
 STOP_SECONDS = 30.0
 
 LAUNCHER_SECONDS = 30.0  # to notice a dead rank: at once, but on a busy machine it took more than 5
@@ -30,14 +32,14 @@ TEXT_BYTES = 3000  # of a row, which is one write of less than a pipe's 4096 byt
 
 
 class Notes(logging.Handler):
-    """What our own rooms log (resumed at step ..., checkpoint skipped) reaches the run's log."""
+    """Forwards what this package logs (resumed at step ..., checkpoint skipped) to the run's log."""
 
     def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
         super().__init__(logging.INFO)
         self._emit = emit
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.split(".")[0] in ("tasks", "storage", "models"):
+        if record.name.startswith(PACKAGE):
             self._emit({"note": record.getMessage()})
 
 
@@ -74,8 +76,7 @@ def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: 
     """Does the job in this process. Rows and figures are the first rank's to tell; a fault is anybody's."""
     tell = emit if speaks else lambda row: None
     logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(sys.stderr), Notes(tell)])
-    for room in ("tasks", "storage", "models"):
-        logging.getLogger(room).setLevel(logging.INFO)
+    logging.getLogger(PACKAGE).setLevel(logging.INFO)
     try:
         tell({"done": _run(job, tell)})
     except Exception as error:

@@ -21,8 +21,8 @@ from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import newest_metadata
 from functa.tasks.config import MetaTrainConfig
-from functa.tasks.inputs.ahead import Ahead
 from functa.tasks.inputs.pictures import Pictures
+from functa.tasks.inputs.prefetch import Prefetcher
 from functa.tasks.trained import refuse_other_field
 from functa.tasks.training.loop import train
 from functa.tasks.training.optimizer import outer_optimizer
@@ -110,10 +110,10 @@ def _outer_step(
             made.append(random_positions(config.batch, job.field.positions, config.patches_per_image, seed)[part])
         return [tensor.pin_memory() for tensor in made] if device.type == "cuda" else made
 
-    ahead = Ahead(inputs, config.steps, threaded=device.type == "cuda" or not training.in_memory)
+    prefetcher = Prefetcher(inputs, config.steps, threaded=device.type == "cuda" or not training.in_memory)
 
     def gradients(step: int, _: torch.Generator) -> dict[str, Tensor]:
-        images, *positions = (tensor.to(device, non_blocking=True) for tensor in ahead(step))
+        images, *positions = (tensor.to(device, non_blocking=True) for tensor in prefetcher(step))
         errors = []
         for start in range(0, len(images), size):
             rows = slice(start, start + size)

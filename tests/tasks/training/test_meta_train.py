@@ -109,7 +109,7 @@ def test_validation_counts_every_image_once_whatever_the_parts(validation_images
 def test_images_read_on_demand_train_the_same_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that makes inputs ahead changes nothing."""
     figures = [meta_train.run(job(tmp_path / "memory"), lambda _: None)]
-    monkeypatch.setattr("functa.tasks.config.MEMORY_BYTES", 0)
+    monkeypatch.setattr("functa.tasks.inputs.pictures.MEMORY_BYTES", 0)
     assert not Pictures(open_images(ImagesConfig(source="digits")), "train", ImagesConfig(source="digits")).in_memory
     figures.append(meta_train.run(job(tmp_path / "demand"), lambda _: None))
     assert figures[0]["weights_digest"] == figures[1]["weights_digest"]

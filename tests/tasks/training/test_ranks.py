@@ -184,7 +184,7 @@ def test_alone_nothing_is_exchanged() -> None:
 def test_a_fault_of_all_ranks_is_told_once_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed) as caught:
         train_in_child(field_job(tmp_path, 2, "meta_train.batch=1"), lambda _: None)
-    assert str(caught.value) == "a batch of 1 cannot be split over child.devices=2: lower it"
+    assert str(caught.value) == "a batch of 1 cannot be split over dispatch.devices=2: lower it"
     assert not caught.value.may_pass
 
 
