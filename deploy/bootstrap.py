@@ -33,8 +33,8 @@ from prefect.states import StateType
 from prefect.utilities.templating import apply_values
 
 from functa.flows.config.load import load_config
-from functa.flows.config.schema import ConfigError
 from functa.flows.server.api import GPU_LIMIT, absolute
+from functa.storage.errors import FunctaError, one_line
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +49,7 @@ WATCH = "functa: runs without a heartbeat have crashed"
 SILENCE = timedelta(seconds=90)  # three heartbeats of flows/server.py
 
 
-class BootstrapError(Exception):
+class BootstrapError(FunctaError):
     """The server refused something, or cannot be reached: one line."""
 
 
@@ -202,9 +202,9 @@ def main() -> int:
     )
     try:
         made = bootstrap(place)
-    except (BootstrapError, ConfigError, httpx.HTTPError, PrefectException) as error:
-        sys.stderr.write(f"bootstrap: {' '.join(str(error).split()) or type(error).__name__}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+    except (FunctaError, httpx.HTTPError, PrefectException) as error:
+        sys.stderr.write(f"bootstrap: {one_line(error)}\n")
+        return error.exit_status if isinstance(error, FunctaError) else 1
     sys.stdout.write("; ".join(f"{what}: {', '.join(names)}" for what, names in made.items()) + "\n")
     return 0
 

@@ -4,11 +4,12 @@ import json
 
 from functa.flows.config.digests import STAGES
 from functa.flows.ledger import Ledger
+from functa.storage.errors import FunctaError
 from functa.storage.places.address import open_location
 from functa.tasks.evaluation.gate import verdicts
 
 
-class GateFailed(Exception):
+class GateFailed(FunctaError):
     """A figure does not keep the threshold that the config sets: the stages stand, the run fails."""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from functa.flows.config.digests import OPTIONAL, digest, inputs_of, stage_config, stages_of
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.server.at_work import check_nobody_at_work, current_flow_run
-from functa.storage.errors import StorageError
+from functa.storage.errors import FunctaError, StorageError
 from functa.storage.functaset.header import read_root
 from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
@@ -267,7 +267,7 @@ def _same_work(one: StageRecord, other: StageRecord) -> bool:
     return (one.config, one.inputs) == (other.config, other.inputs)
 
 
-class MissingInput(Exception):
+class MissingInput(FunctaError):
     """A stage was asked for whose input has not been made."""
 
 

@@ -1,20 +1,36 @@
-"""What goes wrong in the world. str(error) is one line: the thing, the fault, the mend."""
+"""Errors that are shown to people. str(error) is one line that names the thing, the fault and the fix."""
+
+from typing import ClassVar
 
 
-class StorageError(Exception):
-    """Something in the world: a missing folder, a full disk, a damaged object. Shown to people as it stands."""
+def one_line(error: BaseException) -> str:
+    """Return the error's message on one line, or its type's name where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class FunctaError(Exception):
+    """An error whose message is all that a user needs: the command prints it as one line, without its type.
+
+    Storage is the lowest layer that raises such errors, so the class is here and every layer above derives from it.
+    """
+
+    exit_status: ClassVar[int] = 1  # of the command; 2 where arguments or config alone are wrong
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))  # one line, whatever a library put into its own message
 
 
+class StorageError(FunctaError):
+    """A fault outside the program: a missing folder, a full disk, a damaged object."""
+
+
 class TransientError(StorageError):
-    """A lost connection, a timeout, a server that was busy or failed: the same call may succeed later."""
+    """The connection broke, timed out, or the server was busy or failed: the same call may succeed later."""
 
 
 class MissingObject(StorageError):
-    """There is no object of that name."""
+    """No object of that name exists."""
 
 
 class DamagedObject(StorageError):
-    """An object is not what its record says: short, altered, swapped or unreadable."""
+    """An object differs from its record: short, altered, swapped or unreadable."""

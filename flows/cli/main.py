@@ -17,7 +17,7 @@ from functa.flows.config.digests import require_stage
 from functa.flows.config.load import load_config, preset_names
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.ledger import Ledger
-from functa.storage.errors import StorageError
+from functa.storage.errors import FunctaError, StorageError, one_line
 
 app = App(
     name="functa",
@@ -31,22 +31,6 @@ app.command(store)
 
 for command in (decode, sample, classify, sweep, compare):
     app.command(command)
-
-# Errors whose own words are the whole story. By name: their modules need not be loaded for a name to be compared.
-TOLD = (
-    "ConfigError",
-    "DamagedObject",
-    "DispatchError",
-    "GateFailed",
-    "MissingInput",
-    "MissingObject",
-    "OperateError",
-    "StageConflict",
-    "StageFailed",
-    "StorageError",
-    "SweepFailed",
-    "TrainingFailed",
-)
 
 
 def main() -> None:
@@ -72,17 +56,16 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"functa: {_one_line(error, debug)}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | CycloptsError) else 1
+        print(f"functa: {_message(error, debug)}", file=sys.stderr)
+        return 2 if isinstance(error, CycloptsError) else error.exit_status if isinstance(error, FunctaError) else 1
 
 
-def _one_line(error: Exception, debug: bool) -> str:
-    text = " ".join(str(error).split())
+def _message(error: Exception, debug: bool) -> str:
+    if isinstance(error, FunctaError):
+        return str(error)
     if isinstance(error, CycloptsError):
-        return f"{text} (functa --help)"
-    if type(error).__name__ in TOLD:
-        return text
-    return f"{type(error).__name__}: {text}" + ("" if debug else " (--debug shows where)")
+        return f"{one_line(error)} (functa --help)"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}" + ("" if debug else " (--debug shows where)")
 
 
 def _config(preset: str, overrides: list[str] | None, root: str | None) -> tuple[PipelineConfig, str]:

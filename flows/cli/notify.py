@@ -6,6 +6,7 @@ from pathlib import Path
 from functa.flows.ledger import MissingInput
 from functa.flows.server.api import OperateError, absolute, prepare_environment
 from functa.flows.server.deployed import find_api
+from functa.storage.errors import one_line
 from functa.storage.places.address import open_location
 from functa.storage.runs.stage_records import read_record
 
@@ -61,5 +62,4 @@ async def _emit(api: str, root: str, images: str) -> None:
         async with PrefectEventsClient(api, reconnection_attempts=3) as client:
             await client.emit(Event(event=EVENT, resource=resource, payload={"root": root, "images": images}))
     except Exception as error:  # websockets and httpx have many
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise OperateError(f"{api} did not take the event: {told}") from None
+        raise OperateError(f"{api} did not take the event: {one_line(error)}") from None

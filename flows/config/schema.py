@@ -9,6 +9,7 @@ from functa.flows.config.consistency import check_devices, check_micro_batches, 
 from functa.flows.config.yaml_values import annotation_of
 from functa.models.config import Config, FieldConfig, InnerConfig
 from functa.storage.config import ImagesConfig
+from functa.storage.errors import FunctaError
 from functa.tasks.config import (
     DispatchConfig,
     EncodeConfig,
@@ -19,8 +20,10 @@ from functa.tasks.config import (
 from functa.tasks.evaluation.config import EvaluationConfig, GateConfig
 
 
-class ConfigError(Exception):
-    """Something is wrong with arguments or config alone: exit status 2."""
+class ConfigError(FunctaError):
+    """Arguments or config are wrong, whatever the state of files and servers."""
+
+    exit_status = 2
 
 
 class ProvenanceConfig(Config):

@@ -8,6 +8,8 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from functa.storage.errors import FunctaError
+
 HOST = "127.0.0.1"
 
 PORT = 4200
@@ -35,8 +37,8 @@ MANNERS = {
 }
 
 
-class OperateError(Exception):
-    """Something in the world is wrong (port taken, no server, a child died): one line, exit status 1."""
+class OperateError(FunctaError):
+    """Something in the world is wrong (port taken, no server, a child died)."""
 
 
 def prepare_environment() -> None:

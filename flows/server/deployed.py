@@ -23,6 +23,7 @@ from functa.flows.server.api import (
     local_api,
     prepare_environment,
 )
+from functa.storage.errors import one_line
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -65,7 +66,7 @@ def run_deployed(
             console.print(f"Run '{run.name}': {address}", soft_wrap=True, highlight=False)
             state = follow(client, run.id, address, console)
     except httpx.HTTPError as error:
-        raise OperateError(f"{api}: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise OperateError(f"{api}: {one_line(error)}") from None
     said = f"{state.name}: {state.message}" if state.message else state.name
     console.print(f"Run '{run.name}': {said}", soft_wrap=True, highlight=False, markup=False)
     return state
@@ -88,7 +89,7 @@ def on_server() -> Iterator[None]:
                 check_deployment(client, api)
                 wait_for_workers(client, api, Console())
         except httpx.HTTPError as error:
-            raise OperateError(f"{api}: {' '.join(str(error).split()) or type(error).__name__}") from None
+            raise OperateError(f"{api}: {one_line(error)}") from None
         yield
 
 

@@ -9,6 +9,7 @@ from prefect.deployments import run_deployment
 
 from functa.flows.server.api import POOL
 from functa.flows.server.deployed import SILENCE_SECONDS, unpolled_queues
+from functa.storage.errors import FunctaError
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -21,7 +22,7 @@ POLL_SECONDS = 2.0
 WAITING_SECONDS = 60.0  # until a word is said of a run that nobody took, and between two words
 
 
-class StageFailed(Exception):
+class StageFailed(FunctaError):
     """A stage's run on a worker did not complete."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from functa.flows.server.api import GPU_LIMIT, OperateError
+from functa.storage.errors import one_line
 from functa.tasks.dispatch.progress import as_far_as_heard
 
 LEASE_SECONDS = 60.0  # a run that died holds its slot so long
@@ -106,7 +107,7 @@ def _taken() -> AbstractContextManager[None]:
             raise OperateError(
                 f"the server has no concurrency limit '{GPU_LIMIT}': make it with `python -m functa.deploy.bootstrap`"
             )
-        told = " ".join(str(fault).split()) or type(fault).__name__
+        told = one_line(fault)
         away = asked if away is None else away
         if not isinstance(fault, httpx.TransportError) or time.monotonic() - away > SILENCE_SECONDS:
             raise OperateError(f"no slot of concurrency limit '{GPU_LIMIT}' could be had: {told}")

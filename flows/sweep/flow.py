@@ -18,6 +18,7 @@ from functa.flows.server.stage_runs import run_stage
 from functa.flows.sweep.plan import Member, SweepPlan, plan_sweep
 from functa.flows.sweep.results import SweepTold, write_results
 from functa.flows.sweep.shared import Lenders, with_inputs
+from functa.storage.errors import one_line
 from functa.tasks.dispatch.progress import as_far_as_heard
 from functa.tasks.report.compare.sweep_page import table
 
@@ -168,4 +169,4 @@ def _each(todo: Sequence[Work], deployment: bool) -> None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    return one_line(error)[:500]

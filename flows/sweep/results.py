@@ -8,7 +8,7 @@ from typing import Any
 from functa.flows.config.schema import ConfigError
 from functa.flows.ledger import Ledger, now
 from functa.flows.sweep.plan import Member, SweepPlan, number_of
-from functa.storage.errors import DamagedObject
+from functa.storage.errors import DamagedObject, FunctaError
 from functa.storage.places.address import open_location, read_json
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import StageConflict, read_record
@@ -16,7 +16,7 @@ from functa.tasks.evaluation.gate import measured
 from functa.tasks.report.compare.sweep import Sweep, SweepMember, splits, unknown_metric, unmeasured
 
 
-class SweepFailed(Exception):
+class SweepFailed(FunctaError):
     """Members of a sweep failed; the others stand."""
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from functa.storage.errors import FunctaError
+
 _children: set["subprocess.Popen[str]"] = set()
 
 _stopping = threading.Event()
@@ -21,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 30.0
 
 
-class DispatchError(Exception):
+class DispatchError(FunctaError):
     """Workers cannot be had, or were lost: one line. The work itself is not at fault."""
 
 
@@ -29,7 +31,7 @@ class GivenUp(Exception):
     """A unit of work ended early: the run that asked for it has."""
 
 
-class TrainingFailed(Exception):
+class TrainingFailed(FunctaError):
     """A training process failed; the message is its own last word, or how it ended."""
 
     def __init__(self, message: str, may_pass: bool, by_config: bool = False) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
+from functa.storage.errors import one_line
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.child import DispatchError, threads_of_a_run
 
@@ -69,7 +70,7 @@ def dask_runner(
             ) from None
         except (OSError, ValueError) as error:
             raise DispatchError(
-                f"dispatch.address={dispatch.address}: no Dask scheduler answers ({_line(error)}); start one with "
+                f"dispatch.address={dispatch.address}: no Dask scheduler answers ({one_line(error)}); start one with "
                 "`dask scheduler`, or leave the address empty for processes of this machine"
             ) from None
         with probe:
@@ -209,7 +210,7 @@ def _check_workers(client: "Client", dispatch: DispatchConfig) -> None:
         described = client.run(describe_worker, workers=able)
     except Exception as error:  # what a worker could not even unpickle comes as a plain Exception
         raise DispatchError(
-            f"Dask cluster {where}: a worker cannot run this project ({_line(error)}): install it there"
+            f"Dask cluster {where}: a worker cannot run this project ({one_line(error)}): install it there"
         ) from None
     if without := sorted(address for address, each in described.items() if not each["api"]):
         raise DispatchError(
@@ -270,7 +271,3 @@ def given_up() -> bool:
         return False
     task = worker.state.tasks.get(key)
     return task is None or task.state == "cancelled" or worker.status in (Status.closing, Status.closed, Status.failed)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

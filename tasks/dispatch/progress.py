@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from functa.storage.errors import one_line
+
 LOG_SECONDS = 5.0
 
 ARTIFACT_SECONDS = 5.0
@@ -86,5 +88,4 @@ def as_far_as_heard(what: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        get_run_logger().warning(f"{what} could not be published: {told}")
+        get_run_logger().warning(f"{what} could not be published: {one_line(error)}")

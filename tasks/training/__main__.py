@@ -17,7 +17,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NoReturn
 
-from functa.storage.errors import TransientError
+from functa.storage.errors import TransientError, one_line
 from functa.tasks.training.launch import JOB, launch
 from functa.tasks.training.ranks import RankLost, leave_ranks
 from functa.tasks.training.run import NonFiniteLoss
@@ -94,7 +94,7 @@ def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: 
 
 def told(job: dict[str, Any], error: Exception) -> str:
     """The error in one line; of a memory that is full, also which keys make the step smaller."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in text:
         return text
     kind = job["kind"]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from functa.models.compute.device import choose_device
-from functa.storage.errors import StorageError, TransientError
+from functa.storage.errors import FunctaError, StorageError, TransientError, one_line
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ STORE = "FUNCTA_RANKS_STORE"  # environment variable: the file through which ran
 TIMEOUT = timedelta(hours=2)
 
 
-class RankLost(Exception):
+class RankLost(FunctaError):
     """The other training processes cannot be reached: one has ended, or the connection failed."""
 
 
@@ -111,7 +111,7 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     try:
         dist.all_reduce(tensor, operation)
     except RuntimeError as error:  # how both backends tell that a peer's connection was closed
-        told = " ".join(str(error).split()).split(". ")[0]  # what follows is advice for another program
+        told = one_line(error).split(". ")[0]  # what follows is advice for another program
         raise RankLost(f"lost the other training processes: {told}") from error
 
 

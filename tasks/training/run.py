@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from functa.storage.errors import FunctaError
 from functa.storage.places.location import Location
 from functa.tasks.config import TrainingConfig
 from functa.tasks.training.ranks import Ranks
@@ -17,7 +18,7 @@ Row = dict[str, Any]
 Emit = Callable[[Row], None]
 
 
-class NonFiniteLoss(Exception):
+class NonFiniteLoss(FunctaError):
     """The loss or its gradient is NaN or infinite; the last good checkpoint stands."""
 
 
