@@ -20,7 +20,7 @@ class ToyUsageError(FunctaError):
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (ToyError("/data/moon:\n  is no planet; choose a planet"), 1, "functa: /data/moon: is no planet; choose a planet"),
+        (ToyError("/data/moon:\n  no planet; use a planet"), 1, "functa: /data/moon: no planet; use a planet"),
         (ToyUsageError("--planet moon: is no planet"), 2, "functa: --planet moon: is no planet"),
         (ZeroDivisionError("by zero"), 1, "functa: ZeroDivisionError: by zero (--debug shows where)"),
     ],
