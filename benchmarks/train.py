@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from functa.flows.config.consistency import known_images
-from functa.flows.config.load import load_config, preset_names
+from functa.flows.config.load import load_config
+from functa.flows.config.presets import preset_names
 from functa.flows.config.schema import PipelineConfig
 from functa.models.latents.classifier import classification_loss, decay_groups
 from functa.models.latents.diffusion import Draw, diffusion_loss, draw, loss_tables

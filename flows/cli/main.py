@@ -14,7 +14,7 @@ from functa.flows.cli.models import classify, decode, sample
 from functa.flows.cli.store import store
 from functa.flows.cli.sweep import compare, sweep
 from functa.flows.config.digests import require_stage
-from functa.flows.config.load import load_config, preset_names
+from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.ledger import Ledger
 from functa.storage.errors import FunctaError, StorageError, one_line
@@ -216,10 +216,10 @@ def evaluate(preset: Preset, *, overrides: Overrides = None, root: Root = None, 
 
 @app.command
 def presets(*, as_json: Json = False) -> int:
-    """Every preset: latent, parameter counts, the paper's figures."""
-    from functa.flows.cli.show import describe_preset, print_presets
+    """List the presets: data, size, latent, time, purpose; with --json parameter counts too."""
+    from functa.flows.cli.presets import list_presets, print_presets
 
-    described = [describe_preset(load_config(name)) for name in preset_names()]
+    described = list_presets(parameters=as_json)
     if as_json:
         print(json.dumps(described, indent=1))
     else:

@@ -11,19 +11,6 @@ from functa.flows.config.estimate import estimate, image_shape, parameters, trai
 from functa.flows.config.schema import PipelineConfig, ProvenanceConfig
 from functa.tasks.config import MEMORY_BYTES
 
-TABLE_WIDTH = 112
-
-
-def describe_preset(config: PipelineConfig) -> dict[str, Any]:
-    """{name, latent, stages[], parameters{field, classifier, denoiser}, paper{}}."""
-    return {
-        "name": config.name,
-        "latent": "x".join(map(str, config.field.latent_shape)),
-        "stages": list(stages_of(config)),
-        "parameters": parameters(config, *image_shape(config)),
-        "paper": config.paper,
-    }
-
 
 def describe_run(config: PipelineConfig) -> dict[str, Any]:
     """{config, digests{}, parameters, estimate, warnings[]}.
@@ -39,27 +26,6 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
         "estimate": estimate(config, resolution, channels) | {"training_flops": training_flops(config, classes)},
         "warnings": [] if warning is None else [warning],
     }
-
-
-# Keys of a preset's `paper` mapping, and how the table heads them.
-PAPER_FIGURES = {"psnr": "PSNR", "top1": "top-1", "fid_uncond": "FID", "fid_cond": "FID cond."}
-
-
-def print_presets(described: list[dict[str, Any]]) -> None:
-    """A table whose names can be copied, whatever the terminal's width; the last four columns are the paper's figures.
-
-    PSNR in dB, top-1 in per cent, FID of unconditional and of conditional samples.
-    """
-    table = Table(box=None, pad_edge=False)
-    for heading in ("preset", "latent", "field", "classifier", "denoiser", *PAPER_FIGURES.values()):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "preset" else "right")
-    for preset in described:
-        counts = _counts(preset["parameters"], preset["stages"]).values()
-        figures = (str(preset["paper"].get(key, "")) for key in PAPER_FIGURES)
-        table.add_row(preset["name"], preset["latent"], *counts, *figures)
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)
-    console.print(table)
 
 
 def print_run(described: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the text of an override or of a YAML scalar means, read as the type of the field that it is for."""
+"""Read the text of an override or of a YAML scalar as the type of the field that it is for."""
 
 import re
 from types import NoneType, UnionType
@@ -9,9 +9,11 @@ from pydantic import BaseModel
 
 EMPTY = ("", "~", "null", "none")  # spellings of None, where a field may be empty
 
+OFF = ("off", "false", "no")  # and where a whole section may be left out
+
 
 def annotation_of(model: type[BaseModel], parts: list[str]) -> Any:
-    """Type of the field that a dotted key names; Any for none."""
+    """Return the type of the field that a dotted key names; Any for none."""
     annotation: Any = model
     for part in parts:
         annotation = fields(annotation).get(part, Any)
@@ -19,7 +21,7 @@ def annotation_of(model: type[BaseModel], parts: list[str]) -> Any:
 
 
 def fields(annotation: Any) -> dict[str, Any]:
-    """Types of a section's fields by name, also where the section may be null; empty for what is no section."""
+    """Return the types of a section's fields by name, also where it may be null; empty for what is no section."""
     section = section_of(annotation)
     return {} if section is None else {name: info.annotation for name, info in section.model_fields.items()}
 
@@ -35,21 +37,28 @@ def choices_of(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
-def _takes(annotation: Any) -> tuple[bool, bool]:
-    """(text alone, None too): what a field of this type takes, as far as a value's spelling must be read for it."""
-    choices = choices_of(annotation)
-    values = [choice for choice in choices if choice is not NoneType]
+def nullable_section(annotation: Any) -> bool:
+    """Return whether a field is a section that may be null."""
+    return section_of(annotation) is not None and NoneType in choices_of(annotation)
+
+
+def _means_null(text: str, annotation: Any) -> bool:
+    word = text.strip().lower()
+    return (word in EMPTY and NoneType in choices_of(annotation)) or (word in OFF and nullable_section(annotation))
+
+
+def _is_text(annotation: Any) -> bool:
+    """Return whether a field of this type takes text alone, so that no spelling means anything else."""
+    values = [choice for choice in choices_of(annotation) if choice is not NoneType]
     literals = [isinstance(x, str) for value in values if get_origin(value) is Literal for x in get_args(value)]
-    texts = all(value is str or get_origin(value) is Literal for value in values) and all(literals)
-    return texts, NoneType in choices
+    return all(value is str or get_origin(value) is Literal for value in values) and all(literals)
 
 
 def read_value(text: str, annotation: Any) -> Any:
-    """What KEY=TEXT means for a field of this type: text stays as it stands, `on` and `2024` included."""
-    texts, nullable = _takes(annotation)
-    if nullable and text.strip().lower() in EMPTY:
+    """Return the value of KEY=TEXT for a field of this type. Text stays as it is, `on` and `2024` included."""
+    if _means_null(text, annotation):
         return None
-    if texts:
+    if _is_text(annotation):
         return text
     try:
         value = read_yaml(text, annotation) if text.strip() else text
@@ -60,7 +69,7 @@ def read_value(text: str, annotation: Any) -> Any:
 
 
 def read_yaml(text: str, annotation: Any) -> Any:
-    """YAML's value, except that scalars of text fields stay text: YAML 1.1 reads `off` as false, 2024 as a number."""
+    """Return YAML's value, except that text fields stay text: YAML 1.1 reads `off` as false, 2024 as a number."""
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -76,15 +85,18 @@ def _keep_texts(node: yaml.Node | None, annotation: Any) -> None:
     for key, value in node.value if known else ():  # type: ignore[union-attr]
         if not isinstance(key, yaml.ScalarNode) or key.value not in known:
             continue
-        texts, nullable = _takes(known[key.value])
-        plain = isinstance(value, yaml.ScalarNode) and value.tag.startswith("tag:yaml.org,2002:")
-        if plain and texts and not (nullable and value.value.lower() in EMPTY):
-            value.tag = "tag:yaml.org,2002:str"
-        _keep_texts(value, known[key.value])
+        field = known[key.value]
+        if isinstance(value, yaml.ScalarNode) and value.tag.startswith("tag:yaml.org,2002:"):
+            null = _means_null(value.value, field)
+            if null and nullable_section(field):
+                value.tag = "tag:yaml.org,2002:null"
+            elif not null and _is_text(field):
+                value.tag = "tag:yaml.org,2002:str"
+        _keep_texts(value, field)
 
 
 def _refuse_surprises(node: yaml.Node | None, seen: set[int]) -> None:
-    """A key given twice is a fault; 0100 is not 64 and 1:30 is not 90, whatever YAML 1.1 says."""
+    """Refuse a key given twice, and keep 0100 from being 64 and 1:30 from being 90, as in YAML 1.1."""
     if node is None or id(node) in seen:
         return
     seen.add(id(node))

@@ -1,17 +1,17 @@
 """Every preset loads, is whole and says where its settings come from; the paper's numbers, literally."""
 
 import re
-from importlib import resources
 from typing import Any
 
 import pytest
 import yaml
 
-from functa.flows.cli.show import describe_preset
+from functa.flows.cli.presets import describe_preset
 from functa.flows.config.consistency import known_images
 from functa.flows.config.digests import digest, stage_config
 from functa.flows.config.estimate import training_flops
-from functa.flows.config.load import load_config, preset_names
+from functa.flows.config.load import load_config
+from functa.flows.config.presets import preset_names, preset_text, read_preset
 from functa.flows.config.schema import PipelineConfig
 from functa.models.field.cost import encode_passes, forward_flops, outer_flops
 from functa.models.latents.classifier import check_classifier
@@ -25,7 +25,8 @@ IMAGES = {  # for training, for testing
     "fashion_mnist": (60_000, 10_000),
     "kodak": (384, 24),
 }
-DESCRIPTIONS = ("name", "paper", "provenance")  # keys that describe a preset and set nothing
+DESCRIPTIONS = ("name", "purpose", "time", "extends", "paper", "provenance")  # describe a preset and set nothing
+OWN_IMAGES = ("digits", "cifar10_quick", "photos_64", "photos_128")  # what they cost depends on the user's images
 
 TABLE_1 = {256: (27.6, 66.7, 78.2), 512: (31.9, 68.3, 96.1), 1024: (38.1, 66.7, 134.8)}
 TABLE_2 = {  # PSNR, top-1, FID unconditional and conditional
@@ -70,10 +71,6 @@ TABLE_6 = {  # schedule, residual blocks, multipliers, attention, dropout
 }
 
 
-def text_of(name: str) -> str:
-    return (resources.files("functa.flows.presets") / f"{name}.yaml").read_text(encoding="utf-8")
-
-
 def leaves(value: Any, prefix: str = "") -> list[str]:
     """Dotted keys of everything that a preset sets."""
     if not isinstance(value, dict):
@@ -83,7 +80,7 @@ def leaves(value: Any, prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_key_that_a_preset_sets_is_the_papers_or_assumed(name: str) -> None:
-    data = yaml.safe_load(text_of(name))
+    data = yaml.safe_load(preset_text(name))
     described = {key: data.pop(key) for key in DESCRIPTIONS if key in data}
     marks = load_config(name).provenance
     assert [key for key in leaves(data) if not marks.of(key)] == []
@@ -108,9 +105,9 @@ def test_a_preset_fits_its_images_and_its_models_fit_the_latent(name: str) -> No
         check_denoiser(config.diffusion.model, config.field.latent_shape)
 
 
-@pytest.mark.parametrize("name", [name for name in preset_names() if name not in ("digits", "cifar10_quick")])
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in OWN_IMAGES])
 def test_a_presets_head_gives_its_command_and_its_cost(name: str) -> None:
-    head = re.match(r"(#.*\n)+", text_of(name))
+    head = re.match(r"(#.*\n)+", preset_text(name))
     assert head is not None
     assert f"functa run {name} " in head[0]
     told = re.search(r"meta-training (\S+) FLOPs, encoding (\S+) FLOPs; at 20 TFLOP/s", head[0])
@@ -128,13 +125,22 @@ def test_a_presets_head_gives_its_command_and_its_cost(name: str) -> None:
     assert float(told[2]) == pytest.approx(encoding * rows, rel=0.01)
 
 
-@pytest.mark.parametrize("name", [name for name in preset_names() if name not in ("digits", "cifar10_quick")])
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in OWN_IMAGES])
 def test_a_presets_head_tells_the_work_of_learning_on_latents(name: str) -> None:
     """Classes as data sets have them: ImageNet's are the folder's, and npz files tell theirs when they are there."""
     config = load_config(name)
-    told = {model: float(flops) for model, flops in re.findall(r"(classifier|denoiser) (\S+) FLOPs", text_of(name))}
+    told = {model: float(flops) for model, flops in re.findall(r"(classifier|denoiser) (\S+) FLOPs", preset_text(name))}
     counted = training_flops(config, 1000 if "imagenet" in name else 10)
     assert told == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_time_of_a_preset_of_the_paper_is_that_of_its_work(name: str) -> None:
+    works = re.findall(r"(?:meta-training|encoding|classifier|denoiser) (\d\S+) FLOPs", preset_text(name))
+    hours = sum(map(float, works)) / 20e12 / 3600
+    time = re.fullmatch(r"(\d+) (h|days) at 20 TFLOP/s", read_preset(name).time)
+    assert time is not None
+    assert float(time[1]) == pytest.approx(hours if time[2] == "h" else hours / 24, abs=0.51)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -16,7 +16,7 @@ from tests.helpers.storage.functasets import filled
     ("arguments", "status", "line"),
     [
         (["run", "digitz"], 2, "did you mean 'digits'"),
-        (["run", "digits", "--set", "field.widht=3"], 2, "did you mean 'width'"),
+        (["run", "digits", "--set", "field.widht=3"], 2, "did you mean 'field.width'"),
         (["run", "digits", "--set", "meta_train.steps=-1"], 2, "meta_train.steps"),
         (["run", "digits", "--nope"], 2, "--nope"),
         (["run"], 2, "PRESET"),

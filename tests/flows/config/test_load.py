@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from functa.flows.config.consistency import latent_surplus
 from functa.flows.config.digests import STAGES, digest, inputs_of, require_stage, stage_config, stages_of
-from functa.flows.config.load import load_config, preset_names
+from functa.flows.config.load import load_config
+from functa.flows.config.presets import preset_names
 from functa.flows.config.schema import ConfigError
 from functa.models.config import FieldConfig
 from functa.tasks.config import TrainClassifierConfig, TrainDiffusionConfig
@@ -20,12 +21,12 @@ from functa.tasks.config import TrainClassifierConfig, TrainDiffusionConfig
     ("preset", "overrides", "told"),
     [
         ("digitz", [], "unknown preset 'digitz': did you mean 'digits'"),
-        ("digits", ["field.widht=64"], "unknown key 'field.widht': did you mean 'width'"),
-        ("digits", ["encode.quantisation.bits=6"], "did you mean 'quantization'"),
+        ("digits", ["field.widht=64"], "unknown key 'field.widht': did you mean 'field.width'"),
+        ("digits", ["encode.quantisation.bits=6"], "did you mean 'encode.quantization'"),
         ("digits", ["field.width=0"], "field.width: input should be greater than or equal to 4, got 0"),
         ("digits", ["field.width=wide"], "field.width: "),
         ("digits", ["encode.quantization.bits=12"], "bits is 1 to 8, or 32 for float32, not 12"),
-        ("digits", ["field=3"], "field: "),
+        ("digits", ["field=3"], "field: is a section of settings, so give a mapping of keys, got 3"),
         ("digits", ["name.x=3"], "'name' is a value, not a section"),
         ("digits", ["meta_train.learning_rate=.nan"], "learning_rate"),
         ("digits", ["nonsense"], "expected KEY=VALUE"),
@@ -37,7 +38,11 @@ from functa.tasks.config import TrainClassifierConfig, TrainDiffusionConfig
         ("digits", ["inner.compile=maybe"], "inner.compile: input should be 'auto', 'on' or 'off', got 'maybe'"),
         ("digits", ["field.width="], "field.width: input should be a valid integer"),
         ("digits", ["classifier=3"], "classifier: "),
-        ("digits", ["classifier.stepz=3"], "unknown key 'classifier.stepz': did you mean 'steps'"),
+        ("digits", ["classifier.stepz=3"], "unknown key 'classifier.stepz': did you mean 'classifier.steps'?"),
+        ("digits", ["resolution=64"], "unknown key 'resolution': did you mean 'images.resolution'?"),
+        ("digits", ["steps=5"], "did you mean one of inner.steps, meta_train.steps, classifier.steps"),
+        ("digits", ["images.location=a", "images.foo=3"], "unknown key 'images.foo'; known: source, "),
+        ("digits", ["classifier=on"], "classifier: is a section of settings, so give null or a mapping of keys, got"),
         ("digits", ["field.spatial=3"], "8x8 pixels are not divisible into 3x3 latent positions: choose field.spatial"),
         ("cifar10_quick", ["images.resolution=36"], "36x36 pixels are not divisible into 8x8 latent positions"),
         ("digits", ["images.resolution=12", "field.coordinates=binary"], "powers of two, not 12: choose another"),
@@ -170,7 +175,7 @@ def test_a_section_may_be_overridden_whole() -> None:
     assert (config.inner.compile, config.inner.steps) == ("on", 2)
 
 
-@pytest.mark.parametrize("text", ["null", "", "~", "None"])
+@pytest.mark.parametrize("text", ["null", "", "~", "None", "off", "false", "no"])
 def test_a_null_section_has_no_stage(text: str) -> None:
     config = load_config("digits", [f"classifier={text}"])
     assert config.classifier is None
