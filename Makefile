@@ -9,7 +9,7 @@ WORKERS ?= 2
 # tests compiles torch and Prefect again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test test-s3 test-postgres test-browser test-slow bench-install bench lint format clean
+.PHONY: help install demo test test-s3 test-postgres test-browser test-slow bench-install bench docs lint format clean
 
 help:            ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -57,6 +57,9 @@ bench: $(VENV)/.bench  ## encoding, outer step and store beside their peers, abo
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/meta.py
 	$(BIN)/python benchmarks/store.py
+
+docs: $(READY)   ## the documentation site, into build/docs
+	$(BIN)/mkdocs build --quiet
 
 lint: $(READY)   ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

@@ -235,7 +235,11 @@ def test_only_a_number_has_a_place_on_a_numeric_axis(text: str, value: float | N
     assert number_of(text) == value
 
 
-PAPER = (Path(__file__).parents[3] / "docs/paper.md").read_text().partition("## Tables and figures as commands")[2]
+PAPER = (
+    (Path(__file__).parents[3] / "docs/how-to/reproduce.md")
+    .read_text()
+    .partition("## Tables and figures as commands")[2]
+)
 ROWS = [line.strip("|").split(" | ") for line in PAPER.splitlines() if line.startswith("| ")][1:]
 DOCUMENTED = re.findall(r"`functa (\w+ [^`]+)`", PAPER)
 

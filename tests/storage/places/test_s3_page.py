@@ -1,4 +1,4 @@
-"""Every command of docs/s3.md, run as written."""
+"""Every command of docs/how-to/s3.md, run as written."""
 
 import os
 import re
@@ -13,7 +13,7 @@ VENV = Path(sys.prefix)
 
 
 def test_the_commands_of_the_page_do_what_it_says(bucket: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"```sh\n(.*?)```", (PROJECT / "docs" / "s3.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", (PROJECT / "docs" / "how-to" / "s3.md").read_text(), re.DOTALL)
     assert len(blocks) == 2
     (tmp_path / ".venv").symlink_to(VENV)
     for block in blocks:

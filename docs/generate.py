@@ -1,0 +1,151 @@
+"""A hook of mkdocs: writes the reference pages that follow from the code, so that they cannot differ from it."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from functa.flows.config.load import load_config, preset_names
+from functa.flows.config.reference import section_description, settings_reference
+from functa.flows.config.schema import PipelineConfig
+from functa.tasks.evaluation.catalogue import BY_SPACE, METRICS, SPACES, Described
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages to those that lie in docs/."""
+    for path, write in PAGES.items():
+        files.append(File.generated(config, path, content=write()))
+    return files
+
+
+def command_page() -> str:
+    """Return every command with its arguments, as the command itself describes them."""
+    from functa.flows.cli.main import app
+
+    generated = app.generate_docs(output_format="markdown")
+    body = generated.partition("## Table of Contents")[2].partition("\n## ")[2]
+    return COMMAND_HEAD + "\n## " + body
+
+
+def settings_page() -> str:
+    """Return every setting by section: key, default, what it accepts, meaning."""
+    rows = settings_reference()
+    lines = [SETTINGS_HEAD]
+    for section in dict.fromkeys(row.section for row in rows):
+        title, about = _section_words(section)
+        lines += [f"\n## {title}\n", about, ""]
+        lines += _table(
+            ("Key", "Default", "Accepts", "Meaning"),
+            ((f"`{row.key}`", _code(row.default), _accepts(row.type, row.bounds), row.description)
+             for row in rows if row.section == section),
+        )  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def metrics_page() -> str:
+    """Return every key of metrics.json by group: name, unit, meaning."""
+    lines = [METRICS_HEAD]
+    for group in dict.fromkeys(metric.group for metric in METRICS.values()):
+        lines += [f"\n## {group}\n"]
+        lines += _table(
+            ("Key", "Name", "Unit", "Meaning"),
+            ((f"`{key}`", metric.name, _unit(key, metric), metric.meaning)
+             for key, metric in METRICS.items() if metric.group == group),
+        )  # fmt: skip
+    lines += ["\n## Feature spaces\n"]
+    lines += _table(("Name", "Features"), ((f"`{key}`", words) for key, words in SPACES.items()))
+    return "\n".join(lines) + "\n"
+
+
+def presets_page() -> str:
+    """Return every preset: latent, resolution, models, the paper's figures."""
+    names = preset_names()
+    own = [name for name in names if not name.startswith("paper_")]
+    paper = [name for name in names if name.startswith("paper_")]
+    lines = [PRESETS_HEAD, "\n## Presets of this project\n", *_presets(own)]
+    lines += ["\n## Rows of the paper's tables\n", PAPER_PRESETS, "", *_presets(paper)]
+    return "\n".join(lines) + "\n"
+
+
+def _presets(names: Iterable[str]) -> list[str]:
+    return _table(
+        ("Preset", "Images", "Latent", "Numbers", "Field", "Classifier", "Diffusion", "Paper's PSNR, dB"),
+        (_preset_row(load_config(name)) for name in names),
+    )
+
+
+def _preset_row(config: PipelineConfig) -> Sequence[str]:
+    side = config.images.resolution
+    shape = "x".join(map(str, config.field.latent_shape)) if config.field.spatial > 1 else str(config.field.numbers)
+    images = config.images.source + (f", {side}x{side}" if side else "")
+    classifier = config.classifier.model.kind if config.classifier else "-"
+    diffusion = config.diffusion.model.kind if config.diffusion else "-"
+    figure = str(config.paper.get("psnr_test", config.paper.get("psnr", "")))
+    field = f"{config.field.width}x{config.field.depth}"
+    return f"`{config.name}`", images, shape, str(config.field.numbers), field, classifier, diffusion, figure
+
+
+def _section_words(section: str) -> tuple[str, str]:
+    if not section:
+        return "Run", "Keys of the whole run."
+    title = PipelineConfig.model_fields[section].title or section
+    return title, section_description(section)
+
+
+def _accepts(kind: str, bounds: str) -> str:
+    return f"{kind}, {bounds}" if bounds else kind
+
+
+def _unit(key: str, metric: Described) -> str:
+    unit = {"plain": "", "exact": "", "share": "share, 0 to 1"}.get(metric.unit, metric.unit)
+    return f"{unit}; by feature space".removeprefix("; ") if key in BY_SPACE else unit
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text and text != "required" else text
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+
+
+COMMAND_HEAD = """# Command
+
+The command is `functa`. In a checkout it lies at `.venv/bin/functa`; activate the environment to use it by name.
+
+Exit status: **0** success, **1** a failure at run time (a missing folder, a full disk, a failed stage), **2** an error
+in the arguments or the configuration. An error is one line; `--debug` adds the traceback. Every root and URI may be a
+folder or `s3://bucket/prefix` ([S3](../how-to/s3.md)).
+"""
+
+SETTINGS_HEAD = """# Settings
+
+Every setting has a key, such as `field.width`. Set it with `--set field.width=128` (repeatable), in a YAML file, or in
+the form of the server's UI. `functa show PRESET` prints the values that a preset resolves to.
+
+Write lists as `[8,6,4]` and no value as `null`: `--set classifier=null` leaves that section out.
+"""
+
+METRICS_HEAD = """# Metrics
+
+Every figure of a run's `metrics.json`, by its key. A value that was not measured is absent. Keys with one value for
+each feature space hold a group: `fd.classifier` is the Fréchet distance on features of the pixel classifier.
+"""
+
+PRESETS_HEAD = """# Presets
+
+A preset is a complete configuration by name. `functa presets` lists them, `functa show PRESET` prints one in full.
+*Latent* is positions x positions x channels, or the length of a vector; *Field* is width x depth.
+"""
+
+PAPER_PRESETS = """Each setting of these presets is marked `paper` (the paper gives it for this row) or `assumed`
+(it does not): see [where the paper is silent](../paper.md). They were written for GPUs; `functa show` estimates the
+work."""
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/command.md": command_page,
+    "reference/settings.md": settings_page,
+    "reference/metrics.md": metrics_page,
+    "reference/presets.md": presets_page,
+}
