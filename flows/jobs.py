@@ -108,8 +108,16 @@ def evaluation_job(ledger: Ledger, run: str) -> Job:
         evaluation=config.evaluation, calibration_images=config.encode.calibration_images,
         functaset=outputs["encode"], field=outputs["meta_train"], classifier=outputs.get("train_classifier", ""),
         diffusion=outputs.get("train_diffusion", ""), output=run, device=config.dispatch.device,
-        pixel_classifier=pixel_classifier_place(ledger),
+        pixel_classifier=pixel_classifier_place(ledger), sampling=_sampling(config),
     ).model_dump(mode="json")  # fmt: skip
+
+
+def _sampling(config: PipelineConfig) -> Job:
+    """Return how samples are drawn: distances of one sampler are not another's."""
+    if config.diffusion is None:
+        return {}
+    keys = {"sampler", "sampling_steps", "guidance", "variance", "clip"}
+    return config.diffusion.process.model_dump(mode="json", include=keys)
 
 
 def pixel_classifier_place(ledger: Ledger) -> str:
@@ -144,14 +152,15 @@ def pixel_classifier_job(ledger: Ledger, job: Job) -> Job:
     ).model_dump(mode="json")  # fmt: skip
 
 
-def sample_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int] | None]:
-    """Slices of the samples that Frechet distances need, and the labels of all (None: unconditional)."""
+def sample_jobs(ledger: Ledger, job: Job, pictures_only: bool) -> tuple[list[Job], list[int] | None]:
+    """Return slices of the samples that are compared, or of a few to look at; and all labels (None: unconditional)."""
     config = ledger.config
     diffusion = config.diffusion
     assert diffusion is not None  # no job["diffusion"] without one
     labels = None
     training = open_images(config.images).split("train").labels
-    count = min(config.evaluation.samples, len(training))  # as many as there are reconstructions to compare with
+    wanted = config.evaluation.shown if pictures_only else config.evaluation.samples
+    count = min(wanted, len(training))  # as many as there are reconstructions to compare with
     if diffusion.process.labelled:
         labels = [int(label) for label in reference_labels(training, count)]
     return _slices(ledger, job, labels, count, "samples"), labels

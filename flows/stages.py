@@ -35,7 +35,9 @@ from functa.tasks.dispatch.progress import as_far_as_heard
 from functa.tasks.encoding.keyed_images import forget_images
 from functa.tasks.encoding.plan import Planned
 from functa.tasks.encoding.progress import Following, encoding_speed
-from functa.tasks.evaluation.generation.distances import forget_features
+from functa.tasks.evaluation.evaluator import Evaluator
+from functa.tasks.evaluation.evaluators import chosen
+from functa.tasks.evaluation.generation.distances import delete_features
 
 
 @flow(name="meta-train", flow_run_name="meta-train {config.name}", persist_result=False)
@@ -199,7 +201,7 @@ def evaluate(root: str, *, from_root: str | None = None, config: PipelineConfig)
         described = run_folder(ledger, record, run, metrics)
         units.retried(units.write_report, config.dispatch)(described)
         ledger.finish(record, digest(described["metrics"]), described["metrics"])
-    _forget_features(run)
+    _delete_features(run)
 
 
 def warn_of_surplus(config: PipelineConfig) -> None:
@@ -214,34 +216,54 @@ def warn_of_surplus(config: PipelineConfig) -> None:
 
 
 def _measure(ledger: Ledger, job: dict[str, Any]) -> dict[str, Any]:
-    """What can be measured of the stages that have run."""
-    dispatch = ledger.config.dispatch
-    metrics: dict[str, Any] = units.retried(units.measure_reconstruction, dispatch)(job)
-    metrics |= units.retried(units.measure_compression, dispatch)(job)
-    metrics |= units.retried(units.measure_perturbation, dispatch)(job)
-    if job["classifier"]:
-        metrics |= units.retried(units.measure_classification, dispatch)(job)
-    if job["diffusion"]:
-        job, judged = _judge(ledger, job)
-        metrics |= judged
-        slices, labels = sample_jobs(ledger, job)
-        _tell_of_fewer(ledger, slices)
-        files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
-        each = [{"job": job} for job in feature_jobs(ledger, job, files, labels)]
-        features = fan_out(units.retried(units.compute_features, dispatch), each, dispatch)
-        metrics |= units.retried(units.measure_generation, dispatch)(job, files, labels, features)
-        metrics["sampling"] = _sampling(ledger)
-        if ledger.config.evaluation.memorization is not None:
-            slices, drawn = draw_jobs(ledger, job)
-            if slices:
-                labels = drawn
-                files = fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
-            metrics |= units.retried(units.measure_memorization, dispatch)(job, files, labels)
+    """Run the evaluators that the config asks for, of the models that have been trained."""
+    models = {model for model in ("classifier", "diffusion") if job[model]}
+    evaluators = chosen(ledger.config.evaluation, models)
+    metrics = _run_evaluators(ledger, job, [each for each in evaluators if "diffusion" not in each.needs])
+    return metrics | _measure_samples(ledger, job, [each for each in evaluators if "diffusion" in each.needs])
+
+
+def _run_evaluators(ledger: Ledger, job: dict[str, Any], evaluators: list[Evaluator]) -> dict[str, Any]:
+    measure, metrics = units.retried(units.measure, ledger.config.dispatch), dict[str, Any]()
+    for evaluator in evaluators:
+        metrics |= measure(evaluator.name, job)
     return metrics
 
 
-def _judge(ledger: Ledger, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains the pixel classifier: the job, and its figures; of a single class there is nothing to learn."""
+def _measure_samples(ledger: Ledger, job: dict[str, Any], evaluators: list[Evaluator]) -> dict[str, Any]:
+    """Make what these evaluators need (samples, their features, the draws of each class), then run them."""
+    if not evaluators:
+        return {}
+    needs, metrics = {name for evaluator in evaluators for name in evaluator.needs}, dict[str, Any]()
+    pictures_only = not needs & {"features", "draws"}
+    if "features" in needs:
+        job, metrics = _train_pixel_classifier(ledger, job)
+    slices, labels = sample_jobs(ledger, job, pictures_only)
+    if not pictures_only:
+        _warn_of_fewer_samples(ledger, slices)
+    files, features = _draw(ledger, slices), list[str]()
+    if "features" in needs:
+        each = [{"job": job} for job in feature_jobs(ledger, job, files, labels)]
+        features = fan_out(units.retried(units.compute_features, ledger.config.dispatch), each, ledger.config.dispatch)
+    samples = {"slices": files, "labels": labels, "features": features}
+    plain = [evaluator for evaluator in evaluators if "draws" not in evaluator.needs]
+    metrics |= _run_evaluators(ledger, job | {"samples": samples}, plain)
+    counted = [evaluator for evaluator in evaluators if "draws" in evaluator.needs]
+    if counted:
+        slices, drawn = draw_jobs(ledger, job)
+        draws = {"slices": _draw(ledger, slices), "labels": drawn} if slices else samples
+        metrics |= _run_evaluators(ledger, job | {"samples": draws}, counted)
+    return metrics
+
+
+def _draw(ledger: Ledger, slices: list[dict[str, Any]]) -> list[str]:
+    """Draw slices of samples, wherever the config says; return the URIs of their files."""
+    dispatch = ledger.config.dispatch
+    return fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
+
+
+def _train_pixel_classifier(ledger: Ledger, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train the pixel classifier; return the job and its figures. Of a single class there is nothing to learn."""
     evaluation = ledger.config.evaluation
     if len(classes(ledger)) < 2:
         get_run_logger().warning(
@@ -255,8 +277,8 @@ def _judge(ledger: Ledger, job: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     return job, {"top1_pixels": trained["top1_pixels"]}
 
 
-def _tell_of_fewer(ledger: Ledger, slices: list[dict[str, Any]]) -> None:
-    """Samples are as many as there are reconstructions to compare them with, at most."""
+def _warn_of_fewer_samples(ledger: Ledger, slices: list[dict[str, Any]]) -> None:
+    """Warn where fewer samples are drawn than asked for: at most as many as there are reconstructions."""
     wanted, count = ledger.config.evaluation.samples, sum(job["count"] for job in slices)
     if count < wanted:
         get_run_logger().warning(
@@ -264,19 +286,12 @@ def _tell_of_fewer(ledger: Ledger, slices: list[dict[str, Any]]) -> None:
         )
 
 
-def _forget_features(run: str) -> None:
-    """Of a run that has finished: had it failed, they would have spared the next one a pass over all images."""
+def _delete_features(run: str) -> None:
+    """Delete the features of a finished run; a failed one keeps them, so that the next need not compute them again."""
     try:
-        forget_features(run)
+        delete_features(run)
     except StorageError as error:
         get_run_logger().warning(f"{run}/features: its .npz files are no longer needed, delete them ({error})")
-
-
-def _sampling(ledger: Ledger) -> dict[str, Any]:
-    """How samples were drawn: distances of one sampler are not another's."""
-    assert ledger.config.diffusion is not None
-    keys = {"sampler", "sampling_steps", "guidance", "variance", "clip"}
-    return ledger.config.diffusion.process.model_dump(mode="json", include=keys)
 
 
 def _stands(ledger: Ledger, stage: str) -> bool:

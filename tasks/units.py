@@ -83,47 +83,32 @@ def finalise_encoding(job: dict[str, Any], planned: dict[str, Any]) -> dict[str,
     return finalise(EncodeJob.model_validate(job), Planned.model_validate(planned))
 
 
-def _told() -> Callable[[str, int, int], None]:
-    """Progress of an evaluator as lines of the run's log, with the time that each part of its work has left."""
-    lines, begun, spoke = Lines(), dict[str, float](), time.monotonic()
+def _evaluation_progress() -> Callable[[str, int, int], None]:
+    """Log an evaluator's progress, with the time that each part of its work has left."""
+    lines, begun, reported = Lines(), dict[str, float](), time.monotonic()
 
     def show(what: str, done: int, total: int) -> None:
-        nonlocal spoke
+        nonlocal reported
         if given_up():
             raise GivenUp(f"{what}: {done}/{total} were measured when their run ended")
-        seconds = time.monotonic() - begun.setdefault(what, spoke)  # a part begins where the last one ended
-        spoke = time.monotonic()
-        if done < total:  # the task's own end is told of by Prefect
+        seconds = time.monotonic() - begun.setdefault(what, reported)  # a part begins where the last one ended
+        reported = time.monotonic()
+        if done < total:  # Prefect logs the end of the task
             lines.show(done, total, f"{what}: {done}/{total}, {time_left(done, total, done / max(1e-9, seconds))}")
 
     return show
 
 
-@unit("measure-reconstruction", "measure reconstruction")
-def measure_reconstruction(job: dict[str, Any]) -> dict[str, Any]:
-    """PSNR and its baselines."""
-    from functa.tasks.evaluation import reconstruction
-    from functa.tasks.evaluation.bench import EvaluationJob
+@unit("measure", "measure {name}")
+def measure(name: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Run one evaluator; return its figures."""
+    from prefect import get_run_logger
 
-    return reconstruction.measure(EvaluationJob.model_validate(job), _told())
+    from functa.tasks.evaluation import evaluators
+    from functa.tasks.evaluation.bench import EvaluationJob, Messages
 
-
-@unit("measure-compression", "measure compression")
-def measure_compression(job: dict[str, Any]) -> dict[str, Any]:
-    """PSNR by bits; rate and distortion beside JPEG and WebP."""
-    from functa.tasks.evaluation import compression
-    from functa.tasks.evaluation.bench import EvaluationJob
-
-    return compression.measure(EvaluationJob.model_validate(job), _told())
-
-
-@unit("measure-classification", "measure classification")
-def measure_classification(job: dict[str, Any]) -> dict[str, Any]:
-    """Top-1 and calibration on test latents."""
-    from functa.tasks.evaluation import classification
-    from functa.tasks.evaluation.bench import EvaluationJob
-
-    return classification.measure(EvaluationJob.model_validate(job))
+    messages = Messages(_evaluation_progress(), get_run_logger().warning)
+    return evaluators.find(name).run(EvaluationJob.model_validate(job), messages)
 
 
 @unit("sample", "{job[count]} samples from number {job[start]}")
@@ -157,38 +142,6 @@ def compute_features(job: dict[str, Any]) -> str:
         lines.show(done, total, f"{of}: features of {done}/{total} pictures, {left}")
 
     return write_features(FeatureJob.model_validate(job), show)
-
-
-@unit("measure-generation", "measure generation")
-def measure_generation(
-    job: dict[str, Any], slices: list[str], labels: list[int] | None, features: list[str]
-) -> dict[str, Any]:
-    """Frechet and kernel distances, precision and recall; FID where its weights are given."""
-    from prefect import get_run_logger
-
-    from functa.tasks.evaluation.bench import EvaluationJob
-    from functa.tasks.evaluation.generation import distances as generation
-
-    warn = get_run_logger().warning
-    return generation.measure(EvaluationJob.model_validate(job), slices, labels, features, warn)
-
-
-@unit("measure-memorization", "measure memorisation")
-def measure_memorization(job: dict[str, Any], slices: list[str], labels: list[int] | None) -> dict[str, Any]:
-    """Nearest training images of samples, and whether the model repeats them."""
-    from functa.tasks.evaluation.bench import EvaluationJob
-    from functa.tasks.evaluation.generation import memorization
-
-    return memorization.measure(EvaluationJob.model_validate(job), slices, labels)
-
-
-@unit("measure-perturbation", "measure perturbation")
-def measure_perturbation(job: dict[str, Any]) -> dict[str, Any]:
-    """Locality, and what single channels or entries do."""
-    from functa.tasks.evaluation import perturbation
-    from functa.tasks.evaluation.bench import EvaluationJob
-
-    return perturbation.measure(EvaluationJob.model_validate(job), _told())
 
 
 @unit("write-report", "write report")

@@ -1,6 +1,7 @@
-"""What every evaluator of one run is given: where the run's outputs are. Small and JSON."""
+"""What every evaluator is given: where the run's outputs are, opened on demand, and where to report progress."""
 
 import io
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,34 @@ from functa.tasks.trained import load_field
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody is told of."""
+def _silent(what: str, done: int, total: int) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Where an evaluator reports how far it is, and what a reader of its figures must know."""
+
+    progress: Progress = _silent
+    warn: Callable[[str], None] = logging.getLogger(__name__).warning
+
+
+SILENT = Messages()
+
+
+class Samples(Config):
+    """Samples of the diffusion model and what was computed of them, as files."""
+
+    slices: tuple[str, ...]
+    """URIs of the files of latents, in order."""
+    labels: tuple[int, ...] | None = None
+    """The class of each sample; None of an unconditional model."""
+    features: tuple[str, ...] = ()
+    """URIs of the files of write_features, of all sets."""
 
 
 class EvaluationJob(Config):
-    """URIs of everything measured; empty where a stage has not run."""
+    """Small and JSON: URIs of everything that is measured; empty where a stage has not run."""
 
     seed: int
     images: ImagesConfig
@@ -41,13 +64,16 @@ class EvaluationJob(Config):
     classifier: str = ""
     diffusion: str = ""
     pixel_classifier: str = ""
+    samples: Samples | None = None
+    sampling: dict[str, Any] = {}
+    """The settings of the diffusion process by which samples are drawn."""
     output: str  # URI of the run's folder
     device: str
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the evaluators share: the field, its functaset and the images, opened."""
+    """The field, its functaset and the images, opened: what most evaluators begin with."""
 
     job: EvaluationJob
     device: torch.device
@@ -59,22 +85,22 @@ class Bench:
 
     @property
     def loop(self) -> InnerLoop:
-        """The inner loop at the images' resolution, eager."""
+        """Build the inner loop at the images' resolution, eager."""
         return InnerLoop(self.field, self.inner, self.training.resolution)
 
     def decode_raw(self, z: Tensor, batch: int = 256) -> Tensor:
-        """Latents [n, s, s, c] -> images [n, H, W, ch] on the CPU, unclamped: so functa defines PSNR."""
+        """Decode latents [n, s, s, c] to images [n, H, W, ch] on the CPU, unclamped: so functa defines PSNR."""
         with torch.no_grad():
             return torch.cat([self.field(part.to(self.device), self.test.resolution).cpu() for part in z.split(batch)])
 
     def decode(self, z: Tensor, batch: int = 256) -> Tensor:
-        """Latents [n, s, s, c] -> images [n, H, W, ch] in [0, 1], on the CPU."""
+        """Decode latents [n, s, s, c] to images [n, H, W, ch] in [0, 1], on the CPU."""
         resolution = self.training.resolution
         return torch.cat([decode(self.field, part.to(self.device), resolution).cpu() for part in z.split(batch)])
 
 
 def open_bench(job: EvaluationJob) -> Bench:
-    """Loads the field, opens functaset and images."""
+    """Load the field, open the functaset and the images."""
     device = choose_device(job.device)
     field, inner, _ = load_field(job.field)
     images = open_images(job.images)
@@ -90,14 +116,14 @@ def open_bench(job: EvaluationJob) -> Bench:
 
 
 def write_arrays(output: str, name: str, **arrays: np.ndarray) -> None:
-    """Arrays for the report as one .npz in the run's folder."""
+    """Write arrays for the report as one .npz into the run's folder."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     open_location(output).write(f"arrays/{name}.npz", buffer.getvalue())
 
 
 def read_arrays(output: str, name: str) -> dict[str, Any]:
-    """What write_arrays wrote; empty where it did not."""
+    """Return what write_arrays wrote; empty where it wrote nothing."""
     location = open_location(output)
     if not location.exists(f"arrays/{name}.npz"):
         return {}
@@ -106,6 +132,6 @@ def read_arrays(output: str, name: str) -> dict[str, Any]:
 
 
 def all_arrays(output: str) -> dict[str, dict[str, np.ndarray]]:
-    """Everything that evaluators wrote into the run's folder, by name."""
+    """Return everything that evaluators wrote into the run's folder, by name."""
     names = sorted(key.rpartition("/")[2] for key in open_location(output).list("arrays/"))
     return {name.removesuffix(".npz"): read_arrays(output, name.removesuffix(".npz")) for name in names}

@@ -15,15 +15,15 @@ from functa.models.measures.metrics import (
     top_accuracy,
 )
 from functa.storage.functaset.functaset import Functaset
-from functa.tasks.evaluation.bench import EvaluationJob, write_arrays
+from functa.tasks.evaluation.bench import SILENT, EvaluationJob, Messages, write_arrays
 from functa.tasks.inputs.latents import load_split
 from functa.tasks.trained import load_classifier, logits_of
 
 
-def measure(job: EvaluationJob) -> dict[str, Any]:
-    """top1_test, top5_test (of more than 5 classes), ece, accuracy_by_class; empty_classes where a class has no image.
+def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
+    """Measure top1_test, top5_test (of more than 5 classes), ece, accuracy_by_class and empty_classes.
 
-    Of the last weights, averaged where there is an average. Leaves confusion [K, K] and the reliability diagram.
+    With the last weights, averaged where there is an average. Writes confusion [K, K] and the reliability diagram.
     """
     device = choose_device(job.device)
     model, normalizer, meta = load_classifier(job.classifier)
@@ -50,12 +50,12 @@ def measure(job: EvaluationJob) -> dict[str, Any]:
 
 
 def _top5(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Of five classes, or fewer, any guess is among the first five."""
+    """Return top5_test; nothing of five classes or fewer, where any guess is among the first five."""
     return {"top5_test": top_accuracy(logits, labels, 5)} if logits.shape[1] > 5 else {}
 
 
 def by_class(confusion: np.ndarray, names: list[str]) -> dict[str, Any]:
-    """accuracy_by_class {name: share}, of the classes that have images; the names of the others as empty_classes."""
+    """Return accuracy_by_class {name: share} of the classes that have images; the other names as empty_classes."""
     images = confusion.sum(1)
     shares = {name: float(confusion[k, k] / images[k]) for k, name in enumerate(names) if images[k]}
     empty = [name for k, name in enumerate(names) if not images[k]]

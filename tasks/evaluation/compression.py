@@ -23,7 +23,7 @@ from functa.storage.functaset.shard import write_shard
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.tasks.encoding.ranges import choose_quantizer
-from functa.tasks.evaluation.bench import Bench, EvaluationJob, Progress, open_bench, silent
+from functa.tasks.evaluation.bench import SILENT, Bench, EvaluationJob, Messages, open_bench
 from functa.tasks.evaluation.subset import Subset, bounded, float_subset
 from functa.tasks.inputs.pictures import as_uint8
 
@@ -32,15 +32,17 @@ PIXELS = 1 << 24  # of all images together: 256 of 256x256, all of CIFAR-10's te
 DECODED = 64  # images at a time
 
 
-def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
-    """psnr_by_bits; compression by bits, compression_jpeg and compression_webp by quality; compression_of, the counts.
+def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
+    """Measure psnr_by_bits, compression by bits, compression_jpeg and compression_webp by quality, compression_of.
 
     A rate is in bits per pixel: bpp of the stored latents, entropy coded; bpp_fixed of exactly so many bits a number;
-    bpp_with_field adds the field's share, spread over the set's images; bpp_unamortised the whole field. `progress` is
-    told of the numbers of bits that are done.
+    bpp_with_field adds the field's share, spread over the set's images; bpp_unamortised the whole field. Progress
+    is the number of bit widths done.
     """
+    options = job.evaluation.compression
+    assert options is not None  # else the evaluator is left out
     bench = open_bench(job)
-    test = float_subset(bench, "test", bounded(job.evaluation.compression.images, bench, PIXELS))
+    test = float_subset(bench, "test", bounded(options.images, bench, PIXELS))
     training = float_subset(bench, "train", job.calibration_images)
     by_bits = {"32": _decoded_psnr(bench, test, test.z.numpy())[0]}
     rates = {}
@@ -51,9 +53,8 @@ def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
         codes, _ = quantizer.encode(test.z.numpy())
         by_bits[str(bits)], psnr = _decoded_psnr(bench, test, quantizer.decode(codes))
         rates[str(bits)] = _rates(bench, test, quantizer, config) | {"psnr": psnr}
-        progress(f"numbers of bits, {len(test)} test images at each", len(rates), len(job.evaluation.bits))
+        messages.progress(f"numbers of bits, {len(test)} test images at each", len(rates), len(job.evaluation.bits))
     originals = as_uint8(test.pixels(np.arange(len(test))))
-    options = job.evaluation.compression
     return {
         "psnr_by_bits": by_bits,
         "compression": rates,
@@ -64,7 +65,7 @@ def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
 
 
 def _decoded_psnr(bench: Bench, test: Subset, z: np.ndarray) -> tuple[float, float]:
-    """Mean PSNR of latents [n, s, s, c], as everywhere (nothing clamped), and of the bytes that a viewer would get."""
+    """Return mean PSNR of latents [n, s, s, c], as everywhere (unclamped), and of the bytes that a viewer would get."""
     errors, levels = [], []
     for rows in np.split(np.arange(len(test)), range(DECODED, len(test), DECODED)):
         pixels = test.pixels(rows)
@@ -75,7 +76,7 @@ def _decoded_psnr(bench: Bench, test: Subset, z: np.ndarray) -> tuple[float, flo
 
 
 def _rates(bench: Bench, test: Subset, quantizer: Quantizer, config: QuantizationConfig) -> dict[str, float]:
-    """Bits per pixel of the test latents in four ways of counting."""
+    """Return the bits per pixel of the test latents in four ways of counting."""
     height, width = bench.test.resolution
     numbers = test.z[0].numel()
     with tempfile.TemporaryDirectory() as folder:
@@ -90,34 +91,36 @@ def _rates(bench: Bench, test: Subset, quantizer: Quantizer, config: Quantizatio
     }
 
 
-def stored_bits(place: Location, bench: Bench, test: Subset, quantizer: Quantizer, config: QuantizationConfig) -> float:
-    """Bits per latent number of a functaset of these latents, written to an empty place in the set's own chunks."""
+def stored_bits(
+    location: Location, bench: Bench, test: Subset, quantizer: Quantizer, config: QuantizationConfig
+) -> float:
+    """Write these latents to an empty location in the set's own chunks; return the bits per latent number."""
     tensors, described, digest = bench.functaset.field()
     create_functaset(
-        place, fingerprint=bench.functaset.fingerprint, field=tensors, field_config=described, field_digest=digest
+        location, fingerprint=bench.functaset.fingerprint, field=tensors, field_config=described, field_digest=digest
     )
     plans = [plan for entry, plan in bench.functaset.fragments if entry.split == "test"]
     every = test.pictures.keys
     keys = [every[row] for row in test.rows]
     plan = plan_fragment(
-        place, split="test", keys=keys, labels=test.pictures.labels[test.rows], tokens=keys,
+        location, split="test", keys=keys, labels=test.pictures.labels[test.rows], tokens=keys,
         latent_shape=bench.functaset.latent_shape, quantizer=quantizer, codec=config.codec,
         shard_rows=max(plan.shard_rows for plan in plans), chunk_rows=max(plan.chunk_rows for plan in plans),
     )  # fmt: skip
     for shard in range(plan.shards):
-        table = plan_rows(place, plan, shard)
+        table = plan_rows(location, plan, shard)
         count = len(table.rows)
         write_shard(
-            place, plan, shard, latents=test.z[torch.from_numpy(table.rows)].numpy(), labels=table.labels,
+            location, plan, shard, latents=test.z[torch.from_numpy(table.rows)].numpy(), labels=table.labels,
             psnr=np.zeros(count, np.float32), sha256=np.zeros((count, 32), np.uint8), good=np.ones(count, bool),
             reasons={}, max_clip_fraction=1.0,
         )  # fmt: skip
-    commit(place, [plan.id])
-    return float(Functaset.open(place).info()["bits_per_dim"])
+    commit(location, [plan.id])
+    return float(Functaset.open(location).info()["bits_per_dim"])
 
 
 def field_bytes(bench: Bench) -> int:
-    """float32 bytes of what decoding needs: all of the field but the rates of the inner loop."""
+    """Return the float32 bytes that decoding needs: all of the field but the rates of the inner loop."""
     return sum(4 * weights.numel() for name, weights in bench.field.named_parameters() if name != "rates")
 
 
@@ -129,9 +132,9 @@ Codec = Literal["jpeg", "webp"]
 
 
 def rate_curve(images: np.ndarray, codec: Codec, qualities: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Images uint8 [n, H, W, 1 or 3] -> quality -> {bpp, psnr}: bits per pixel of whole files, mean PSNR in dB.
+    """Return {bpp, psnr} by quality of images uint8 [n, H, W, 1 or 3]: bits per pixel of whole files, PSNR in dB.
 
-    Of JPEG also bpp_scan: of the coded pixels alone, without the file's headers and tables, as if a set shared them.
+    For JPEG also bpp_scan: the coded pixels alone, without the file's headers and tables, as if a set shared them.
     """
     return {str(quality): _point(images, codec, quality) for quality in sorted(set(qualities))}
 
@@ -149,7 +152,7 @@ def _point(images: np.ndarray, codec: Codec, quality: int) -> dict[str, float]:
 
 
 def encode(image: np.ndarray, codec: Codec, quality: int) -> bytes:
-    """One image uint8 [H, W, 1 or 3] as a file: JPEG with fitted Huffman tables, or lossy WebP."""
+    """Encode an image uint8 [H, W, 1 or 3] as a file: JPEG with fitted Huffman tables, or lossy WebP."""
     if codec == "jpeg":
         return _jpeg(image, quality, optimize=True)
     buffer = io.BytesIO()
@@ -158,20 +161,20 @@ def encode(image: np.ndarray, codec: Codec, quality: int) -> bytes:
 
 
 def decode(data: bytes, channels: int) -> np.ndarray:
-    """A file -> uint8 [H, W, channels]."""
+    """Decode a file to uint8 [H, W, channels]."""
     with Image.open(io.BytesIO(data)) as picture:
         pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def scan_bytes(data: bytes) -> int:
-    """Bytes of a baseline JPEG between its start-of-scan header and its end-of-image marker."""
+    """Count the bytes of a baseline JPEG between its start-of-scan header and its end-of-image marker."""
     start = data.index(b"\xff\xda") + 2
     return len(data) - 2 - start - int.from_bytes(data[start : start + 2], "big")
 
 
 def byte_psnr(decoded: np.ndarray, originals: np.ndarray) -> float:
-    """Mean over images of their PSNR in dB, uint8 [n, H, W, ch] each.
+    """Return the mean over images of their PSNR in dB, uint8 [n, H, W, ch] each.
 
     An exact image has no finite PSNR: it counts as one with a single value off by one grey level.
     """

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from functa.models.config import ENVIRONMENT, Config
 from functa.tasks.config import PixelClassifierConfig
@@ -36,7 +36,7 @@ class MemorizationConfig(Config):
         "are drawn anyway. Conditional models only.",
     )
     null_images: int = Field(
-        2000, ge=2, le=1_000_000, description="Test images that say how near unseen images lie to the training set."
+        2000, ge=2, le=1_000_000, description="Test images that show how near unseen images lie to the training set."
     )
     shown: int = Field(8, ge=1, le=64, description="Samples shown beside their nearest training images (Fig. 5).")
 
@@ -82,15 +82,31 @@ class FidConfig(Config):
     )
 
 
-def _name_choices(schema: dict[str, Any]) -> None:
-    """Of a section that may be null: a form would show the name of our class."""
-    for choice, title in zip(schema["anyOf"], ("Compare samples with training images", "None")):
-        choice["title"] = title
+class PartConfig(Config):
+    """A part of the evaluation that has no settings of its own."""
+
+
+SLOW = ("compression", "perturbation", "generation", "memorization")
+
+
+def _part(default: Config, title: str, what: str) -> Any:
+    """A section that null leaves out; a form shows `what` as its two choices, not the names of our classes."""
+
+    def name_choices(schema: dict[str, Any]) -> None:
+        for choice, name in zip(schema["anyOf"], (what, "Leave it out")):
+            choice["title"] = name
+
+    return Field(default, title=title, description=f"{what}; null leaves it out.", json_schema_extra=name_choices)
 
 
 class EvaluationConfig(Config):
-    """What is measured at the end."""
+    """What is measured at the end. Each part can be left out by null, all slow ones by quick."""
 
+    quick: bool = Field(
+        False,
+        description=f"Leave out what takes long: sets {', '.join(SLOW)} to null, whatever else they are set to.",
+        json_schema_extra=ENVIRONMENT,  # the sections that it sets to null are part of the digest
+    )
     samples: int = Field(
         1000, ge=2, le=1_000_000, description="Samples for Frechet distances: at most as many as training images."
     )
@@ -100,7 +116,6 @@ class EvaluationConfig(Config):
     )
     shown: int = Field(16, ge=1, le=256, description="Images and samples shown in the report.")
     bits: tuple[Bits, ...] = Field((8, 7, 6, 5, 4), description="Bits at which test PSNR is measured (Fig. 11).")
-    compression: CompressionConfig = Field(CompressionConfig(), title="Compression")
     features_slice: int = Field(
         5000, ge=1, le=1_000_000, description="Images per task that computes features.", json_schema_extra=ENVIRONMENT
     )
@@ -112,13 +127,27 @@ class EvaluationConfig(Config):
     )
     fid: FidConfig = Field(FidConfig(), title="FID")
     pixel_classifier: PixelClassifierConfig = Field(PixelClassifierConfig(), title="Pixel classifier")
-    memorization: MemorizationConfig | None = Field(
-        MemorizationConfig(),
-        title="Memorisation",
-        description="Null: samples are not compared with training images.",
-        json_schema_extra=_name_choices,
+    reconstruction: PartConfig | None = _part(PartConfig(), "Reconstruction", "Measure PSNR")
+    compression: CompressionConfig | None = _part(
+        CompressionConfig(), "Compression", "Compare stored latents with JPEG and WebP"
     )
-    perturbation: PerturbationConfig = Field(PerturbationConfig(), title="Perturbation")
+    perturbation: PerturbationConfig | None = _part(
+        PerturbationConfig(), "Perturbation", "Change single latent numbers and decode"
+    )
+    classification: PartConfig | None = _part(PartConfig(), "Classification", "Measure the classifier's accuracy")
+    generation: PartConfig | None = _part(
+        PartConfig(), "Generation", "Compare samples with images by Frechet and kernel distances"
+    )
+    memorization: MemorizationConfig | None = _part(
+        MemorizationConfig(), "Memorisation", "Compare samples with their nearest training images"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quick_leaves_out_the_slow_parts(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("quick"):
+            return data | dict.fromkeys(SLOW)
+        return data
 
 
 class GateConfig(Config):

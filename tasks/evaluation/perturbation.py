@@ -1,5 +1,7 @@
-"""What latent numbers do to the image: locality, one channel everywhere or one entry of a vector (App. B.3 and C.5);
-and how they are spread (Fig. 8)."""
+"""Perturbation: how single latent numbers change the image (App. B.3 and C.5), and how they are spread (Fig. 8).
+
+Locality; one channel moved everywhere, or one entry of a vector.
+"""
 
 import itertools
 import math
@@ -24,7 +26,7 @@ from functa.models.measures.perturbation import (
 )
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.moments import Moments
-from functa.tasks.evaluation.bench import EvaluationJob, Progress, silent, write_arrays
+from functa.tasks.evaluation.bench import SILENT, EvaluationJob, Messages, write_arrays
 from functa.tasks.evaluation.config import PerturbationConfig
 from functa.tasks.inputs.latents import PlainRows
 from functa.tasks.inputs.pictures import as_uint8, spread
@@ -45,10 +47,10 @@ class Subject:
     z: Tensor
     sd: Tensor
     config: PerturbationConfig
-    decoded: Callable[[], None]  # is told of every call of decode
+    decoded: Callable[[], None]  # called after every decode
 
     def decode(self, z: Tensor) -> Tensor:
-        """Images [n, H, W, ch], unclamped, on the CPU."""
+        """Decode to images [n, H, W, ch], unclamped, on the CPU."""
         with torch.no_grad():
             images = self.field(z.to(self.device), self.resolution).cpu()
         self.decoded()
@@ -56,34 +58,34 @@ class Subject:
 
     @property
     def channels(self) -> np.ndarray:
-        """Channels that are perturbed one by one: fewer of large images, eight at least."""
+        """Choose the channels that are perturbed one by one: fewer of large images, eight at least."""
         pixels = len(self.z) * len(self.config.strengths) * math.prod(self.resolution)
         return spread(self.z.shape[-1], min(self.config.channels, max(LEAST_CHANNELS, PIXELS // pixels)))
 
     @property
     def positions(self) -> np.ndarray:
-        """Latent positions that are perturbed one by one."""
+        """Choose the latent positions that are perturbed one by one."""
         return spread(self.z.shape[1] ** 2, self.config.positions)
 
     @property
     def decodings(self) -> int:
-        """Calls of decode that measuring takes, the pictures of the report included."""
+        """Count the calls of decode that measuring takes, the pictures of the report included."""
         if self.z.shape[1] == 1:
             return 1 + len(self.channels) + 1 + 3
         return 1 + len(self.positions) + 1 + len(self.channels) * len(self.config.strengths) + 3
 
 
-def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
-    """locality, perturbation{}; latent_sd, the root of the mean variance of the training latents.
+def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
+    """Measure locality, perturbation{} and latent_sd, the root of the mean variance of the training latents.
 
-    `progress` is told of decoded batches of perturbed latents.
+    Progress is the number of decoded batches of perturbed latents.
     """
     functaset = Functaset.open(job.functaset)
     moments = functaset.moments()
     _write_spread(job, moments)
     done = itertools.count(1)
     subject = _subject(
-        job, functaset, moments, lambda: progress("batches of perturbed latents", next(done), subject.decodings)
+        job, functaset, moments, lambda: messages.progress("perturbed batches", next(done), subject.decodings)
     )
     figures, arrays = _of_vectors(subject) if subject.field.config.spatial == 1 else _of_grids(subject, job.seed)
     write_arrays(job.output, "perturbation", **arrays)
@@ -91,7 +93,7 @@ def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
 
 
 def _write_spread(job: EvaluationJob, moments: Moments) -> None:
-    """Mean and sd per channel over positions and images (Fig. 8), from the moments that the commit carries."""
+    """Write mean and sd per channel over positions and images (Fig. 8), from the moments in the commit."""
     mean = moments.mean.mean((0, 1))
     sd = np.sqrt(moments.var.mean((0, 1)) + moments.mean.var((0, 1)))
     write_arrays(job.output, "latents", mean=mean, sd=sd, images=np.array(moments.count))
@@ -101,6 +103,7 @@ def _subject(job: EvaluationJob, functaset: Functaset, moments: Moments, decoded
     device = choose_device(job.device)
     field, _, resolution = field_of(functaset)
     config = job.evaluation.perturbation
+    assert config is not None  # else the evaluator is left out
     latents = PlainRows(functaset, "test")
     z = latents.read(spread(len(latents), config.images))
     sd = torch.from_numpy(np.sqrt(moments.var)).float()
@@ -108,7 +111,7 @@ def _subject(job: EvaluationJob, functaset: Functaset, moments: Moments, decoded
 
 
 def _of_grids(subject: Subject, seed: int) -> tuple[dict[str, Any], Arrays]:
-    """Locality by position, and each channel moved everywhere (Figs. 12, 13)."""
+    """Measure locality by position, and move each channel everywhere (Figs. 12, 13)."""
     z, config, s = subject.z, subject.config, subject.field.config.spatial
     generator = torch.Generator().manual_seed(mix(seed, stage_number("perturbation")))
     shares = locality(subject.decode, z, subject.sd, subject.positions.tolist(), generator)
@@ -139,14 +142,14 @@ def _of_grids(subject: Subject, seed: int) -> tuple[dict[str, Any], Arrays]:
 
 
 def _of_vectors(subject: Subject) -> tuple[dict[str, Any], Arrays]:
-    """Each entry moved by its sd: error by entry, the largest share in a patch (Fig. 4) where there are several."""
+    """Move each entry by its sd: error by entry, and the largest share in a patch (Fig. 4) where there are several."""
     z, config = subject.z, subject.config
     entries, grid = subject.channels, reference_grid(subject.resolution, config.grid)
     effects = entry_effects(subject.decode, z, subject.sd, entries.tolist(), grid)
     mae = effects.mae.mean(1)  # [entries]
     chosen = {"largest": int(mae.argmax()), "median": _middle(mae), "lowest": int(mae.argmin())}
     figures: dict[str, Any] = {
-        "perturbation": {f"mae_{name}": 255 * mae[place].item() for name, place in chosen.items()}
+        "perturbation": {f"mae_{name}": 255 * mae[index].item() for name, index in chosen.items()}
     }
     if grid > 1:
         figures["locality"] = effects.largest_share.nanmean().item()
@@ -155,20 +158,20 @@ def _of_vectors(subject: Subject) -> tuple[dict[str, Any], Arrays]:
         "grid": np.array(grid), "even": np.array(even_share(subject.resolution, grid)),
         "unperturbed": as_uint8(subject.decode(z)),
     }  # fmt: skip
-    for name, place in chosen.items():
+    for name, index in chosen.items():
         moved = z.clone()
-        moved[..., entries[place]] += subject.sd[..., entries[place]]
+        moved[..., entries[index]] += subject.sd[..., entries[index]]
         arrays[name] = as_uint8(subject.decode(moved))
-        arrays[f"{name}_entry"] = entries[place]
+        arrays[f"{name}_entry"] = entries[index]
     return _finite(figures), arrays
 
 
 def _middle(values: Tensor) -> int:
-    """Place of the median, the lower of two."""
+    """Return the index of the median, the lower of two."""
     return int(values.argsort()[(len(values) - 1) // 2])
 
 
 def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    """Without the figures that nothing stood behind: of a field that ignores its latents, or of a single image."""
+    """Drop figures without a finite value: of a field that ignores its latents, or of a single image."""
     kept = {key: _finite(value) if isinstance(value, dict) else value for key, value in figures.items()}
     return {key: value for key, value in kept.items() if isinstance(value, dict) or np.isfinite(value)}

@@ -13,7 +13,7 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.fragment import committed_receipt, live_shards, visible_rows
 from functa.storage.functaset.functaset import Latents
 from functa.storage.functaset.plan import plan_rows, row_id
-from functa.tasks.evaluation.bench import Bench, EvaluationJob, Progress, open_bench, silent, write_arrays
+from functa.tasks.evaluation.bench import SILENT, Bench, EvaluationJob, Messages, Progress, open_bench, write_arrays
 from functa.tasks.evaluation.subset import ENCODED, bounded, changed_rows, stored_subset
 from functa.tasks.inputs.pictures import Pictures, as_uint8, spread
 
@@ -30,16 +30,16 @@ DECODED, DECODED_PIXELS = 256, 1 << 20  # images at a time, and their pixels: se
 EXTREMES = 8
 
 
-def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
-    """psnr_test, psnr_test_pooled, mae_255, psnr_train, psnr_train_pooled, psnr_by_step, psnr_pca_patch and _image.
+def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
+    """Measure psnr_test, psnr_train (both pooled too), mae_255, psnr_by_step, psnr_pca_patch and psnr_pca_image.
 
-    Training images and those of psnr_by_step are a spread subset, counted in psnr_images. `progress` is told of images
-    whose PSNR is known, of each part of the work.
+    Training images and those of psnr_by_step are a spread subset, counted in psnr_images. Progress is the number of
+    images whose PSNR is known, for each part of the work.
     """
     bench = open_bench(job)
     latents = bench.functaset.load("test")
     rows = _rows_of(bench, latents.ids)
-    errors, mae = _errors(bench, latents, rows, progress)
+    errors, mae = _errors(bench, latents, rows, messages.progress)
     psnr = psnr_of_errors(errors).numpy()
     shown = spread(len(rows), job.evaluation.shown)
     originals, reconstructions = _pictures(bench, latents, rows, shown)
@@ -47,8 +47,8 @@ def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
         job.output, "reconstruction", originals=originals, reconstructions=reconstructions, psnr=psnr,
         **_extremes(bench, latents, rows, psnr),
     )  # fmt: skip
-    trained = _training_errors(bench, progress)
-    by_step, counts = _by_step(bench, progress)
+    trained = _training_errors(bench, messages.progress)
+    by_step, counts = _by_step(bench, messages.progress)
     return {
         "psnr_test": float(psnr.mean()),
         "psnr_test_pooled": pooled_psnr(errors),
@@ -61,19 +61,19 @@ def measure(job: EvaluationJob, progress: Progress = silent) -> dict[str, Any]:
 
 
 def _rows_of(bench: Bench, ids: np.ndarray) -> np.ndarray:
-    """Rows of the test images of the stored latents, by id: the store's order is its own."""
+    """Return the rows of the test images of the stored latents, by id: the store has an order of its own."""
     places = {row_id(key): i for i, key in enumerate(bench.test.keys)}
-    gone, changed = sum(bytes(i) not in places for i in ids), _changed(bench)
-    if gone or changed:
+    missing, changed = sum(bytes(i) not in places for i in ids), _changed(bench)
+    if missing or changed:
         raise StorageError(
-            f"{gone} of {len(ids)} test images of {bench.job.functaset} are no longer there or readable, {changed} "
+            f"{missing} of {len(ids)} test images of {bench.job.functaset} are no longer there or readable, {changed} "
             "changed: restore them, or encode again"
         )
     return np.array([places[bytes(i)] for i in ids])
 
 
 def _changed(bench: Bench) -> int:
-    """How many test images have other bytes than those that were encoded. Read again is what has another token."""
+    """Count test images with other bytes than those that were encoded; only those of another token are read."""
     split, place, changed = bench.test.split, bench.functaset.location, 0
     today = {key: row for row, key in enumerate(split.keys)}
     for entry, plan in bench.functaset.fragments:
@@ -85,7 +85,7 @@ def _changed(bench: Bench) -> int:
 
 
 def _errors(bench: Bench, latents: Latents, rows: np.ndarray, progress: Progress) -> tuple[Tensor, float]:
-    """Mean squared error of every test image [n], and the mean absolute error of all, clamped as they are shown."""
+    """Return the mean squared error of each test image [n], and the mean absolute error of all, clamped for showing."""
     errors, absolute = [], 0.0
     for part in _batches(len(rows), _at_once(bench)):
         pixels = bench.test.batch(rows[part])
@@ -97,7 +97,7 @@ def _errors(bench: Bench, latents: Latents, rows: np.ndarray, progress: Progress
 
 
 def _training_errors(bench: Bench, progress: Progress) -> Tensor:
-    """Mean squared error of stored latents of a spread subset of the training images, [n]; n is 0 if all changed."""
+    """Return the mean squared error of a spread subset of the training images, [n]; n is 0 if all changed."""
     training = stored_subset(bench, "train", bounded(TRAIN_IMAGES, bench, TRAIN_PIXELS))
     parts = []
     for part in _batches(len(training), _at_once(bench)):
@@ -121,13 +121,13 @@ def _batches(count: int, size: int) -> Iterator[np.ndarray]:
 
 
 def _pictures(bench: Bench, latents: Latents, rows: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Originals and reconstructions uint8 [n, H, W, ch] of chosen latents."""
+    """Return originals and reconstructions uint8 [n, H, W, ch] of chosen latents."""
     images = bench.decode_raw(torch.from_numpy(latents.dequantized(chosen)))
     return as_uint8(bench.test.batch(rows[chosen])), as_uint8(images)
 
 
 def _extremes(bench: Bench, latents: Latents, rows: np.ndarray, psnr: np.ndarray) -> dict[str, np.ndarray]:
-    """The test images of lowest and of highest PSNR with their reconstructions, the extreme ones first."""
+    """Return the test images of lowest and of highest PSNR with their reconstructions, the extreme ones first."""
     order = np.argsort(psnr, kind="stable")
     count = min(EXTREMES, len(order) // 2)
     arrays = {}
@@ -140,12 +140,12 @@ def _extremes(bench: Bench, latents: Latents, rows: np.ndarray, psnr: np.ndarray
 
 
 def _by_step(bench: Bench, progress: Progress) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """PSNR after 0, 1, ... inner steps, of latents before quantisation, of both splits; how many images."""
+    """Return PSNR after 0, 1, ... inner steps of both splits, before quantisation, and the numbers of images."""
     figures, counts = {}, {}
     for split, pictures in (("test", bench.test), ("train", bench.training)):
         rows = spread(len(pictures), bounded(STEP_IMAGES, bench, STEP_PIXELS))
-        told = partial(progress, f"{split} images by inner step")
-        figures[split], counts[split] = _steps_of(bench, pictures, rows, told), len(rows)
+        report = partial(progress, f"{split} images by inner step")
+        figures[split], counts[split] = _steps_of(bench, pictures, rows, report), len(rows)
     return figures, counts
 
 
@@ -163,9 +163,9 @@ def _steps_of(
 
 
 def baselines(bench: Bench) -> dict[str, float]:
-    """PCA at the field's own latent size: shared over patches, and of whole images (design section 4).
+    """Measure PCA at the field's own latent size: shared over patches, and of whole images.
 
-    None of as many numbers as there are values, which would be no reduction.
+    Left out where a PCA would have as many numbers as there are values, which is no reduction.
     """
     config = bench.field.config
     height, width = bench.test.resolution

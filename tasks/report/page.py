@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from functa.tasks.evaluation.catalogue import groups
 from functa.tasks.report import charts, pixels, words
 from functa.tasks.report.blocks import Drawing, Pixels, ReportData, Row, Section, Sheet, Table
 from functa.tasks.report.cards import cards
@@ -250,7 +251,7 @@ def _inline(svg: bytes | None, name: str) -> Markup | None:
 
 def _groups(data: ReportData) -> list[tuple[str, list[words.Figure]]]:
     found = words.figures(data.metrics)
-    return [(name, part) for name in words.GROUPS if (part := [figure for figure in found if figure.group == name])]
+    return [(name, part) for name in groups() if (part := [figure for figure in found if figure.group == name])]
 
 
 def _stages(stages: Sequence[Row]) -> list[Row]:

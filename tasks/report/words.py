@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from functa.tasks.evaluation.catalogue import BY_SPACE, GROUPS, METRICS, SPACES, Described
+from functa.tasks.evaluation.catalogue import BY_SPACE, SPACES, described, groups
 
 STAGE_NAMES = {
     "meta_train": "Meta-train the field",
@@ -47,7 +47,8 @@ def figures(metrics: dict[str, Any]) -> list[Figure]:
     """Every value of metrics.json in words, by group; None, which nobody measured, is left out."""
     listed = {key: v for key, v in metrics.items() if not isinstance(v, dict) or len(v) <= TABLED.get(key, len(v))}
     found = [figure for key, value in listed.items() for figure in _flatten(key, (), value)]
-    return sorted(found, key=lambda figure: GROUPS.index(figure.group))  # stable: the file's order within a group
+    order = groups()
+    return sorted(found, key=lambda figure: order.index(figure.group))  # stable: the file's order within a group
 
 
 def number(metrics: dict[str, Any], key: str, inner: str | None = None) -> float | None:
@@ -111,9 +112,11 @@ def _flatten(key: str, inner: tuple[str, ...], value: Any) -> list[Figure]:
         return [figure for name, below in value.items() for figure in _flatten(key, (*inner, str(name)), below)]
     if value is None:
         return []
-    described = METRICS.get(key, Described("Other", key.replace("_", " "), "plain", ""))
-    name = ", ".join([described.name, *(_inner_name(key, part) for part in inner)])
-    return [Figure(".".join((key, *inner)), described.group, name, show(value, described.unit), described.meaning)]
+    about = described(key)
+    name = ", ".join([about.name, *(_inner_name(key, part) for part in inner)])
+    better = f" {about.better.capitalize()} is better." if about.better else ""
+    meaning = f"{about.meaning}{better}"
+    return [Figure(".".join((key, *inner)), about.group, name, show(value, about.unit), meaning)]
 
 
 def _inner_name(key: str, part: str) -> str:

@@ -1,31 +1,26 @@
 """Generation: how far samples are from the training images, with reconstructions as floor and noise as ceiling.
 
-Frechet and kernel distances, precision and recall, in named feature spaces (features.py). None of them
-is comparable to FID, but FID itself: Inception's features from the standard weights' file, of enough images.
+Frechet and kernel distances, precision and recall, in named feature spaces (features.py). Only FID itself is
+comparable to FID: Inception's features from the standard weights' file, of enough images.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from functa.models.field.inner import decode
 from functa.models.measures.distances import kernel_distance, precision_recall
 from functa.models.measures.metrics import frechet_distance
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
-from functa.tasks.evaluation.bench import EvaluationJob, write_arrays
+from functa.tasks.evaluation.bench import SILENT, EvaluationJob, Messages
 from functa.tasks.evaluation.config import EvaluationConfig
 from functa.tasks.evaluation.generation.feature_sets import Gathered, merged
 from functa.tasks.evaluation.generation.inception import DIMENSIONS, RESIZE, check_counts, is_fid
-from functa.tasks.inference.sample import read_samples
-from functa.tasks.inputs.pictures import as_uint8, digest_of, spread
-from functa.tasks.trained import load_field
+from functa.tasks.inputs.pictures import digest_of
 
 NEIGHBOURS = 4  # rows that precision and recall need: the third nearest of the others
 
@@ -33,43 +28,35 @@ NAMES = {"fd": "samples", "fd_reconstruction": "reconstruction", "fd_noise": "no
 
 Warn = Callable[[str], None]
 
-logger = logging.getLogger(__name__)
-
 
 def reference_labels(labels: np.ndarray, count: int) -> np.ndarray:
-    """Labels of `count` samples in the proportions of the training set."""
+    """Return labels of `count` samples in the proportions of the training set."""
     return np.sort(labels)[np.linspace(0, len(labels) - 1, count).round().astype(np.int64)]
 
 
-def measure(
-    job: EvaluationJob,
-    slices: Sequence[str],
-    labels: Sequence[int] | None,
-    features: Sequence[str],
-    warn: Warn = logger.warning,
-) -> dict[str, Any]:
-    """fd, fd_reconstruction, fd_noise, kd, precision and recall by space, with their counts; FID where it may be.
+def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
+    """Measure fd, fd_reconstruction, fd_noise, kd, precision and recall by space, with their counts; FID if allowed.
 
-    slices: the samples' files; features: all slices' files of write_features, which stay
-    (forget_features). Of a conditional model also label_agreement: the share of samples that the pixel classifier
-    takes for their label. `warn` is told what a reader of the figures must know.
-    Raises StorageError for slices that are not of one kind, and for samples of which more than half are duplicates.
+    Of a conditional model also label_agreement: the share of samples that the pixel classifier takes for their label.
+    The files of features are kept (delete_features). Raises StorageError for slices that are not of one kind, and for
+    samples of which more than half are duplicates.
     """
-    sets = merged(features)
-    check_sets(sets, job.evaluation, warn)
-    _show_samples(job, slices, labels)
-    figures = {**distances(sets, warn), **_neighbourhoods(sets, job.evaluation.subset)}
+    drawn = job.samples
+    assert drawn is not None
+    sets = merged(drawn.features)
+    check_sets(sets, job.evaluation, messages.warn)
+    figures = {**distances(sets, messages.warn), **_neighbourhoods(sets, job.evaluation.subset)}
     figures["fd_reference"] |= {"subset": figures.pop("subset")}
     samples = sets["samples"]
     figures["duplicates"] = samples.duplicates
     figures = named(figures, sets, job)
-    if labels is not None and "classifier" in samples.spaces:
-        figures["label_agreement"] = samples.agreeing / len(labels)
+    if drawn.labels is not None and "classifier" in samples.spaces:
+        figures["label_agreement"] = samples.agreeing / len(drawn.labels)
     return figures
 
 
-def forget_features(output: str) -> None:
-    """Removes all slices' features from a run's folder: once its figures are written, not sooner.
+def delete_features(output: str) -> None:
+    """Delete all slices' features from a run's folder: once its figures are written, not sooner.
 
     Computed again they cost a pass over all training images.
     """
@@ -106,7 +93,7 @@ def _sides(shape: Sequence[int]) -> str:
 
 
 def distances(sets: dict[str, Gathered], warn: Warn) -> dict[str, Any]:
-    """Frechet distances of each set by space, where there are moments, and fd_reference: what was compared."""
+    """Measure Frechet distances of each set by space, where there are moments; fd_reference: what was compared."""
     figures: dict[str, Any] = {name: {} for name in NAMES}
     reference, samples = sets["reference"], sets["samples"]
     for space, known in reference.spaces.items():
@@ -132,7 +119,7 @@ def distances(sets: dict[str, Gathered], warn: Warn) -> dict[str, Any]:
 
 
 def no_distance(space: str, samples: int, dimensions: int) -> str:
-    """Why no Frechet distance was taken."""
+    """Explain why no Frechet distance was measured."""
     if samples <= dimensions:
         return (
             f"no Frechet distance in space '{space}': {samples} samples are not more than its {dimensions} dimensions, "
@@ -142,7 +129,7 @@ def no_distance(space: str, samples: int, dimensions: int) -> str:
 
 
 def _neighbourhoods(sets: dict[str, Gathered], most: int) -> dict[str, Any]:
-    """kd, precision and recall of the samples by space, each on equally many rows of samples and reference: subset."""
+    """Measure kd, precision and recall by space, each on equally many rows of samples and reference: subset."""
     figures: dict[str, Any] = {"kd": {}, "precision": {}, "recall": {}, "subset": {}}
     for space, known in sets["reference"].spaces.items():
         found = sets["samples"].spaces[space]
@@ -157,7 +144,7 @@ def _neighbourhoods(sets: dict[str, Gathered], most: int) -> dict[str, Any]:
 
 
 def named(figures: dict[str, Any], sets: dict[str, Gathered], job: EvaluationJob) -> dict[str, Any]:
-    """The figures, with what may be called FID under that name, and the protocol of whatever Inception gave."""
+    """Return the figures, with what may be called FID under that name, and the protocol of Inception's figures."""
     fid, reference, samples = job.evaluation.fid, sets["reference"], sets["samples"]
     space = next((name for name in reference.spaces if name.startswith("inception")), None)
     if space is None:
@@ -176,23 +163,3 @@ def named(figures: dict[str, Any], sets: dict[str, Gathered], job: EvaluationJob
         "fid_reconstruction": figures["fd_reconstruction"].pop(space),
         "fid_protocol": protocol,
     }
-
-
-def _show_samples(job: EvaluationJob, slices: Sequence[str], labels: Sequence[int] | None) -> None:
-    """Uncurated: spread over the indices, so over the classes, without any choice."""
-    count = int(slices[-1].removesuffix(".npy").rpartition("-")[2])
-    shown = spread(count, min(count, job.evaluation.shown))
-    z = np.concatenate([read_samples(slices, int(row), int(row) + 1) for row in shown])
-    write_arrays(
-        job.output,
-        "samples",
-        samples=as_uint8(_decoded(job, torch.from_numpy(z))),
-        labels=np.array([-1 if labels is None else labels[row] for row in shown]),
-    )
-
-
-def _decoded(job: EvaluationJob, z: Tensor) -> Tensor:
-    field, _, _ = load_field(job.field)
-    resolution = open_images(job.images).resolution
-    with torch.no_grad():
-        return decode(field, z, (resolution, resolution))

@@ -32,7 +32,7 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.plan import ShardRows, plan_rows
 from functa.storage.images.source import ImageSplit
-from functa.tasks.evaluation.bench import Bench, EvaluationJob, open_bench, write_arrays
+from functa.tasks.evaluation.bench import SILENT, Bench, EvaluationJob, Messages, open_bench, write_arrays
 from functa.tasks.evaluation.config import MemorizationConfig
 from functa.tasks.evaluation.subset import changed_rows
 from functa.tasks.inference.sample import read_slices
@@ -110,17 +110,18 @@ def thumbnails(images: Tensor) -> Tensor:
     return adaptive_avg_pool2d(images.permute(0, 3, 1, 2), SIDE).flatten(1)
 
 
-def measure(job: EvaluationJob, slices: list[str], labels: list[int] | None) -> dict[str, Any]:
-    """distinct{}, distinct_expected{}, distinct_sd{}, memorized_share, memorized_share_images, memorized.
+def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
+    """Measure distinct{}, distinct_expected{}, distinct_sd{}, memorized_share, memorized_share_images, memorized.
 
     By class: of conditional samples their label, of others that of the nearest training image. The last three are left
-    out where test images repeat training images, so that nothing can be told. Not for a job without memorisation.
+    out where test images repeat training images, so that no verdict is possible.
     """
-    config = job.evaluation.memorization
-    assert config is not None
+    config, drawn = job.evaluation.memorization, job.samples
+    assert config is not None and drawn is not None
+    labels = drawn.labels
     bench = open_bench(job)
     references = _references(bench)
-    z, unseen = torch.from_numpy(read_slices(slices)), _unseen(bench, config)
+    z, unseen = torch.from_numpy(read_slices(drawn.slices)), _unseen(bench, config)
     count = len(z)
     decoded = Decoded(bench, torch.cat([z, unseen]))
     candidates = shortlist(decoded.thumbnails().to(bench.device), references.thumbnails()).cpu()

@@ -7,17 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from functa.tasks.evaluation.catalogue import BY_SPACE, METRICS, SPACES
+from functa.tasks.evaluation.catalogue import BY_SPACE, SPACES, catalogue, described
 from functa.tasks.evaluation.gate import measured
-
-# What a figure's first name says of where it was measured. The reference set of distances is told by the run itself.
-TEST = ("psnr", "mae", "top1", "top5", "accuracy_by_class", "ece", "compression")
-
-SAMPLES = ("fd", "fid", "kd", "precision", "recall", "label_agreement", "distinct", "duplicates")
-
-LARGER_IS_BETTER = ("psnr", "top1", "top5", "accuracy", "label_agreement", "locality", "precision", "recall")
-
-SMALLER_IS_BETTER = ("fd", "fid", "kd", "ece", "mae", "bits_per", "duplicates")
 
 
 @dataclass(frozen=True)
@@ -98,14 +89,15 @@ def names_of(metrics: dict[str, Any], prefix: str = "") -> list[str]:
 def unknown_metric(metric: str) -> str:
     """What is wrong with a name that is no figure's in any run, with near names; "" where some run may measure it."""
     first, dot, below = metric.partition(".")
-    if first in METRICS and (first not in BY_SPACE or not dot or below in SPACES):
+    known = catalogue()
+    if first in known and (first not in BY_SPACE or not dot or below in SPACES):
         return ""
-    if first in METRICS:
+    if first in known:
         spaces = [f"{first}.{space}" for space in SPACES]
         near = difflib.get_close_matches(metric, spaces, n=3, cutoff=0.6)
         return f"--metric {metric}: no run measures that; {_meant(near, spaces)}"
-    near = [f"{name}{dot}{below}" for name in difflib.get_close_matches(first, METRICS, n=3, cutoff=0.6)]
-    return f"--metric {metric}: no run measures that; {_meant(near, list(METRICS))}"
+    near = [f"{name}{dot}{below}" for name in difflib.get_close_matches(first, known, n=3, cutoff=0.6)]
+    return f"--metric {metric}: no run measures that; {_meant(near, list(known))}"
 
 
 def unmeasured(metric: str, metrics: Sequence[dict[str, Any]]) -> str:
@@ -135,26 +127,26 @@ def splits(sweep: Sweep) -> dict[str, str]:
 
 def split_of(metric: str, metrics: dict[str, Any]) -> str:
     """On which images a metric was measured, and what a choice made by it is then made on; a sentence."""
-    parts = [word for part in metric.split(".") for word in part.split("_")]
-    if parts[0] in SAMPLES or metric.startswith(SAMPLES):
+    parts = metric.split(".")
+    measured_on = described(parts[0]).split
+    if measured_on == "samples":
         reference = metrics.get("fd_reference")
         split = reference.get("images", "train") if isinstance(reference, dict) else "train"
         if split != "test":
             return f"{metric} compares with the training split: a setting chosen by it is not chosen on test images."
         return f"{metric} compares with the test split: a setting chosen by it is chosen on test."
-    if "train" in parts:
+    if measured_on == "train" or "train" in parts:
         return f"{metric} is of the training split: a setting chosen by it is not chosen on test images."
-    if "test" in parts or metric.startswith(TEST):
+    if measured_on == "test":
         return f"{metric} is of the test split: a setting chosen by it is chosen on test."
     return f"{metric}: the run does not tell of which split it is, nor then what a choice by it is made on."
 
 
 def best(settings: list[Setting], metric: str) -> Setting | None:
     """The setting of best mean; None where it is not known which end is better, or all are equal."""
-    name = metric.partition(".")[0]
-    larger, smaller = name.startswith(LARGER_IS_BETTER), name.startswith(SMALLER_IS_BETTER)
+    better = described(metric.partition(".")[0]).better
     having = [each for each in settings if metric in each.summaries and math.isfinite(each.summaries[metric].mean)]
-    if larger == smaller or len({each.summaries[metric].mean for each in having}) < 2:
+    if not better or len({each.summaries[metric].mean for each in having}) < 2:
         return None
-    choose = max if larger else min
+    choose = max if better == "higher" else min
     return choose(having, key=lambda each: each.summaries[metric].mean)

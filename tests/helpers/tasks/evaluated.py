@@ -1,6 +1,7 @@
-"""What the evaluators of samples need, small and untrained: images, field, pixel classifier, functaset, samples."""
+"""Small untrained inputs of the evaluators of samples: images, field, pixel classifier, functaset, samples."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from functa.models.latents.classifier import build_pixel_classifier
 from functa.storage.config import QuantizationConfig
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import save_checkpoint
-from functa.tasks.evaluation.bench import EvaluationJob
+from functa.tasks.evaluation.bench import EvaluationJob, Samples
 from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_of, write_features
 from tests.helpers.storage.functasets import SHAPE, filled
 
@@ -22,7 +23,7 @@ COUNT = 20  # the rows of `filled`'s training split
 
 
 def evaluation_job(folder: Path, *settings: str) -> EvaluationJob:
-    """A job whose field, pixel classifier and functaset stand; nothing is trained."""
+    """Make a job whose field, pixel classifier and functaset exist; nothing is trained."""
     config = load_config("digits", ["images.limit=40", *(f"evaluation.{setting}" for setting in settings)])
     if not (folder / "field").exists():
         inner = InnerConfig(steps=2)
@@ -45,25 +46,33 @@ def _save(folder: Path, module: torch.nn.Module, metadata: dict[str, Any]) -> No
 
 
 def write_samples(folder: Path, z: np.ndarray, size: int = 7) -> list[str]:
-    """Latents [n, s, s, c] as slices of samples."""
-    place, uris = open_location(str(folder / "run" / "samples")), []
+    """Write latents [n, s, s, c] as slices of samples; return the files."""
+    location, uris = open_location(str(folder / "run" / "samples")), []
     for start in range(0, len(z), size):
         buffer, key = io.BytesIO(), f"latents-{start:06d}-{min(len(z), start + size):06d}.npy"
         np.save(buffer, z[start : start + size])
-        place.write(key, buffer.getvalue())
-        uris.append(f"{place.uri}/{key}")
+        location.write(key, buffer.getvalue())
+        uris.append(f"{location.uri}/{key}")
     return uris
 
 
+def with_samples(
+    job: EvaluationJob, slices: Sequence[str], labels: Sequence[int] | None, features: Sequence[str] = ()
+) -> EvaluationJob:
+    """Return the job with the files of its samples."""
+    drawn = Samples(slices=tuple(slices), labels=None if labels is None else tuple(labels), features=tuple(features))
+    return job.model_copy(update={"samples": drawn})
+
+
 def samples(count: int = COUNT, seed: int = 3) -> np.ndarray:
-    """Latents [n, s, s, c] that differ."""
+    """Make latents [n, s, s, c] that differ."""
     return np.random.default_rng(seed).normal(0, 0.3, (count, *SHAPE)).astype(np.float32)
 
 
 def features(
     job: EvaluationJob, slices: list[str], parts: int = 1, labels: list[int] | None = None, count: int = COUNT
 ) -> list[str]:
-    """All sets' features, in so many slices each."""
+    """Compute all sets' features, in so many slices each; return the files."""
     return [
         write_features(FeatureJob(
             evaluation=job, kind=kind, part=part, parts=parts, count=count, slices=tuple(slices),

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from functa.storage.functaset.quantizer import calibrate
 from functa.storage.places.address import open_location
 from functa.tasks.evaluation import compression, reconstruction
-from functa.tasks.evaluation.bench import EvaluationJob, open_bench, read_arrays
+from functa.tasks.evaluation.bench import EvaluationJob, Messages, open_bench, read_arrays
 from functa.tasks.evaluation.compression import byte_psnr, decode, encode, rate_curve, scan_bytes, stored_bits
 from functa.tasks.evaluation.subset import float_subset, stored_subset
 from functa.tasks.report.blocks import ReportData, Sheet, Table
@@ -147,7 +147,7 @@ def _psnr(found: torch.Tensor, images: torch.Tensor) -> float:
 
 def test_the_worst_and_the_best_images_are_shown_with_their_psnr(evaluated: EvaluationJob) -> None:
     told: list[tuple[str, int, int]] = []
-    metrics = reconstruction.measure(evaluated, lambda *row: told.append(row))
+    metrics = reconstruction.measure(evaluated, Messages(lambda *row: told.append(row)))
     ends = {what: (done, total) for what, done, total in told}  # the last of each part
     assert set(ends) == {"test images", "training images", "test images by inner step", "train images by inner step"}
     assert all(done == total for done, total in ends.values())

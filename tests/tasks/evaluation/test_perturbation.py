@@ -11,7 +11,7 @@ from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError
 from functa.storage.functaset.functaset import Functaset
 from functa.tasks.evaluation import perturbation
-from functa.tasks.evaluation.bench import EvaluationJob, read_arrays
+from functa.tasks.evaluation.bench import EvaluationJob, Messages, read_arrays
 from functa.tasks.inputs.latents import PlainRows
 from functa.tasks.report.blocks import Drawing, ReportData, Sheet
 from functa.tasks.report.files import draw
@@ -61,7 +61,7 @@ def test_locality_is_one_for_nearest_less_where_patches_mix_and_least_for_vector
 def test_progress_counts_to_its_end(kind: str, all_kinds: Any, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     job = all_kinds[kind][0].model_copy(update={"output": str(tmp_path)})
-    perturbation.measure(job, lambda *row: told.append(row))
+    perturbation.measure(job, Messages(lambda *row: told.append(row)))
     (total,) = {total for _, _, total in told}
     assert [done for _, done, _ in told] == list(range(1, total + 1))
 

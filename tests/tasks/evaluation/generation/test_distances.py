@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from functa.models.measures.metrics import FrechetStatistics, frechet_distance
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
+from functa.tasks.evaluation.bench import Messages
 from functa.tasks.evaluation.generation import features as computing
 from functa.tasks.evaluation.generation import inception
-from functa.tasks.evaluation.generation.distances import check_sets, forget_features, measure
+from functa.tasks.evaluation.generation.distances import check_sets, delete_features, measure
 from functa.tasks.evaluation.generation.feature_sets import Gathered, Space, from_bytes, merged, to_bytes
 from functa.tasks.inference.sample import read_samples
 from functa.tasks.inputs.latents import PlainRows, load_split
-from tests.helpers.tasks.evaluated import COUNT, evaluation_job, features, samples, write_samples
+from tests.helpers.tasks.evaluated import COUNT, evaluation_job, features, samples, with_samples, write_samples
 
 LABELS = [n % 10 for n in range(COUNT)]
 SMALL = ["features_slice=5", "shown=4"]
@@ -69,7 +70,9 @@ def figures_of(folder: Path, run: str, *settings: str, z: np.ndarray | None = No
     job = evaluation_job(folder, *SMALL, *settings).model_copy(update={"output": str(folder / run / "run")})
     slices = write_samples(folder / run, samples() if z is None else z)
     warnings: list[str] = []
-    found = measure(job, slices, LABELS, features(job, slices, parts, LABELS), warnings.append)
+    found = measure(
+        with_samples(job, slices, LABELS, features(job, slices, parts, LABELS)), Messages(warn=warnings.append)
+    )
     return found | {"warnings": warnings}
 
 
@@ -89,7 +92,7 @@ def test_the_figures_do_not_depend_on_how_the_work_was_cut(folder: Path, monkeyp
         patch.setattr(computing, "gather", lambda *_: pytest.fail("features were computed again"))
         again = figures_of(folder, "cut", parts=2)
     assert again == cut
-    forget_features(str(place))
+    delete_features(str(place))
     assert [path.name for path in (place / "features").iterdir()] == ["normalizer.json"]
 
 
@@ -99,7 +102,7 @@ def test_without_a_pixel_classifier_the_latents_alone_are_compared(folder: Path)
         update={"output": str(folder / "unjudged" / "run"), "pixel_classifier": ""}
     )
     slices = write_samples(folder / "unjudged", samples())
-    found = measure(job, slices, LABELS, features(job, slices, 2, LABELS), lambda said: None)
+    found = measure(with_samples(job, slices, LABELS, features(job, slices, 2, LABELS)))
     whole = figures_of(folder, "judged")
     assert set(found["kd"]) == {"latent"}
     assert found["kd"]["latent"] == pytest.approx(whole["kd"]["latent"], rel=1e-5)
@@ -203,7 +206,7 @@ def test_fid_runs_from_a_file_of_weights_but_is_not_called_so(folder: Path, weig
     job = job.model_copy(update={"output": str(folder / "fid" / "run"), "images": job.images.model_copy(
         update={"limit": 6})})  # fmt: skip
     slices, warnings = write_samples(folder / "fid", z), list[str]()
-    found = measure(job, slices, None, features(job, slices, count=5), warnings.append)
+    found = measure(with_samples(job, slices, None, features(job, slices, count=5)), Messages(warn=warnings.append))
     assert "fid" not in found and "fid_protocol" not in found
     for key in ("fd", "fd_reconstruction"):
         assert found[key]["inception_other"] > 0

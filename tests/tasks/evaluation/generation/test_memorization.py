@@ -32,6 +32,7 @@ from functa.tasks.training.meta_train import MetaTrainJob
 from functa.tasks.training.meta_train import run as train_field
 from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.storage.image_files import noise
+from tests.helpers.tasks.evaluated import with_samples
 
 FLOAT = "encode.quantization.bits=32"
 
@@ -89,7 +90,7 @@ def test_copies_of_training_images_are_named_counted_and_flagged(tiny: Evaluatio
     rows = np.concatenate([np.flatnonzero(train.labels == 3)[[0, 0, 0, 1]], np.flatnonzero(train.labels == 5)[:6]])
     noise = np.random.default_rng(0).normal(0, 1e-4, (10, 2, 2, 8)).astype(np.float32)
     labels = train.labels[rows].tolist()
-    figures = memorization.measure(tiny, [slice_of(tmp_path, train.dequantized(rows) + noise)], labels)
+    figures = memorization.measure(with_samples(tiny, [slice_of(tmp_path, train.dequantized(rows) + noise)], labels))
     assert figures["distinct"] == {"3": 2, "5": 6, "all": 8}
     assert figures["memorized"] and figures["memorized_share"] == 1
     arrays = read_arrays(tiny.output, "memorization")
@@ -106,7 +107,7 @@ def test_copies_of_training_images_are_named_counted_and_flagged(tiny: Evaluatio
 def test_what_no_model_has_seen_is_not_flagged(tiny: EvaluationJob, tmp_path: Path) -> None:
     """Latents of test images are as good as samples can be."""
     z = Functaset.open(tiny.functaset).load("test").dequantized()
-    figures = memorization.measure(tiny, [slice_of(tmp_path, z)], None)
+    figures = memorization.measure(with_samples(tiny, [slice_of(tmp_path, z)], None))
     assert figures["memorized_share"] <= 0.05 and figures["memorized_share_images"] <= 0.05
     assert not figures["memorized"]
     assert len(figures["distinct"]) == 11  # classes by the nearest image's label
@@ -115,7 +116,7 @@ def test_what_no_model_has_seen_is_not_flagged(tiny: EvaluationJob, tmp_path: Pa
 
 def test_the_section_says_which_and_how_many(tiny: EvaluationJob, tmp_path: Path) -> None:
     train = Functaset.open(tiny.functaset).load("train")
-    figures = memorization.measure(tiny, [slice_of(tmp_path, train.dequantized(np.arange(40)))], None)
+    figures = memorization.measure(with_samples(tiny, [slice_of(tmp_path, train.dequantized(np.arange(40)))], None))
     arrays = {"memorization": read_arrays(tiny.output, "memorization")}
     names = [f"digit {n}" for n in range(10)]
     shown = section(ReportData(title="t", metrics=figures, arrays=arrays, classes=names))
@@ -135,11 +136,11 @@ def test_samples_that_do_not_fit_in_memory_and_large_images_give_the_same(
     """Decoded when asked for; shortlisted by thumbnails, which tell digits apart too."""
     z = Functaset.open(tiny.functaset).load("train").dequantized(np.arange(0, 200, 7))
     samples = slice_of(tmp_path, z)
-    figures = memorization.measure(tiny, [samples], None)
+    figures = memorization.measure(with_samples(tiny, [samples], None))
     monkeypatch.setattr(memorization, "KEPT_BYTES", 0)
     monkeypatch.setattr(memorization, "BATCH", 64)
     monkeypatch.setattr(memorization, "SIDE", 4)
-    assert memorization.measure(tiny, [samples], None) == figures
+    assert memorization.measure(with_samples(tiny, [samples], None)) == figures
 
 
 def test_classes_without_training_images_count_nowhere(tiny: EvaluationJob, tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_classes_without_training_images_count_nowhere(tiny: EvaluationJob, tmp_
     train = Functaset.open(tiny.functaset).load("train")
     threes, rest = np.flatnonzero(train.labels == 3)[[0, 0, 0, 1]], np.flatnonzero(train.labels == 5)[:5]
     samples = slice_of(tmp_path, train.dequantized(np.concatenate([threes, rest])))
-    figures = memorization.measure(tiny, [samples], [3] * 4 + [12] * 5)
+    figures = memorization.measure(with_samples(tiny, [samples], [3] * 4 + [12] * 5))
     assert figures["distinct"] == {"3": 2, "all": 2}
     assert figures["distinct_expected"]["all"] == figures["distinct_expected"]["3"]
     table = read_arrays(tiny.output, "memorization")
@@ -171,7 +172,7 @@ def test_of_the_latents_only_those_of_neighbours_are_read(
     real = PlainRows.read
     monkeypatch.setattr(Functaset, "load", lambda *_: pytest.fail("a whole split was read"))
     monkeypatch.setattr(PlainRows, "read", lambda self, rows: read.append(len(rows)) or real(self, rows))
-    figures = [memorization.measure(job, [samples], None) for job in (plain, augmented)]
+    figures = [memorization.measure(with_samples(job, [samples], None)) for job in (plain, augmented)]
     assert figures[0] == figures[1]
     assert sum(read) <= 2 * (6 + 3 * (8 + 6))
     arrays = [read_arrays(job.output, "memorization") for job in (plain, augmented)]
@@ -206,7 +207,7 @@ def test_changed_images_are_not_compared_with_their_old_latents(of_files: Evalua
 
     def measured() -> tuple[int, list[float]]:
         """How many training images there are, and how isolated the two samples lie."""
-        memorization.measure(of_files, [samples], None)
+        memorization.measure(with_samples(of_files, [samples], None))
         arrays = read_arrays(of_files.output, "memorization")
         return int(arrays["table_images"][-1]), arrays["isolation"].tolist()
 
@@ -232,7 +233,7 @@ def test_where_test_images_repeat_training_images_the_report_says_that_nothing_c
 ) -> None:
     """Copies they are all the same: the figures say nothing of it instead of something wrong."""
     train = Functaset.open(of_files.functaset).load("train")
-    figures = memorization.measure(of_files, [slice_of(tmp_path, train.dequantized(np.arange(30)))], None)
+    figures = memorization.measure(with_samples(of_files, [slice_of(tmp_path, train.dequantized(np.arange(30)))], None))
     assert not figures.keys() & {"memorized", "memorized_share"}
     assert figures["distinct"]["all"] <= 30
     arrays = {"memorization": read_arrays(of_files.output, "memorization")}
@@ -257,7 +258,7 @@ def diffused(job: EvaluationJob, folder: Path, *overrides: str) -> dict[str, Any
         denoiser=denoiser, process=process, seed=0, start=0, labels=tuple(labels), count=500, batch=250, device="cpu",
         output=str(folder / "samples"),
     )  # fmt: skip
-    return memorization.measure(job, [write_slice(sampled)], labels)
+    return memorization.measure(with_samples(job, [write_slice(sampled)], labels))
 
 
 @pytest.mark.slow
