@@ -1,14 +1,17 @@
 """Classes of image files: encoded by a root's field, judged by its classifier."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from functa.models.compute.device import choose_device
 from functa.models.field.inner import InnerLoop
+from functa.models.latents.normalize import Normalizer
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
@@ -28,34 +31,61 @@ TOP = 3
 Row = dict[str, Any]
 
 
-def classify_images(root: str, images: str) -> Iterator[Row]:
-    """A row for each image file in a folder (or the one file), in the order of their names, as they are judged.
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A root's field and classifier, ready to classify images."""
 
-    {image, class, label, probability, top: [[class, probability], ...]}, or {image, error} for a file that cannot be
-    read. The image is made a square of the field's resolution as those were that it was trained on, and may have as
-    many pixels as those. Raises StorageError: nothing trained there, no image there, a classifier of another functaset.
-    """
+    loop: InnerLoop
+    model: nn.Module
+    normalizer: Normalizer
+    names: list[str]
+    device: torch.device
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that it classifies."""
+        side, _ = self.loop.resolution
+        return side, side, self.loop.field.image_channels
+
+    def rows(self, images: Tensor) -> list[Row]:
+        """Return {class, label, probability, top} of each image of [n, H, W, C] in [0, 1]."""
+        z = self.loop.encode(images.to(self.device))
+        logits = logits_of(self.model, self.normalizer.normalize(z)).float()
+        return [_row(row, self.names) for row in torch.softmax(logits, -1).cpu()]
+
+
+def open_judge(root: str) -> Judge:
+    """Open a root's field and classifier. Raises StorageError: nothing trained there, or on another functaset."""
     location = open_location(root)
-    folder, keys = _files(images)
-    max_pixels = _max_pixels(location)
     functaset = Functaset.open(stage_output(location, "encode"))
     model, normalizer, meta = load_classifier(stage_output(location, "train_classifier").uri)
     check_same_functaset(functaset, meta, root, "classifier")
     field, inner, resolution = field_of(functaset)
     device = choose_device("auto")
     loop = InnerLoop(field.to(device), inner, (resolution, resolution))
-    normalizer, model = normalizer.to(device), model.to(device)
+    names = meta.get("class_names") or [str(label) for label in range(meta["classes"])]
+    return Judge(loop, model.to(device), normalizer.to(device), names, device)
+
+
+def classify_images(root: str, images: str) -> Iterator[Row]:
+    """Yield a row for each image file in a folder (or the one file), in the order of their names, as it is classified.
+
+    {image, class, label, probability, top: [[class, probability], ...]}, or {image, error} for a file that cannot be
+    read. The image is made a square of the field's resolution as those were that it was trained on, and may have as
+    many pixels as those. Raises StorageError: nothing trained there, no image there, a classifier of another functaset.
+    """
+    folder, keys = _files(images)
+    max_pixels = _max_pixels(open_location(root))
+    judge = open_judge(root)
+    resolution, _, channels = judge.image_shape
     for start in range(0, len(keys), BATCH):
         part = keys[start : start + BATCH]
-        pixels, errors = _read(folder, part, resolution, field.image_channels, max_pixels)
-        z = loop.encode(as_float(pixels).to(device))
-        logits = logits_of(model, normalizer.normalize(z)).float()
-        names = meta.get("class_names") or [str(label) for label in range(meta["classes"])]
-        for key, error, row in zip(part, errors, torch.softmax(logits, -1).cpu(), strict=True):
-            yield {"image": key, "error": error} if error else {"image": key} | _told(row, names)
+        pixels, errors = _read(folder, part, resolution, channels, max_pixels)
+        for key, error, row in zip(part, errors, judge.rows(as_float(pixels)), strict=True):
+            yield {"image": key, "error": error} if error else {"image": key} | row
 
 
-def _told(probabilities: torch.Tensor, names: list[str]) -> Row:
+def _row(probabilities: Tensor, names: list[str]) -> Row:
     top = [(names[int(i)], round(float(probabilities[i]), 4)) for i in probabilities.argsort(descending=True)[:TOP]]
     label = int(probabilities.argmax())
     return {"class": names[label], "label": label, "probability": top[0][1], "top": top}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from pydantic import ValidationError
@@ -15,9 +15,12 @@ from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import read_record
 from functa.tasks.config import SAMPLING_KEYS, SampleRequest
-from functa.tasks.inference.decode import SAMPLE_BATCH, Progress, decoder, silent
+from functa.tasks.inference.decode import SAMPLE_BATCH, Decode, Progress, decoder, silent
 from functa.tasks.inference.png import SHEET_IMAGES, contact_sheet, prepare_folder, save_png, tile, write_images
 from functa.tasks.trained import check_same_functaset, stage_output
+
+if TYPE_CHECKING:  # it loads diffusers
+    from functa.tasks.inference.sample import SampleJob
 
 
 @dataclass(frozen=True)
@@ -30,25 +33,14 @@ class Drawn:
 
 
 def sample_images(root: str, request: SampleRequest, out: Path, progress: Progress = silent) -> Drawn:
-    """Draws, decodes and writes samples, batch by batch, and a contact sheet of the first of them.
+    """Draw, decode and write samples, batch by batch, and a contact sheet of the first of them.
 
     Sampler, steps, guidance, clipping and variance are those of the root's config, where the request names none.
-    Whatever can be told to be wrong is told before the first sample is drawn.
+    Raises StorageError for every fault that can be found before the first sample is drawn.
     """
-    from functa.tasks.inference.sample import SampleJob, sample_batches
-    from functa.tasks.trained import describe_denoiser
+    from functa.tasks.inference.sample import sample_batches
 
-    location = open_location(root)
-    checkpoint = stage_output(location, "train_diffusion").uri
-    functaset = Functaset.open(stage_output(location, "encode"))
-    meta = describe_denoiser(checkpoint)
-    check_same_functaset(functaset, meta, root, "diffusion model")
-    process = _process(location, meta, request, root)
-    job = SampleJob(
-        denoiser=checkpoint, process=process, seed=request.seed, start=0, labels=_labels(request, meta["classes"]),
-        count=request.count, batch=SAMPLE_BATCH, device="auto", output="",
-    )  # fmt: skip
-    decoded = decoder(functaset, request.resolution)
+    job, decoded = prepare_samples(root, request)
     prepare_folder(out)
     done, tiles = 0, list[Image.Image]()
     for z in sample_batches(job, progress):
@@ -58,7 +50,24 @@ def sample_images(root: str, request: SampleRequest, out: Path, progress: Progre
             done += len(images)
     sheet = out / "contact-sheet.png"
     save_png(contact_sheet(tiles), sheet)
-    return Drawn(sheet, len(tiles), process)
+    return Drawn(sheet, len(tiles), job.process)
+
+
+def prepare_samples(root: str, request: SampleRequest) -> "tuple[SampleJob, Decode]":
+    """Return the job that draws the request's latents, and what decodes them. Raises StorageError."""
+    from functa.tasks.inference.sample import SampleJob
+    from functa.tasks.trained import describe_denoiser
+
+    location = open_location(root)
+    checkpoint = stage_output(location, "train_diffusion").uri
+    functaset = Functaset.open(stage_output(location, "encode"))
+    meta = describe_denoiser(checkpoint)
+    check_same_functaset(functaset, meta, root, "diffusion model")
+    job = SampleJob(
+        denoiser=checkpoint, process=_process(location, meta, request, root), seed=request.seed, start=0,
+        labels=_labels(request, meta["classes"]), count=request.count, batch=SAMPLE_BATCH, device="auto", output="",
+    )  # fmt: skip
+    return job, decoder(functaset, request.resolution)
 
 
 def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest, root: str) -> DiffusionConfig:

@@ -1,0 +1,110 @@
+"""Open the trained models of a root, or of a folder that holds one of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from functa.models.config import InnerConfig
+from functa.models.field.field import Field
+from functa.models.latents.normalize import Normalizer
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.places.address import open_location
+from functa.storage.places.location import Location
+from functa.storage.runs.stage_records import read_record
+from functa.tasks import trained
+from functa.tasks.trained import field_of, stage_output
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedField:
+    """A field with what belongs to it: its inner loop's settings and the side of the square images it was fitted to."""
+
+    module: Field
+    inner: InnerConfig
+    resolution: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that it encodes."""
+        return self.resolution, self.resolution, self.module.image_channels
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(s, s, c) of an image's latent."""
+        return self.module.config.latent_shape
+
+    def __repr__(self) -> str:
+        image, latent = ("x".join(map(str, shape)) for shape in (self.image_shape, self.latent_shape))
+        return f"TrainedField(images {image} -> latents {latent})"
+
+
+class TrainedModel(NamedTuple):
+    """A classifier or denoiser, the normalizer of its inputs, and what its training recorded."""
+
+    model: nn.Module
+    normalizer: Normalizer
+    about: dict[str, Any]
+
+
+def load_field(place: str | Path) -> TrainedField:
+    """Load the trained field of a root, of a functaset (which holds its field) or of a checkpoint folder.
+
+    Raises StorageError, one line that names the fault and the fix: nothing trained there, damaged, unreachable.
+
+        field = functa.load_field("functa-runs/digits")
+        z = functa.encode(field, images)
+    """
+    location = _location(place)
+    if _is_root(location):
+        if _finished(location, "encode"):  # also where only the functaset was copied
+            return TrainedField(*field_of(Functaset.open(stage_output(location, "encode"))))
+        location = stage_output(location, "meta_train")
+    elif location.exists("zarr.json"):
+        return TrainedField(*field_of(Functaset.open(location)))
+    module, inner, about = trained.load_field(location.uri)
+    return TrainedField(module, inner, about["resolution"])
+
+
+def load_classifier(place: str | Path) -> TrainedModel:
+    """Load the trained classifier of a root or of a checkpoint folder: (model, normalizer, about).
+
+    model(normalizer.normalize(z)) maps latents float32 [n, s, s, c] to logits [n, K]; about["class_names"] names the
+    classes. Raises StorageError: nothing trained there, damaged, unreachable.
+
+        model, normalizer, about = functa.load_classifier("functa-runs/digits")
+        logits = model(normalizer.normalize(torch.from_numpy(z)))
+    """
+    return TrainedModel(*trained.load_classifier(_output(place, "train_classifier")))
+
+
+def load_denoiser(place: str | Path) -> TrainedModel:
+    """Load the trained diffusion model of a root or of a checkpoint folder: (model, normalizer, about).
+
+    model(x, t, labels) predicts, for noisy normalized latents x [n, s, s, c] at timesteps t [n], what about["process"]
+    names; labels are class numbers [n], or None for an unconditional model. Weights are the averaged ones where
+    training kept an average. Raises StorageError: nothing trained there, damaged, unreachable.
+
+        model, normalizer, about = functa.load_denoiser("functa-runs/digits")
+        prediction = model(x, t, labels)
+    """
+    return TrainedModel(*trained.load_denoiser(_output(place, "train_diffusion")))
+
+
+def _output(place: str | Path, stage: str) -> str:
+    location = _location(place)
+    return (stage_output(location, stage) if _is_root(location) else location).uri
+
+
+def _location(place: str | Path) -> Location:
+    return open_location(str(place))
+
+
+def _is_root(location: Location) -> bool:
+    return read_record(location, "meta_train") is not None or read_record(location, "encode") is not None
+
+
+def _finished(root: Location, stage: str) -> bool:
+    record = read_record(root, stage)
+    return record is not None and record.state == "finished"
