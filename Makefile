@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # Two cores serve two test processes; more would only wait for each other.
 WORKERS ?= 2
-# Bytecode is kept whatever the environment says (containers often say no): or each of the processes of a run or of the
-# tests compiles torch and Prefect again.
+# Bytecode is kept, also in containers that switch it off: else each process of a run or of the tests compiles torch and
+# Prefect again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install demo test test-s3 test-postgres test-browser test-slow bench-install bench docs lint format clean

@@ -1,4 +1,4 @@
-"""What all tests share: a Prefect home of their own, one server for those that need one, and two processes."""
+"""Shared by all tests: a Prefect home of their own, one Prefect server, and how two processes divide the files."""
 
 import os
 import sys
@@ -58,7 +58,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The image sets beside the checkout; a test that needs them says so when they are missing."""
+    """The image sets beside the checkout; a test that needs them is skipped when they are missing."""
     if not (SHARED / "data").is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return SHARED

@@ -75,6 +75,7 @@ functa.no_such_name
 """
 
 
+@pytest.mark.slow  # a minute: the checker reads torch's types
 def test_type_checkers_see_the_public_names(tmp_path: Path) -> None:
     """The last two lines of the file are wrong, and are all that is found."""
     (tmp_path / "user.py").write_text(TYPED)
