@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.flows.tiny_config import TINY
 
 PROJECT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 # Long enough to be interrupted in, and both trainings log often.
 LONG = [*TINY, "classifier.steps=2000", "diffusion.steps=1500", "classifier.log_every=5", "diffusion.log_every=5"]
 

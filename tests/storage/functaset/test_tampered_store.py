@@ -14,6 +14,8 @@ from functa.storage.places.address import open_location
 from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import filled, new_store, plan
 
+pytestmark = pytest.mark.attacks
+
 
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())

@@ -22,6 +22,7 @@ from functa.storage.places.location import Entry
 from tests.helpers.storage.image_files import class_folders, encoded, noise
 
 pytestmark = [
+    pytest.mark.attacks,
     pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
 ]

@@ -17,6 +17,8 @@ from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import fill, new_store, plan, tree, write
 from tests.storage.runs.test_checkpoints import assert_is, save
 
+pytestmark = pytest.mark.faults
+
 
 def full_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """The count-th fsync fails: where a file system that allocates late says that it is full."""

@@ -16,7 +16,7 @@ from tests.helpers.storage.ceph import Ceph
 from tests.helpers.storage.functasets import fill, new_store, plan, tree, write
 from tests.helpers.storage.locations import new_bucket
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.faults]
 ROWS = 160  # in 20 shards, so that the outage comes in their middle
 
 

@@ -21,7 +21,13 @@ from functa.flows.server.worker import LEASE_SECONDS
 from tests.helpers.flows.prefect_server import eventually
 from tests.helpers.flows.worker_cluster import Cluster, cluster
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.shared, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.slow,
+    pytest.mark.shared,
+    pytest.mark.faults,
+    pytest.mark.timeout(1200),
+]
 
 SHARDS = 24
 RUN_SECONDS = 400  # for one encoding on a busy machine
