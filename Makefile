@@ -59,7 +59,7 @@ bench: $(VENV)/.bench  ## encoding, outer step and store beside their peers, abo
 	$(BIN)/python benchmarks/store.py
 
 docs: $(READY)   ## the documentation site, into build/docs
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(READY)   ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

@@ -1,14 +1,16 @@
 """A hook of mkdocs: writes the reference pages that follow from the code, so that they cannot differ from it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from functa.flows.config.load import load_config, preset_names
+from functa.flows.cli.presets import PAPER_FIGURES, list_presets
 from functa.flows.config.reference import section_description, settings_reference
 from functa.flows.config.schema import PipelineConfig
-from functa.tasks.evaluation.catalogue import BY_SPACE, METRICS, SPACES, Described
+from functa.tasks.evaluation.catalogue import BY_SPACE, SPACES, catalogue, groups
+from functa.tasks.evaluation.evaluator import Described
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -43,46 +45,42 @@ def settings_page() -> str:
 
 
 def metrics_page() -> str:
-    """Return every key of metrics.json by group: name, unit, meaning."""
+    """Return every key of metrics.json by group: name, unit, meaning, which direction is better."""
+    figures = catalogue()
     lines = [METRICS_HEAD]
-    for group in dict.fromkeys(metric.group for metric in METRICS.values()):
-        lines += [f"\n## {group}\n"]
-        lines += _table(
-            ("Key", "Name", "Unit", "Meaning"),
-            ((f"`{key}`", metric.name, _unit(key, metric), metric.meaning)
-             for key, metric in METRICS.items() if metric.group == group),
-        )  # fmt: skip
+    for group in groups():
+        rows = [
+            (f"`{key}`", figure.name, _unit(key, figure), _sentence(figure.meaning), figure.better)
+            for key, figure in figures.items()
+            if figure.group == group
+        ]
+        if rows:
+            lines += [f"\n## {group}\n", *_table(("Key", "Name", "Unit", "Meaning", "Better"), rows)]
     lines += ["\n## Feature spaces\n"]
     lines += _table(("Name", "Features"), ((f"`{key}`", words) for key, words in SPACES.items()))
     return "\n".join(lines) + "\n"
 
 
 def presets_page() -> str:
-    """Return every preset: latent, resolution, models, the paper's figures."""
-    names = preset_names()
-    own = [name for name in names if not name.startswith("paper_")]
-    paper = [name for name in names if name.startswith("paper_")]
-    lines = [PRESETS_HEAD, "\n## Presets of this project\n", *_presets(own)]
-    lines += ["\n## Rows of the paper's tables\n", PAPER_PRESETS, "", *_presets(paper)]
+    """Return every preset: data, size, time, purpose, and the paper's figures."""
+    presets = list_presets(parameters=False)
+    rows_of_the_paper = [preset for preset in presets if preset["name"].startswith("paper_")]
+    lines = [PRESETS_HEAD, "\n## Presets of this project\n"]
+    lines += _presets([preset for preset in presets if preset not in rows_of_the_paper], {})
+    lines += ["\n## Rows of the paper's tables\n", PAPER_PRESETS, "", *_presets(rows_of_the_paper, PAPER_FIGURES)]
     return "\n".join(lines) + "\n"
 
 
-def _presets(names: Iterable[str]) -> list[str]:
+def _presets(presets: Iterable[Mapping[str, Any]], figures: Mapping[str, str]) -> list[str]:
+    head = ("Preset", "Purpose", "Data", "Pixels", "Latent", "Time", *figures.values())
     return _table(
-        ("Preset", "Images", "Latent", "Numbers", "Field", "Classifier", "Diffusion", "Paper's PSNR, dB"),
-        (_preset_row(load_config(name)) for name in names),
-    )
-
-
-def _preset_row(config: PipelineConfig) -> Sequence[str]:
-    side = config.images.resolution
-    shape = "x".join(map(str, config.field.latent_shape)) if config.field.spatial > 1 else str(config.field.numbers)
-    images = config.images.source + (f", {side}x{side}" if side else "")
-    classifier = config.classifier.model.kind if config.classifier else "-"
-    diffusion = config.diffusion.model.kind if config.diffusion else "-"
-    figure = str(config.paper.get("psnr_test", config.paper.get("psnr", "")))
-    field = f"{config.field.width}x{config.field.depth}"
-    return f"`{config.name}`", images, shape, str(config.field.numbers), field, classifier, diffusion, figure
+        head,
+        (
+            (f"`{preset['name']}`", preset["purpose"], preset["data"], str(preset["resolution"]), preset["latent"],
+             preset["time"], *(str(preset["paper"].get(key, "")) for key in figures))
+            for preset in presets
+        ),
+    )  # fmt: skip
 
 
 def _section_words(section: str) -> tuple[str, str]:
@@ -94,6 +92,10 @@ def _section_words(section: str) -> tuple[str, str]:
 
 def _accepts(kind: str, bounds: str) -> str:
     return f"{kind}, {bounds}" if bounds else kind
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") or not text else f"{text}."
 
 
 def _unit(key: str, metric: Described) -> str:
@@ -136,7 +138,7 @@ each feature space hold a group: `fd.classifier` is the Fréchet distance on fea
 PRESETS_HEAD = """# Presets
 
 A preset is a complete configuration by name. `functa presets` lists them, `functa show PRESET` prints one in full.
-*Latent* is positions x positions x channels, or the length of a vector; *Field* is width x depth.
+*Pixels* is the side of the images, *Latent* is positions x positions x channels.
 """
 
 PAPER_PRESETS = """Each setting of these presets is marked `paper` (the paper gives it for this row) or `assumed`
