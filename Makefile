@@ -44,7 +44,7 @@ test-postgres: $(READY)  ## the pipeline with Prefect's server on Postgres (inst
 test-browser: $(READY)  ## the Prefect UI in a real browser (installs Debian's chromium where it may)
 	$(BIN)/python -m pytest -m browser
 
-test-slow: $(READY)  ## real images, minutes each
+test-slow: $(READY)  ## what takes minutes: real images, the benchmarks, the wheel, kills; before a release
 	$(BIN)/python -m pytest -m "slow and not browser and not s3 and not postgres"
 
 $(VENV)/.bench: $(READY) requirements-bench.lock

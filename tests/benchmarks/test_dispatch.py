@@ -41,6 +41,7 @@ def test_empty_time_between_groups_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_dispatch_is_measured_beside_bare_processes() -> None:
     small = ["images.channels=3", "images.resolution=32", "field.width=32"]

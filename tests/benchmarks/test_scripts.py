@@ -23,6 +23,7 @@ from functa.tasks.training import meta_train
 from tests.helpers.benchmark_script import PROJECT, answer, run
 
 
+@pytest.mark.slow
 def test_gpu_pieces_are_measured_once_and_tabled(tmp_path: Path) -> None:
     out = tmp_path / "gpu.jsonl"
     options = ["--out", out, "--device", "cpu", "--eager", "--presets", "cifar10_8x8x16"]
@@ -36,6 +37,7 @@ def test_gpu_pieces_are_measured_once_and_tabled(tmp_path: Path) -> None:
     assert sum(line.startswith("| cifar10_8x8x16 |") for line in table) == 8
 
 
+@pytest.mark.slow
 def test_memory_is_told_of_every_child() -> None:
     row = answer("memory", "--resolution", "32", "--batch", "1", "--images", "1,3", "--encode-batch", "2", "--eager")
     assert row["name"] == "memory" and row["config"]["resolution"] == 32
@@ -43,6 +45,7 @@ def test_memory_is_told_of_every_child() -> None:
     assert all(peak["mib"] > 0 and peak["seconds"] >= 0 for peak in row["peak"].values())
 
 
+@pytest.mark.slow
 def test_the_store_is_measured_beside_its_peers() -> None:
     options = ["--rows", "600", "--shard-rows", "128", "--memory-rows", "300,600", "--batch", "64"]
     rows = answer("store", *options, "--alternations", "1", "--seconds", "0.01")
@@ -59,6 +62,7 @@ def test_the_store_is_measured_beside_its_peers() -> None:
     assert pieces["memory of streaming"]["peak_mb"].keys() == {"300", "600"}
 
 
+@pytest.mark.slow
 def test_training_steps_are_measured_beside_the_plainest_loop() -> None:
     rows = answer("train", "--presets", "digits", "--seconds", "0.01", "--alternations", "1")
     assert [(row["name"], row["piece"]) for row in rows] == [("train", "classifier"), ("train", "diffusion")]

@@ -267,6 +267,7 @@ def check_a_damaged_root_is_mended(root: Path, command: list[str]) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_a_run_without_classifier_and_diffusion(tmp_path: Path) -> None:
     """Neither is started, missed or reported; a latent larger than its image is told once, and allowed."""
     root = tmp_path / "root"

@@ -378,6 +378,7 @@ def test_moments_that_gc_takes_while_a_commit_names_them_come_back(tmp_path: Pat
     assert Functaset.open(place).moments().count == 24
 
 
+@pytest.mark.faults
 def test_a_writer_killed_at_many_points_leaves_nothing_that_the_next_one_trusts_wrongly(tmp_path: Path) -> None:
     """Each time, the next writer ends with the bytes of an uninterrupted run. Every point: ... killed store DIR 1."""
     command = [sys.executable, "-m", "tests.helpers.storage.killed_writer", "store", str(tmp_path), "5"]
@@ -386,6 +387,8 @@ def test_a_writer_killed_at_many_points_leaves_nothing_that_the_next_one_trusts_
     assert int(done.stdout.split()[0]) >= 30
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 def test_four_writers_of_one_fragment_killed_again_and_again_end_with_an_uninterrupted_runs_bytes(
     tmp_path: Path,
 ) -> None:
