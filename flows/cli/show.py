@@ -1,4 +1,4 @@
-"""`functa presets` and `functa show`: what a config is made of, what it will cost."""
+"""`functa show`: all settings of a config, and what a run of it will cost on this machine."""
 
 from typing import Any
 
@@ -7,79 +7,112 @@ from rich.table import Table
 
 from functa.flows.config.consistency import latent_surplus
 from functa.flows.config.digests import digest, stage_config, stages_of
-from functa.flows.config.estimate import estimate, image_shape, parameters, training_flops
+from functa.flows.config.estimate import SHARE, estimate, image_shape, layer_flops_per_s, parameters, training_flops
+from functa.flows.config.reference import Setting, section_description, settings_reference
 from functa.flows.config.schema import PipelineConfig, ProvenanceConfig
 from functa.tasks.config import MEMORY_BYTES
 
+TRAINED_BY = {"field": "meta_train", "classifier": "train_classifier", "denoiser": "train_diffusion"}
+
 
 def describe_run(config: PipelineConfig) -> dict[str, Any]:
-    """{config, digests{}, parameters, estimate, warnings[]}.
+    """Return {config, digests{}, parameters, estimate{}, warnings[]}.
 
-    estimate{flops, memory_bytes, store_bytes} as estimate tells, training_flops{classifier, denoiser}.
+    estimate holds flops, memory_bytes, store_bytes, training_flops{classifier, denoiser}, and by stage stage_flops and
+    seconds on this machine, at flops_per_s.
     """
     resolution, channels, classes = image_shape(config)
     warning = latent_surplus(config.field, resolution, channels)
+    costs = estimate(config, resolution, channels)
+    costs["training_flops"] = training_flops(config, classes)
+    costs["stage_flops"] |= {TRAINED_BY[name]: flops for name, flops in costs["training_flops"].items()}
+    costs["flops_per_s"] = SHARE * layer_flops_per_s(config)
+    costs["seconds"] = {stage: flops / costs["flops_per_s"] for stage, flops in costs["stage_flops"].items()}
     return {
         "config": config.model_dump(mode="json"),
         "digests": {stage: digest(stage_config(config, stage)) for stage in stages_of(config)},
         "parameters": parameters(config, resolution, channels, classes),
-        "estimate": estimate(config, resolution, channels) | {"training_flops": training_flops(config, classes)},
+        "estimate": costs,
         "warnings": [] if warning is None else [warning],
     }
 
 
 def print_run(described: dict[str, Any]) -> None:
-    """The config section by section with each key's provenance, then counts, estimate, warnings and digests."""
-    console = Console()
-    config = dict(described["config"])
-    marks = ProvenanceConfig.model_validate(config.pop("provenance"))
-    for section, value in config.items():
-        if isinstance(value, dict):
-            table = Table(title=section, show_header=False, title_justify="left")
-            for key, item in value.items():
-                _add_rows(table, f"{section}.", key, item, marks)
-            console.print(table)
-        elif value is None:
-            console.print(f"{section}: none {_bracketed(marks.of(section))}\n", highlight=False, markup=False)
+    """Print the settings section by section, then parameters, estimates, warnings and digests."""
+    console = Console(highlight=False, markup=False)
+    config = described["config"]
+    marks = ProvenanceConfig.model_validate(config["provenance"])
+    sections: dict[str, list[tuple[Setting, Any]]] = {}
+    for setting in settings_reference():
+        present, value = _value(config, setting.key)
+        if present and (setting.type != "section, or null" or value is None):
+            sections.setdefault(setting.section, []).append((setting, value))
+    for section, rows in sections.items():
+        title = f"{section}: {section_description(section)}" if section else "the run"
+        console.print(_table(title, rows, marks))
+        console.print()
     _print_estimate(console, described)
     for warning in described["warnings"]:
-        console.print(f"Warning: {warning}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"Warning: {warning}", soft_wrap=True)
     console.print("Digests: " + ", ".join(f"{k} {v}" for k, v in described["digests"].items()), soft_wrap=True)
 
 
-def _add_rows(table: Table, prefix: str, key: str, value: Any, marks: ProvenanceConfig) -> None:
-    """One row per setting: dotted key, value, and whether it is the paper's or assumed, where the preset says so."""
-    if isinstance(value, dict) and value:
-        for inner, item in value.items():
-            _add_rows(table, prefix, f"{key}.{inner}", item, marks)
-    else:
-        table.add_row(key, str(value), marks.of(prefix + key))
+def _value(config: dict[str, Any], key: str) -> tuple[bool, Any]:
+    """Return whether a config has a key, and its value: below a section that is null there is none."""
+    here: Any = config
+    for part in key.split("."):
+        if not isinstance(here, dict) or part not in here:
+            return False, None
+        here = here[part]
+    return True, here
 
 
-def _bracketed(mark: str) -> str:
-    return f"({mark})" if mark else ""
+def _table(title: str, rows: list[tuple[Setting, Any]], marks: ProvenanceConfig) -> Table:
+    """Return one section's rows; whose choice a value is only for presets that follow the paper."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", max_width=30)
+    found = [marks.of(setting.key) for setting, _ in rows] if marks.paper else []
+    for number, (setting, value) in enumerate(rows):
+        shown = "null" if value is None else "true" if value is True else "false" if value is False else str(value)
+        mark = [found[number]] if any(found) else []
+        table.add_row(setting.key, shown, *mark, setting.description)
+    return table
 
 
 def _print_estimate(console: Console, described: dict[str, Any]) -> None:
-    estimate, counts = described["estimate"], described["parameters"]
-    shown = _counts(counts, list(described["digests"]))
-    console.print("Parameters: " + ", ".join(f"{name} {count}" for name, count in shown.items()))
-    training = ", ".join(f"{name} {flops:.2e}" for name, flops in estimate["training_flops"].items())
-    if training:
-        console.print(f"Training on latents, FLOPs: {training}", soft_wrap=True)
-    if estimate["flops"] is None:
-        return
-    size, processes = estimate["store_bytes"], described["config"]["dispatch"]["devices"]
-    work = "Meta-training (no images to count and encode)" if size is None else "Meta-training and encoding"
-    beside = f"the libraries and the images, of which up to {MEMORY_BYTES / 1e6:.0f} MB are kept"
-    memory = f"about {estimate['memory_bytes'] / 1e6:.0f} MB beside {beside if size is None else 'the libraries'}"
+    costs, counts = described["estimate"], described["parameters"]
+    models = [
+        f"{name} {'unknown until the images are there' if counts[name] is None else f'{counts[name] / 1e6:.3f}M'}"
+        for name, stage in TRAINED_BY.items()
+        if stage in described["digests"]
+    ]
+    console.print(f"Parameters: {', '.join(models)}", soft_wrap=True)
+    if costs["seconds"]:
+        work = [f"{stage.replace('_', '-')} {_duration(seconds)}" for stage, seconds in costs["seconds"].items()]
+        rate, flops = costs["flops_per_s"] / 1e9, sum(costs["stage_flops"].values())
+        console.print(
+            f"Time on this machine, roughly: {', '.join(work)}; evaluation and start-up come on top. It is {flops:.2e} "
+            f"FLOPs at {rate:.3g} GFLOP/s, {SHARE:.0%} of what a layer of the field was just measured to reach here.",
+            soft_wrap=True,
+        )
+    if costs["store_bytes"] is None:
+        console.print("Encoding is not counted: the images are not there.")
+    if costs["memory_bytes"] is not None:
+        _print_memory(console, costs, described["config"]["dispatch"]["devices"])
+
+
+def _print_memory(console: Console, costs: dict[str, Any], processes: int) -> None:
+    size = costs["store_bytes"]
+    images = f" and the images, of which up to {MEMORY_BYTES / 1e6:.0f} MB are kept" if size is None else ""
     each = f" in each of {processes} processes" if processes > 1 else ""
     store = "" if size is None else f"; the latents take at most {size / 1e6:.1f} MB"
-    console.print(f"{work}: {estimate['flops']:.2e} FLOPs, {memory}{each}{store}", soft_wrap=True)
+    memory = f"about {costs['memory_bytes'] / 1e6:.0f} MB beside the libraries"
+    console.print(f"Memory of meta-training: {memory}{images}{each}{store}", soft_wrap=True)
 
 
-def _counts(parameters: dict[str, int | None], stages: list[str]) -> dict[str, str]:
-    """In millions; "-" for a model that the config does not have, "?" where the images must be there to know."""
-    made_by = {"field": "meta_train", "classifier": "train_classifier", "denoiser": "train_diffusion"}
-    unknown = {name: "?" if stage in stages else "-" for name, stage in made_by.items()}
-    return {name: unknown[name] if n is None else f"{n / 1e6:.3f}M" for name, n in parameters.items()}
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}" if seconds < 10 * length else f"{seconds / length:.0f} {unit}"
+    return f"{max(1, round(seconds))} s"

@@ -1,6 +1,7 @@
-"""Estimate what a config costs: parameters, FLOPs, memory, bytes."""
+"""Estimate what a config costs: parameters, FLOPs, time on this machine, memory, bytes."""
 
 import math
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from functa.tasks.dispatch.child import threads_of_a_run
 def parameters(
     config: PipelineConfig, resolution: int | None, channels: int | None, classes: int | None
 ) -> dict[str, int | None]:
-    """Parameter counts; None for a model that the config does not have, or that depends on images not there to ask."""
+    """Return parameter counts; None for a model that the config does not have or that depends on absent images."""
     counts: dict[str, int | None] = {"field": None, "classifier": None, "denoiser": None}
     if channels is not None and (resolution is not None or config.field.coordinates != "binary"):
         sides = (resolution or config.field.spatial,) * 2  # only binary coordinates depend on them
@@ -35,7 +36,7 @@ def parameters(
 
 
 def _networks(config: PipelineConfig, classes: int | None) -> dict[str, Callable[[], Any]]:
-    """What builds the config's classifier and denoiser, on shapes alone; without those that must know the classes."""
+    """Return functions that build classifier and denoiser on shapes alone, as far as the number of classes is known."""
     from functa.models.latents.classifier import build_classifier
     from functa.models.latents.denoiser import build_denoiser
 
@@ -56,7 +57,7 @@ def _networks(config: PipelineConfig, classes: int | None) -> dict[str, Callable
 
 
 def training_flops(config: PipelineConfig, classes: int | None) -> dict[str, int]:
-    """Of training the classifier and the denoiser: three forward passes an example."""
+    """Return the FLOPs of training the classifier and the denoiser: three forward passes an example."""
     import torch
 
     from functa.models.compute.flops import forward_flops as network_flops
@@ -73,10 +74,41 @@ def training_flops(config: PipelineConfig, classes: int | None) -> dict[str, int
     return found
 
 
-def image_shape(config: PipelineConfig) -> ImageShape:
-    """(resolution, channels, classes) from config, or from the images where only they can tell and are there.
+LAYER_ROWS = {"cpu": 1 << 12, "cuda": 1 << 18}  # pixels of the layer that is timed
 
-    Where they are not, a row of the paper counts its classes: their number is for the folder to tell, so not a setting.
+LAYER_SECONDS = 0.3
+
+# The share of a bare layer's speed that training a field reaches: 0.45 in docs/results.md (cifar10_8x8x16_fast).
+SHARE = 0.5
+
+
+def layer_flops_per_s(config: PipelineConfig) -> float:
+    """Measure the FLOP/s of one sine layer of the field on this machine's device, all its cores, within 0.3 s.
+
+    The fastest of many passes on one core counts, since other work on the machine slows most of them.
+    """
+    import torch
+
+    from functa.models.compute.device import choose_device
+
+    device, width = choose_device(config.dispatch.device), config.field.width
+    rows, threads = LAYER_ROWS[device.type], torch.get_num_threads()
+    weight, pixels = torch.randn(width, width, device=device), torch.randn(rows, width, device=device)
+    fastest, end = math.inf, time.perf_counter() + LAYER_SECONDS
+    torch.set_num_threads(1)
+    try:
+        while (begun := time.perf_counter()) < end:
+            float(torch.sin(pixels @ weight)[0, 0])  # read, so that the device has finished
+            fastest = min(fastest, time.perf_counter() - begun)
+    finally:
+        torch.set_num_threads(threads)
+    return 2 * rows * width**2 / fastest * (threads if device.type == "cpu" else 1)
+
+
+def image_shape(config: PipelineConfig) -> ImageShape:
+    """Return (resolution, channels, classes) from config, or from the images where only they can tell and are there.
+
+    Where they are not, a preset of the paper gives its number of classes, which is the folder's and so no setting.
     """
     known = known_images(config.images)
     if None not in known:
@@ -90,31 +122,33 @@ def image_shape(config: PipelineConfig) -> ImageShape:
 
 
 def estimate(config: PipelineConfig, resolution: int | None, channels: int | None) -> dict[str, Any]:
-    """Of meta-training's and encoding's work, of a meta-training process's memory, of the functaset's size.
+    """Return {flops, stage_flops{meta_train, encode}, memory_bytes, store_bytes}.
 
-    None where images must be there to know; without them the work is that of meta-training alone, and the memory
-    leaves out the images that it keeps.
+    None where only the images could tell and they are not there. Without them the work is that of meta-training alone,
+    and the memory leaves out the images that a process keeps.
     """
     if resolution is None or channels is None:
-        return {"flops": None, "memory_bytes": None, "store_bytes": None}
+        return {"flops": None, "stage_flops": {}, "memory_bytes": None, "store_bytes": None}
     field, inner, training, sides = config.field, config.inner, config.meta_train, (resolution, resolution)
     outer = outer_flops(field, inner, sides, channels, training.patches_per_image) * training.steps * training.batch
     images = _opened(config)
     views = {"train": 1 + config.encode.augmentation.count, "test": 1}
     rows = 0 if images is None else sum(n * len(images.split(split)) for split, n in views.items())
+    encoding = encode_passes(inner) * forward_flops(field, sides, channels) * rows
     part = -(-training.batch // config.dispatch.devices)  # images of a step that are one process's
     batch = min(training.micro_batch or part, part)
     cores, average = _cores(config, outer), training.ema > 0
     step = outer_memory(field, inner, sides, channels, batch, cores, average)
     return {
-        "flops": round(outer + encode_passes(inner) * forward_flops(field, sides, channels) * rows),
+        "flops": round(outer + encoding),
+        "stage_flops": {"meta_train": round(outer)} | ({"encode": encoding} if rows else {}),
         "memory_bytes": step + (0 if images is None else _kept_bytes(images)),
         "store_bytes": rows * field.numbers * config.encode.quantization.bits // 8 if rows else None,
     }
 
 
 def _cores(config: PipelineConfig, work: float) -> int:
-    """Chunks computed at once: a thread each where compiled for a CPU, shared out among training processes; else one.
+    """Return the chunks computed at once: one per thread of a process where compiled for a CPU, else one.
 
     `work` is meta-training's, in FLOPs: a little is not compiled.
     """
@@ -126,13 +160,13 @@ def _cores(config: PipelineConfig, work: float) -> int:
     device = choose_device(config.dispatch.device)
     try:
         compiled, _ = should_compile(config.inner.compile, work, device)
-    except ValueError:  # it cannot be had, which `functa doctor` and the run tell
+    except ValueError:  # there is no compiler, which `functa doctor` and the run report
         compiled = False
     return max(1, threads_of_a_run() // config.dispatch.devices) if compiled and device.type == "cpu" else 1
 
 
 def _kept_bytes(images: Images) -> int:
-    """Pixels that a meta-training process keeps: a source that is an array, and the training split where it fits."""
+    """Return the bytes of pixels that a meta-training process keeps: arrays, and the training split if it fits."""
     training = images.split("train")
     read = 0 if training.pixels is not None else len(training) * math.prod(training.shape)
     arrays = sum(split.source.nbytes for split in images.splits.values() if split.source is not None)
@@ -140,7 +174,7 @@ def _kept_bytes(images: Images) -> int:
 
 
 def _opened(config: PipelineConfig) -> Images | None:
-    """The images, where they are there."""
+    """Return the images, or None where they cannot be opened."""
     try:
         return open_images(config.images)
     except StorageError:
