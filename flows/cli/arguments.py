@@ -1,4 +1,4 @@
-"""Values of the command line that the command's own parser reads too kindly."""
+"""Arguments that several commands share."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 
 def whole(_type: Any, tokens: Sequence[Any]) -> int:
-    """A whole number; 1.5 is refused, not rounded. Raises ValueError."""
+    """Read a whole number. Raises ValueError for 1.5, which cyclopts would round."""
     text = tokens[0].value
     try:
         return int(text)
@@ -24,13 +24,15 @@ Overrides = Annotated[
     ),
 ]
 
-Root = Annotated[str | None, Parameter(help="Where everything goes; default ./functa-runs/PRESET. A folder or s3://.")]
+Root = Annotated[str | None, Parameter(help="Folder or s3:// of the run; default: ./functa-runs/PRESET.")]
 
 FromRoot = Annotated[
-    str | None, Parameter(name="--from", help="Take finished stages from this root where digests agree.")
+    str | None, Parameter(name="--from", help="Reuse finished stages of this root where digests agree.")
 ]
 
-Split = Annotated[Literal["train", "test"], Parameter(help="Which of the two.")]
+Deployment = Annotated[bool, Parameter(help="Run on the workers of a running server.", negative="")]
+
+Split = Annotated[Literal["train", "test"], Parameter(help="Which of the two splits.")]
 
 Functaset = Annotated[str, Parameter(help="A functaset's URI, or the root of the run that encoded it.")]
 
@@ -38,7 +40,7 @@ Json = Annotated[bool, Parameter(name="--json", help="One JSON document.", negat
 
 
 def functaset_of(uri: str) -> str:
-    """A run's root stands for its functaset, wherever that lies: `--from` leaves it in the root that lent it."""
+    """Return the URI of a run's functaset, which --from may have left in another root; other URIs as they are."""
     from functa.storage.places.address import open_location
     from functa.storage.runs.stage_records import output_location, read_record
 

@@ -10,9 +10,10 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from functa.flows.cli.arguments import FromRoot, Json, Overrides, Preset, Root, whole
+from functa.flows.cli.compare import compare
 from functa.flows.cli.models import classify, decode, sample
 from functa.flows.cli.store import store
-from functa.flows.cli.sweep import compare, sweep
+from functa.flows.cli.sweep import sweep
 from functa.flows.config.digests import require_stage
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError, PipelineConfig

@@ -1,4 +1,4 @@
-"""`functa decode`, `sample` and `classify`: what trained models make of latents and of images."""
+"""`functa decode`, `sample` and `classify`: use the trained models of a root."""
 
 import json
 import re
@@ -12,7 +12,12 @@ from cyclopts import Parameter, validators
 from pydantic import ValidationError
 
 from functa.flows.cli.arguments import Functaset, Json, Split, functaset_of, whole
+from functa.flows.cli.progress import ProgressLine
+from functa.flows.config.digests import OPTIONAL, STAGES
 from functa.flows.config.schema import ConfigError
+from functa.storage.errors import StorageError
+from functa.storage.places.address import open_location
+from functa.storage.runs.stage_records import read_record
 from functa.tasks.config import SampleRequest
 
 Resolution = Annotated[
@@ -35,17 +40,16 @@ def decode(
 ) -> int:
     """Decode latents into PNG images, at any resolution that the latent grid divides."""
     wanted = _rows(rows)
-    from functa.flows.cli.progress import image_progress
     from functa.tasks.inference.decode import decode_rows
 
-    with _interruptible(out):
-        count = decode_rows(functaset_of(uri), split, wanted, resolution, out, image_progress("decoding"))
+    with _interruptible(out), ProgressLine("decoding", "images") as show:
+        count = decode_rows(functaset_of(uri), split, wanted, resolution, out, show)
     print(f"{count} images in {out}")
     return 0
 
 
 def _rows(text: str) -> tuple[int, int]:
-    # ASCII digits, and no more of them than any count of rows has: int() takes others, and refuses thousands.
+    # ASCII digits, and few enough: int() takes other digits too, and refuses thousands of them.
     found = re.fullmatch(r"([0-9]{1,18}):([0-9]{1,18})", text)
     if found is None or int(found[1]) >= int(found[2]):
         raise ConfigError(f"--rows {text}: expected START:STOP with START < STOP, such as 0:16")
@@ -54,7 +58,7 @@ def _rows(text: str) -> tuple[int, int]:
 
 @contextmanager
 def _interruptible(out: Path) -> Iterator[None]:
-    """Ctrl-C is told as it is: what was written stands, and the same command writes it again."""
+    """Report on Ctrl-C where the images made so far are."""
     try:
         yield
     except KeyboardInterrupt:
@@ -86,16 +90,16 @@ def sample(
 ) -> int:
     """Draw samples from the diffusion model and decode them into PNG images with a contact sheet.
 
-    What is not chosen here is as in the root's config, by which it was last evaluated; so are clipping and variance.
+    Options that are not given are those of the root's config at its last evaluation, as are clipping and variance.
     """
     request = _sample_request(
         count=count, label=label, guidance=guidance, sampler=sampler, steps=steps, seed=seed, resolution=resolution
     )
-    from functa.flows.cli.progress import image_progress
+    check_trained(root, "train_diffusion")
     from functa.tasks.inference.sample_images import sample_images
 
-    with _interruptible(out):
-        drawn = sample_images(root, request, out, image_progress("sampling"))
+    with _interruptible(out), ProgressLine("sampling", "images") as show:
+        drawn = sample_images(root, request, out, show)
     how = f"{drawn.process.sampler}, {drawn.process.sampling_steps} steps, guidance {drawn.process.guidance:g}"
     of = f" of the first {drawn.shown}" if drawn.shown < count else ""
     print(f"{count} images in {out} ({how}); contact sheet{of}: {drawn.sheet}")
@@ -107,8 +111,23 @@ def _sample_request(**options: Any) -> SampleRequest:
         return SampleRequest(**options)
     except ValidationError as error:
         fault = error.errors()[0]
-        told = fault["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"--{fault['loc'][0]} {fault['input']}: {told[:1].lower()}{told[1:]}") from None
+        message = fault["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"--{fault['loc'][0]} {fault['input']}: {message[:1].lower()}{message[1:]}") from None
+
+
+def check_trained(root: str, stage: str) -> None:
+    """Raise StorageError where a root has no such stage: it holds no run, or one whose config leaves the stage out."""
+    location = open_location(root)
+    records = [record for record in (read_record(location, name) for name in STAGES) if record is not None]
+    if not records:
+        raise StorageError(f"{root}: no run has been started there; name the root of a run")
+    latest = max(records, key=lambda record: record.started)
+    if latest.stages and stage not in latest.stages and stage not in [record.stage for record in records]:
+        section, command = OPTIONAL[stage], stage.replace("_", "-")
+        raise StorageError(
+            f"{root}: its run has {section}=null, so {command} is not part of it; "
+            f"`functa {command} PRESET --root {root} --set {section}={{}}` trains one with default settings"
+        )
 
 
 def classify(
@@ -117,7 +136,8 @@ def classify(
     *,
     as_json: Json = False,
 ) -> int:
-    """Tell the class of each image: the root's field encodes it, its classifier judges. Status 1 if no file is one."""
+    """Classify images: the root's field encodes each, its classifier predicts. Status 1 if no file is an image."""
+    check_trained(root, "train_classifier")
     from functa.tasks.inference.classify import classify_images
 
     rows = []

@@ -1,25 +1,64 @@
-"""Progress lines on standard error, and log output without tracebacks."""
+"""One progress line on standard error, and log output without tracebacks."""
 
 import copy
 import logging
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from types import TracebackType
 
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from functa.tasks.dispatch.progress import time_left
 
-if TYPE_CHECKING:
-    pass
+LINE_SECONDS = 10.0  # between lines in a pipe or a file
+
+
+class ProgressLine:
+    """Shows how much is done, the rate and the time left: `with ProgressLine("decoding", "images") as show`.
+
+    On a terminal the one line is rewritten and removed at the end; elsewhere a new line follows every 10 seconds.
+    """
+
+    def __init__(self, work: str, unit: str, console: Console | None = None) -> None:
+        self._work, self._unit = work, unit
+        self._console = console or Console(stderr=True, highlight=False, markup=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._first: tuple[int, float] | None = None
+        self._shown = time.monotonic()
+
+    def __enter__(self) -> "ProgressLine":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, done: int, total: int, written: int = 0) -> None:
+        """Show that `done` of `total` units are done; `written` bytes, if any, are shown as MB/s."""
+        now = time.monotonic()
+        if self._first is None:  # what was loaded and compiled before is not part of the rate
+            self._first = done, now
+        begun, since = self._first
+        if done <= begun or now - self._shown < (0.2 if self._live.is_started else LINE_SECONDS):
+            return
+        self._shown = now
+        rate = (done - begun) / (now - since)
+        speed = f"{written / 1e6 / (now - since):.0f} MB/s" if written else f"{rate:.3g} {self._unit}/s"
+        line = f"{self._work}: {done} of {total} {self._unit}, {speed}, {time_left(done, total, rate)}"
+        if self._live.is_started:
+            self._live.update(Text(line, no_wrap=True), refresh=True)
+        else:
+            self._console.print(line, soft_wrap=True)
 
 
 def quiet_tracebacks() -> None:
-    """Prefect prints a failed run's traceback at every level; a person is given one line, unless --debug asks.
-
-    The run's page in the UI keeps them.
-    """
+    """Keep Prefect's log free of tracebacks unless --debug is given; the run's page in the UI has them."""
     import prefect.main  # noqa: F401  sets up Prefect's logging
 
     if os.environ.get("FUNCTA_DEBUG"):
@@ -31,51 +70,11 @@ def quiet_tracebacks() -> None:
 
 
 def _without_traceback(render: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:
-    """Of a copy: the handler that sends records to the server has left the traceback's text in the record."""
+    """Render a copy: the handler that sends records to the server leaves the traceback's text in the record."""
 
-    def told(record: logging.LogRecord) -> str:
-        bare = copy.copy(record)
-        bare.exc_info = bare.exc_text = None
-        return render(bare)
+    def bare(record: logging.LogRecord) -> str:
+        plain = copy.copy(record)
+        plain.exc_info = plain.exc_text = None
+        return render(plain)
 
-    return told
-
-
-def image_progress(word: str) -> Callable[[int, int], None]:
-    """Tells on standard error, at most every second, of images done, rate and time left: call(done, total)."""
-    console = Console(stderr=True, highlight=False)
-    begun = told = time.monotonic()
-    already: int | None = None
-
-    def tell(done: int, total: int) -> None:
-        nonlocal begun, told, already
-        now = time.monotonic()
-        if already is None:  # whatever was loaded and compiled before is no part of the rate
-            already, begun = done, now
-        if now - told < 1 or done <= already:
-            return
-        told, rate = now, (done - already) / (now - begun)
-        left = time_left(done, total, rate)
-        console.print(f"{word}: {done} of {total} images, {rate:.3g} images/s, {left}", soft_wrap=True)
-
-    return tell
-
-
-def shard_progress(word: str) -> Callable[[int, int, int], None]:
-    """Tells on standard error, at most every second, of shards done, MB/s and time left: call(done, total, bytes)."""
-    console = Console(stderr=True, highlight=False)
-    begun = told = time.monotonic()
-    already: int | None = None
-
-    def tell(done: int, total: int, written: int) -> None:
-        nonlocal told, already
-        already = done if already is None else already
-        now = time.monotonic()
-        if done == total or now - told < 1 or not written:
-            return
-        told = now
-        left = (now - begun) / (done - already) * (total - done)
-        rate = written / 1e6 / (now - begun)
-        console.print(f"{word}: {done} of {total} shards, {rate:.0f} MB/s, about {left:.0f} s left", soft_wrap=True)
-
-    return tell
+    return bare

@@ -26,8 +26,10 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
     costs = estimate(config, resolution, channels)
     costs["training_flops"] = training_flops(config, classes)
     costs["stage_flops"] |= {TRAINED_BY[name]: flops for name, flops in costs["training_flops"].items()}
-    costs["flops_per_s"] = SHARE * layer_flops_per_s(config)
-    costs["seconds"] = {stage: flops / costs["flops_per_s"] for stage, flops in costs["stage_flops"].items()}
+    speed = layer_flops_per_s(config)
+    rate = None if speed is None else SHARE * speed
+    costs["flops_per_s"] = rate
+    costs["seconds"] = {} if rate is None else {stage: work / rate for stage, work in costs["stage_flops"].items()}
     return {
         "config": config.model_dump(mode="json"),
         "digests": {stage: digest(stage_config(config, stage)) for stage in stages_of(config)},

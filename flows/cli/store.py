@@ -1,4 +1,4 @@
-"""`functa store ...`: looking into a functaset, checking, thinning and copying it."""
+"""`functa store ...`: inspect, check, clean and copy a functaset."""
 
 import json
 from dataclasses import asdict
@@ -6,21 +6,16 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter, validators
 from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Task as Bar
-from rich.text import Text
 
 from functa.flows.cli.arguments import Functaset, Json, Split, functaset_of, whole
+from functa.flows.cli.progress import ProgressLine
 from functa.flows.config.schema import ConfigError
 from functa.storage.config import QuantizationConfig
-from functa.storage.functaset.functaset import Functaset as Store
 from functa.storage.places.address import open_location
-from functa.storage.upkeep.requantize import requantize
 
-store = App(name="store", help="Look into a functaset, check it, thin it out, copy it.")
+store = App(name="store", help="Inspect, check, clean and copy a functaset.")
 
-OLDER_THAN = "Hours since the last change of what was never committed; less than a run takes can cost its work."
+OLDER_THAN = "Hours since the last change of uncommitted objects; fewer than a run takes can destroy its work."
 
 
 @store.command
@@ -28,25 +23,27 @@ def info(uri: Functaset, *, as_json: Json = False) -> int:
     """Rows, versions, shapes, bits, PSNR, bytes, fingerprint."""
     from functa.storage.functaset.functaset import Functaset as Store
 
-    told = Store.open(functaset_of(uri)).info()
-    if as_json:
-        print(json.dumps(told, indent=1))
-    else:
-        from functa.flows.cli.tables import print_functaset
-
-        print_functaset(uri, told)
+    _print_info(uri, Store.open(functaset_of(uri)).info(), as_json)
     return 0
+
+
+def _print_info(uri: str, found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    from functa.flows.cli.tables import print_functaset
+
+    print_functaset(uri, found)
 
 
 @store.command
 def verify(
     uri: Functaset,
     *,
-    deep: Annotated[bool, Parameter(help="Re-read every checksum.", negative="")] = False,
+    deep: Annotated[bool, Parameter(help="Read every object and check its checksum.", negative="")] = False,
     as_json: Json = False,
 ) -> int:
     """Check the functaset against its receipts; status 1 names every bad object."""
-    from functa.storage.places.address import open_location
     from functa.storage.upkeep.verify import verify as verify_store
 
     report = verify_store(open_location(functaset_of(uri)), deep=deep)
@@ -61,12 +58,11 @@ def verify(
 
 @store.command
 def retire(uri: Functaset, *keys: Annotated[str, Parameter(help="The images' keys.")], split: Split = "train") -> int:
-    """No longer show some images; their bytes stay until gc --erase-retired."""
+    """Hide the rows of some images; their bytes remain until gc --erase-retired."""
     from functa.storage.functaset.commit import retire as retire_images
-    from functa.storage.places.address import open_location
 
     if not keys:
-        raise ConfigError("KEYS: name one image at least, by the key that `functa store retire` is to find")
+        raise ConfigError("KEYS: name one image at least, by its key in the functaset")
     made = retire_images(open_location(functaset_of(uri)), split, keys)
     print(f"version {made.version} shows {sum(entry.rows for entry in made.fragments)} rows")
     return 0
@@ -76,18 +72,17 @@ def retire(uri: Functaset, *keys: Annotated[str, Parameter(help="The images' key
 def gc(
     uri: Functaset,
     *,
-    delete: Annotated[bool, Parameter(help="Do it; without, only say what would go.", negative="")] = False,
+    delete: Annotated[bool, Parameter(help="Do it; without, only list what would be collected.", negative="")] = False,
     older_than: Annotated[float, Parameter(help=OLDER_THAN)] = 24.0,
     keep_versions: Annotated[
-        int | None, Parameter(converter=whole, help="Give up all versions but the newest so many.")
+        int | None, Parameter(converter=whole, help="Expire all versions but the newest N.")
     ] = None,
     erase_retired: Annotated[
-        bool, Parameter(help="Leave no committed byte of retired rows; give up earlier versions.", negative="")
+        bool, Parameter(help="Erase the bytes of retired rows; expires earlier versions.", negative="")
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Remove what no version names: abandoned fragments, leftovers of killed writers."""
-    from functa.storage.places.address import open_location
+    """Collect objects that no version names: abandoned fragments, leftovers of killed writers."""
     from functa.storage.upkeep.gc import collect
 
     if not older_than >= 0 or (keep_versions is not None and keep_versions < 1):
@@ -127,18 +122,11 @@ def quantize(
     as_json: Json = False,
 ) -> int:
     """Quantise a functaset into a new one, without the images. Rerun to continue."""
-
     config = {
         "bits": bits, "range": ranges, "sigma": sigma, "quantile": quantile, "granularity": granularity,
         "codec": codec, "max_clip_fraction": max_clip_fraction,
     }  # fmt: skip
-    told = _quantize(functaset_of(source), destination, config)
-    if as_json:
-        print(json.dumps(told, indent=1))
-    else:
-        from functa.flows.cli.tables import print_functaset
-
-        print_functaset(destination, told)
+    _print_info(destination, _quantize(functaset_of(source), destination, config), as_json)
     return 0
 
 
@@ -150,35 +138,31 @@ def hydrate(
     as_json: Json = False,
 ) -> int:
     """Copy a remote or compressed functaset's rows into raw files on this machine, to be memory-mapped; resumable."""
-    from functa.flows.cli.progress import shard_progress
     from functa.storage.functaset.functaset import Functaset as Store
     from functa.storage.readers.hydrate import hydrate as hydrate_store
 
-    done = hydrate_store(Store.open(functaset_of(uri)), to, shard_progress("hydrating"))
+    with ProgressLine("hydrating", "shards") as show:
+        done = hydrate_store(Store.open(functaset_of(uri)), to, show)
     if as_json:
         print(json.dumps(asdict(done), indent=1))
     else:
-        stood = done.shards - done.written
-        print(f"{done.folder}: {done.written} shards written ({done.bytes / 1e6:.0f} MB), {stood} stood already")
+        present = done.shards - done.written
+        print(f"{done.folder}: {done.written} shards written ({done.bytes / 1e6:.0f} MB), {present} already there")
     return 0
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Bar) -> Text:
-        return Text("" if not task.speed else f"{task.speed:.0f} rows/s")
-
-
 def _quantize(source: str, destination: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Writes the new functaset and returns its `store info`. Raises ConfigError for options out of bounds."""
+    """Write the new functaset and return its `store info`. Raises ConfigError for options out of bounds."""
     try:
         config = QuantizationConfig(**options)
     except ValidationError as error:
         fault = error.errors()[0]
         option = str(fault["loc"][0]).replace("_", "-")
         raise ConfigError(f"--{option} {fault['input']}: {fault['msg'][:1].lower()}{fault['msg'][1:]}") from None
-    columns = (TextColumn("quantising"), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    place = open_location(destination)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("rows", total=None)
-        requantize(Store.open(source), place, config, lambda done, rows: bars.update(bar, completed=done, total=rows))
-    return Store.open(place).info()
+    from functa.storage.functaset.functaset import Functaset as Store
+    from functa.storage.upkeep.requantize import requantize
+
+    location = open_location(destination)
+    with ProgressLine("quantising", "rows") as show:
+        requantize(Store.open(source), location, config, show)
+    return Store.open(location).info()

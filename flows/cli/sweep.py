@@ -1,16 +1,18 @@
-"""`functa sweep` and `functa compare`: many runs of one preset, and the figures of several runs side by side."""
+"""`functa sweep`: one preset run with many settings, and a table of their figures."""
 
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
+from rich.console import Console
 
-from functa.flows.cli.arguments import Json, whole
+from functa.flows.cli.arguments import Deployment, FromRoot, Overrides, Preset, whole
+from functa.flows.cli.tables import ABSENT, foldable
 from functa.flows.config.digests import digest
 from functa.flows.config.schema import ConfigError
+from functa.storage.places.address import open_location
 
 if TYPE_CHECKING:
     from functa.flows.sweep.plan import SweepPlan
@@ -20,7 +22,7 @@ AT_LEAST_ONE = validators.Number(gte=1)
 
 
 def sweep(
-    preset: Annotated[str, Parameter(help="A preset's name (see `functa presets`) or a YAML file.")],
+    preset: Preset,
     *,
     over: Annotated[
         list[str],
@@ -40,27 +42,27 @@ def sweep(
     ],
     draws: Annotated[
         int | None,
-        Parameter(name="--random", converter=whole, validator=AT_LEAST_ONE, help="Only N of the combinations, drawn."),
+        Parameter(
+            name="--random",
+            converter=whole,
+            validator=AT_LEAST_ONE,
+            help="Only N of the combinations, at random.",
+        ),
     ] = None,
     seeds: Annotated[
         int, Parameter(converter=whole, validator=AT_LEAST_ONE, help="Each N times: seed, seed + 1, ...; mean and sd.")
     ] = 1,
-    overrides: Annotated[
-        list[str] | None,
-        Parameter(name="--set", help="KEY=VALUE for all members; repeatable.", negative="", consume_multiple=False),
-    ] = None,
+    overrides: Overrides = None,
     root: Annotated[
         str | None, Parameter(help="Where everything goes; default ./functa-runs/PRESET-by-KEY. A folder or s3://.")
     ] = None,
-    from_root: Annotated[
-        str | None, Parameter(name="--from", help="Take finished stages from this run's or sweep's root.")
-    ] = None,
-    deployment: Annotated[bool, Parameter(help="On the workers of a running server.", negative="")] = False,
+    from_root: FromRoot = None,
+    deployment: Deployment = False,
 ) -> int:
-    """Run a preset once for each value of one or several config keys, and gather a metric in a table and a plot.
+    """Run a preset once for each value of one or several config keys, and collect figures in a table and a plot.
 
-    Members share what does not differ: field and functaset are made once, and so is a model that they only sample
-    from otherwise. Run again, it goes on where it was; a member that failed is named, and the others go on.
+    Members share stages that do not differ: field and functaset are made once. Run again, the sweep continues; where a
+    member fails, the others go on.
     """
     from functa.flows.server.api import absolute
     from functa.flows.sweep.plan import plan_sweep
@@ -77,8 +79,6 @@ def sweep(
     if not _standing(plan, place, metric, asked["command"]):
         _check_members(plan, place)
         _call_flow(place, asked, deployment)
-    from functa.flows.cli.tables import print_sweep
-
     print_sweep(place)
     return 0
 
@@ -143,28 +143,28 @@ def _call_flow(root: str, asked: dict[str, Any], deployment: bool) -> None:
         run(root, **asked)
 
 
-def compare(
-    roots: Annotated[list[str], Parameter(help="Roots of runs, or folders runs/<id> of them.")],
-    /,
-    *,
-    out: Annotated[Path | None, Parameter(help="Write an HTML report there: table, overlaid curves, config.")] = None,
-    as_json: Json = False,
-) -> int:
-    """Figures of several runs side by side, their training curves overlaid, and the config keys that differ."""
-    if len(roots) < 2:
-        raise ConfigError("compare needs at least two roots, such as functa compare functa-runs/a functa-runs/b")
-    from functa.tasks.report.compare.runs import compare_runs, read_runs
+def print_sweep(root: str) -> None:
+    """Print mean and sd for every setting, the split that a choice would be made on, and the report's location."""
+    location = open_location(root)
+    results = json.loads(location.read("sweep.json"))
+    console = Console(markup=False)
+    table = foldable(*results["over"], *results["metrics"], title=f"{results['preset']}: sweep")
+    for setting in results["settings"]:
+        seeds = sum(member["values"] == setting["values"] for member in results["members"])
+        figures = [_summary(setting["metrics"].get(metric), seeds) for metric in results["metrics"]]
+        table.add_row(*setting["values"].values(), *figures)
+    console.print(table)
+    for line in results["splits"].values():
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print(
+        f"Report:  {location.uri}/report.html\nTable:   {location.uri}/sweep.csv", soft_wrap=True, highlight=False
+    )
 
-    comparison = compare_runs(read_runs(roots))
-    if out is not None:
-        from functa.tasks.report.compare.runs_page import write_comparison
 
-        command = shlex.join(["functa", *sys.argv[1:]])
-        write_comparison(comparison, out, command)
-    if as_json:
-        print(json.dumps(comparison.as_json(), indent=1))
-        return 0
-    from functa.flows.cli.tables import print_comparison
-
-    print_comparison(comparison, out)
-    return 0
+def _summary(found: dict[str, Any] | None, seeds: int) -> str:
+    """Return mean and sd, and the number of seeds where some have no figure."""
+    if found is None:
+        return ABSENT
+    count = len(found["values"])
+    spread = "" if found["sd"] is None else f" \u00b1 {found['sd']:.2g}"
+    return f"{found['mean']:.4g}{spread}" + (f" ({count} of {seeds})" if count < seeds else "")

@@ -1,4 +1,4 @@
-"""Whether field, images and outer loop fit each other, told from config or from the images. Free of torch."""
+"""Check that field, images and trainings fit each other, before any work. Free of torch."""
 
 from collections.abc import Mapping
 
@@ -7,14 +7,14 @@ from functa.models.field.cost import coordinate_bits
 from functa.storage.config import ImagesConfig
 from functa.tasks.config import LatentTrainingConfig, MetaTrainConfig
 
-# Resolution, channels, classes of the sets that every copy of has the same.
+# Resolution, channels and classes of sets that are the same everywhere.
 SETS = {"digits": (8, 1, 10), "CIFAR10": (32, 3, 10), "FashionMNIST": (28, 1, 10)}
 
 ImageShape = tuple[int | None, int | None, int | None]
 
 
 def known_images(images: ImagesConfig) -> ImageShape:
-    """(resolution, channels, classes) as far as config alone tells; None for what the images must be asked."""
+    """Return (resolution, channels, classes) as far as the config gives them, else None."""
     if images.source in ("digits", "torchvision"):
         resolution, channels, classes = SETS["digits" if images.source == "digits" else images.dataset]
         return images.resolution or resolution, images.channels or channels, classes
@@ -23,7 +23,7 @@ def known_images(images: ImagesConfig) -> ImageShape:
 
 
 def check_field(field: FieldConfig, resolution: int) -> None:
-    """Raises ValueError, one line, where the field cannot take images of this resolution."""
+    """Raise ValueError where the field cannot take images of this resolution."""
     if resolution % field.spatial:
         raise ValueError(
             f"images of {resolution}x{resolution} pixels are not divisible into {field.spatial}x{field.spatial} latent "
@@ -34,11 +34,11 @@ def check_field(field: FieldConfig, resolution: int) -> None:
 
 
 def check_sections(images: ImagesConfig, field: FieldConfig, meta_train: MetaTrainConfig) -> None:
-    """Raises ValueError, one line, where the sections contradict each other; no image is looked at."""
+    """Raise ValueError where the sections contradict each other; no image is read."""
     if field.axes != 2:
         raise ValueError(
             f"field.axes={field.axes}: the pipeline works on images, which have 2 axes; set field.axes=2 "
-            f"(fields of 1 and 3 axes are for Python, see models/field.py)"
+            f"(fields of 1 and 3 axes can be used from Python, see models/field/field.py)"
         )
     resolution = known_images(images)[0]
     if resolution is not None:
@@ -57,7 +57,7 @@ def check_sections(images: ImagesConfig, field: FieldConfig, meta_train: MetaTra
 
 
 def check_micro_batches(sections: Mapping[str, MetaTrainConfig | LatentTrainingConfig | None]) -> None:
-    """Raises ValueError, one line, where more examples are to be in memory than a step has, in sections by name."""
+    """Raise ValueError where a section, given by its name, has a larger micro-batch than batch."""
     for name, section in sections.items():
         micro = None if section is None else section.micro_batch
         if section is not None and micro is not None and micro > section.batch:
@@ -68,7 +68,7 @@ def check_micro_batches(sections: Mapping[str, MetaTrainConfig | LatentTrainingC
 
 
 def check_devices(batches: Mapping[str, int], devices: int) -> None:
-    """Raises ValueError, one line, where a batch, by its dotted key, has fewer examples than there are processes."""
+    """Raise ValueError where a batch, given by its dotted key, has fewer examples than there are processes."""
     for key, batch in batches.items():
         if batch < devices:
             raise ValueError(
@@ -78,11 +78,11 @@ def check_devices(batches: Mapping[str, int], devices: int) -> None:
 
 
 def latent_surplus(field: FieldConfig, resolution: int | None, channels: int | None) -> str | None:
-    """A warning where a latent has more numbers than its image has values; None where it has not, or nobody knows."""
+    """Return a warning if a latent has more numbers than its image has values, else None."""
     if resolution is None or channels is None or field.numbers <= resolution**2 * channels:
         return None
     return (
         f"a latent of {'x'.join(map(str, field.latent_shape))} has {field.numbers} numbers, more than the "
         f"{resolution**2 * channels} values of a {resolution}x{resolution}x{channels} image: it compresses nothing; "
-        f"lower field.spatial or field.channels if that is not meant"
+        f"lower field.spatial or field.channels unless this is intended"
     )

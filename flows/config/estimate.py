@@ -82,16 +82,20 @@ LAYER_SECONDS = 0.3
 SHARE = 0.5
 
 
-def layer_flops_per_s(config: PipelineConfig) -> float:
+def layer_flops_per_s(config: PipelineConfig) -> float | None:
     """Measure the FLOP/s of one sine layer of the field on this machine's device, all its cores, within 0.3 s.
 
-    The fastest of many passes on one core counts, since other work on the machine slows most of them.
+    The fastest of many passes on one core counts, since other work on the machine slows most of them. None where this
+    machine does not have the device.
     """
     import torch
 
     from functa.models.compute.device import choose_device
 
-    device, width = choose_device(config.dispatch.device), config.field.width
+    try:
+        device, width = choose_device(config.dispatch.device), config.field.width
+    except ValueError:
+        return None
     rows, threads = LAYER_ROWS[device.type], torch.get_num_threads()
     weight, pixels = torch.randn(width, width, device=device), torch.randn(rows, width, device=device)
     fastest, end = math.inf, time.perf_counter() + LAYER_SECONDS

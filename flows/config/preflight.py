@@ -1,4 +1,4 @@
-"""What can be known to fail is told in one line before a server is started or an hour is spent."""
+"""Find what will fail, and report it in one line, before a server is started or an hour is spent."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ from functa.tasks.evaluation.generation.inception import check_counts, weights_d
 
 
 def preflight(config: PipelineConfig, root: str, stage: str) -> None:
-    """Raises ConfigError for a config that does not fit itself, StorageError for a world that it does not fit."""
+    """Raise ConfigError for a config that contradicts itself, StorageError for images or devices that do not fit it."""
     check_models(config, stage)
     images = open_images(config.images)
     try:
@@ -31,7 +31,7 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
     if config.classifier is not None and stage in ("pipeline", "train_classifier") and len(images.classes) < 2:
         raise StorageError(
             f"{config.images.location or config.images.source}: {len(images.classes)} class was found, and a "
-            f"classifier tells two or more apart: set classifier=null, or sort the images into class folders"
+            f"classifier needs two or more: set classifier=null, or sort the images into class folders"
         )
     fid = config.evaluation.fid
     if fid.weights is not None and config.diffusion is not None and stage in ("pipeline", "evaluate"):
@@ -42,7 +42,7 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
 
 
 def check_compilers(config: PipelineConfig, stage: str) -> None:
-    """Raises StorageError where a stage that will run has compile=on, and what that needs is not installed."""
+    """Raise StorageError where a stage that will run has compile=on and its compiler is not installed."""
     device = choose_device(config.dispatch.device)
     sections = {
         "inner": (config.inner, ("pipeline", "meta_train", "encode")),
@@ -58,7 +58,7 @@ def check_compilers(config: PipelineConfig, stage: str) -> None:
 
 
 def check_models(config: PipelineConfig, stage: str) -> None:
-    """Raises ConfigError, naming the key, where a model of that stage (pipeline: of all) cannot take the latent."""
+    """Raise ConfigError, naming the key, where a model of that stage (pipeline: of all) cannot take the latent."""
     shape = config.field.latent_shape
     checks: list[tuple[str, Callable[[], None]]] = []
     if config.classifier is not None and stage in ("pipeline", "train_classifier"):

@@ -1,4 +1,4 @@
-"""PipelineConfig: flow parameter, UI form, YAML preset and command line at once; and the stages' digests."""
+"""PipelineConfig: flow parameter, UI form, YAML preset and command line at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,15 +29,15 @@ class ConfigError(FunctaError):
 class ProvenanceConfig(Config):
     """Where a preset's settings come from. In the config, not in comments, so that it reaches `show` and every run.
 
-    A key speaks for all below it that are not named themselves. An overridden key leaves its list: what a user chose
-    is neither the paper's nor the preset's.
+    A key covers all below it that are not named themselves. An overridden key leaves its list: a user's choice is
+    neither the paper's nor the preset's.
     """
 
     paper: tuple[str, ...] = Field((), description="Keys whose values the paper gives for this very row.")
     assumed: tuple[str, ...] = Field((), description="Keys on which the paper is silent for this row: our choice.")
 
     def of(self, key: str) -> str:
-        """The mark of a dotted key, by the longest name above it: "paper", "assumed", or "" where nothing is said."""
+        """Return the mark of a dotted key, by the longest key that covers it: "paper", "assumed" or ""."""
         marks = {marked: kind for kind in ("paper", "assumed") for marked in getattr(self, kind)}
         parts = key.split(".")
         above = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
@@ -45,7 +45,7 @@ class ProvenanceConfig(Config):
 
 
 def _titled(section: str) -> Callable[[dict[str, Any]], None]:
-    """Names the two choices of a section that may be null: a form would show the name of our class."""
+    """Name the two choices of a section that may be null: a form would show the name of a class."""
 
     def add(schema: dict[str, Any]) -> None:
         for choice, title in zip(schema["anyOf"], (section, "None")):
@@ -55,7 +55,7 @@ def _titled(section: str) -> Callable[[dict[str, Any]], None]:
 
 
 class PipelineConfig(Config):
-    """Everything that a run is made of."""
+    """All settings of a run."""
 
     name: str = Field("unnamed", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$", description="Name of the preset.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="All randomness derives from it.")
@@ -109,7 +109,7 @@ class PipelineConfig(Config):
 
 
 def _trained_batches(config: PipelineConfig) -> dict[str, int]:
-    """The batch of every training that the config has, by its key; the pixel classifier is there to judge samples."""
+    """Return the batch of every training that the config has, by its key; the pixel classifier judges samples."""
     sections = {"meta_train": config.meta_train, "classifier": config.classifier, "diffusion": config.diffusion}
     if config.diffusion is not None:
         sections["evaluation.pixel_classifier"] = config.evaluation.pixel_classifier

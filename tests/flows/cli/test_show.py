@@ -1,4 +1,4 @@
-"""What `functa show` expects a run to cost, beside what it takes."""
+"""The settings that `functa show` prints, and its estimates beside what a run really takes."""
 
 import json
 import os
@@ -13,12 +13,14 @@ import torch
 
 from functa.flows.cli.show import describe_run, print_run
 from functa.flows.config.load import load_config
+from functa.flows.config.reference import settings_reference
 from functa.models.compute.compilation import has_compiler
 from functa.models.field.cost import outer_memory
 from functa.tasks.training.meta_train import MetaTrainJob
 
 PROJECT = Path(__file__).parents[3]
-# What its meta-training takes beyond a small one, whose libraries are loaded by then: RSS before, peak after, bytes.
+ROWS = {setting.key: setting for setting in settings_reference()}
+# The memory of a meta-training beyond that of a small one, which has loaded the libraries: RSS before, peak after, bytes.
 MEASURE = """
 import sys
 from functa.tasks.training.meta_train import MetaTrainJob, run
@@ -50,7 +52,7 @@ def job(output: Path, *overrides: str) -> str:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to read a peak from")
 @pytest.mark.parametrize("resolution", [64, 32], ids=["as-the-source-holds-them", "resized"])
-def test_the_memory_that_is_told_is_what_a_process_takes(resolution: int, tmp_path: Path) -> None:
+def test_the_estimated_memory_is_what_a_process_takes(resolution: int, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (12_000, 64, 64, 3), dtype=np.uint8)  # 147 MB
     for split, part in (("train", rows[1000:]), ("test", rows[:1000])):
         np.savez(tmp_path / f"{split}.npz", images=part, labels=np.arange(len(part)) % 10)
@@ -60,11 +62,11 @@ def test_the_memory_that_is_told_is_what_a_process_takes(resolution: int, tmp_pa
         [sys.executable, "-c", MEASURE], input="\n".join(jobs), capture_output=True, text=True, check=True,
         cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    measured, told = int(child.stdout), estimate(*STEPS, *images)["memory_bytes"]
-    assert 0.75 * told < measured < 1.25 * told
+    measured, estimated = int(child.stdout), estimate(*STEPS, *images)["memory_bytes"]
+    assert 0.75 * estimated < measured < 1.25 * estimated
 
 
-def test_images_that_are_not_there_are_said_to_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_absent_images_are_left_out_and_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     images = ["images.source=npz", "images.location=nowhere", "images.resolution=8", "images.channels=1"]
     config = load_config("digits", [*images, "dispatch.devices=2"])
     print_run(describe_run(config))
@@ -72,13 +74,45 @@ def test_images_that_are_not_there_are_said_to_be_left_out(capsys: pytest.Captur
     assert "MB beside the libraries and the images, of which up to 4295 MB are kept in each of 2 processes" in printed
     print_run(describe_run(load_config("digits")))
     assert "MB beside the libraries; the latents" in capsys.readouterr().out
+    assert "Encoding is not counted: the images are not there." in printed
+
+
+def test_every_setting_is_printed_with_its_key_value_and_description(capsys: pytest.CaptureFixture[str]) -> None:
+    described = describe_run(load_config("digits", ["classifier=null"]))
+    print_run(described)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    printed = {words[0]: words[1:] for words in lines if words and words[0] in ROWS}
+    expected = {key for key in ROWS if not key.startswith("classifier.")} - {"diffusion", "evaluation.memorization"}
+    assert expected <= set(printed)
+    assert not [key for key in printed if key.startswith("classifier.")]
+    assert printed["classifier"][:4] == ["null", "Null:", "no", "classifier"]
+    assert printed["field.width"][:2] == ["64", ROWS["field.width"].description.split()[0]]
+
+
+def test_only_presets_that_follow_the_paper_show_whose_choice_a_setting_is(capsys: pytest.CaptureFixture[str]) -> None:
+    marks = {}
+    for name in ("digits", "paper_cifar10_vector_256"):
+        print_run(describe_run(load_config(name)))
+        words = capsys.readouterr().out.split()
+        marks[name] = {mark for mark in ("assumed", "paper") if words.count(mark) > 5}
+    assert marks == {"digits": set(), "paper_cifar10_vector_256": {"assumed", "paper"}}
+
+
+def test_time_is_estimated_for_every_stage_whose_work_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    described = describe_run(load_config("digits", ["diffusion=null"]))
+    costs = described["estimate"]
+    assert set(costs["seconds"]) == {"meta_train", "encode", "train_classifier"}
+    assert costs["seconds"]["encode"] == pytest.approx(costs["stage_flops"]["encode"] / costs["flops_per_s"])
+    assert costs["stage_flops"]["meta_train"] + costs["stage_flops"]["encode"] == pytest.approx(costs["flops"])
+    print_run(described)
+    assert "Time on this machine, roughly: meta-train " in capsys.readouterr().out
 
 
 def test_an_average_of_the_weights_is_counted() -> None:
-    told = [estimate(f"meta_train.ema={ema}")["memory_bytes"] for ema in (0, 0.9)]
+    estimated = [estimate(f"meta_train.ema={ema}")["memory_bytes"] for ema in (0, 0.9)]
     config = load_config("digits")
     memory = [outer_memory(config.field, config.inner, (8, 8), 1, 64, average=average) for average in (False, True)]
-    assert told[1] - told[0] == memory[1] - memory[0] > 0
+    assert estimated[1] - estimated[0] == memory[1] - memory[0] > 0
 
 
 @pytest.mark.parametrize(
@@ -114,7 +148,7 @@ def test_threads_are_counted_as_torch_counts_them(wished: str) -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from functa.tasks.dispatch.child import threads_of_a_run\n"
-        "told = threads_of_a_run(); import torch; print([told, torch.get_num_threads()])"
+        "counted = threads_of_a_run(); import torch; print([counted, torch.get_num_threads()])"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     child = subprocess.run(
@@ -134,7 +168,7 @@ def test_augmented_training_images_are_counted_and_test_images_once() -> None:
 
 
 def test_learning_on_latents_is_three_forward_passes_of_every_example() -> None:
-    """An MLP's are two FLOPs a weight; the whole of a Transformer's are torch's to count."""
+    """An MLP takes two FLOPs a weight; for a Transformer torch counts them."""
     mlp = ["classifier.model.kind=mlp", "classifier.model.width=32", "classifier.model.depth=2"]
     found = estimate(*mlp, "classifier.steps=70", "classifier.batch=10", "diffusion=null")["training_flops"]
     assert found == {"classifier": 3 * 2 * (32 * 32 + 32 * 32 + 32 * 10) * 10 * 70}

@@ -1,4 +1,4 @@
-"""Models that do not fit the latent are told before a server is started."""
+"""What will fail is reported before a server is started."""
 
 import pytest
 from PIL import Image
@@ -10,7 +10,7 @@ from functa.storage.errors import StorageError
 
 
 @pytest.mark.parametrize(
-    ("setting", "stage", "said"),
+    ("setting", "stage", "message"),
     [
         (
             "classifier.model.token_channels=3",
@@ -24,29 +24,29 @@ from functa.storage.errors import StorageError
         ),
     ],
 )
-def test_a_model_that_does_not_fit_the_latent_is_one_line(setting: str, stage: str, said: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_model_that_does_not_fit_the_latent_is_one_line(setting: str, stage: str, message: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     config = load_config("digits", [setting])
     for asked in (stage, "pipeline"):
-        with pytest.raises(ConfigError, match=said) as caught:
+        with pytest.raises(ConfigError, match=message) as caught:
             preflight(config, str(tmp_path), asked)
         assert "\n" not in str(caught.value)
     preflight(config, str(tmp_path), "encode")  # which does not need it
 
 
-def test_weights_of_inception_are_looked_at_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_weights_of_inception_are_checked_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
     missing, other = tmp_path / "none.pth", tmp_path / "other.pth"
     other.write_bytes(b"not the standard file")
-    for path, said in ((missing, "cannot be read"), (other, "is not that of weights-inception")):
+    for path, fault in ((missing, "cannot be read"), (other, "is not that of weights-inception")):
         config = load_config("digits", [f"evaluation.fid.weights={path}"])
         for asked in ("pipeline", "evaluate"):
-            with pytest.raises(StorageError, match=f"evaluation.fid.weights .*{said}") as caught:
+            with pytest.raises(StorageError, match=f"evaluation.fid.weights .*{fault}") as caught:
                 preflight(config, str(tmp_path), asked)
             assert "\n" not in str(caught.value) and str(path) in str(caught.value)
         preflight(config, str(tmp_path), "encode")  # which does not need it
         preflight(config.model_copy(update={"diffusion": None}), str(tmp_path), "pipeline")  # there will be no samples
 
 
-def test_too_few_images_for_fid_are_told_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_too_few_images_for_fid_are_reported_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "other.pth"
     path.write_bytes(b"any")
     settings = [f"evaluation.fid.weights={path}", "evaluation.fid.any_weights=true"]
@@ -63,7 +63,7 @@ def test_a_classifier_of_one_class_is_refused_before_any_work(tmp_path) -> None:
     settings = ["images.source=folder", f"images.location={tmp_path}/images", "images.resolution=8"]
     for asked in ("pipeline", "train_classifier"):
         with pytest.raises(
-            StorageError, match="images: 1 class was found, and a classifier tells two or more apart: set"
+            StorageError, match="images: 1 class was found, and a classifier needs two or more: set"
         ):
             preflight(load_config("digits", settings), str(tmp_path / "root"), asked)
     preflight(load_config("digits", [*settings, "classifier=null"]), str(tmp_path / "root"), "pipeline")
