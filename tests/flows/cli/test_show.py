@@ -20,7 +20,7 @@ from functa.tasks.training.meta_train import MetaTrainJob
 
 PROJECT = Path(__file__).parents[3]
 ROWS = {setting.key: setting for setting in settings_reference()}
-# The memory of a meta-training beyond that of a small one, which has loaded the libraries: RSS before, peak after, bytes.
+# Memory of a meta-training beyond that of a small one that loaded the libraries: RSS before, peak after, in bytes.
 MEASURE = """
 import sys
 from functa.tasks.training.meta_train import MetaTrainJob, run

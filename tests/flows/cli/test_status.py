@@ -1,4 +1,4 @@
-"""`functa status` of a root that grows, was interrupted or is damaged, from its records and receipts, with no server."""
+"""`functa status` of a root that grows, was interrupted or is damaged, from its records and receipts alone."""
 
 import json
 import os

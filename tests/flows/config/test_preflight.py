@@ -62,8 +62,6 @@ def test_a_classifier_of_one_class_is_refused_before_any_work(tmp_path) -> None:
             Image.new("L", (8, 8), 60 * number).save(tmp_path / "images" / split / "only" / f"{number}.png")
     settings = ["images.source=folder", f"images.location={tmp_path}/images", "images.resolution=8"]
     for asked in ("pipeline", "train_classifier"):
-        with pytest.raises(
-            StorageError, match="images: 1 class was found, and a classifier needs two or more: set"
-        ):
+        with pytest.raises(StorageError, match="images: 1 class was found, and a classifier needs two or more: set"):
             preflight(load_config("digits", settings), str(tmp_path / "root"), asked)
     preflight(load_config("digits", [*settings, "classifier=null"]), str(tmp_path / "root"), "pipeline")
