@@ -1,4 +1,4 @@
-"""What all charts share: style, figures of a phone's width, axes, SVG.
+"""Shared parts of charts: style, figures of a phone's width, axes, SVG.
 
 Colours are Okabe and Ito's, and lines differ by more than their colour. Text stays text.
 """

@@ -34,7 +34,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Page:
-    """What a page shows besides its sections."""
+    """The parts of a page besides its sections."""
 
     title: str
     command: str = ""

@@ -22,7 +22,7 @@ TRAININGS = ("meta_train", "train_classifier", "train_diffusion", "pixel_classif
 
 
 class RunFolder(Config):
-    """What the report is written from; small and JSON."""
+    """Everything that a report is written from; small and JSON."""
 
     root: str
     run: str  # URI of runs/<id>

@@ -31,7 +31,7 @@ TERMS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """What one image was turned into."""
+    """The sizes of an image and of its latent."""
 
     image: tuple[int, int, int]  # height, width, channels
     latent: tuple[int, ...]
@@ -63,7 +63,7 @@ def shape_of(data: ReportData) -> Shape | None:
 
 
 def summary(data: ReportData) -> str:
-    """Say in a few sentences what was turned into what, and how well."""
+    """Describe in a few sentences what was turned into what, and how well."""
     shape = shape_of(data)
     if shape is None:
         return ""
@@ -105,7 +105,7 @@ def _sampled(data: ReportData) -> str:
 
 
 def warnings(data: ReportData) -> tuple[str, ...]:
-    """Name the models and figures that too few images stand for."""
+    """Name the models and figures that are based on too few images."""
     found = []
     training, test = data.images_by_split.get("train"), data.images_by_split.get("test")
     if training is not None and training < FEW_FOR_FIELD:

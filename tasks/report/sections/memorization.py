@@ -30,15 +30,13 @@ def section(data: ReportData) -> Section | None:
 
 
 def _verdict(data: ReportData, arrays: dict[str, Any]) -> str:
-    if not arrays.get("told", True):  # the name in files that exist
+    share, flagged = number(data.metrics, "memorized_share"), data.metrics.get("memorized")
+    if share is None:
         same = show(float(arrays["same"].mean()), "share")
         return (
             f"No verdict on whether the model repeats its training images is possible: {same} of the test images "
             "repeat training images themselves, and test images set the bounds below which a sample counts."
         )
-    share, flagged = number(data.metrics, "memorized_share"), data.metrics.get("memorized")
-    if share is None:
-        return ""
     verdict = (
         "The model repeats its training images" if flagged else "No sign that the model repeats its training images"
     )

@@ -1,4 +1,4 @@
-"""What ran and for how long, what was left out, and what was made from what."""
+"""Stages and their times, images that were left out, and the lineage of everything made."""
 
 import json
 from collections.abc import Sequence

@@ -27,7 +27,7 @@ def test_metrics_show_everything_in_metrics_json(full: ReportData) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "unit", "said"),
+    ("value", "unit", "expected"),
     [
         (0.9733, "share", "97.3 %"), (1.0, "share", "100.0 %"), (0.99987, "share", "100 %"), (1797, "count", "1,797"),
         (61.3, "duration", "1 min 1 s"), (3725, "duration", "1 h 2 min"), (9.96, "duration", "10.0 s"),
@@ -35,8 +35,8 @@ def test_metrics_show_everything_in_metrics_json(full: ReportData) -> None:
         (float("inf"), "dB", "∞"), (5123.4, "rate", "5,123 images/s"), ("zstd", "dB", "zstd"), (True, "plain", "true"),
     ],
 )  # fmt: skip
-def test_values_are_written_as_a_person_reads_them(value: Any, unit: str, said: str) -> None:
-    assert words.show(value, unit) == said
+def test_values_are_written_as_a_person_reads_them(value: Any, unit: str, expected: str) -> None:
+    assert words.show(value, unit) == expected
 
 
 def test_accuracies_of_many_classes_are_left_to_their_own_table() -> None:

@@ -30,6 +30,6 @@ def test_fid_is_shown_with_its_protocol_and_floor(full: ReportData) -> None:
         assert expected in page.text, expected
     other = metrics | {"inception_protocol": protocol, "fd": {"inception": 16.5}}
     del other["fid"], other["fid_protocol"], other["fid_reconstruction"]
-    told = Page(page_of(dataclasses.replace(full, metrics=other))).text
-    assert "Inception features, not FID: weights sha256 6726825d" in told
-    assert "FID" not in told.replace("not FID", "")
+    text = Page(page_of(dataclasses.replace(full, metrics=other))).text
+    assert "Inception features, not FID: weights sha256 6726825d" in text
+    assert "FID" not in text.replace("not FID", "")
