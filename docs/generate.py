@@ -30,15 +30,15 @@ def command_page() -> str:
 
 
 def settings_page() -> str:
-    """Return every setting by section: key, default, what it accepts, meaning."""
+    """Return every setting by section: key, meaning, what it accepts, default."""
     rows = settings_reference()
     lines = [SETTINGS_HEAD]
     for section in dict.fromkeys(row.section for row in rows):
         title, about = _section_words(section)
         lines += [f"\n## {title}\n", about, ""]
         lines += _table(
-            ("Key", "Default", "Accepts", "Meaning"),
-            ((f"`{row.key}`", _code(row.default), _accepts(row.type, row.bounds), row.description)
+            ("Key", "Meaning", "Accepts", "Default"),
+            ((f"`{row.key}`", row.description, _accepts(row.type, row.bounds), _code(row.default))
              for row in rows if row.section == section),
         )  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -50,12 +50,12 @@ def metrics_page() -> str:
     lines = [METRICS_HEAD]
     for group in groups():
         rows = [
-            (f"`{key}`", figure.name, _unit(key, figure), _sentence(figure.meaning), figure.better)
+            (f"`{key}`", f"**{figure.name}.** {_sentence(figure.meaning)}", _unit(key, figure), figure.better)
             for key, figure in figures.items()
             if figure.group == group
         ]
         if rows:
-            lines += [f"\n## {group}\n", *_table(("Key", "Name", "Unit", "Meaning", "Better"), rows)]
+            lines += [f"\n## {group}\n", *_table(("Key", "Meaning", "Unit", "Better"), rows)]
     lines += ["\n## Feature spaces\n"]
     lines += _table(("Name", "Features"), ((f"`{key}`", words) for key, words in SPACES.items()))
     return "\n".join(lines) + "\n"
