@@ -59,9 +59,9 @@ def _pixels(folder: str, keys: list[str]) -> Tensor:
     """The images of the keys, float32 [n, H, W, ch]."""
     split = open_images(ImagesConfig(source="npz", location=folder)).split("test")
     places = {key: row for row, key in enumerate(split.keys)}
-    gone = [key for key in keys if key not in places]
-    if gone:
-        raise StorageError(f"{folder}: holds no image of {len(gone)} test rows; name the images that were encoded")
+    missing = [key for key in keys if key not in places]
+    if missing:
+        raise StorageError(f"{folder}: holds no image of {len(missing)} test rows; name the images that were encoded")
     return as_float(split.read([places[key] for key in keys]).images)
 
 

@@ -21,13 +21,13 @@ PASSES = {"encode": 6, "meta": 21}  # of the method as written, which is what GF
 
 
 class Side:
-    """A process that works when told to."""
+    """A process that works when it is asked to."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
             [sys.executable, str(SIDE), json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.told = self._answer()
+        self.prepared = self._answer()
 
     def turn(self, seconds: float) -> dict[str, Any]:
         """Lets it work for so long."""
@@ -40,7 +40,7 @@ class Side:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{SIDE.name} ended with status {self._process.wait()}; what it said stands above")
+            raise SystemExit(f"{SIDE.name} ended with status {self._process.wait()}; its output is above")
         return dict(json.loads(line))
 
     def end(self) -> None:
@@ -100,7 +100,7 @@ def _row(
     gflop = PASSES[mode] * forward_flops(field, (config["resolution"],) * 2, 3) / 1e9
     inner = InnerConfig(loss=config["loss"])
     executed = encode_passes(inner, psnr=False) if mode == "encode" else outer_passes(field, inner)
-    ours, peer = rate(name, "wall"), rate("peer", "wall")
+    ours, peer = rate(name, "elapsed"), rate("peer", "elapsed")
     ratios = [a / b for a, b in zip(ours, peer)]
     return {
         "name": mode, "config": config, "precision": name, "images_per_s": round(median(ours), 2),
@@ -111,8 +111,8 @@ def _row(
         "peer_images_per_cpu_s": round(median(rate("peer", "cpu")), 2),
         "ratio": round(median(ratios), 2), "ratios": [round(ratio, 2) for ratio in ratios],
         "peak_rss_mb": turns[-1][name]["peak_rss_mb"], "peer_peak_rss_mb": turns[-1]["peer"]["peak_rss_mb"],
-        "latents_differ": sides[name].told["latents_differ"], "alternations": len(turns), "cpus": os.cpu_count(),
-        "cpu": _processor(), "versions": sides[name].told["versions"] | sides["peer"].told["versions"],
+        "latents_differ": sides[name].prepared["latents_differ"], "alternations": len(turns), "cpus": os.cpu_count(),
+        "cpu": _processor(), "versions": sides[name].prepared["versions"] | sides["peer"].prepared["versions"],
     }  # fmt: skip
 
 

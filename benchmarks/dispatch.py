@@ -6,7 +6,7 @@
 Encoding: the same groups by two bare processes of one thread side by side, by two Dask workers of one thread on a
 Prefect server of their own, and by one, in turns. A rate is that of the time in which every worker was busy, from the
 first shard that each had written to the last; what comes before is quoted apart. All must write the same bytes. Empty
-groups: every shard stands already; per group after each worker's first.
+groups: every shard is written already; per group after each worker's first.
 """
 
 import argparse
@@ -92,14 +92,14 @@ def _field(folder: Path, config: Any) -> None:
     meta_train.run(job, emit=lambda _: None)
 
 
-def encode_bare(told: dict[str, Any]) -> Stats:
+def encode_bare(request: dict[str, Any]) -> Stats:
     """The groups one after the other, in this process."""
     from functa.tasks.encoding.encode import encode_group
     from functa.tasks.encoding.plan import EncodeJob, ShardGroup
 
-    job = EncodeJob.model_validate(told["job"])
-    groups = [ShardGroup.model_validate(group) for group in told["groups"]]
-    return [encode_group(job, group, told["images"], run="bare") for group in groups]
+    job = EncodeJob.model_validate(request["job"])
+    groups = [ShardGroup.model_validate(group) for group in request["groups"]]
+    return [encode_group(job, group, request["images"], run="bare") for group in groups]
 
 
 def side_by_side(job: dict[str, Any], groups: Stats, processes: int) -> Stats:
@@ -122,7 +122,7 @@ def side_by_side(job: dict[str, Any], groups: Stats, processes: int) -> Stats:
         assert child.stdout
         answer = child.stdout.read()
         if child.wait():
-            raise SystemExit(f"a bare process ended with status {child.returncode}; what it said stands above")
+            raise SystemExit(f"a bare process ended with status {child.returncode}; its output is above")
         stats[number::processes] = json.loads(answer)
     return stats
 
@@ -155,7 +155,7 @@ def server() -> Iterator[None]:
 
 
 def lanes(stats: Stats, groups: Stats, store: Path) -> list[list[tuple[float, int]]]:
-    """What each worker did: (seconds since the epoch, images so far) after every shard, by the receipts' times."""
+    """Return each worker's (seconds since the epoch, images so far) after every shard, by the receipts' times."""
     found: list[list[tuple[float, int]]] = []
     for each, group in sorted(zip(stats, groups), key=lambda pair: pair[0]["begun"]):
         ends = sorted(
@@ -249,7 +249,7 @@ def measure_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def measure_empty(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each runner: seconds per group that stands already, by the number of groups."""
+    """A row for each runner: seconds per group that is written already, by the number of groups."""
     counts = sorted(map(int, options.empty.split(",")))
     work = Work(folder, argparse.Namespace(**vars(options) | {"eager": True}), 4, counts[-1], 1)
     job = work.job.model_dump(mode="json")
@@ -266,21 +266,21 @@ def measure_empty(folder: Path, options: argparse.Namespace) -> list[dict[str, A
                     found.setdefault(runner, {}).setdefault(count, []).append(each)
     rows = []
     for runner, by_count in found.items():
-        told = {
+        measured = {
             name: {str(count): round(median(each[name] for each in turns), 4) for count, turns in by_count.items()}
             for name in ("per_group", "in_all")
         }
-        flat = told["per_group"][str(counts[-1])] / max(1e-9, told["per_group"][str(counts[0])])
+        flat = measured["per_group"][str(counts[-1])] / max(1e-9, measured["per_group"][str(counts[0])])
         rows.append({
             "name": "dispatch", "piece": "empty groups", "runner": runner, "workers": WORKERS,
-            "seconds_per_group": told["per_group"], "seconds_in_all": told["in_all"], "ratio": round(flat, 2),
+            "seconds_per_group": measured["per_group"], "seconds_in_all": measured["in_all"], "ratio": round(flat, 2),
             "alternations": options.alternations, "cpus": os.cpu_count(),
         })  # fmt: skip
     return rows
 
 
 def configuration(options: argparse.Namespace) -> dict[str, Any]:
-    """What all sides share."""
+    """Return the fields that the rows of all sides share."""
     named = {name: getattr(options, name) for name in ("preset", "batch", "seconds", "groups", "set")}
     return named | {"shards_per_group": SHARDS, "compiled": not options.eager, "real_images": bool(options.images)}
 
@@ -319,8 +319,8 @@ def main() -> None:
         for number, measure in enumerate(measures):
             place = Path(folder, str(number))
             place.mkdir()
-            told = measure(place, options)
-            rows += told if isinstance(told, list) else [told]
+            found = measure(place, options)
+            rows += found if isinstance(found, list) else [found]
     print(json.dumps(rows))
 
 

@@ -1,6 +1,6 @@
 """Encoding and outer step on one GPU, precision by precision, beside the device's own matmul rate.
 
-    python benchmarks/gpu.py --out gpu.jsonl --minutes 8     # again, until it says that nothing is left
+    python benchmarks/gpu.py --out gpu.jsonl --minutes 8     # again, until it prints that nothing is left
     python benchmarks/gpu.py --out gpu.jsonl --table         # Markdown for docs/results.md
     python benchmarks/gpu.py --out gpu.jsonl --cuda-graphs   # compiled pieces once more, launched as CUDA graphs
 

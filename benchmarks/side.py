@@ -1,4 +1,4 @@
-"""One side of a comparison in a process of its own: prepares, then works only when it is told to.
+"""One side of a comparison in a process of its own: prepares, then works only when it is asked to.
 
     python benchmarks/side.py '{"side": "ours", "mode": "encode", "folder": ..., "precision": "bf16", "config": {...}}'
 
@@ -70,9 +70,13 @@ def prepare_ours(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]
         difference_of(exact.encode(images[:few]).numpy(), arrays["z"][:few], allowed=1e-4)
     allowed = 1e-4 if job["precision"] == "float32" else 2e-2
     difference = difference_of(loop.encode(images).numpy(), arrays["z"], allowed)
-    told = {"latents_differ": difference, "versions": {"torch": torch.__version__}, "threads": torch.get_num_threads()}
+    prepared = {
+        "latents_differ": difference,
+        "versions": {"torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+    }
     if job["mode"] == "encode":
-        return lambda: loop.encode(images), told
+        return lambda: loop.encode(images), prepared
     optimizer = torch.optim.Adam(field.parameters(), lr=3e-5)
 
     def step() -> None:
@@ -80,7 +84,7 @@ def prepare_ours(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]
         loop.outer_backward(images)
         optimizer.step()
 
-    return step, told
+    return step, prepared
 
 
 def difference_of(ours: np.ndarray, peers: np.ndarray, allowed: float) -> float:
@@ -106,19 +110,19 @@ def matmul_rate(width: int, precision: str) -> float:
 
 
 def turn(call: Callable[[], Any], seconds: float) -> dict[str, float]:
-    """Calls for so long, at least once: {calls, wall and CPU seconds}."""
-    calls, wall, cpu = 0, time.perf_counter(), time.process_time()
-    while not calls or time.perf_counter() - wall < seconds:
+    """Call for so long, at least once: {calls, elapsed and CPU seconds}."""
+    calls, begun, cpu = 0, time.perf_counter(), time.process_time()
+    while not calls or time.perf_counter() - begun < seconds:
         call()
         calls += 1
-    return {"calls": calls, "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    return {"calls": calls, "elapsed": time.perf_counter() - begun, "cpu": time.process_time() - cpu}
 
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    call, told = (prepare_ours if job["side"] == "ours" else prepare_peer)(job)
+    call, prepared = (prepare_ours if job["side"] == "ours" else prepare_peer)(job)
     call()
-    print(json.dumps(told), flush=True)
+    print(json.dumps(prepared), flush=True)
     for line in sys.stdin:
         answer: dict[str, Any] = dict(turn(call, float(line)))
         answer["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -4,8 +4,8 @@
     python benchmarks/store.py --rows 2000 --memory-rows 1000,2000 --seconds 0.05 --alternations 1
 
 Shuffled batches, labels with them. Ratios are taken turn by turn, against a peer that gathers the same rows; the
-dequantised ones stand beside numpy's gather of float32 rows from memory. Each peak of memory is of a process of its
-own. Without webdataset (make bench-install) streaming has no peer.
+dequantised ones are compared with numpy's gather of float32 rows from memory. Each peak of memory is of a process of
+its own. Without webdataset (make bench-install) streaming has no peer.
 """
 
 import argparse
@@ -154,8 +154,8 @@ def compare(
     for _ in range(options.alternations):
         for side, work in (("ours", call), ("peer", peer_call)):
             if work:
-                told = turn(work, options.seconds)
-                rates[side].append(dealt[side] * told["calls"] / told["wall"])
+                measured = turn(work, options.seconds)
+                rates[side].append(dealt[side] * measured["calls"] / measured["elapsed"])
     ratios = [a / b for a, b in zip(rates["ours"], rates["peer"])]
     row = {
         "name": "store", "piece": piece, "config": configuration(options), "rows_per_s": round(median(rates["ours"])),
@@ -168,7 +168,7 @@ def compare(
 
 
 def configuration(options: argparse.Namespace) -> dict[str, Any]:
-    """What all rows share."""
+    """Return the fields that all rows share."""
     return {"rows": options.rows, "batch": options.batch, "shape": list(SHAPE), "shard_rows": options.shard_rows}
 
 

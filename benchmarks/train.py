@@ -186,7 +186,7 @@ def main() -> None:
             seen.add(same)
             try:
                 rows.append(measure(Piece(config, kind, options), options))
-            except torch.OutOfMemoryError as error:  # three copies of a large model: what does not fit is told
+            except torch.OutOfMemoryError as error:  # three copies of a large model: what does not fit is reported
                 rows.append({"name": "train", "piece": kind, "preset": config.name, "error": str(error).split(". ")[0]})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print(json.dumps(rows))

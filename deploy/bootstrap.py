@@ -1,4 +1,4 @@
-"""What the server at PREFECT_API_URL needs: work pool, queues, limit, deployments, the watch over dead runs.
+"""Create what the server at PREFECT_API_URL needs: work pool, queues, limit, deployments, the watch over dead runs.
 
 python -m functa.deploy.bootstrap [--root URI] [--gpus N] [--cron EXPRESSION]     (from the project's folder)
 
@@ -55,7 +55,7 @@ class BootstrapError(FunctaError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where runs go and what runs them. gpus: slots of the limit, None leaves an operator's number as it is."""
+    """The location of runs and what runs them. gpus: slots of the limit, None leaves an operator's number as it is."""
 
     root: str
     gpus: int | None = None
@@ -138,7 +138,7 @@ def create_limit(client: SyncPrefectClient, gpus: int | None, at_least: bool = F
 
 
 def watch_over_runs(client: SyncPrefectClient) -> None:
-    """The automation that marks a run as Crashed when its process and its worker are gone: nobody else would."""
+    """Create the automation that marks a run as Crashed when its process and its worker have died."""
     ends = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")]
     heartbeat = "prefect.flow-run.heartbeat"
     trigger = EventTrigger(
@@ -150,27 +150,27 @@ def watch_over_runs(client: SyncPrefectClient) -> None:
         threshold=1,
         within=SILENCE,
     )
-    message = f"No heartbeat for {SILENCE.seconds} s: the process is gone. What it wrote stands; run it again."
+    message = f"No heartbeat for {SILENCE.seconds} s: the process has died. What it wrote is kept; run it again."
     watch = AutomationCore(
         name=WATCH,
-        description="Made by deploy/bootstrap.py. A run that ends says so; one that was killed only falls silent.",
+        description="Made by deploy/bootstrap.py. A run that ends reports it; one that was killed only falls silent.",
         trigger=trigger,
         actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)],
     )
     standing = client.read_automations_by_name(WATCH)
     if not standing:
         client.create_automation(watch)
-    elif _told(standing[0]) != _told(watch):  # written anew it would forget the runs that it is watching
+    elif _described(standing[0]) != _described(watch):  # written anew it would forget the runs that it is watching
         client.update_automation(standing[0].id, watch)
 
 
-def _told(automation: AutomationCore) -> dict[str, Any]:
-    """What it is, without the ids that a server adds."""
+def _described(automation: AutomationCore) -> dict[str, Any]:
+    """Describe the automation without the ids that a server adds."""
     return automation.model_dump(include=set(AutomationCore.model_fields), exclude={"trigger": {"id"}})
 
 
 def deploy(document: dict[str, Any]) -> None:
-    """`prefect deploy --all`, so that every key of prefect.yaml means what Prefect says it means."""
+    """`prefect deploy --all`, so that every key of prefect.yaml means what Prefect's documentation defines."""
     with tempfile.TemporaryDirectory() as folder:
         rendered = Path(folder) / "prefect.yaml"
         rendered.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -181,7 +181,7 @@ def deploy(document: dict[str, Any]) -> None:
 
 
 def last_line(text: str) -> str:
-    """The last line that says something."""
+    """Return the last line that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 

@@ -22,7 +22,7 @@ def check_gate(ledger: Ledger) -> None:
     record = ledger.require("evaluate")
     gate = ledger.config.gate.model_dump(mode="json")
     _tell_in_report(ledger, ledger.output(record), gate)
-    broken = [verdict.told() for verdict in verdicts(gate, record.figures) if not verdict.passed]
+    broken = [verdict.explain() for verdict in verdicts(gate, record.figures) if not verdict.passed]
     if broken:
         raise GateFailed(f"{'; '.join(broken)}; report: {ledger.location.uri}/report.html")
 

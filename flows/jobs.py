@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
+from functa.flows.config.command import command_line
 from functa.flows.config.digests import OPTIONAL, STAGES, digest, seed_of, settings, stages_of
 from functa.flows.config.estimate import parameters
 from functa.flows.config.schema import PipelineConfig
@@ -222,6 +223,7 @@ def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: Job) -> 
         records={stage: r.model_dump(mode="json") for stage, r in finished.items()},
         outputs=outputs, metrics=_metrics(ledger, finished, measured, record), classes=classes(ledger),
         bad_inputs=encoded["bad_inputs"], created=now(), images_digest=encoded["images_digest"],
+        command=command_line(ledger.config, ledger.root, ledger.from_root),
     ).model_dump(mode="json")  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What every evaluator is given: where the run's outputs are, opened on demand, and where to report progress."""
+"""The input of every evaluator: where the run's outputs are, opened on demand, and where to report progress."""
 
 import io
 import logging
@@ -31,7 +31,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Messages:
-    """Where an evaluator reports how far it is, and what a reader of its figures must know."""
+    """Receive an evaluator's progress, and what a reader of its figures must know."""
 
     progress: Progress = _silent
     warn: Callable[[str], None] = logging.getLogger(__name__).warning

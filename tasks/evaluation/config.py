@@ -42,7 +42,7 @@ class MemorizationConfig(Config):
 
 
 class PerturbationConfig(Config):
-    """What single latent numbers do to the image (App. B.3 and C.5)."""
+    """Change single latent numbers and look at the image (App. B.3 and C.5)."""
 
     images: int = Field(8, ge=1, le=1024, description="Test images whose latents are perturbed.")
     positions: int = Field(16, ge=1, le=16384, description="Latent positions perturbed, spread over the grid.")
@@ -100,7 +100,7 @@ def _part(default: Config, title: str, what: str) -> Any:
 
 
 class EvaluationConfig(Config):
-    """What is measured at the end. Each part can be left out by null, all slow ones by quick."""
+    """The evaluation at the end of a run. Each part can be left out by null, all slow ones by quick."""
 
     quick: bool = Field(
         False,

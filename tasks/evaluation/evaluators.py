@@ -14,7 +14,7 @@ EVALUATORS: tuple[Evaluator, ...] = (
     Evaluator(
         "reconstruction",
         "functa.tasks.evaluation.reconstruction:measure",
-        (f"{_SECTIONS}.psnr:section",),
+        (f"{_SECTIONS}.reconstructions:section", f"{_SECTIONS}.psnr:section"),
         figures={
             "psnr_test": Described(
                 "Reconstruction", "PSNR, test", "dB", "Mean over test images of each image's PSNR.", "higher", "test"
@@ -52,6 +52,17 @@ EVALUATORS: tuple[Evaluator, ...] = (
         },
     ),
     Evaluator(
+        "sampling",
+        "functa.tasks.evaluation.generation.sampling:measure",
+        (f"{_SECTIONS}.samples:section",),
+        needs=("diffusion", "samples"),
+        figures={
+            "sampling": Described(
+                "Generation", "Sampling", "text", "How the samples were drawn from the diffusion model."
+            ),
+        },
+    ),
+    Evaluator(
         "compression",
         "functa.tasks.evaluation.compression:measure",
         (f"{_SECTIONS}.compression:section",),
@@ -81,7 +92,7 @@ EVALUATORS: tuple[Evaluator, ...] = (
     Evaluator(
         "perturbation",
         "functa.tasks.evaluation.perturbation:measure",
-        (f"{_SECTIONS}.latents:section", f"{_SECTIONS}.perturbation:section"),
+        (f"{_SECTIONS}.perturbation:section",),
         figures={
             "locality": Described(
                 "Latents", "Locality", "plain",
@@ -123,16 +134,6 @@ EVALUATORS: tuple[Evaluator, ...] = (
             ),
             "empty_classes": Described(
                 "Classification", "Classes without test images", "text", "No accuracy can be given for them."
-            ),
-        },
-    ),
-    Evaluator(
-        "sampling",
-        "functa.tasks.evaluation.generation.sampling:measure",
-        needs=("diffusion", "samples"),
-        figures={
-            "sampling": Described(
-                "Generation", "Sampling", "text", "How the samples were drawn from the diffusion model."
             ),
         },
     ),

@@ -1,10 +1,10 @@
-"""The quality gate: which of a run's figures keep their thresholds. Free of torch."""
+"""The quality gate: which of a run's figures reach their thresholds. Free of torch."""
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
-# Key of the gate -> key of the figure, and its unit as told to people.
+# Key of the gate -> key of the figure, and its unit.
 FIGURES = {
     "min_psnr": ("psnr_test", " dB"),
     "min_top1": ("top1_test", ""),
@@ -26,13 +26,13 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the figure keeps it; one that was not measured, or is not a number, does not."""
+        """Return whether the figure reaches it; one that was not measured, or is not a number, does not."""
         if self.measured is None:
             return False
         return self.measured >= self.threshold if self.key.startswith("min_") else self.measured <= self.threshold
 
-    def told(self) -> str:
-        """What is wrong, in words: "psnr_test 21.3 dB is below gate.min_psnr 25 dB"."""
+    def explain(self) -> str:
+        """Explain what is wrong: "psnr_test 21.3 dB is below gate.min_psnr 25 dB"."""
         wanted = f"gate.{self.key} {self.threshold:g}{self.unit}"
         if self.measured is None:
             return f"{self.figure} was not measured, but {wanted} asks for it"
@@ -43,7 +43,7 @@ class Verdict:
 
 
 def verdicts(gate: dict[str, Any], metrics: dict[str, Any]) -> list[Verdict]:
-    """Of every threshold that the config's gate section sets."""
+    """Judge every threshold that the config's gate section sets."""
     found = []
     for key, (figure, unit) in FIGURES.items():
         if gate.get(key) is not None:
@@ -53,7 +53,7 @@ def verdicts(gate: dict[str, Any], metrics: dict[str, Any]) -> list[Verdict]:
 
 
 def measured(metrics: dict[str, Any], figure: str) -> float | None:
-    """The number under a dotted name of metrics.json; None where it was not measured, or is none."""
+    """Return the number under a dotted name of metrics.json; None where it was not measured, or is none."""
     value: Any = metrics
     for part in figure.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -61,5 +61,5 @@ def measured(metrics: dict[str, Any], figure: str) -> float | None:
 
 
 def _shown(value: float, threshold: float) -> str:
-    """Short, but never so short that it looks like the threshold that it misses."""
+    """Write it short, but never so short that it looks like the threshold that it misses."""
     return next((text for text in (f"{value:.4g}", f"{value:.7g}") if float(text) != threshold), repr(value))

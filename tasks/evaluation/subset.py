@@ -37,9 +37,9 @@ class Subset:
 
 
 def stored_subset(bench: Bench, split: str, count: int) -> Subset:
-    """As readers see them, of up to about `count` images from shards spread over the split.
+    """Read latents as readers see them, of up to about `count` images from shards spread over the split.
 
-    Augmented versions are left out, and images that are gone or changed since.
+    Augmented versions are left out, and images that are missing or changed since.
     """
     pictures = bench.training if split == "train" else bench.test
     places, today = ({key: row for row, key in enumerate(keys)} for keys in (pictures.keys, pictures.split.keys))

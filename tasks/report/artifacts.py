@@ -1,4 +1,4 @@
-"""Markdown and tables that the flows publish as Prefect artifacts. Free of Prefect; pictures are inline and small."""
+"""Markdown and tables that the flows publish as Prefect artifacts; pictures are inline and small."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from functa.tasks.report import pixels, words
 from functa.tasks.report.blocks import Pixels, ReportData
-from functa.tasks.report.page import lineage_table
 from functa.tasks.report.pixels import psnr
 from functa.tasks.report.run_folder import RunFolder
+from functa.tasks.report.sections.provenance import lineage_table
 
 MAX_URI = 60_000  # characters of one inline picture
 
@@ -27,7 +27,7 @@ HEADLINE = ("psnr_test", "psnr_pca", "top1_test", "fd", "bits_per_dim")
 def reconstruction_markdown(
     originals: Pixels, reconstructions: Pixels, psnr: npt.NDArray[np.floating[Any]] | Sequence[float]
 ) -> str:
-    """Originals, reconstructions and errors, [n, H, W, C], in strips of eight; psnr [n] in dB stands below each."""
+    """Show originals, reconstructions and errors, [n, H, W, C], in strips of eight, with psnr [n] in dB below."""
     count = min(len(originals), MAX_SHOWN)
     if not count:
         return "## Reconstructions\n\nNo pictures.\n"
@@ -47,7 +47,7 @@ def reconstruction_markdown(
 
 
 def samples_markdown(samples: Pixels, labels: Sequence[str] | None = None) -> str:
-    """Samples, [n, H, W, C], in strips of eight, in the order drawn; class labels stand below each strip."""
+    """Show samples, [n, H, W, C], in strips of eight, in the order drawn, with class labels below each strip."""
     count = min(len(samples), MAX_SHOWN)
     if not count:
         return "## Samples\n\nNo samples.\n"
@@ -56,13 +56,13 @@ def samples_markdown(samples: Pixels, labels: Sequence[str] | None = None) -> st
         last = min(start + COLUMNS, count)
         lines += [_picture(samples[start:last], f"samples {start + 1} to {last}"), ""]
         if labels is not None:
-            said = " \u00b7 ".join(_plain(str(label)) for label in labels[start:last])
-            lines += [f"Classes, from left to right: {said}", ""]
+            names = " \u00b7 ".join(_plain(str(label)) for label in labels[start:last])
+            lines += [f"Classes, from left to right: {names}", ""]
     return "\n".join(lines)
 
 
 def metrics_table(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """Every value of metrics.json as {metric, value, meaning}, the headline figures first."""
+    """Return every value of metrics.json as {metric, value, meaning}, the headline figures first."""
     return [
         {"metric": figure.name, "value": figure.value, "meaning": figure.meaning or figure.key}
         for figure in sorted(words.figures(metrics), key=lambda figure: not figure.key.startswith(HEADLINE))
@@ -70,7 +70,7 @@ def metrics_table(metrics: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _picture(images: Pixels, alt: str) -> str:
-    """One strip as markdown, at most MAX_URI characters."""
+    """Write one strip as markdown, at most MAX_URI characters."""
     for side in SIDES:
         uri = pixels.data_uri(pixels.png(pixels.strip(images, side)))
         if len(uri) < MAX_URI:
@@ -79,7 +79,7 @@ def _picture(images: Pixels, alt: str) -> str:
 
 
 def _plain(label: str, length: int = 40) -> str:
-    """A name as markdown that shows it and does nothing else: no link, picture, markup or new line."""
+    """Write a name as markdown that shows it and does nothing else: no link, picture, markup or new line."""
     shown = label if len(label) <= length else label[: length - 1] + "\u2026"
     return "".join(_letter(letter) for letter in shown)
 
@@ -91,7 +91,7 @@ def _letter(letter: str) -> str:
 
 
 def publish(data: ReportData, folder: RunFolder) -> None:
-    """Creates the artifacts in the current task run."""
+    """Create the artifacts in the current task run."""
     create_table_artifact(metrics_table(data.metrics), key="metrics", description="What was measured")
     create_table_artifact(lineage_table(data.lineage), key="lineage", description="What was made from what, by digest")
     if data.originals is not None and data.reconstructions is not None:
@@ -106,7 +106,7 @@ def publish(data: ReportData, folder: RunFolder) -> None:
 
 
 def report_markdown(folder: RunFolder) -> str:
-    """Headline figures and the report's place."""
+    """Write headline figures and where the report is."""
     headline = [
         ("PSNR, test", folder.metrics.get("psnr_test"), "{:.2f} dB"),
         ("Top-1, test", folder.metrics.get("top1_test"), "{:.1%}"),

@@ -1,4 +1,4 @@
-"""What a section of the report is made of: drawings, sheets of pictures, tables. Each is also a file of the run."""
+"""The parts of a report: sections of drawings, sheets of pictures and tables, most of them files of the run too."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,13 +42,15 @@ class Sheet:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Figures in rows: images/<name>.csv of the run. Numbers are shown as they stand: round them."""
+    """Figures in rows: images/<name>.csv of the run; without a name there is no file. Numbers are shown as given."""
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     note: str = ""
+    folded: bool = False
+    """Whether a reader has to open it: for reference, not for reading."""
 
 
 Block = Drawing | Sheet | Table
@@ -56,7 +58,7 @@ Block = Drawing | Sheet | Table
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A heading, what a reader must know, and blocks; `anchor` is its place in the page's address."""
+    """A heading, what a reader must know, and blocks; `anchor` is its fragment in the page's address."""
 
     anchor: str
     title: str
@@ -69,7 +71,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """Everything that `functa.tasks.report.page.write_report` shows. Pictures are uint8, C = 1 (grey) or 3 (RGB)."""
+    """Everything that the report shows. Pictures are uint8, C = 1 (grey) or 3 (RGB)."""
 
     title: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +79,7 @@ class ReportData:
     metrics: dict[str, Any] = field(default_factory=dict)
     """metrics.json (design section 5). A figure that was never measured is absent."""
     curves: dict[str, list[Row]] = field(default_factory=dict)
-    """Stage -> rows of metrics.jsonl: step and whatever was logged (loss, psnr, accuracy, lr, images_per_s, ...)."""
+    """Rows of metrics.jsonl by stage: step and whatever was logged (loss, psnr, learning_rate, images_per_s, ...)."""
     originals: Pixels | None = None
     """[n, H, W, C]"""
     reconstructions: Pixels | None = None
@@ -87,10 +89,12 @@ class ReportData:
     sample_labels: list[str] | None = None
     psnr_per_image: npt.NDArray[np.floating[Any]] | None = None
     """[m], of the whole test split; m and its order are independent of the pictures shown."""
+    images_by_split: dict[str, int] = field(default_factory=dict)
+    """How many images of each split were encoded, augmentations not counted."""
     classes: list[str] = field(default_factory=list)
     """Names of the image source's classes, by number."""
     arrays: dict[str, dict[str, npt.NDArray[Any]]] = field(default_factory=dict)
-    """What evaluators left for the report, by file name: write_arrays(output, name, ...)."""
+    """What evaluators wrote for the report, by file name: write_arrays(output, name, ...)."""
     lineage: list[Row] = field(default_factory=list)
     """Rows {what, name, digest, made_from, when, where}, in the order in which things were made."""
     bad_inputs: list[Row] = field(default_factory=list)
@@ -101,4 +105,4 @@ class ReportData:
     """ISO time."""
     versions: dict[str, Any] = field(default_factory=dict)
     command: str = ""
-    """The command line that makes this run again."""
+    """The command line that repeats this run."""

@@ -1,10 +1,11 @@
-"""The report's headline figures, each with what it has to be judged against beside it."""
+"""Headline figures, each beside what it has to be judged against."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from functa.tasks.evaluation.catalogue import SPACES
 from functa.tasks.report.blocks import ReportData
+from functa.tasks.report.summary import shape_of
 from functa.tasks.report.words import number, show
 
 
@@ -20,9 +21,9 @@ class Card:
 
 
 def cards(data: ReportData) -> list[Card]:
-    """The headline figures that were measured."""
+    """Return the headline figures that were measured."""
     metrics = data.metrics
-    found = [_psnr(metrics), _top1(metrics), *_distances(metrics), _bits(data), _rates(metrics)]
+    found = [_latent(data), _psnr(metrics), _top1(metrics), *_distances(metrics), _rates(metrics)]
     return [card for card in found if card is not None]
 
 
@@ -45,7 +46,7 @@ def _top1(metrics: dict[str, Any]) -> Card | None:
 
 
 def _distances(metrics: dict[str, Any]) -> list[Card]:
-    """One card per feature space, and FID where it was measured."""
+    """Return one card per feature space, and FID where it was measured."""
     found = []
     fid = number(metrics, "fid")
     if fid is not None:
@@ -69,11 +70,13 @@ def _distances(metrics: dict[str, Any]) -> list[Card]:
     return found
 
 
-def _bits(data: ReportData) -> Card | None:
-    value = number(data.metrics, "bits_per_dim")
-    if value is None:
+def _latent(data: ReportData) -> Card | None:
+    """The latent's size, and what it takes to store it."""
+    shape, bits = shape_of(data), number(data.metrics, "bits_per_dim")
+    if shape is None and bits is None:
         return None
-    beside = []
+    beside = [] if shape is None else [f"for {shape.values:,} values of an image"]
+    beside += [] if bits is None else [f"{bits:.2f} bits a number as stored"]
     allowed = data.config.get("encode", {})
     for key in ("quantization", "bits"):
         allowed = allowed.get(key) if isinstance(allowed, dict) else None
@@ -81,8 +84,9 @@ def _bits(data: ReportData) -> Card | None:
         beside.append("stored as float32" if allowed == 32 else f"quantised to {allowed} bits")
     rows = number(data.metrics, "rows")
     if rows is not None:
-        beside.append(f"{show(rows, 'count')} rows")
-    return Card("Functaset, bits per latent number", f"{value:.2f}", "bits", tuple(beside))
+        beside.append(f"{show(rows, 'count')} latents")
+    value, unit = ("", "") if shape is None else (shape.latent_words, f"= {shape.numbers:,} numbers")
+    return Card("Latent of an image", value, unit, tuple(beside))
 
 
 def _rates(metrics: dict[str, Any]) -> Card | None:

@@ -15,7 +15,7 @@ PIXEL_ART = 64  # Pictures up to this side are enlarged by repeating pixels, nev
 
 
 def amplification(originals: Pixels, reconstructions: Pixels) -> int:
-    """The factor that errors of these pictures, [n, H, W, C], are shown with: as large as 99 % of them can stand."""
+    """Return the factor for showing errors of pictures [n, H, W, C]: as large as clips no more than 1 % of them."""
     high = float(np.percentile(_difference(originals, reconstructions), 99))
     return next((factor for factor in AMPLIFICATIONS if high * factor <= 255), 1)
 

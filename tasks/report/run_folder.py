@@ -11,22 +11,18 @@ import yaml
 
 from functa.models.config import Config
 from functa.storage.places.address import open_location
-from functa.storage.places.location import Location
 from functa.tasks.evaluation.bench import all_arrays, read_arrays
 from functa.tasks.report.blocks import ReportData
-from functa.tasks.report.files import draw
+from functa.tasks.report.files import page_files
 from functa.tasks.report.page import write_report
+from functa.tasks.report.sections import report_sections
+from functa.tasks.report.summary import title
 
-CURVES = {
-    "meta_train": "checkpoints/field",
-    "train_classifier": "checkpoints/classifier",
-    "train_diffusion": "checkpoints/diffusion",
-    "pixel_classifier": "checkpoints/pixel_classifier",
-}
+TRAININGS = ("meta_train", "train_classifier", "train_diffusion", "pixel_classifier")  # stages that log curves
 
 
 class RunFolder(Config):
-    """What the report is written from; small and JSON."""
+    """Everything that a report is written from; small and JSON."""
 
     root: str
     run: str  # URI of runs/<id>
@@ -38,28 +34,30 @@ class RunFolder(Config):
     bad_inputs: list[dict[str, str]]
     images_digest: str
     created: str
+    command: str = ""  # that repeats the run; of older runs it was not kept
 
     @property
     def report_uri(self) -> str:
-        """The report of this run."""
+        """Return the URI of this run's report."""
         return f"{self.run}/report.html"
 
 
 def write_run(folder: RunFolder) -> ReportData:
-    """Writes everything; the root's copies last, so that a root's report is never of half a run."""
+    """Write everything; the root's copies last, so that a root's report never shows half a run."""
     data = report_data(folder)
     run, root = open_location(folder.run), open_location(folder.root)
+    sections = report_sections(data)
     run.write("run.json", folder.model_dump_json(indent=1).encode())
     run.write("config.yaml", yaml.safe_dump(folder.config, sort_keys=False).encode())
     rows = [row for curve in data.curves.values() for row in curve]
     run.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    for name, content in draw(data).items():
+    for name, content in page_files(sections).items():
         run.write(f"images/{name}", content)
     metrics = _metrics_json(folder)
-    report = write_report(data).encode()
-    for place in (run, root):
-        place.write("metrics.json", metrics)
-        place.write("report.html", report)
+    report = write_report(data, sections).encode()
+    for location in (run, root):
+        location.write("metrics.json", metrics)
+        location.write("report.html", report)
     return data
 
 
@@ -68,24 +66,25 @@ def _metrics_json(folder: RunFolder) -> bytes:
 
 
 def _numbers(value: Any) -> Any:
-    """The figures, null where one is not finite: JSON has no word for it."""
+    """Replace figures that are not finite by null: JSON has no word for them."""
     if isinstance(value, dict):
         return {key: _numbers(below) for key, below in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_folder(run: str) -> RunFolder:
-    """What the report of runs/<id> was written from."""
+    """Read what the report of runs/<id> was written from."""
     return RunFolder.model_validate_json(open_location(run).read("run.json"))
 
 
 def report_data(folder: RunFolder) -> ReportData:
-    """Everything that the report shows, read from where the stages left it."""
+    """Read everything that the report shows from where the stages wrote it."""
     shown = read_arrays(folder.run, "reconstruction")
     sampled = read_arrays(folder.run, "samples")
     labels = sampled.get("labels")
     return ReportData(
-        title=f"Spatial functa: {folder.config['name']}",
+        title=f"Spatial functa: {title(folder.config)}",
+        images_by_split=_images_by_split(folder),
         config=folder.config,
         metrics=folder.metrics,
         curves=_curves(folder),
@@ -104,8 +103,15 @@ def report_data(folder: RunFolder) -> ReportData:
         ],
         created=folder.created,
         versions=folder.metrics.get("versions", {}),
-        command=f"functa run {shlex.quote(folder.run)}/config.yaml --root {shlex.quote(folder.root)}",
+        command=folder.command or f"functa run {shlex.quote(folder.run)}/config.yaml --root {shlex.quote(folder.root)}",
     )
+
+
+def _images_by_split(folder: RunFolder) -> dict[str, int]:
+    """Return how many images each split has: training images are stored with so many augmentations each."""
+    rows = folder.records.get("encode", {}).get("figures", {}).get("info", {}).get("rows_by_split", {})
+    versions = 1 + folder.config["encode"]["augmentation"]["count"]
+    return {split: count // versions if split == "train" else count for split, count in rows.items()}
 
 
 def _names(labels: np.ndarray, classes: list[str]) -> list[str] | None:
@@ -116,17 +122,17 @@ def _names(labels: np.ndarray, classes: list[str]) -> list[str] | None:
 
 def _curves(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
     curves = {}
-    for stage in CURVES:
+    for stage in TRAININGS:
         if stage not in folder.outputs:
             continue
-        place: Location = open_location(folder.outputs[stage])
-        if place.exists("metrics.jsonl"):
-            curves[stage] = [json.loads(line) for line in place.read("metrics.jsonl").decode().splitlines()]
+        location = open_location(folder.outputs[stage])
+        if location.exists("metrics.jsonl"):
+            curves[stage] = [json.loads(line) for line in location.read("metrics.jsonl").decode().splitlines()]
     return curves
 
 
 def lineage(folder: RunFolder) -> list[dict[str, Any]]:
-    """images -> field -> functaset -> models -> metrics, each by the digest of what it is."""
+    """Return images, field, functaset, models and metrics, each with its digest and what it was made from."""
     images = folder.config["images"]
     rows = [{"what": "images", "name": images["source"], "digest": folder.images_digest, "made_from": "", "when": "",
              "where": images["location"] or "scikit-learn"}]  # fmt: skip

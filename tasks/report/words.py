@@ -1,4 +1,4 @@
-"""The figures of metrics.json in words: human name, group, unit, meaning. An unknown key is shown as it stands."""
+"""The figures of metrics.json in words: human name, group, unit, meaning. An unknown key is shown as it is."""
 
 import json
 import math
@@ -29,7 +29,7 @@ class Figure:
     meaning: str
 
 
-COUNTED = {  # what an inner key that is a number counts
+COUNTED = {  # how an inner key that is a number is written
     "psnr_by_step": "step {}", "compression": "{} bits",
     "compression_jpeg": "quality {}", "compression_webp": "quality {}",
 }  # fmt: skip
@@ -40,11 +40,11 @@ PERTURBATIONS = {
     "mae_lowest": "weakest entry",
 }  # fmt: skip
 
-TABLED = {"accuracy_by_class": 20}  # keys with more values than that are left to their section's table
+TABLED = {"accuracy_by_class": 20}  # keys with more values are left to their section's table
 
 
 def figures(metrics: dict[str, Any]) -> list[Figure]:
-    """Every value of metrics.json in words, by group; None, which nobody measured, is left out."""
+    """Return every value of metrics.json in words, by group; None, which nobody measured, is left out."""
     listed = {key: v for key, v in metrics.items() if not isinstance(v, dict) or len(v) <= TABLED.get(key, len(v))}
     found = [figure for key, value in listed.items() for figure in _flatten(key, (), value)]
     order = groups()
@@ -52,7 +52,7 @@ def figures(metrics: dict[str, Any]) -> list[Figure]:
 
 
 def number(metrics: dict[str, Any], key: str, inner: str | None = None) -> float | None:
-    """A finite number of metrics.json, or None where it was not measured."""
+    """Return a finite number of metrics.json, or None where it was not measured."""
     value = metrics.get(key)
     if inner is not None:
         value = value.get(inner) if isinstance(value, dict) else None
@@ -62,7 +62,7 @@ def number(metrics: dict[str, Any], key: str, inner: str | None = None) -> float
 
 
 def show(value: Any, unit: str = "plain") -> str:
-    """A value with its unit, as a person reads it."""
+    """Write a value with its unit, as a person reads it."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or value is None or not isinstance(value, int | float):
@@ -84,8 +84,22 @@ def show(value: Any, unit: str = "plain") -> str:
     return f"{value:.2f} {unit}"
 
 
+def setting(value: Any) -> str:
+    """Write a config value as a person reads it."""
+    return "not set" if value is None or value == "" else show(value, "exact")
+
+
+def flattened(section: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return every value below a section with its dotted key."""
+    found: list[tuple[str, Any]] = []
+    for key, value in section.items():
+        nested = isinstance(value, dict) and value
+        found += flattened(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
+    return found
+
+
 def duration(seconds: float) -> str:
-    """85.2 -> '1 min 25 s'."""
+    """Write seconds in words: 85.2 is '1 min 25 s'."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -97,13 +111,13 @@ def duration(seconds: float) -> str:
 
 
 def short(name: str, length: int) -> str:
-    """A name as chart text: nothing that a font cannot draw, cut to length."""
+    """Write a name as chart text: nothing that a font cannot draw, cut to length."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in name)
     return shown if len(shown) <= length else shown[: length - 1] + "\u2026"
 
 
 def stage_name(stage: str) -> str:
-    """A stage in words."""
+    """Write a stage in words."""
     return STAGE_NAMES.get(stage, stage.replace("_", " "))
 
 

@@ -39,7 +39,7 @@ def test_a_benchmark_prints_a_row_for_every_precision(name: str, precisions: lis
 
 
 def leave_latents(folder: Path, error: float) -> dict:
-    """What the peer leaves for our side, made by our own float32 loop and then spoilt by so much; our side's job."""
+    """Write what the peer leaves for our side, made by our own float32 loop, then spoilt by `error`; return our job."""
     config = SIZES | {"loss": "image", "compiled": False}
     inner = InnerConfig(loss="image", rates="channel")
     field = Field(FieldConfig(**{k: config[k] for k in ("spatial", "channels", "width", "depth", "w0")}), inner, 3)
@@ -53,7 +53,7 @@ def leave_latents(folder: Path, error: float) -> dict:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_latents_other_than_the_peers_are_refused(precision: str, tmp_path: Path) -> None:
-    """By 1e-4 in float32, whatever precision is timed: bf16 alone would let 2e-2 pass."""
+    """The bound is 1e-4 in float32, whatever precision is timed: bf16 alone would let 2e-2 pass."""
     prepare_ours(leave_latents(tmp_path, error=0) | {"precision": precision})
     with pytest.raises(SystemExit, match="differ from the peer's"):
         prepare_ours(leave_latents(tmp_path, error=1e-3) | {"precision": precision})

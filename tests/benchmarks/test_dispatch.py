@@ -1,4 +1,4 @@
-"""What the benchmark of dispatch says: its rates in closed form, and the whole of it on something small."""
+"""The benchmark of dispatch: its rates in closed form, and the whole of it on something small."""
 
 import os
 from pathlib import Path

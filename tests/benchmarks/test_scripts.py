@@ -38,7 +38,7 @@ def test_gpu_pieces_are_measured_once_and_tabled(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_told_of_every_child() -> None:
+def test_memory_is_reported_of_every_child() -> None:
     row = answer("memory", "--resolution", "32", "--batch", "1", "--images", "1,3", "--encode-batch", "2", "--eager")
     assert row["name"] == "memory" and row["config"]["resolution"] == 32
     assert row["peak"].keys() == {"outer:1", "encode:1", "encode:3"}
@@ -107,7 +107,7 @@ def trained(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "root", tmp_path
 
 
-def test_psnr_of_a_trained_field_stands_beside_patch_pca(trained: tuple[Path, Path]) -> None:
+def test_psnr_of_a_trained_field_is_reported_beside_patch_pca(trained: tuple[Path, Path]) -> None:
     row = answer("psnr", *trained)
     assert row["test_images"] == 8
     root, folder = trained

@@ -1,4 +1,4 @@
-"""What is kept of a set's features: moments that merge by addition, a few rows, and what was counted. As .npz files."""
+"""Features of a set as .npz files: moments that merge by addition, a few rows, and counts."""
 
 import io
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class Gathered:
 
 
 def to_bytes(gathered: Gathered) -> bytes:
-    """As an .npz file: of each space count, sum x, the upper triangle of sum x x^T (float64), the kept rows."""
+    """Write an .npz file: of each space count, sum x, the upper triangle of sum x x^T (float64), the kept rows."""
     arrays = {
         "kind": np.array(gathered.kind), "shape": np.array(gathered.shape, np.int64),
         "agreeing": np.array(gathered.agreeing), "weights": np.array(gathered.weights),

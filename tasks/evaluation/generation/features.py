@@ -71,7 +71,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tools:
-    """What a slice's features are computed with."""
+    """The models and data that features are computed with."""
 
     device: torch.device
     images: Images
@@ -85,7 +85,7 @@ class Tools:
 
     @property
     def resolution(self) -> tuple[int, int]:
-        """Of the pictures."""
+        """Return height and width of the pictures."""
         return self.images.resolution, self.images.resolution
 
 
@@ -97,7 +97,7 @@ def part_of(count: int, part: int, parts: int) -> np.ndarray:
 def write_features(job: FeatureJob, progress: Progress = lambda done, total: None) -> str:
     """Computes one slice's features and keeps what is needed of them as one .npz file; returns its URI.
 
-    What stands is kept. Raises StorageError for samples of another shape than the functaset's latents.
+    A file that exists is kept. Raises StorageError for samples of another shape than the functaset's latents.
     """
     place = f"{job.evaluation.output}/features"
     location, key = open_location(place), f"{job.kind}-{job.part:04d}-{job.parts:04d}.npz"
@@ -176,7 +176,7 @@ def _features(tools: Tools, batch: Batch) -> dict[str, Tensor]:
 
 
 def _latent_normalizer(job: EvaluationJob, functaset: Functaset) -> Normalizer:
-    """By the training images' latents, per element. Kept in the run: beside augmentations all latents are read."""
+    """Normalise by the training images' latents, per element; kept in the run, as finding it may read all latents."""
     location, key = open_location(job.output), "features/normalizer.json"
     if location.exists(key):
         return Normalizer.from_state(read_json(location, key, limit=1 << 30))
@@ -251,7 +251,7 @@ def _digests(pictures: np.ndarray) -> np.ndarray:
 
 
 def _agreeing(job: FeatureJob, tools: Tools, images: Tensor, places: np.ndarray) -> int:
-    """How many samples, at these places of the slice, the pixel classifier takes for their label."""
+    """Count the samples, at these rows of the slice, that the pixel classifier takes for their label."""
     if job.labels is None or tools.pixels is None:
         return 0
     guesses = logits_of(tools.pixels, images, BATCH).argmax(1).cpu().numpy()

@@ -1,6 +1,6 @@
 """The Inception network of FID: its weights' file, checked, and its features. Nothing is downloaded.
 
-Free of torch until the network is loaded, so that a missing file is told before any work.
+Free of torch until the network is loaded, so that a missing file is reported before any work.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-STANDARD = "6726825d"  # begins the file's sha256, and ends its name: the convention of PyTorch's hub
+OFFICIAL = "6726825d"  # begins the file's sha256, and ends its name: the convention of PyTorch's hub
 
-FILE = f"weights-inception-2015-12-05-{STANDARD}.pth"
+FILE = f"weights-inception-2015-12-05-{OFFICIAL}.pth"
 
 DIMENSIONS = 2048
 
@@ -49,25 +49,25 @@ def weights_digest(fid: FidConfig) -> str:
     if not is_standard(digest) and not fid.any_weights:
         raise StorageError(
             f"evaluation.fid.weights {fid.weights}: sha256 {digest[:16]}... is not that of {FILE}, which begins with "
-            f"{STANDARD}; give that file, or evaluation.fid.any_weights=true for a distance that is not FID"
+            f"{OFFICIAL}; give that file, or evaluation.fid.any_weights=true for a distance that is not FID"
         )
     return digest
 
 
 def is_standard(digest: str) -> bool:
     """Whether a file of this sha256 is the one that the literature's FID uses."""
-    return digest.startswith(STANDARD)
+    return digest.startswith(OFFICIAL)
 
 
 def check_counts(fid: FidConfig, samples: int, reference: int) -> None:
     """Raises StorageError where there are too few images for FID, unless few are asked for."""
     if fid.few or min(samples, reference) >= fid.min_samples:
         return
-    mend = "give evaluation.samples more" if samples < reference else "the set has no more training images"
+    fix = "give evaluation.samples more" if samples < reference else "the set has no more training images"
     rank = f"; fewer than {DIMENSIONS + 1} leave the covariance of {DIMENSIONS} features without full rank"
     raise StorageError(
         f"evaluation.fid: {samples} samples and {reference} reference images are too few for FID, which takes "
-        f"{fid.min_samples} of each{rank if min(samples, reference) <= DIMENSIONS else ''}; {mend}, "
+        f"{fid.min_samples} of each{rank if min(samples, reference) <= DIMENSIONS else ''}; {fix}, "
         "or give evaluation.fid.few=true for a distance that is not called FID, or evaluation.fid.weights=null"
     )
 
@@ -119,7 +119,7 @@ def _network(fid: FidConfig) -> Any:
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """The library unpickles whatever the file says; inside, torch takes tensors alone and runs nothing."""
+    """The library unpickles whatever the file holds; inside, torch takes tensors alone and runs nothing."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     with _LOADING:
         before = os.environ.get(name)

@@ -3,7 +3,7 @@
 Neighbours are looked for in pixel space, as in the paper (Fig. 5, Table 7). The verdict is not: a sample that repeats
 a training image repeats its *reconstruction*, and the error of that hides how close it is. So the nearest images found
 in pixel space are compared once more as reconstructions, and test images' reconstructions, which nobody trained on,
-say how near an unseen image comes.
+show how near an unseen image comes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -72,7 +72,7 @@ class References:
         return self.images(numbers).flatten(1)
 
     def reconstructions(self, numbers: Tensor) -> Tensor:
-        """What the field makes of their latents, [b, D]; numbers ascend."""
+        """Decode their latents, [b, D]; numbers ascend."""
         return self.bench.decode(self.latents.read(self.places[numbers.numpy()])).flatten(1)
 
     def thumbnails(self) -> Iterator[Tensor]:
@@ -140,13 +140,13 @@ def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
 
 
 def _repeating(found: Nearest, count: int) -> Tensor | None:
-    """Which of the first `count`, the samples, repeat a training image; None where the others, unseen, cannot tell."""
+    """Find which of the first `count`, the samples, repeat a training image; None where the unseen give no bound."""
     samples, unseen = found.distances[:count], found.distances[count:]
     return repeats(samples, unseen) if can_tell(unseen) else None
 
 
 def _references(bench: Bench) -> References:
-    """Training images that are encoded and still there as they were. Raises StorageError where fewer than two are."""
+    """Find training images that are encoded and unchanged. Raises StorageError where there are fewer than two."""
     latents, split = PlainRows(bench.functaset, "train"), bench.training.split
     pictures, today = ({key: row for row, key in enumerate(keys)} for keys in (bench.training.keys, split.keys))
     rows: list[int] = []
@@ -172,14 +172,14 @@ def _references(bench: Bench) -> References:
 
 
 def _changed(shard: Shard, table: ShardRows, rows: list[int], split: ImageSplit, today: Mapping[str, int]) -> set[int]:
-    """Those of a shard's rows whose images have other bytes than those that were encoded; `today`: row by key."""
+    """Return the rows of a shard whose images have other bytes than were encoded; `today`: row by key."""
     parts = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))  # images are read for it
     place, plan, receipt = shard.location, shard.plan, shard.receipt
     return {row for part in parts for row in changed_rows(place, plan, receipt, table, part, split, today)}
 
 
 def _unseen(bench: Bench, config: MemorizationConfig) -> Tensor:
-    """Latents of test images: no model has seen them."""
+    """Read latents of test images: no model has seen them."""
     latents = PlainRows(bench.functaset, "test")
     return latents.read(spread(len(latents), config.null_images))
 
@@ -188,7 +188,7 @@ Table = dict[str, np.ndarray]
 
 
 def _distinct_table(rows: Tensor, labels: Tensor, training: Tensor, conditional: bool) -> Table:
-    """Table 7: label (-1: all of these classes together), images, draws, distinct, expected, sd.
+    """Make Table 7: label (-1: all of these classes together), images, draws, distinct, expected, sd.
 
     rows int64 [m], the nearest training image of each draw; labels [m], the draws' classes; training [N], the images'.
     Classes without draws or without images are left out, of -1 too: nothing can be expected of them. Draws are even
@@ -212,7 +212,7 @@ def _distinct_table(rows: Tensor, labels: Tensor, training: Tensor, conditional:
 
 
 def _distinct_figures(table: Table) -> dict[str, Any]:
-    """By class number, and "all"."""
+    """Return the table's figures by class number, and for "all"."""
     kept = [i for i, label in enumerate(table["label"]) if label < 0 or len(table["label"]) <= CLASSES + 1]
     names = ["all" if table["label"][i] < 0 else str(int(table["label"][i])) for i in kept]
     return {
@@ -233,7 +233,7 @@ def _write(
     repeating: Tensor | None,
     table: Table,
 ) -> None:
-    """Samples spread over all, without any choice, beside their nearest; how isolated samples and unseen images are."""
+    """Write samples, not chosen, beside their nearest, and how isolated samples and unseen images are."""
     shown = torch.from_numpy(spread(len(labels), config.shown))
     marked = torch.zeros(len(labels), dtype=torch.bool) if repeating is None else repeating
     nearest = [as_uint8(references.images(near.rows[shown, k])) for k in range(near.rows.shape[1])]
@@ -247,7 +247,6 @@ def _write(
         labels=labels[shown].numpy(),
         neighbour_labels=references.labels[near.rows[shown]].numpy().T,
         repeating=marked[shown].numpy(),
-        told=np.array(repeating is not None),
         same=same_images(rebuilt.distances[len(labels) :]).numpy(),  # [m] of the unseen images
         isolation=ratios[: len(labels)][spread(len(labels), KEPT_RATIOS)],
         isolation_unseen=ratios[len(labels) :],

@@ -1,4 +1,4 @@
-"""Several runs side by side: their figures, their training curves, the config keys in which they differ."""
+"""Compare several runs: their figures, their training curves, the config keys in which they differ."""
 
 import json
 from dataclasses import dataclass
@@ -8,17 +8,20 @@ from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import output_location, read_record
-from functa.tasks.report.words import Figure, figures
+from functa.tasks.evaluation.catalogue import described, groups
+from functa.tasks.evaluation.gate import measured
+from functa.tasks.report.words import Figure, figures, flattened
 
 Row = dict[str, Any]
 
-# Stage -> what it left in the root, with its curve.
-TRAININGS = ("meta_train", "train_classifier", "train_diffusion")
+TRAININGS = ("meta_train", "train_classifier", "train_diffusion")  # stages that log curves
+
+HEADLINE = ("psnr_test", "top1_test", "fid", "fd", "bits_per_dim", "memorized_share")  # in this order
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run: as it is called, where it is, what it measured, how its trainings went, what it was made of."""
+    """One run: its name, root and date, its figures, config and training curves."""
 
     name: str
     root: str
@@ -36,16 +39,36 @@ class Line:
     group: str
     name: str
     shown: tuple[str | None, ...]
+    values: tuple[float | None, ...]
+    better: str
+    """Which end is better: higher, lower, or "" where neither is."""
 
     @property
     def differs(self) -> bool:
-        """Whether the runs show different values."""
+        """Return whether the runs show different values."""
         return len(set(self.shown)) > 1
+
+    @property
+    def headline(self) -> bool:
+        """Return whether this is one of the figures that a reader looks for first."""
+        return self.key.partition(".")[0] in HEADLINE
+
+    @property
+    def best(self) -> tuple[int, ...]:
+        """Return the numbers of the runs that are best at it; none where no end is better or all are equal."""
+        known = [value for value in self.values if value is not None]
+        if not self.better or not self.differs or len(known) < 2:
+            return ()
+        best = max(known) if self.better == "higher" else min(known)
+        return tuple(index for index, value in enumerate(self.values) if value == best)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs; `settings` are the config keys that differ, with each run's value (None: it has no such key)."""
+    """Several runs, the headline figures first.
+
+    `settings` are the config keys that differ, with each run's value (None: it has no such key).
+    """
 
     runs: tuple[ComparedRun, ...]
     lines: tuple[Line, ...]
@@ -62,29 +85,29 @@ class Comparison:
         }
 
 
-def read_runs(places: list[str]) -> tuple[ComparedRun, ...]:
-    """Each a root, or the folder runs/<id> of one. Raises StorageError for a place that holds no run's metrics."""
-    found = [_read(open_location(place), place) for place in places]
+def read_runs(addresses: list[str]) -> tuple[ComparedRun, ...]:
+    """Read runs, each from a root or its folder runs/<id>. Raises StorageError where there are no metrics."""
+    found = [_read(open_location(location), location) for location in addresses]
     for key in (lambda run: run.name, lambda run: run.root.rstrip("/").rpartition("/")[2]):
         names = [key(run) for run in found]
         if len(set(names)) == len(names):
             break
     else:
-        names = [f"{number}: {place}" for number, place in enumerate(places, 1)]
+        names = [f"{number}: {location}" for number, location in enumerate(addresses, 1)]
     return tuple(
         ComparedRun(name, run.root, run.created, run.metrics, run.config, run.curves) for name, run in zip(names, found)
     )
 
 
-def _read(place: Location, given: str) -> ComparedRun:
-    if not place.exists("metrics.json"):
+def _read(location: Location, given: str) -> ComparedRun:
+    if not location.exists("metrics.json"):
         raise StorageError(
             f"{given}: has no metrics.json, so no run was measured there; name a run's root, or run `functa evaluate` "
             "with it as --root first"
         )
     try:
-        metrics = json.loads(place.read("metrics.json"))
-        about = json.loads(_described(place).read("run.json"))
+        metrics = json.loads(location.read("metrics.json"))
+        about = json.loads(_described(location).read("run.json"))
         config, created = dict(about["config"]), str(about["created"])
         if not isinstance(metrics, dict):
             raise ValueError("metrics.json is no object")
@@ -93,55 +116,54 @@ def _read(place: Location, given: str) -> ComparedRun:
             f"{given}: its metrics.json or run.json cannot be read ({error}); run evaluate again"
         ) from None
     name = str(config.get("name", given))
-    return ComparedRun(name, place.uri, created, metrics, config, _curves(place, about.get("outputs", {})))
+    return ComparedRun(name, location.uri, created, metrics, config, _curves(location, about.get("outputs", {})))
 
 
-def _described(place: Location) -> Location:
-    """The folder that holds run.json: the place itself, or that of the root's latest run."""
-    if place.exists("run.json"):
-        return place
-    record = read_record(place, "evaluate")
+def _described(location: Location) -> Location:
+    """Return the folder that holds run.json: the location itself, or that of the root's latest run."""
+    if location.exists("run.json"):
+        return location
+    record = read_record(location, "evaluate")
     if record is None:
         raise ValueError("no record of an evaluation")
-    return output_location(record, place)
+    return output_location(record, location)
 
 
-def _curves(place: Location, outputs: dict[str, str]) -> dict[str, list[Row]]:
-    """By stage. A root's own records are asked first: it may have been moved since its run was described."""
+def _curves(location: Location, outputs: dict[str, str]) -> dict[str, list[Row]]:
+    """Read curves by stage. A root's own records come first: it may have been moved since its run was described."""
     curves = {}
     for stage in TRAININGS:
-        record = read_record(place, stage)
+        record = read_record(location, stage)
         if record is None and stage not in outputs:
             continue
-        output = open_location(outputs[stage]) if record is None else output_location(record, place)
+        output = open_location(outputs[stage]) if record is None else output_location(record, location)
         if output.exists("metrics.jsonl"):
             curves[stage] = [json.loads(line) for line in output.read("metrics.jsonl").decode().splitlines()]
     return curves
 
 
 def compare_runs(runs: tuple[ComparedRun, ...]) -> Comparison:
-    """Lines in the order of metrics.json, by group."""
+    """Compare the figures, headline first, then those that differ, by group; and the configs."""
     shown: list[dict[str, Figure]] = [{figure.key: figure for figure in figures(run.metrics)} for run in runs]
-    known = {key: figure for each in shown for key, figure in each.items()}
-    groups = list(dict.fromkeys(figure.group for figure in known.values()))
     lines = [
-        Line(key, figure.group, figure.name, tuple(each[key].value if key in each else None for each in shown))
-        for key, figure in known.items()
-    ]
+        Line(
+            key, figure.group, figure.name, tuple(each[key].value if key in each else None for each in shown),
+            tuple(measured(run.metrics, key) for run in runs), described(key.partition(".")[0]).better,
+        )
+        for key, figure in {key: figure for each in shown for key, figure in each.items()}.items()
+    ]  # fmt: skip
     configs = [dict(flattened(run.config)) for run in runs]
-    keys = dict.fromkeys(key for each in configs for key in each if key.partition(".")[0] not in ("name", "provenance"))
+    left_out = ("name", "provenance", "paper")
+    keys = dict.fromkeys(key for each in configs for key in each if key.partition(".")[0] not in left_out)
     settings = {key: tuple(each.get(key) for each in configs) for key in keys}
     return Comparison(
         runs,
-        tuple(sorted(lines, key=lambda line: groups.index(line.group))),
+        tuple(sorted(lines, key=_rank)),  # stable: the file's order within a group
         {key: values for key, values in settings.items() if any(value != values[0] for value in values)},
     )
 
 
-def flattened(section: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Every value below a section, by its dotted key."""
-    found: list[tuple[str, Any]] = []
-    for key, value in section.items():
-        nested = isinstance(value, dict) and value
-        found += flattened(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return found
+def _rank(line: Line) -> tuple[int, int, int]:
+    first = line.key.partition(".")[0]
+    order = HEADLINE.index(first) if line.headline else len(HEADLINE)
+    return order, not line.differs, groups().index(line.group)

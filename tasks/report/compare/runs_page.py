@@ -1,51 +1,39 @@
-"""The report of `functa compare`: figures side by side, curves over each other, config keys that differ."""
+"""The page of `functa compare`: what differs, headline first, and curves over each other."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from functa.storage.errors import StorageError
 from functa.tasks.report.blocks import Block, Drawing, Row, Section, Table
-from functa.tasks.report.charts import (
-    MAX_POINTS,
-    PANELS,
-    SMOOTHED_FROM,
-    STYLE,
-    log_scale,
-    logged,
-    new_figure,
-    running_mean,
-    to_svg,
-)
-from functa.tasks.report.compare.runs import Comparison
+from functa.tasks.report.charts import MAX_POINTS, STYLE, log_scale, new_figure, running_mean, step_axis, to_svg
+from functa.tasks.report.compare.runs import Comparison, Line
 from functa.tasks.report.compare.sweep_page import LINES
-from functa.tasks.report.page import write_page
-from functa.tasks.report.words import short, show, stage_name
+from functa.tasks.report.page import Page, write_page
+from functa.tasks.report.sections.training import PANELS, SMOOTHED_FROM, logged
+from functa.tasks.report.words import setting, short, stage_name
 
-DIFFERS, ABSENT = "\u2260", "\u2013"
+BEST, ABSENT = "\u2605", "\u2013"
 
 
 def write_comparison(comparison: Comparison, out: Path, command: str = "") -> None:
-    """Writes the page. Raises StorageError where it cannot be written."""
-    page = write_page("Comparison: " + " and ".join(run.name for run in comparison.runs), sections(comparison), command)
+    """Write the page. Raises StorageError where it cannot be written."""
+    title = "Comparison: " + " and ".join(run.name for run in comparison.runs)
+    page = write_page(Page(title, command), sections(comparison))
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise StorageError(
-            f"--out {out}: cannot be written ({error.strerror}); name a file in a folder that stands"
+            f"--out {out}: cannot be written ({error.strerror}); name a file in a folder that exists"
         ) from None
 
 
 def sections(comparison: Comparison) -> list[Section]:
-    """Runs, figures, training, config."""
+    """Return headline figures, settings and other figures that differ, training curves, where the runs are."""
     runs = comparison.runs
-    where = tuple((run.name, run.created, run.root) for run in runs)
-    found = [Section("runs", "Runs", "", (Table("runs", "Where they are", ("run", "measured", "root"), where),))]
-    found.append(Section("figures", "Figures", f"{DIFFERS} marks what differs.", tuple(_figures(comparison))))
+    found = [_differences(comparison)]
     curves = list[Block]()
     for stage in dict.fromkeys(stage for run in runs for stage in run.curves):
         svg = overlaid({run.name: run.curves[stage] for run in runs if stage in run.curves})
@@ -53,38 +41,42 @@ def sections(comparison: Comparison) -> list[Section]:
             curves.append(Drawing(f"compare_{stage}", stage_name(stage), svg))
     if curves:
         found.append(Section("training", "Training", "", tuple(curves)))
-    return [*found, _config(comparison)]
+    where = tuple((run.name, run.created, run.root) for run in runs)
+    return [*found, Section("runs", "Runs", "", (Table("runs", "Where they are", ("run", "measured", "root"), where),))]
 
 
-def _figures(comparison: Comparison) -> list[Table]:
-    names = tuple(run.name for run in comparison.runs)
-    tables = []
-    for group in dict.fromkeys(line.group for line in comparison.lines):
-        rows = tuple(
-            (DIFFERS if line.differs else "", line.name, *(ABSENT if value is None else value for value in line.shown))
-            for line in comparison.lines
-            if line.group == group
-        )
-        tables.append(Table(f"compare_{group.lower()}", group, ("", "figure", *names), rows))
-    return tables
+def _differences(comparison: Comparison) -> Section:
+    """Headline figures, settings that differ, other figures that differ by group; equal ones are folded."""
+    differing = [line for line in comparison.lines if line.differs and not line.headline]
+    equal = [line for line in comparison.lines if not line.differs and not line.headline]
+    headline = [line for line in comparison.lines if line.headline]
+    tables = [_table(comparison, "compare_headline", "Headline figures", headline), _settings(comparison)]
+    for group in dict.fromkeys(line.group for line in differing):
+        lines = [line for line in differing if line.group == group]
+        tables.append(_table(comparison, f"compare_{group.lower()}", group, lines))
+    tables.append(_table(comparison, "compare_equal", f"Equal in all runs: {len(equal)} figures", equal, folded=True))
+    about = f"{BEST} marks the best value, where one end is better. Below the headline only what differs is shown."
+    return Section("figures", "What differs", about, tuple(table for table in tables if table.rows or table.note))
 
 
-def _config(comparison: Comparison) -> Section:
-    names = tuple(run.name for run in comparison.runs)
+def _table(comparison: Comparison, name: str, title: str, lines: Sequence[Line], folded: bool = False) -> Table:
+    rows = tuple((line.name, *(_cell(line, index) for index in range(len(comparison.runs)))) for line in lines)
+    return Table(name, title, ("figure", *(run.name for run in comparison.runs)), rows, folded=folded)
+
+
+def _cell(line: Line, index: int) -> str:
+    value = line.shown[index]
+    return ABSENT if value is None else f"{value} {BEST}" if index in line.best else value
+
+
+def _settings(comparison: Comparison) -> Table:
     rows = tuple((key, *map(setting, values)) for key, values in comparison.settings.items())
-    about = "" if rows else "No key differs."
-    return Section(
-        "config", "Config", about, (Table("config", "Keys that differ", ("key", *names), rows),) if rows else ()
-    )
-
-
-def setting(value: Any) -> str:
-    """A config value as a person reads it."""
-    return "not set" if value is None or value == "" else show(value, "exact")
+    names = tuple(run.name for run in comparison.runs)
+    return Table("config", "Config keys that differ", ("key", *names), rows, "" if rows else "No config key differs.")
 
 
 def overlaid(curves: Mapping[str, Sequence[Row]]) -> bytes | None:
-    """SVG of a stage's curves, by the runs' names: loss, PSNR and accuracy; None where nothing was logged."""
+    """Draw a stage's curves, by the runs' names: loss, PSNR and accuracy; None where nothing was logged."""
     panels = []
     for title, words in PANELS:
         by_run = {name: logged(rows, words) for name, rows in curves.items()}
@@ -92,7 +84,7 @@ def overlaid(curves: Mapping[str, Sequence[Row]]) -> bytes | None:
             panels.append((title, key, {name: series[key] for name, series in by_run.items() if key in series}))
     if not panels:
         return None
-    styles = dict(zip(curves, (LINES[place % len(LINES)] for place in range(len(curves)))))
+    styles = dict(zip(curves, (LINES[index % len(LINES)] for index in range(len(curves)))))
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(len(panels))
         for axis, (title, key, lines) in zip(axes, panels, strict=True):
@@ -106,8 +98,7 @@ def overlaid(curves: Mapping[str, Sequence[Row]]) -> bytes | None:
                     markevery=max(1, len(steps[::every]) // 8), linewidth=1.6, label=short(name, 40),
                 )  # fmt: skip
             axis.set_title(short(f"{title} ({key})" if key not in title else title, 48))
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+            step_axis(axis)
             if title == "loss" and all((values > 0).all() for _, values in lines.values()):
                 log_scale(axis, np.concatenate([values for _, values in lines.values()]))
         axes[-1].set_xlabel("step")

@@ -1,4 +1,4 @@
-"""What came out of a sweep: members' figures, mean and sd of each setting, and on which images they were measured."""
+"""Results of a sweep: members' figures, mean and sd of each setting, and on which images they were measured."""
 
 import difflib
 import math
@@ -57,7 +57,7 @@ class Sweep:
 
     @property
     def settings(self) -> list[Setting]:
-        """In the order of the members."""
+        """Return the settings in the order of the members."""
         groups: dict[tuple[str, ...], list[SweepMember]] = {}
         for member in self.members:
             groups.setdefault(member.values, []).append(member)
@@ -65,7 +65,7 @@ class Sweep:
 
 
 def summarise(members: list[SweepMember], metrics: tuple[str, ...]) -> dict[str, Summary]:
-    """Mean and sd of each metric over the members that have it."""
+    """Return mean and sd of each metric over the members that have it."""
     found = {}
     for metric in metrics:
         values = [value for member in members if (value := measured(member.metrics, metric)) is not None]
@@ -76,7 +76,7 @@ def summarise(members: list[SweepMember], metrics: tuple[str, ...]) -> dict[str,
 
 
 def names_of(metrics: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of every number in metrics.json."""
+    """Return the dotted names of every number in metrics.json."""
     names: list[str] = []
     for key, value in metrics.items():
         if isinstance(value, dict):
@@ -87,7 +87,7 @@ def names_of(metrics: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def unknown_metric(metric: str) -> str:
-    """What is wrong with a name that is no figure's in any run, with near names; "" where some run may measure it."""
+    """Explain what is wrong with a name that no run measures, with near names; "" where some run may measure it."""
     first, dot, below = metric.partition(".")
     known = catalogue()
     if first in known and (first not in BY_SPACE or not dot or below in SPACES):
@@ -101,7 +101,7 @@ def unknown_metric(metric: str) -> str:
 
 
 def unmeasured(metric: str, metrics: Sequence[dict[str, Any]]) -> str:
-    """What is wrong with a metric that no metrics.json of several has, with near names; "" where one has it."""
+    """Explain what is wrong with a metric that no run measured, with near names; "" where one did."""
     known = list(dict.fromkeys(name for each in metrics for name in names_of(each)))
     if metric in known:
         return ""
@@ -117,16 +117,16 @@ def _meant(near: list[str], known: list[str]) -> str:
 
 
 def splits(sweep: Sweep) -> dict[str, str]:
-    """Of each metric: on which images it was measured, as told by a member that has it."""
-    told = {}
+    """Return for each metric on which images it was measured, according to a member that has it."""
+    found = {}
     for metric in sweep.metrics:
         having = (each.metrics for each in sweep.members if measured(each.metrics, metric) is not None)
-        told[metric] = split_of(metric, next(having, {}))
-    return told
+        found[metric] = split_of(metric, next(having, {}))
+    return found
 
 
 def split_of(metric: str, metrics: dict[str, Any]) -> str:
-    """On which images a metric was measured, and what a choice made by it is then made on; a sentence."""
+    """Write on which images a metric was measured, and on which a choice made by it is then made."""
     parts = metric.split(".")
     measured_on = described(parts[0]).split
     if measured_on == "samples":
@@ -139,11 +139,11 @@ def split_of(metric: str, metrics: dict[str, Any]) -> str:
         return f"{metric} is of the training split: a setting chosen by it is not chosen on test images."
     if measured_on == "test":
         return f"{metric} is of the test split: a setting chosen by it is chosen on test."
-    return f"{metric}: the run does not tell of which split it is, nor then what a choice by it is made on."
+    return f"{metric}: it is not known on which split it was measured, nor on which a choice by it is made."
 
 
 def best(settings: list[Setting], metric: str) -> Setting | None:
-    """The setting of best mean; None where it is not known which end is better, or all are equal."""
+    """Return the setting of best mean; None where it is not known which end is better, or all are equal."""
     better = described(metric.partition(".")[0]).better
     having = [each for each in settings if metric in each.summaries and math.isfinite(each.summaries[metric].mean)]
     if not better or len({each.summaries[metric].mean for each in having}) < 2:

@@ -1,4 +1,4 @@
-"""The report of a sweep: metrics over its keys, what a choice would be made on, samples side by side, every member."""
+"""The report of a sweep: metrics over its keys, on which images they were measured, samples, members."""
 
 import csv
 import io
@@ -14,7 +14,8 @@ from functa.storage.places.location import Location
 from functa.tasks.report.blocks import Block, Drawing, Pictures, Section, Sheet, Table
 from functa.tasks.report.charts import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, new_figure, to_svg
 from functa.tasks.report.compare.sweep import Setting, Summary, Sweep, best, splits
-from functa.tasks.report.page import page_files, write_page
+from functa.tasks.report.files import page_files
+from functa.tasks.report.page import Page, write_page
 from functa.tasks.report.words import short
 
 MAX_SHOWN = 12  # settings whose samples are shown
@@ -26,28 +27,29 @@ Number = Callable[[str], float | None]
 Samples = Callable[[str], dict[str, Any]]  # URI of a run's folder -> arrays samples, labels
 
 
-def write_sweep(sweep: Sweep, place: Location, number: Number, samples: Samples) -> None:
-    """sweep.csv, images/ and report.html below the sweep's root; charts of metrics asked for earlier are removed."""
+def write_sweep(sweep: Sweep, location: Location, number: Number, samples: Samples) -> None:
+    """Write sweep.csv, images/ and report.html into the sweep's root; remove charts of metrics asked for earlier."""
     sections = sweep_sections(sweep, number, samples)
-    place.write("sweep.csv", as_csv(*table(sweep)))
+    location.write("sweep.csv", as_csv(*table(sweep)))
     files = {f"images/{name}": content for name, content in page_files(sections).items()}
     for name, content in files.items():
-        place.write(name, content)
-    for name in place.list("images/sweep_"):
+        location.write(name, content)
+    for name in location.list("images/sweep_"):
         if name not in files:
-            place.delete(name)
-    page = write_page(f"Sweep: {sweep.preset} by {' and '.join(sweep.axes)}", sections, sweep.command, sweep.created)
-    place.write("report.html", page.encode())
+            location.delete(name)
+    title = f"Sweep: {sweep.preset} by {' and '.join(sweep.axes)}"
+    page = write_page(Page(title, sweep.command, sweep.created), sections)
+    location.write("report.html", page.encode())
 
 
 def sweep_sections(sweep: Sweep, number: Number, samples: Samples) -> list[Section]:
-    """Results, samples where there are some, members."""
+    """Return results, samples where there are some, members."""
     found = [_results(sweep, number), _samples(sweep, samples), _members(sweep)]
     return [section for section in found if section is not None]
 
 
 def table(sweep: Sweep) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """(columns, rows): a row for every setting, mean and sd over its seeds of every metric; None: not measured."""
+    """Return columns and rows: for every setting the mean and sd over its seeds of every metric; None: not measured."""
     seeds = any(len(setting.members) > 1 for setting in sweep.settings)
     per_metric = [name for metric in sweep.metrics for name in ([metric, f"{metric} sd"] if seeds else [metric])]
     rows = []
@@ -62,7 +64,7 @@ def table(sweep: Sweep) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
 
 
 def _counted(sweep: Sweep, setting: Setting) -> int | str:
-    """Of how many seeds the figures are: 3; "2 of 3" where one has none; by metric where these differ."""
+    """Count the seeds behind the figures: 3; "2 of 3" where one has none; by metric where these differ."""
     count, found = len(setting.members), {metric: _measured(setting, metric) for metric in sweep.metrics}
     if all(each == count for each in found.values()):
         return count
@@ -76,7 +78,7 @@ def _measured(setting: Setting, metric: str) -> int:
 
 
 def as_csv(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> bytes:
-    """RFC 4180; numbers in full, what was not measured empty."""
+    """Write RFC 4180 CSV; numbers in full, what was not measured empty."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue().encode()
@@ -100,7 +102,7 @@ def _results(sweep: Sweep, number: Number) -> Section:
 
 
 def _best(sweep: Sweep, metric: str) -> str:
-    """The best setting in words, and what of it or beside it is missing."""
+    """Describe the best setting, and what is missing of it or beside it."""
     settings = sweep.settings
     found = best(settings, metric)
     if found is None:
@@ -115,7 +117,7 @@ def _best(sweep: Sweep, metric: str) -> str:
 
 
 def named(sweep: Sweep, setting: Setting) -> str:
-    """A setting in words: "guidance 3 with timestep_ratio 1"."""
+    """Describe a setting: "guidance 3 with timestep_ratio 1"."""
     short = (", ".join(key.rpartition(".")[2] for key in axis.split(", ")) for axis in sweep.axes)
     return " with ".join(f"{key} {value}" for key, value in zip(short, setting.values))
 
@@ -127,7 +129,7 @@ def _rounded(cell: Any) -> Any:
 
 
 def _samples(sweep: Sweep, samples: Samples) -> Section | None:
-    """A row of samples for each setting, of its first seed: sample i of every row was drawn from the same noise."""
+    """Show samples of each setting's first seed: sample i of every row was drawn from the same noise."""
     rows: list[Pictures] = []
     for setting in sweep.settings[:MAX_SHOWN]:
         member = next((each for each in setting.members if each.run), None)
@@ -147,7 +149,7 @@ def _samples(sweep: Sweep, samples: Samples) -> Section | None:
 
 
 def _steps(rows: int, count: int) -> Any:
-    """`count` of so many rows, the first and the last among them."""
+    """Choose `count` of so many rows, the first and the last among them."""
     return np.linspace(0, rows - 1, count).round().astype(int)
 
 
@@ -170,7 +172,7 @@ Number = Callable[[str], float | None]
 
 
 def over_axes(settings: Sequence[Setting], axes: tuple[str, ...], metric: str, number: Number) -> bytes | None:
-    """SVG of the metric over one or two axes, or a panel of dots for each of more; None without two values.
+    """Draw the metric over one or two axes, or a panel of dots for each of more; None without two values.
 
     number: a value's number, or None where it is a word.
     """
@@ -219,7 +221,7 @@ def _line(
 
 
 class _Ticks:
-    """Where values stand on an axis: numbers at their place, on a log scale where they span much; words in turn."""
+    """Positions of values on an axis: numbers by size, on a log scale where they span much; words in turn."""
 
     def __init__(self, values: Sequence[str], number: Number) -> None:
         self.values = list(dict.fromkeys(values))
@@ -237,7 +239,7 @@ class _Ticks:
 
 
 def _horizontal(settings: Sequence[Setting], axes: int, number: Number) -> int:
-    """Of two axes: a numeric one, that of more values; the other is told by lines."""
+    """Choose the horizontal one of two axes: a numeric one, that of more values; the other becomes lines."""
     if axes == 1:
         return 0
     found = [_Ticks([each.values[place] for each in settings], number) for place in (0, 1)]

@@ -1,12 +1,12 @@
-"""One file per section of the report: what an evaluator left in the run, as blocks to show. In reading order."""
+"""One file per section of the report, its charts included."""
 
 from functa.tasks.evaluation import evaluators
 from functa.tasks.report.blocks import ReportData, Section
-from functa.tasks.report.sections import gate
+from functa.tasks.report.sections import config, figures, gate, provenance, training
 
 
-def sections(data: ReportData) -> list[Section]:
-    """Return the sections that this run has something for."""
-    first = gate.section(data)
-    drawn = [section for evaluator in evaluators.EVALUATORS for section in evaluator.draw(data)]
-    return [*([] if first is None else [first]), *drawn]
+def report_sections(data: ReportData) -> list[Section]:
+    """Return the sections that this run has something for, in reading order."""
+    measured = [section for evaluator in evaluators.EVALUATORS for section in evaluator.draw(data)]
+    kept = [make(data) for make in (training.section, figures.section, provenance.section, config.section)]
+    return [section for section in (gate.section(data), *measured, *kept) if section is not None]

@@ -1,4 +1,4 @@
-"""How the classifier does, class by class: what it takes for what, and whether its confidence can be believed."""
+"""Classification: accuracy class by class, what is taken for what, and how far confidence can be trusted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def section(data: ReportData) -> Section | None:
-    """Confusion matrix (of many classes its worst pairs), reliability diagram, and a table of the classes."""
+    """Show the confusion matrix (of many classes its worst pairs), the reliability diagram, a table of classes."""
     found = data.arrays.get("classification", {})
     confusion = found.get("confusion")
     if confusion is None or confusion.ndim != 2 or not confusion.size:
@@ -51,11 +51,11 @@ def _matrix(confusion: Counts, names: list[str]) -> Block:
 def _pairs(confusion: Counts, names: list[str]) -> list[tuple[Any, ...]]:
     wrong = confusion * ~np.eye(len(confusion), dtype=bool)
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    places = [(int(place) // len(names), int(place) % len(names)) for place in order]
+    pairs = [(int(index) // len(names), int(index) % len(names)) for index in order]
     images = confusion.sum(1)
     return [
         (names[row], names[column], int(wrong[row, column]), show(wrong[row, column] / images[row], "share"))
-        for row, column in places
+        for row, column in pairs
         if wrong[row, column]
     ]
 
@@ -65,12 +65,13 @@ def _reliability(data: ReportData, found: dict[str, npt.NDArray[Any]]) -> Drawin
         return None
     svg = reliability(found["bin_count"], found["bin_confidence"], found["bin_accuracy"])
     error = number(data.metrics, "ece")
-    note = "" if error is None else f"Expected calibration error {show(error, 'share')}."
+    note = "On the dashed line the classifier is right as often as it is sure."
+    note += "" if error is None else f" Expected calibration error {show(error, 'share')}."
     return None if svg is None else Drawing("reliability", "Confidence and accuracy", svg, note)
 
 
 def _classes(confusion: Counts, names: list[str]) -> Table:
-    """Worst classes first; those without images last."""
+    """List the worst classes first, those without images last."""
     images = confusion.sum(1)
     right = np.diag(confusion)
     accuracy = np.where(images > 0, right / np.maximum(images, 1), 2.0)
@@ -86,8 +87,8 @@ def _class_row(k: int, confusion: Counts, names: list[str]) -> tuple[Any, ...]:
     wrong = confusion[k].copy()
     wrong[k] = 0
     worst = int(wrong.argmax())
-    said = f"{names[worst]} ({show(wrong[worst] / images, 'share')})" if wrong[worst] else "never wrong"
-    return names[k], images, show(confusion[k, k] / images, "share"), said
+    worst_pair = f"{names[worst]} ({show(wrong[worst] / images, 'share')})" if wrong[worst] else "never wrong"
+    return names[k], images, show(confusion[k, k] / images, "share"), worst_pair
 
 
 DARKEST = 0.6  # of a cell: its number stays readable on it, on a light page and on a dark one
@@ -96,7 +97,7 @@ Values = npt.NDArray[np.floating[Any]]
 
 
 def confusion_chart(counts: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> bytes:
-    """[K, K] images by class (rows) and guess (columns) -> per cent of each row, as numbers and as shades."""
+    """Draw [K, K] images by class (rows) and guess (columns): per cent of each row, as numbers and as shades."""
     classes = len(counts)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = 9 if classes <= 10 else 6
@@ -123,7 +124,7 @@ def _cell(axis: Axes, row: int, column: int, share: float, size: int) -> None:
 
 
 def reliability(count: npt.NDArray[np.integer[Any]], confidence: Values, accuracy: Values) -> bytes | None:
-    """Accuracy over confidence by bin, against the diagonal, above each bin's share of images; None of no image."""
+    """Draw accuracy over confidence by bin, above each bin's share of images; None without images."""
     if not count.sum():
         return None
     bins = len(count)

@@ -1,4 +1,4 @@
-"""Rate and distortion of the whole path: stored latents beside JPEG and WebP of the same images."""
+"""Compression: rate and distortion of stored latents beside JPEG and WebP of the same images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from functa.tasks.report.blocks import Drawing, ReportData, Section, Table
-from functa.tasks.report.charts import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, new_figure, to_svg
+from functa.tasks.report.charts import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, is_number, new_figure, to_svg
 
 ABOUT = (
-    "Each point is the mean over the same test images: bits per pixel as really written, and the PSNR of the 8-bit "
-    "images that come back. JPEG with fitted Huffman tables and WebP as Pillow writes them, headers included; of small "
-    "images a JPEG file is mostly headers, so that its coded pixels alone, by the standard tables, stand beside it, as "
-    "if a set shared the rest."
+    "How many bits a pixel the stored latents take, and the quality that comes back, beside JPEG and WebP: higher and "
+    "further left is better. Each point is a mean over the same test images, with all bytes counted as they are "
+    "written. A JPEG file of a small image is mostly headers; the line without headers counts its coded pixels alone, "
+    "as if a set shared the rest."
 )
 
 
@@ -23,8 +23,16 @@ Curve = Sequence[tuple[float, float]]  # (bits per pixel, PSNR in dB), rates asc
 
 
 def section(data: ReportData) -> Section | None:
-    """One plot, and a table of every rate with what JPEG and WebP reach at it."""
+    """Draw rate and distortion, and PSNR by bits (Fig. 11); below, folded, every rate and what JPEG and WebP reach."""
+    drawings = [drawing for drawing in (_rate_distortion(data.metrics), _by_bits(data.metrics)) if drawing is not None]
     ours, jpeg, webp = (data.metrics.get(key) for key in ("compression", "compression_jpeg", "compression_webp"))
+    known = isinstance(ours, dict) and ours and isinstance(jpeg, dict) and isinstance(webp, dict)
+    tables = [_rates(ours, jpeg, webp), _files(jpeg, webp)] if known else []
+    return Section("compression", "Compression", ABOUT, (*drawings, *tables)) if drawings else None
+
+
+def _rate_distortion(metrics: dict[str, Any]) -> Drawing | None:
+    ours, jpeg, webp = (metrics.get(key) for key in ("compression", "compression_jpeg", "compression_webp"))
     if not isinstance(ours, dict) or not ours or not isinstance(jpeg, dict) or not isinstance(webp, dict):
         return None
     curves = {
@@ -35,18 +43,24 @@ def section(data: ReportData) -> Section | None:
         "WebP": curve(webp, "bpp"),
         "JPEG without headers": curve(jpeg, "bpp_scan"),
     }
-    told = {name: points for name, points in curves.items() if points}
-    drawing = Drawing("rate_distortion", "Rate and distortion", rate_distortion(told), _counts(data.metrics))
-    return Section("compression", "Compression", ABOUT, (drawing, _rates(ours, jpeg, webp), _files(jpeg, webp)))
+    known = {name: points for name, points in curves.items() if points}
+    return Drawing("rate_distortion", "Rate and distortion", rate_distortion(known), _counts(metrics))
+
+
+def _by_bits(metrics: dict[str, Any]) -> Drawing | None:
+    by_bits = metrics.get("psnr_by_bits")
+    svg = psnr_by_bits(by_bits) if isinstance(by_bits, dict) else None
+    note = "Test images, when each latent number is stored in so many bits. Nothing is clamped, as everywhere else."
+    return None if svg is None else Drawing("psnr_by_bits", "PSNR by bits", svg, note)
 
 
 def curve(points: dict[str, dict[str, float]], rate: str) -> Curve:
-    """(bits per pixel, PSNR) in the order of rates; empty where that rate was not measured."""
+    """Return (bits per pixel, PSNR) in the order of rates; empty where that rate was not measured."""
     return sorted((point[rate], point["psnr"]) for point in points.values() if rate in point)
 
 
 def psnr_at(points: Curve, rate: float) -> float | None:
-    """PSNR in dB of a measured curve at a rate, linear in its logarithm; None outside of what was measured."""
+    """Interpolate a measured curve's PSNR in dB at a rate, linear in its logarithm; None outside of the curve."""
     rates, values = (np.asarray(column) for column in zip(*points, strict=True))
     if not rates[0] <= rate <= rates[-1]:
         return None
@@ -68,7 +82,14 @@ def _rates(ours: dict[str, Any], jpeg: dict[str, Any], webp: dict[str, Any]) -> 
         "By bits a latent number. JPEG's and WebP's PSNR is interpolated between measured qualities at the rate of the "
         "second column; a dash: no quality gives it."
     )
-    return Table("compression", "Our rates, and what JPEG and WebP make of them", columns, tuple(rows), note)
+    return Table(
+        "compression",
+        "The rates of the plot, and what JPEG and WebP reach at them",
+        columns,
+        tuple(rows),
+        note,
+        folded=True,
+    )
 
 
 def _files(jpeg: dict[str, Any], webp: dict[str, Any]) -> Table:
@@ -77,7 +98,8 @@ def _files(jpeg: dict[str, Any], webp: dict[str, Any]) -> Table:
         for name, peer in (("JPEG", jpeg), ("WebP", webp))
         for quality, point in peer.items()
     ]
-    return Table("compression_files", "Measured files", ("codec", "quality", "bits/pixel", "PSNR, dB"), tuple(rows))
+    columns = ("codec", "quality", "bits/pixel", "PSNR, dB")
+    return Table("compression_files", "Measured JPEG and WebP files", columns, tuple(rows), folded=True)
 
 
 def _decibels(value: float | None) -> float | str:
@@ -100,25 +122,8 @@ _LINES = (
 )  # fmt: skip
 
 
-def psnr_by_step(curves: Mapping[str, Sequence[float]]) -> bytes:
-    """PSNR in dB after 0, 1, ... inner steps, a line for each split; the first one's values are written out."""
-    with matplotlib.rc_context(STYLE):
-        figure, (axis,) = new_figure(1)
-        lines = zip(curves.items(), ((BLUE, "-", "o"), (VERMILION, "--", "s")), strict=False)
-        for place, ((name, values), (colour, style, marker)) in enumerate(lines):
-            axis.plot(range(len(values)), values, style, color=colour, marker=marker, linewidth=2, label=name)
-            for step, value in enumerate(values if place == 0 and len(values) <= 8 else ()):
-                axis.annotate(f"{value:.1f}", (step, value), (0, -14), textcoords="offset points", ha="center")
-        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axis.set(xlabel="inner steps", ylabel="PSNR, dB")
-        axis.margins(x=0.1, y=0.25)
-        if len(curves) > 1:
-            axis.legend(loc="lower right")
-        return to_svg(figure)
-
-
 def rate_distortion(curves: Mapping[str, Curve]) -> bytes:
-    """PSNR over bits per pixel (log scale), a line for each way of storing, told apart by marker and dash."""
+    """Draw PSNR over bits per pixel (log scale), a line for each way of storing; they differ by marker and dash."""
     with matplotlib.rc_context(STYLE):
         figure, (axis,) = new_figure(1, height=3.9)
         for (name, points), (colour, style, marker) in zip(curves.items(), _LINES, strict=False):
@@ -136,3 +141,22 @@ def _log_rates(axis: Axes) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1, 3)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     axis.xaxis.set_minor_locator(NullLocator())
+
+
+def psnr_by_bits(by_bits: Mapping[str, Any]) -> bytes | None:
+    """Draw test PSNR after storing each latent number in so many bits (Fig. 11); None with fewer than two."""
+    known = {int(bits): float(value) for bits, value in by_bits.items() if str(bits).isdigit() and is_number(value)}
+    if len(known) < 2:
+        return None
+    bits = sorted(known)
+    positions, values = np.arange(len(bits)), [known[b] for b in bits]
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = new_figure(1, height=3.4)
+        axis.plot(positions, values, color=BLUE, marker="o", linewidth=2)
+        for x, value in zip(positions, values, strict=True):
+            axis.annotate(f"{value:.1f}", (x, value), (-3, 6), textcoords="offset points", ha="right", fontsize=9)
+        axis.set_xticks(positions, ["float32" if b == 32 else str(b) for b in bits])
+        axis.set(xlabel="bits per latent number", ylabel="test PSNR, dB")
+        axis.grid(axis="x", visible=False)
+        axis.margins(x=0.12, y=0.2)
+        return to_svg(figure)

@@ -1,16 +1,16 @@
-"""The quality gate's verdict: each threshold that the config sets beside the figure that it asks for."""
+"""Quality gate: each threshold that the config sets beside the figure that it asks for."""
 
 from functa.tasks.evaluation.gate import verdicts
 from functa.tasks.report.blocks import ReportData, Section, Table
 
 
 def section(data: ReportData) -> Section | None:
-    """Absent where the config sets no threshold."""
+    """Show the verdict; absent where the config sets no threshold."""
     found = verdicts(data.config.get("gate") or {}, data.metrics)
     if not found:
         return None
     failed = sum(not verdict.passed for verdict in found)
-    about = "Passed." if not failed else f"Failed: {failed} of {len(found)} thresholds are not kept."
+    about = "Passed." if not failed else f"Failed: {failed} of {len(found)} thresholds are missed."
     rows = tuple(
         (
             "passed" if verdict.passed else "FAILED",

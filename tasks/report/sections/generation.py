@@ -1,10 +1,15 @@
-"""How far samples are from real images, space by space, with what the distances have to be judged against."""
+"""Generation: how far samples are from real images, space by space, beside floor and ceiling."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
+from matplotlib.ticker import FuncFormatter
+
 from functa.tasks.evaluation.catalogue import SPACES
-from functa.tasks.report.blocks import ReportData, Section, Table
-from functa.tasks.report.words import number, show
+from functa.tasks.report.blocks import Drawing, ReportData, Section, Table
+from functa.tasks.report.charts import BLUE, FAINT, GREEN, STYLE, VERMILION, new_figure, to_svg
+from functa.tasks.report.words import number, short, show
 
 MEASURES = (
     "Fr\u00e9chet distance", "\u2026 of reconstructions (floor)", "\u2026 of noise latents (ceiling)",
@@ -15,7 +20,7 @@ FID = "Inception features: FID"
 
 
 def section(data: ReportData) -> Section | None:
-    """A table of the feature spaces, and what a reader of it must know."""
+    """Show a table of the feature spaces, and what a reader of it must know."""
     reference = data.metrics.get("fd_reference")
     if not isinstance(reference, dict):
         return None
@@ -25,21 +30,50 @@ def section(data: ReportData) -> Section | None:
         return None
     columns = [_column(data.metrics, str(space)) for space in spaces]
     rows = tuple(zip(("Features", *MEASURES), *columns, strict=True))  # measures below each other fit a phone
-    said = [*_warnings(data.metrics, spaces), *_protocol(data.metrics)]
-    note = "Lower distances and higher shares are better; every set is compared with training images. " + " ".join(said)
-    table = Table("generation", "Samples against training images", rows[0], rows[1:], note.strip())
-    return Section("generation", "Generation", _about(data.metrics), (table,))
+    notes = [*_warnings(data.metrics, spaces), *_protocol(data.metrics)]
+    table = Table("generation", "Samples against training images", rows[0], rows[1:], " ".join(notes))
+    chart = _scale(data.metrics, spaces)
+    return Section("generation", "Generation", _about(data.metrics), (*([] if chart is None else [chart]), table))
+
+
+def _scale(metrics: dict[str, Any], spaces: list[str]) -> Drawing | None:
+    """Draw each space's distance between its floor and its ceiling."""
+    keys = ("fd_reconstruction", "fd", "fd_noise")
+    values = {SPACES.get(space, space): [number(metrics, key, space) for key in keys] for space in spaces}
+    known = {name: found for name, found in values.items() if all(value is not None and value > 0 for value in found)}
+    if not known:
+        return None
+    note = "Further left is better. Log scale; distances of different features cannot be compared with each other."
+    return Drawing("frechet_distances", "Fr\u00e9chet distances between floor and ceiling", frechet_scale(known), note)
+
+
+def frechet_scale(values: Mapping[str, Sequence[float | None]]) -> bytes:
+    """Draw (floor, samples, ceiling) of each feature space on a log axis, a panel for each."""
+    marks = ((GREEN, "|", "reconstructions (floor)"), (BLUE, "o", "samples"), (VERMILION, "X", "noise (ceiling)"))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(len(values), height=1.4)
+        for axis, (name, found) in zip(axes, values.items(), strict=True):
+            axis.plot([found[0], found[2]], [0, 0], color=FAINT, linewidth=4, zorder=1)
+            for value, (colour, marker, label) in zip(found, marks, strict=True):
+                axis.plot([value], [0], marker, color=colour, markersize=12, markeredgewidth=2.5, label=label)
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_title(short(name, 40))
+            axis.set_yticks([])
+            axis.spines["left"].set_visible(False)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, handlelength=1.4)
+        return to_svg(figure)
 
 
 def _about(metrics: dict[str, Any]) -> str:
     samples, count = number(metrics, "fd_reference", "samples"), number(metrics, "fd_reference", "count")
     if samples is None or count is None:
         return ""
-    about = f"{samples:,.0f} samples and {count:,.0f} training images."
-    drawn = metrics.get("sampling")
-    if isinstance(drawn, dict):
-        about += f" Drawn by {drawn.get('sampler')} in {drawn.get('sampling_steps')} steps"
-        about += f" at guidance {show(drawn.get('guidance'))}."
+    about = (
+        f"{samples:,.0f} samples and {count:,.0f} training images, compared by their features. Lower distances and "
+        "higher shares are better. Reconstructions of real images are the floor, which no sample can be expected to "
+        "pass; decoded noise is the ceiling, where a model has learned nothing."
+    )
     duplicates = number(metrics, "duplicates")
     if duplicates:
         about += f" {duplicates:,.0f} of the samples repeat another one pixel by pixel."
@@ -64,23 +98,23 @@ def _column(metrics: dict[str, Any], space: str) -> tuple[str, ...]:
 
 
 def _warnings(metrics: dict[str, Any], spaces: list[str]) -> list[str]:
-    """Distances that were not taken, and those whose covariance lacks full rank."""
-    said, samples = [], number(metrics, "fd_reference", "samples") or 0
+    """Name distances that were not measured, and those whose covariance lacks full rank."""
+    notes, samples = [], number(metrics, "fd_reference", "samples") or 0
     for space in spaces:
         wide = number(metrics["fd_reference"]["dimensions"], space) or 0
         taken = number(metrics, "fd", space) is not None or (space == "inception" and "fid" in metrics)
         name, counts = SPACES.get(space, space), f"{samples:,.0f} samples, {wide:,.0f} dimensions"
         if not taken:
             why = "too few for a covariance" if samples <= wide else "too many for a covariance"
-            said.append(f"No Fr\u00e9chet distance of {name}: {counts} are {why}.")
+            notes.append(f"No Fr\u00e9chet distance of {name}: {counts} are {why}.")
         elif samples <= wide:
-            said.append(f"The distance of {name} is of covariances without full rank: {counts}.")
+            notes.append(f"The distance of {name} is of covariances without full rank: {counts}.")
     if any(number(metrics, "kd", space) is not None for space in spaces):
-        said.append(
+        notes.append(
             "Kernel distance (unbiased, so it may be negative), precision and recall (three nearest neighbours) "
-            "compare single rows: the last line says how many of each set."
+            "compare single rows: the last line has how many of each set."
         )
-    return said
+    return notes
 
 
 def _protocol(metrics: dict[str, Any]) -> list[str]:

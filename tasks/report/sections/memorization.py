@@ -1,4 +1,4 @@
-"""Whether samples repeat training images: nearest neighbours (Fig. 5), distinct counts (Table 7), the verdict."""
+"""Memorisation: nearest neighbours of samples (Fig. 5), distinct counts (Table 7), the verdict."""
 
 from typing import Any
 
@@ -7,15 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from functa.tasks.report.blocks import Block, Drawing, Pictures, ReportData, Section, Sheet, Table
-from functa.tasks.report.charts import BLUE, INK, STYLE, VERMILION, new_figure, to_svg
-from functa.tasks.report.sections.latents import Numbers
+from functa.tasks.report.charts import BLUE, INK, STYLE, VERMILION, Numbers, new_figure, to_svg
 from functa.tasks.report.words import number, show
 
 ORDER = ("nearest", "second", "third")
 
 
 def section(data: ReportData) -> Section | None:
-    """The verdict in words, then what it stands on."""
+    """Give the verdict in words, then the evidence for it."""
     arrays = data.arrays.get("memorization", {})
     if "samples" not in arrays:
         return None
@@ -23,26 +22,26 @@ def section(data: ReportData) -> Section | None:
     unseen, samples = arrays["isolation_unseen"], arrays["isolation"]
     chart = isolation(samples, unseen, float(np.quantile(unseen, 0.05)))
     note = (
-        "Distances to reconstructions of the training images. A copy is near one of them alone, at the left; the test "
-        "images are what no model has seen."
+        "Distance to the nearest training image over distance to the third nearest, of their reconstructions. A copy "
+        "is near one of them alone, at the left. No model has seen the test images."
     )
     blocks += [Drawing("memorization_isolation", "How isolated the samples are", chart, note), _table(data, arrays)]
     return Section("memorization", "Memorisation", _verdict(data, arrays), tuple(blocks))
 
 
 def _verdict(data: ReportData, arrays: dict[str, Any]) -> str:
-    if not arrays.get("told", True):
-        same = show(float(arrays["same"].mean()), "share")
-        return (
-            f"Nothing can be told of whether the model repeats its training images: {same} of the test images repeat "
-            "training images themselves, and test images set the bounds below which a sample counts."
-        )
     share, flagged = number(data.metrics, "memorized_share"), data.metrics.get("memorized")
     if share is None:
-        return ""
-    said = "The model repeats its training images" if flagged else "No sign that the model repeats its training images"
+        same = show(float(arrays["same"].mean()), "share")
+        return (
+            f"No verdict on whether the model repeats its training images is possible: {same} of the test images "
+            "repeat training images themselves, and test images set the bounds below which a sample counts."
+        )
+    verdict = (
+        "The model repeats its training images" if flagged else "No sign that the model repeats its training images"
+    )
     return (
-        f"{said}: {show(share, 'share')} of the samples are nearer to one training image's reconstruction, and more "
+        f"{verdict}: {show(share, 'share')} of the samples are nearer to one training image's reconstruction, and more "
         "isolated, than 95 % of test images are; chance gives at most 5 %, and 15 % is called memorised."
     )
 
@@ -51,12 +50,12 @@ def _sheet(data: ReportData, arrays: dict[str, Any]) -> Sheet:
     names = [_name(data, int(label)) for label in arrays["labels"]]
     marks = [f"{name}, repeats" if mark else name for name, mark in zip(names, arrays["repeating"], strict=True)]
     rows = [Pictures("sample", arrays["samples"], tuple(marks))]
-    for place, images in enumerate(arrays["nearest"]):
-        captions = tuple(f"{distance:.2f}" for distance in arrays["distances"][place])
-        rows.append(Pictures(f"{ORDER[place]} training image", images, captions))
+    for rank, images in enumerate(arrays["nearest"]):
+        captions = tuple(f"{distance:.2f}" for distance in arrays["distances"][rank])
+        rows.append(Pictures(f"{ORDER[rank]} training image", images, captions))
     note = (
-        "Samples by even steps through all, not chosen; below each its three nearest training images in pixel space "
-        "and their Euclidean distances, of pixels in [0, 1] (Fig. 5)."
+        "Samples by even steps through all, not chosen. Below each: its three nearest training images in pixel space, "
+        "with their Euclidean distances (pixels from 0 to 1; Fig. 5)."
     )
     return Sheet("nearest_neighbours", "Nearest training images", tuple(rows), note)
 
@@ -70,11 +69,11 @@ def _table(data: ReportData, arrays: dict[str, Any]) -> Table:
         rows.append((name, int(images), int(draws), int(distinct), round(expected, 1), round(sd, 2), z))
     note = (
         "How many different training images are nearest to the samples of a class, beside what even draws of its "
-        "training images give (Table 7), and how many standard deviations lie between. It says how a model that "
-        "memorises drops images; of one that does not, it only says that some images are near to many."
+        "training images give (Table 7), and how many standard deviations lie between. For a model that memorises it "
+        "shows how many images it leaves out; for another it only shows that some images are near to many."
     )
     head = ("class", "images", "draws", "distinct", "expected", "sd", "z")
-    return Table("distinct", "Distinct nearest images", head, tuple(rows), note)
+    return Table("distinct", "Distinct nearest images", head, tuple(rows), note, folded=True)
 
 
 def _name(data: ReportData, label: int) -> str:
@@ -82,7 +81,7 @@ def _name(data: ReportData, label: int) -> str:
 
 
 def isolation(samples: Numbers, unseen: Numbers, bound: float) -> bytes:
-    """Nearest over third nearest distance of samples [n] and test images [m]; those below `bound` may be copies."""
+    """Draw nearest over third nearest distance of samples [n] and test images [m]; below `bound` may be copies."""
     with matplotlib.rc_context(STYLE):
         figure, (axis,) = new_figure(1, height=2.9)
         bins = np.linspace(0, 1, 41)

@@ -17,7 +17,7 @@ from functa.tasks.evaluation.bench import EvaluationJob, Messages, open_bench, r
 from functa.tasks.evaluation.compression import byte_psnr, decode, encode, rate_curve, scan_bytes, stored_bits
 from functa.tasks.evaluation.subset import float_subset, stored_subset
 from functa.tasks.report.blocks import ReportData, Sheet, Table
-from functa.tasks.report.sections import psnr
+from functa.tasks.report.sections import report_sections
 from functa.tasks.report.sections.compression import psnr_at, section
 from tests.helpers.tasks.encoded import encoded
 
@@ -37,7 +37,7 @@ def test_rates_are_the_files_sizes_and_distortions_scikit_images(
     channels: int, codec: str, ending: str, tmp_path: Path
 ) -> None:
     images = pictures(channels)
-    told = rate_curve(images, codec, (20, 80))  # type: ignore[arg-type]
+    figures = rate_curve(images, codec, (20, 80))  # type: ignore[arg-type]
     for quality in (20, 80):
         sizes, decibels = [], []
         for number, image in enumerate(images):
@@ -47,13 +47,13 @@ def test_rates_are_the_files_sizes_and_distortions_scikit_images(
             with Image.open(path) as picture:
                 decoded = np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(image.shape)
             decibels.append(peak_signal_noise_ratio(image, decoded, data_range=255))
-        assert told[str(quality)]["bpp"] == 8 * sum(sizes) / (3 * 48 * 48)
-        assert told[str(quality)]["psnr"] == pytest.approx(np.mean(decibels), rel=1e-6)
-    assert told["20"]["bpp"] < told["80"]["bpp"] and told["20"]["psnr"] < told["80"]["psnr"]
+        assert figures[str(quality)]["bpp"] == 8 * sum(sizes) / (3 * 48 * 48)
+        assert figures[str(quality)]["psnr"] == pytest.approx(np.mean(decibels), rel=1e-6)
+    assert figures["20"]["bpp"] < figures["80"]["bpp"] and figures["20"]["psnr"] < figures["80"]["psnr"]
 
 
-def test_a_scan_is_what_tells_two_jpegs_of_the_same_tables_apart() -> None:
-    """Of one quality and size all but the scan is the same, byte for byte, where the tables are the standard ones."""
+def test_a_scan_is_the_only_difference_of_two_jpegs_with_the_same_tables() -> None:
+    """With one quality and size all but the scan is the same, byte for byte, where the tables are the standard ones."""
     files = [_plain_jpeg(image) for image in pictures(3)]
     (first, second), lengths = files[:2], [len(data) - scan_bytes(data) for data in files]
     assert len(set(lengths)) == 1
@@ -112,8 +112,8 @@ def test_the_rate_of_a_functaset_is_that_of_the_bytes_on_disk(evaluated: Evaluat
 
 
 def test_rates_and_distortions_of_latents(evaluated: EvaluationJob) -> None:
-    told = compression.measure(evaluated)
-    ours = told["compression"]
+    figures = compression.measure(evaluated)
+    ours = figures["compression"]
     assert ours.keys() == {"6", "4", "2"}
     for bits, point in ours.items():
         assert point["bpp_fixed"] == int(bits) * 32 / 64
@@ -121,23 +121,23 @@ def test_rates_and_distortions_of_latents(evaluated: EvaluationJob) -> None:
     assert ours["6"]["bpp"] > ours["4"]["bpp"] > ours["2"]["bpp"]
     assert ours["6"]["psnr"] > ours["4"]["psnr"] > ours["2"]["psnr"]
     field = {"hidden": 64 * 2 + 64 + 2 * (64 * 64 + 64) + 64 + 1, "map": (8 + 1) * 3 * 64}
-    assert told["compression_of"] == {"images": 200, "field_shared_by": 400, "field_bytes": 4 * sum(field.values())}
+    assert figures["compression_of"] == {"images": 200, "field_shared_by": 400, "field_bytes": 4 * sum(field.values())}
     whole = 8 * (4 * sum(field.values()) + 2 * 4 * 32) / 64  # with the quantiser's two ranges, [2, 2, 8] each
     assert ours["4"]["bpp_unamortised"] - ours["4"]["bpp"] == pytest.approx(whole)
     assert ours["4"]["bpp_with_field"] - ours["4"]["bpp"] == pytest.approx(whole / 400)
 
 
-def test_reconstruction_is_told_of_both_splits_and_of_every_inner_step(evaluated: EvaluationJob) -> None:
-    told, bench = reconstruction.measure(evaluated), open_bench(evaluated)
-    assert told["psnr_images"] == {"test": 200, "train": 200, "by_step": {"test": 200, "train": 200}}
+def test_psnr_is_measured_of_both_splits_and_after_every_inner_step(evaluated: EvaluationJob) -> None:
+    figures, bench = reconstruction.measure(evaluated), open_bench(evaluated)
+    assert figures["psnr_images"] == {"test": 200, "train": 200, "by_step": {"test": 200, "train": 200}}
     for split, pictures in (("test", bench.test), ("train", bench.training)):
         images = pictures.batch(np.arange(200))
-        steps = told["psnr_by_step"][split]
+        steps = figures["psnr_by_step"][split]
         assert steps.keys() == {"0", "1", "2", "3"}
         assert steps["0"] == pytest.approx(_psnr(bench.decode_raw(torch.zeros(200, 2, 2, 8)), images), abs=1e-3)
         assert steps["3"] == pytest.approx(_psnr(bench.decode_raw(bench.loop.encode(images)), images), abs=1e-3)
-        assert steps["3"] == pytest.approx(told[f"psnr_{split}"], abs=0.01)  # nothing was quantised
-        assert told[f"psnr_{split}_pooled"] <= told[f"psnr_{split}"]
+        assert steps["3"] == pytest.approx(figures[f"psnr_{split}"], abs=0.01)  # nothing was quantised
+        assert figures[f"psnr_{split}_pooled"] <= figures[f"psnr_{split}"]
 
 
 def _psnr(found: torch.Tensor, images: torch.Tensor) -> float:
@@ -146,9 +146,9 @@ def _psnr(found: torch.Tensor, images: torch.Tensor) -> float:
 
 
 def test_the_worst_and_the_best_images_are_shown_with_their_psnr(evaluated: EvaluationJob) -> None:
-    told: list[tuple[str, int, int]] = []
-    metrics = reconstruction.measure(evaluated, Messages(lambda *row: told.append(row)))
-    ends = {what: (done, total) for what, done, total in told}  # the last of each part
+    reported: list[tuple[str, int, int]] = []
+    metrics = reconstruction.measure(evaluated, Messages(lambda *row: reported.append(row)))
+    ends = {what: (done, total) for what, done, total in reported}  # the last of each part
     assert set(ends) == {"test images", "training images", "test images by inner step", "train images by inner step"}
     assert all(done == total for done, total in ends.values())
     arrays = read_arrays(evaluated.output, "reconstruction")
@@ -156,9 +156,8 @@ def test_the_worst_and_the_best_images_are_shown_with_their_psnr(evaluated: Eval
     np.testing.assert_array_equal(arrays["worst_psnr"], order[:8])
     np.testing.assert_array_equal(arrays["best_psnr"], order[::-1][:8])
     data = ReportData(title="", metrics=metrics, arrays={"reconstruction": arrays}, psnr_per_image=arrays["psnr"])
-    shown = psnr.section(data)
-    assert shown is not None
-    blocks = {block.name: block for block in shown.blocks}
+    sections = report_sections(data)
+    blocks = {block.name: block for section in sections for block in section.blocks if block.name}
     assert blocks.keys() == {"psnr_histogram", "psnr_by_step", "reconstructions_worst", "reconstructions_best"}
     worst = blocks["reconstructions_worst"]
     assert isinstance(worst, Sheet)

@@ -14,9 +14,9 @@ from functa.tasks.evaluation import perturbation
 from functa.tasks.evaluation.bench import EvaluationJob, Messages, read_arrays
 from functa.tasks.inputs.latents import PlainRows
 from functa.tasks.report.blocks import Drawing, ReportData, Sheet
-from functa.tasks.report.files import draw
+from functa.tasks.report.files import page_files
 from functa.tasks.report.page import write_report
-from functa.tasks.report.sections import latents
+from functa.tasks.report.sections import report_sections
 from functa.tasks.report.sections.perturbation import section
 from tests.helpers.flows.tiny_config import TINY
 from tests.tasks.evaluation.generation.test_memorization import field_of, work
@@ -59,11 +59,11 @@ def test_locality_is_one_for_nearest_less_where_patches_mix_and_least_for_vector
 
 @pytest.mark.parametrize("kind", ["nearest", "vector"])
 def test_progress_counts_to_its_end(kind: str, all_kinds: Any, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    reported: list[tuple[str, int, int]] = []
     job = all_kinds[kind][0].model_copy(update={"output": str(tmp_path)})
-    perturbation.measure(job, Messages(lambda *row: told.append(row)))
-    (total,) = {total for _, _, total in told}
-    assert [done for _, done, _ in told] == list(range(1, total + 1))
+    perturbation.measure(job, Messages(lambda *row: reported.append(row)))
+    (total,) = {total for _, _, total in reported}
+    assert [done for _, done, _ in reported] == list(range(1, total + 1))
 
 
 def test_of_large_images_fewer_channels_are_perturbed(monkeypatch: pytest.MonkeyPatch, all_kinds: Any) -> None:
@@ -134,10 +134,11 @@ def test_a_moved_position_changes_its_patch_alone_in_the_picture(all_kinds: Any)
 def test_grids_and_vectors_make_a_report_and_an_older_run_still_does(all_kinds: Any) -> None:
     for kind in ("nearest", "vector"):
         data = report(all_kinds[kind])
-        assert {"perturbation.csv", "latent_channels.svg"} <= draw(data).keys()
-        assert "Perturbation" in write_report(data)
+        sections = report_sections(data)
+        assert {"perturbation.csv", "latent_channels.svg"} <= page_files(sections).keys()
+        assert 'id="perturbation"' in write_report(data, sections)
     without = dataclasses.replace(report(all_kinds["nearest"]), arrays={})
-    assert section(without) is None and latents.section(without) is None
+    assert section(without) is None
 
 
 def test_strengths_that_perturb_nothing_are_refused() -> None:

@@ -148,12 +148,14 @@ def test_samples_are_read_from_the_files_that_hold_them(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_samples(uris, 8, 20), z[8:])
 
 
-def test_too_few_samples_for_a_distance_are_told_with_their_numbers(folder: Path) -> None:
+def test_too_few_samples_for_a_distance_are_reported_with_their_numbers(folder: Path) -> None:
     found = figures_of(folder, "few")
     assert "latent" not in found["fd"] and "classifier" in found["fd"]
     assert {"latent", "classifier"} == set(found["kd"]) == set(found["precision"])
-    (said,) = found["warnings"]
-    assert "space 'latent': 20 samples are not more than its 32 dimensions" in said and "evaluation.samples" in said
+    (warning,) = found["warnings"]
+    assert (
+        "space 'latent': 20 samples are not more than its 32 dimensions" in warning and "evaluation.samples" in warning
+    )
 
 
 def test_duplicates_are_counted_and_too_many_refused(folder: Path) -> None:
@@ -161,7 +163,7 @@ def test_duplicates_are_counted_and_too_many_refused(folder: Path) -> None:
     z[[4, 11]], z[13] = z[0], z[1]
     found = figures_of(folder, "some", z=z)
     assert found["duplicates"] == 3
-    assert any("3 of 20 samples repeat another one" in said for said in found["warnings"])
+    assert any("3 of 20 samples repeat another one" in text for text in found["warnings"])
     z[:] = z[:1]
     with pytest.raises(StorageError, match=r"^19 of 20 samples repeat .* evaluation.allow_duplicates=true$"):
         figures_of(folder, "same", z=z)
@@ -187,7 +189,7 @@ def test_pictures_of_other_sizes_are_refused(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Of the right form, at random: the library's own network's, without its reading of a file."""
+    """For the right form, at random: the library's own network's, without its reading of a file."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     torch.manual_seed(0)
@@ -215,7 +217,7 @@ def test_fid_runs_from_a_file_of_weights_but_is_not_called_so(folder: Path, weig
     assert protocol["weights"] == inception.weights_digest(job.evaluation.fid)
     assert protocol["counts"] == {"samples": 5, "reconstruction": 5, "reference": 6}
     assert "no antialiasing" in protocol["resize"] and {"torch", "torch-fidelity"} == set(protocol["versions"])
-    assert any("5 samples leave the covariance of 2048 features without full rank" in said for said in warnings)
+    assert any("5 samples leave the covariance of 2048 features without full rank" in text for text in warnings)
     json.dumps(found)
 
 
@@ -224,7 +226,7 @@ def test_standard_weights_and_enough_images_are_called_fid(folder: Path, monkeyp
     from functa.tasks.evaluation.generation.distances import named
 
     fid = evaluation_job(folder, "fid.weights=w", "fid.min_samples=2049")
-    standard = inception.STANDARD + "0" * 56
+    standard = inception.OFFICIAL + "0" * 56
     for count, called in ((2049, True), (2048, False)):
         sets = {kind: Gathered(kind, {"inception": Space(2048, None, count)}, weights=standard)
                 for kind in ("samples", "reconstruction", "reference")}  # fmt: skip
@@ -264,7 +266,7 @@ def test_a_missing_file_is_named(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "reference", "said"),
+    ("samples", "reference", "expected"),
     [
         (
             50_000,
@@ -279,16 +281,16 @@ def test_a_missing_file_is_named(tmp_path: Path, folder: Path) -> None:
         (2_048, 50_000, "fewer than 2049 leave the covariance of 2048 features without full rank"),
     ],
 )
-def test_too_few_images_are_refused_unless_asked_for(samples: int, reference: int, said: str, folder: Path) -> None:
+def test_too_few_images_are_refused_unless_asked_for(samples: int, reference: int, expected: str, folder: Path) -> None:
     fid = evaluation_job(folder, "fid.weights=w").evaluation.fid
-    with pytest.raises(StorageError, match=said):
+    with pytest.raises(StorageError, match=expected):
         inception.check_counts(fid, samples, reference)
     inception.check_counts(fid.model_copy(update={"few": True}), samples, reference)
     inception.check_counts(fid, 10_000, 10_000)
 
 
 def test_what_is_no_file_of_weights_runs_nothing_and_is_one_line(tmp_path: Path, folder: Path) -> None:
-    """The library would unpickle it: a file may then run whatever it says."""
+    """The library would unpickle it: a file may then run whatever is in it."""
     import pickle
 
     class Hostile:

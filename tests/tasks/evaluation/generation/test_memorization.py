@@ -114,7 +114,7 @@ def test_what_no_model_has_seen_is_not_flagged(tiny: EvaluationJob, tmp_path: Pa
     assert figures["distinct_expected"]["all"] == pytest.approx(200 * (1 - (1 - 1 / 200) ** 200))
 
 
-def test_the_section_says_which_and_how_many(tiny: EvaluationJob, tmp_path: Path) -> None:
+def test_the_section_names_which_and_how_many(tiny: EvaluationJob, tmp_path: Path) -> None:
     train = Functaset.open(tiny.functaset).load("train")
     figures = memorization.measure(with_samples(tiny, [slice_of(tmp_path, train.dequantized(np.arange(40)))], None))
     arrays = {"memorization": read_arrays(tiny.output, "memorization")}
@@ -133,7 +133,7 @@ def test_the_section_says_which_and_how_many(tiny: EvaluationJob, tmp_path: Path
 def test_samples_that_do_not_fit_in_memory_and_large_images_give_the_same(
     tiny: EvaluationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decoded when asked for; shortlisted by thumbnails, which tell digits apart too."""
+    """Decoded when asked for; shortlisted by thumbnails, which differ between digits too."""
     z = Functaset.open(tiny.functaset).load("train").dequantized(np.arange(0, 200, 7))
     samples = slice_of(tmp_path, z)
     figures = memorization.measure(with_samples(tiny, [samples], None))
@@ -206,7 +206,7 @@ def test_changed_images_are_not_compared_with_their_old_latents(of_files: Evalua
     samples = slice_of(tmp_path, train.dequantized(np.array([row, row - 1])))
 
     def measured() -> tuple[int, list[float]]:
-        """How many training images there are, and how isolated the two samples lie."""
+        """Measure how many training images there are, and how isolated the two samples lie."""
         memorization.measure(with_samples(of_files, [samples], None))
         arrays = read_arrays(of_files.output, "memorization")
         return int(arrays["table_images"][-1]), arrays["isolation"].tolist()
@@ -228,10 +228,10 @@ def test_changed_images_are_not_compared_with_their_old_latents(of_files: Evalua
         measured()
 
 
-def test_where_test_images_repeat_training_images_the_report_says_that_nothing_can_be_told(
+def test_where_test_images_repeat_training_images_the_report_gives_no_verdict(
     of_files: EvaluationJob, tmp_path: Path
 ) -> None:
-    """Copies they are all the same: the figures say nothing of it instead of something wrong."""
+    """Copies they are all the same: there is no figure instead of a wrong one."""
     train = Functaset.open(of_files.functaset).load("train")
     figures = memorization.measure(with_samples(of_files, [slice_of(tmp_path, train.dequantized(np.arange(30)))], None))
     assert not figures.keys() & {"memorized", "memorized_share"}
@@ -239,11 +239,11 @@ def test_where_test_images_repeat_training_images_the_report_says_that_nothing_c
     arrays = {"memorization": read_arrays(of_files.output, "memorization")}
     shown = section(ReportData(title="t", metrics=figures, arrays=arrays, classes=["a", "b"]))
     assert shown is not None
-    assert shown.about.startswith("Nothing can be told of whether the model repeats its training images: 10.0 % of")
+    assert shown.about.startswith("No verdict on whether the model repeats its training images is possible: 10.0 % of")
 
 
 def diffused(job: EvaluationJob, folder: Path, *overrides: str) -> dict[str, Any]:
-    """What is measured of 500 samples of a model trained on the job's functaset."""
+    """Measure 500 samples of a model trained on the job's functaset."""
     config = load_config("digits", [f"diffusion.{each}" for each in overrides])
     assert config.diffusion is not None
     denoiser = str(folder / "denoiser")
