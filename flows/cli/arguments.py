@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
+
+# Headings of `functa --help`, in this order.
+RUN, USE, LOOK, OPERATE = (
+    Group.create_ordered(name) for name in ("Run", "Use a finished run", "Look", "Operate a server")
+)
 
 
 def whole(_type: Any, tokens: Sequence[Any]) -> int:

@@ -1,4 +1,4 @@
-"""The `functa` command. Exit status 0 done, 2 wrong from arguments and config alone, 1 something in the world."""
+"""The `functa` command. Exit status: 0 done, 2 wrong arguments or config, 1 anything else, such as a missing file."""
 
 import json
 import os
@@ -7,14 +7,27 @@ import traceback
 from contextlib import suppress
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
-from functa.flows.cli.arguments import FromRoot, Json, Overrides, Preset, Root, whole
+from functa.flows.cli.arguments import (
+    LOOK,
+    OPERATE,
+    RUN,
+    USE,
+    Deployment,
+    FromRoot,
+    Json,
+    Overrides,
+    Preset,
+    Root,
+    whole,
+)
 from functa.flows.cli.compare import compare
 from functa.flows.cli.models import classify, decode, sample
 from functa.flows.cli.store import store
 from functa.flows.cli.sweep import sweep
 from functa.flows.config.digests import require_stage
+from functa.flows.config.explain import keys_by_name
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.ledger import Ledger
@@ -22,16 +35,19 @@ from functa.storage.errors import FunctaError, StorageError, one_line
 
 app = App(
     name="functa",
-    help="Spatial functa: meta-train a field, encode images into latents, learn on them, measure.",
+    help="Spatial functa: meta-train a neural field, encode images into latents, learn on them, measure.",
+    help_format="plaintext",
     version="0.1.0",
     version_flags=["--version"],
-    suppress_keyboard_interrupt=False,  # or cyclopts exits before _guarded has said how to go on
+    suppress_keyboard_interrupt=False,  # or cyclopts exits before _guarded shows how to continue
 )
 
 app.command(store)
+app.command(compare, group=LOOK)
+app.command(sweep, group=RUN)
 
-for command in (decode, sample, classify, sweep, compare):
-    app.command(command)
+for command in (decode, sample, classify):
+    app.command(command, group=USE)
 
 
 def main() -> None:
@@ -65,7 +81,7 @@ def _message(error: Exception, debug: bool) -> str:
     if isinstance(error, FunctaError):
         return str(error)
     if isinstance(error, CycloptsError):
-        return f"{one_line(error)} (functa --help)"
+        return _setting_as_option(error) or f"{one_line(error)} (functa --help)"
     return f"{type(error).__name__}: {' '.join(str(error).split())}" + ("" if debug else " (--debug shows where)")
 
 
@@ -74,18 +90,32 @@ def _config(preset: str, overrides: list[str] | None, root: str | None) -> tuple
     return config, root or f"./functa-runs/{config.name}"
 
 
-@app.command
+def _setting_as_option(error: CycloptsError) -> str:
+    """Return how to set a setting that was given as an option of its own, or an empty string for other faults."""
+    if not isinstance(error, UnknownOptionError) or not any(
+        "--set" in each.names for each in error.argument_collection
+    ):
+        return ""
+    option = (error.token.keyword or error.token.value).partition("=")[0]
+    keys = keys_by_name().get(option.lstrip("-").replace("-", "_"), [])
+    if not keys:
+        return ""
+    others = f" (or {', '.join(keys[1:4])}{', ...' if keys[4:] else ''})" if keys[1:] else ""
+    return f"unknown option {option}: use --set {keys[0]}=VALUE{others}"
+
+
+@app.command(group=RUN, sort_key=0)
 def run(
     preset: Preset,
     *,
     overrides: Overrides = None,
     root: Root = None,
     from_root: FromRoot = None,
-    deployment: Annotated[bool, Parameter(help="On the workers of a running server.", negative="")] = False,
+    deployment: Deployment = False,
 ) -> int:
-    """Run the whole pipeline: what stands already is not done again.
+    """Run the whole pipeline; finished stages are skipped.
 
-    With no Prefect API in environment or profile it runs on Prefect's embedded server.
+    Without a Prefect API in environment or profile it runs on Prefect's embedded server.
     """
     config, place = _config(preset, overrides, root)
     ledger = Ledger(config, place, from_root)
@@ -163,13 +193,13 @@ def _stage(
     return 0
 
 
-@app.command
+@app.command(group=RUN)
 def meta_train(preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None) -> int:
     """Meta-train the field."""
     return _stage("meta_train", preset, overrides, root, from_root)
 
 
-@app.command
+@app.command(group=RUN)
 def encode(
     preset: Preset,
     *,
@@ -193,7 +223,7 @@ def encode(
     return _stage("encode", preset, overrides, root, from_root, **how)
 
 
-@app.command
+@app.command(group=RUN)
 def train_classifier(
     preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None
 ) -> int:
@@ -201,7 +231,7 @@ def train_classifier(
     return _stage("train_classifier", preset, overrides, root, from_root)
 
 
-@app.command
+@app.command(group=RUN)
 def train_diffusion(
     preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None
 ) -> int:
@@ -209,13 +239,13 @@ def train_diffusion(
     return _stage("train_diffusion", preset, overrides, root, from_root)
 
 
-@app.command
+@app.command(group=RUN)
 def evaluate(preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None) -> int:
     """Measure what stands, and write the report."""
     return _stage("evaluate", preset, overrides, root, from_root)
 
 
-@app.command
+@app.command(group=LOOK)
 def presets(*, as_json: Json = False) -> int:
     """List the presets: data, size, latent, time, purpose; with --json parameter counts too."""
     from functa.flows.cli.presets import list_presets, print_presets
@@ -228,9 +258,9 @@ def presets(*, as_json: Json = False) -> int:
     return 0
 
 
-@app.command
+@app.command(group=LOOK)
 def show(preset: Preset, *, overrides: Overrides = None, as_json: Json = False) -> int:
-    """The resolved config, digests, parameter counts, estimated work, memory and bytes."""
+    """Show all settings with their descriptions, and what a run will cost in time, memory and bytes."""
     from functa.flows.cli.show import describe_run, print_run
     from functa.flows.config.preflight import check_models
 
@@ -244,24 +274,24 @@ def show(preset: Preset, *, overrides: Overrides = None, as_json: Json = False) 
     return 0
 
 
-@app.command
+@app.command(group=LOOK)
 def status(root: Annotated[str, Parameter(help="A run's root.")], *, as_json: Json = False) -> int:
-    """Stages and shards done, left and bad; images/s. From records and receipts alone, no server needed."""
+    """Show the state of each stage, and how many images are encoded; needs no server."""
     from functa.flows.cli.status import print_status, read_status
 
-    told = read_status(root)
+    found = read_status(root)
     if as_json:
-        print(json.dumps(told, indent=1))
+        print(json.dumps(found, indent=1))
     else:
-        print_status(root, told)
+        print_status(root, found)
     return 0
 
 
-@app.command
+@app.command(group=OPERATE)
 def up(
     *,
     port: Annotated[int, Parameter(converter=whole, help="Port of server and UI on 127.0.0.1.")] = 4200,
-    root: Annotated[str | None, Parameter(help="Where runs go unless the form says otherwise.")] = None,
+    root: Annotated[str | None, Parameter(help="Root of runs whose form names no other.")] = None,
     gpus: Annotated[
         int | None,
         Parameter(converter=whole, help="Workers with a device each; default: the GPUs of this machine, or 1."),
@@ -271,31 +301,31 @@ def up(
     ] = None,
     open_browser: Annotated[bool, Parameter(name="--open", help="Open the UI.", negative="")] = False,
 ) -> int:
-    """Prefect server, work pool, workers and the deployments on this machine, until Ctrl-C."""
+    """Start Prefect's server, workers and deployments on this machine, until Ctrl-C."""
     from functa.flows.server.up import up as serve
 
     serve(port, root, open_browser, gpus=gpus, cron=cron)
     return 0
 
 
-@app.command
+@app.command(group=OPERATE)
 def notify(
     root: Annotated[str, Parameter(help="A root whose functaset is to be kept up to date.")],
     *,
-    images: Annotated[str, Parameter(help="Where images arrived: its source, or a place below it.")],
+    images: Annotated[str, Parameter(help="Where images arrived: the root's images.location, or a folder in it.")],
 ) -> int:
-    """Tell the Prefect server that images arrived: it runs the deployment re-encode for this root."""
+    """Notify the Prefect server of new images: it runs the deployment re-encode for this root."""
     from functa.flows.cli.notify import EVENT
-    from functa.flows.cli.notify import notify as tell
+    from functa.flows.cli.notify import notify as emit
 
-    api = tell(root, images)
-    print(f"{EVENT}: told {api}, which runs deployment re-encode for {root}")
+    api = emit(root, images)
+    print(f"{EVENT}: sent to {api}, which runs deployment re-encode for {root}")
     return 0
 
 
-@app.command
-def doctor(*, root: Annotated[str, Parameter(help="Where runs would go.")] = "functa-runs") -> int:
-    """Check this machine: what is there, what is missing, and how to mend it. Status 1 if something must be mended."""
+@app.command(group=OPERATE)
+def doctor(*, root: Annotated[str, Parameter(help="Folder of future runs.")] = "functa-runs") -> int:
+    """Check this machine: what is installed, what is missing, and how to fix it. Status 1 if anything must be fixed."""
     from functa.flows.server.doctor import doctor as check
     from functa.flows.server.doctor import print_checks
 

@@ -1,4 +1,4 @@
-"""`functa notify`: tells the server that images arrived, upon which deployment re-encode runs."""
+"""`functa notify`: emit the event that images arrived, on which the deployment re-encode runs."""
 
 import asyncio
 from pathlib import Path
@@ -16,10 +16,10 @@ DEPLOYMENT = "re-encode/re-encode"
 
 
 def notify(root: str, images: str) -> str:
-    """Emits the event; the address of the server that took it.
+    """Emit the event and return the address of the server that took it.
 
-    Raises MissingInput where the root has no functaset of these images, OperateError where no server answers or none
-    would act on it.
+    Raises MissingInput where the root has no functaset of these images, OperateError where no server answers or it has
+    no deployment for the event.
     """
     root, images = absolute(root), absolute(images)
     prepare_environment()
@@ -30,14 +30,14 @@ def notify(root: str, images: str) -> str:
     if Path(images).is_file():
         raise MissingInput(f"{images}: is a file; name the folder that it came to")
     if "://" not in images and not open_location(images).entries():
-        raise MissingInput(f"{images}: nothing is there, so nothing arrived")
+        raise MissingInput(f"{images}: is empty or missing; name the folder to which images came")
     api = find_api()
-    _check_heard(api)
+    _check_deployment(api)
     asyncio.run(_emit(api, root, images))
     return api
 
 
-def _check_heard(api: str) -> None:
+def _check_deployment(api: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -47,7 +47,7 @@ def _check_heard(api: str) -> None:
             client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:
             raise OperateError(
-                f"{api} has no deployment '{DEPLOYMENT}', so nobody would hear it: make it with "
+                f"{api} has no deployment '{DEPLOYMENT}' to act on the event: create it with "
                 "`python -m functa.deploy.bootstrap` (`functa up` does)"
             ) from None
 

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter, validators
 from pydantic import ValidationError
 
-from functa.flows.cli.arguments import Functaset, Json, Split, functaset_of, whole
+from functa.flows.cli.arguments import LOOK, Functaset, Json, Split, functaset_of, whole
 from functa.flows.cli.progress import ProgressLine
 from functa.flows.config.schema import ConfigError
 from functa.storage.config import QuantizationConfig
 from functa.storage.places.address import open_location
 
-store = App(name="store", help="Inspect, check, clean and copy a functaset.")
+store = App(name="store", group=LOOK, help="Inspect, check, clean and copy a functaset.")
 
 OLDER_THAN = "Hours since the last change of uncommitted objects; fewer than a run takes can destroy its work."
 

@@ -110,7 +110,7 @@ def layer_flops_per_s(config: PipelineConfig) -> float | None:
 
 
 def image_shape(config: PipelineConfig) -> ImageShape:
-    """Return (resolution, channels, classes) from config, or from the images where only they can tell and are there.
+    """Return (resolution, channels, classes) from config, or from the images where the config does not give them.
 
     Where they are not, a preset of the paper gives its number of classes, which is the folder's and so no setting.
     """
@@ -128,8 +128,8 @@ def image_shape(config: PipelineConfig) -> ImageShape:
 def estimate(config: PipelineConfig, resolution: int | None, channels: int | None) -> dict[str, Any]:
     """Return {flops, stage_flops{meta_train, encode}, memory_bytes, store_bytes}.
 
-    None where only the images could tell and they are not there. Without them the work is that of meta-training alone,
-    and the memory leaves out the images that a process keeps.
+    None where neither config nor images give the images' size. Without images the work is that of meta-training
+    alone, and the memory leaves out the images that a process keeps.
     """
     if resolution is None or channels is None:
         return {"flops": None, "stage_flops": {}, "memory_bytes": None, "store_bytes": None}

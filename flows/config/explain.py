@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a config, in one line: the key, the fault and the fix."""
+"""Describe in one line what pydantic finds wrong with a config: the key, the fault and the fix."""
 
 import difflib
 from collections.abc import Sequence
@@ -50,15 +50,20 @@ def suggest_key(key: str) -> str:
     similar = nearest(name, fields(_section(key)), f"{above}.") if above else ""
     if similar:
         return similar
-    keys: dict[str, list[str]] = {}
-    for setting in settings_reference():
-        keys.setdefault(setting.key.rpartition(".")[2], []).append(setting.key)
-    keys |= {section: [section] for section in fields(PipelineConfig)}
+    keys = keys_by_name() | {section: [section] for section in fields(PipelineConfig)}
     closest = difflib.get_close_matches(name, keys, n=1)
     found = keys[closest[0]] if closest else []
     if len(found) < 2:
         return f": did you mean '{found[0]}'?" if found else ""
     return f": did you mean one of {', '.join(found[:4])}{', ...' if found[4:] else ''}?"
+
+
+def keys_by_name() -> dict[str, list[str]]:
+    """Return the full keys of all settings by their last name: {"width": ["field.width", ...], ...}."""
+    keys: dict[str, list[str]] = {}
+    for setting in settings_reference():
+        keys.setdefault(setting.key.rpartition(".")[2], []).append(setting.key)
+    return keys
 
 
 def _section(key: str) -> Any:

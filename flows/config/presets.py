@@ -22,7 +22,7 @@ FOLDERS = (".", "paper")
 
 
 class PresetFile(NamedTuple):
-    """What a preset file holds: the settings, its purpose and the time that it takes, as the file describes them."""
+    """The content of a preset file: settings, purpose, and the time that a run takes."""
 
     settings: dict[str, Any]
     purpose: str

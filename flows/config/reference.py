@@ -96,7 +96,7 @@ def _bounds(info: FieldInfo) -> str:
 
 
 def _constraints(info: FieldInfo) -> list[Any]:
-    """What pydantic checks of a value, and of the items of a list."""
+    """Return the constraints of a value and of the items of a list."""
     items = [arg for arg in get_args(info.annotation) if get_origin(arg) is Annotated]
     of_items = [each for item in items for each in get_args(item)[1:]]
     flat = [each for found in of_items for each in (found.metadata if isinstance(found, FieldInfo) else [found])]

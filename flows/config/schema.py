@@ -27,7 +27,7 @@ class ConfigError(FunctaError):
 
 
 class ProvenanceConfig(Config):
-    """Where a preset's settings come from. In the config, not in comments, so that it reaches `show` and every run.
+    """The origin of a preset's settings. In the config, not in comments, so that it reaches `show` and every run.
 
     A key covers all below it that are not named themselves. An overridden key leaves its list: a user's choice is
     neither the paper's nor the preset's.

@@ -1,4 +1,4 @@
-"""Every preset loads, is whole and says where its settings come from; the paper's numbers, literally."""
+"""Every preset loads, is complete and marks the origin of its settings; the paper's numbers, literally."""
 
 import re
 from typing import Any
@@ -61,7 +61,7 @@ TABLE_5 = {  # normalization scale, width, feed-forward width, blocks, learning 
 }
 TABLE_6 = {  # schedule, residual blocks, multipliers, attention, dropout
     "8x8x16": ("linear", 1, (1, 1), (4,), 0.4),
-    "8x8x16_linear": ("cosine", 2, (2, 2), (), 0.4),  # it says (2,), which is no level: docs/paper.md
+    "8x8x16_linear": ("cosine", 2, (2, 2), (), 0.4),  # the paper has (2,), which is no level: docs/paper.md
     "4x4x64": ("cosine", 2, (2, 2), (), 0.4),
     "4x4x64_linear": ("cosine", 2, (2, 2), (4,), 0.4),
     "8x8x16_cond": ("cosine", 3, (2, 2, 2), (8,), 0.1),
@@ -110,28 +110,30 @@ def test_a_presets_head_gives_its_command_and_its_cost(name: str) -> None:
     head = re.match(r"(#.*\n)+", preset_text(name))
     assert head is not None
     assert f"functa run {name} " in head[0]
-    told = re.search(r"meta-training (\S+) FLOPs, encoding (\S+) FLOPs; at 20 TFLOP/s", head[0])
-    assert told is not None
+    work = re.search(r"meta-training (\S+) FLOPs, encoding (\S+) FLOPs; at 20 TFLOP/s", head[0])
+    assert work is not None
     config = load_config(name)
     resolution, channels, _ = known_images(config.images)
     assert resolution is not None
     assert channels is not None
     sides, training = (resolution, resolution), config.meta_train
     one = outer_flops(config.field, config.inner, sides, channels, training.patches_per_image)
-    assert float(told[1]) == pytest.approx(one * training.steps * training.batch, rel=0.01)
+    assert float(work[1]) == pytest.approx(one * training.steps * training.batch, rel=0.01)
     encoding = encode_passes(config.inner) * forward_flops(config.field, sides, channels)
     train, test = IMAGES[config.images.location]
     rows = (1 + config.encode.augmentation.count) * train + test
-    assert float(told[2]) == pytest.approx(encoding * rows, rel=0.01)
+    assert float(work[2]) == pytest.approx(encoding * rows, rel=0.01)
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if name not in OWN_IMAGES])
-def test_a_presets_head_tells_the_work_of_learning_on_latents(name: str) -> None:
-    """Classes as data sets have them: ImageNet's are the folder's, and npz files tell theirs when they are there."""
+def test_a_presets_head_gives_the_work_of_learning_on_latents(name: str) -> None:
+    """With the classes of the data sets: the config does not give those of folders and npz files."""
     config = load_config(name)
-    told = {model: float(flops) for model, flops in re.findall(r"(classifier|denoiser) (\S+) FLOPs", preset_text(name))}
+    stated = {
+        model: float(flops) for model, flops in re.findall(r"(classifier|denoiser) (\S+) FLOPs", preset_text(name))
+    }
     counted = training_flops(config, 1000 if "imagenet" in name else 10)
-    assert told == pytest.approx(counted, rel=0.01)
+    assert stated == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -144,7 +146,7 @@ def test_the_time_of_a_preset_of_the_paper_is_that_of_its_work(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_what_a_classifier_learns_from_is_augmented_as_b1_and_c_say(name: str) -> None:
+def test_what_a_classifier_learns_from_is_augmented_as_in_b1_and_c(name: str) -> None:
     config = load_config(name)
     augmentation, marks = config.encode.augmentation, config.provenance
     if config.classifier is None:
@@ -157,7 +159,7 @@ def test_what_a_classifier_learns_from_is_augmented_as_b1_and_c_say(name: str) -
         given = ("count", "kind", "padding")
     else:
         assert (augmentation.kind, augmentation.operations, augmentation.magnitude) == ("distort", 2, 5)
-        assert augmentation.count > 0  # how many it does not say
+        assert augmentation.count > 0  # the paper does not give how many
         given = ("kind", "operations", "magnitude")
     assert augmentation.flip == 0.5
     assert {f"encode.augmentation.{key}" for key in given} <= set(marks.paper)
@@ -234,7 +236,7 @@ def test_b1_gives_the_transformer_of_256_numbers() -> None:
 
 
 def check_b1(config: PipelineConfig, factor: float) -> None:
-    """What both of B.1's best classifiers have."""
+    """Check the settings that both of B.1's best classifiers have."""
     assert config.classifier is not None
     training, normalization = config.classifier, config.classifier.normalization
     assert (training.steps, training.batch, training.learning_rate, training.ema) == (300_000, 256, 1e-3, 0.9999)
@@ -305,7 +307,7 @@ def check_table_5(config: PipelineConfig, row: tuple[float, ...]) -> None:
 
 
 def check_factor(config: PipelineConfig, factor: float, mark: str) -> None:
-    """What latents are divided by before they reach the classifier, and whether the paper gives it for this row."""
+    """Check the factor that divides the classifier's latents, and whether the paper gives it for this row."""
     assert config.classifier is not None
     normalization = config.classifier.normalization
     assert (normalization.kind, normalization.factor) == ("fixed", factor)
@@ -378,7 +380,7 @@ CLASSIFIERS = {
 
 @pytest.mark.parametrize("name", sorted(DENOISERS | CLASSIFIERS))
 def test_presets_report_the_parameters_of_the_papers_models(name: str) -> None:
-    """As `functa presets --json` has them, on the meta device: ImageNet's with nobody's images at hand."""
+    """In `functa presets --json`, counted on the meta device, ImageNet's without its images."""
     counts = describe_preset(load_config(name))["parameters"]
     if name in DENOISERS:
         assert round(counts["denoiser"] / 1e6, 3) == DENOISERS[name]

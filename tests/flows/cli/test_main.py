@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.helpers.flows.command import functa, here, told
+from tests.helpers.flows.command import PROJECT, functa, here, told
 from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.storage.functasets import filled
 
@@ -19,6 +21,14 @@ from tests.helpers.storage.functasets import filled
         (["run", "digits", "--set", "field.widht=3"], 2, "did you mean 'field.width'"),
         (["run", "digits", "--set", "meta_train.steps=-1"], 2, "meta_train.steps"),
         (["run", "digits", "--nope"], 2, "--nope"),
+        (["run", "digits", "--resolution", "64"], 2, "unknown option --resolution: use --set images.resolution=VALUE"),
+        (
+            ["show", "digits", "--steps=64"],
+            2,
+            "unknown option --steps: use --set inner.steps=VALUE (or meta_train.step",
+        ),
+        (["run", "digits", "--rot", "x"], 2, "did you mean --root?"),
+        (["classify", "/no/such/root", "x"], 1, "no run has been started there; name the root of a run"),
         (["run"], 2, "PRESET"),
         (["rnu", "digits"], 2, "rnu"),
         (["up", "--port", "99999"], 2, "99999"),
@@ -169,6 +179,26 @@ def test_a_functaset_is_quantised_from_the_shell(tmp_path: Path) -> None:
     assert "6 bits a number, which 7 cannot better" in told(
         here(*command[:2], str(tmp_path / "b"), "x", "--bits", "7"), 1
     )
+
+
+def test_presets_are_listed_without_building_a_model() -> None:
+    code = (
+        "import sys; from functa.flows.cli.main import _guarded; status = _guarded(['presets'], False); "
+        "assert not {'torch', 'prefect'} & set(sys.modules), 'something heavy was loaded'; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = {words[0]: words[1:] for words in map(str.split, done.stdout.splitlines()) if words}
+    assert lines["photos_64"][:6] == ["photos", "64", "8x8x16", "15", "min", "on"]
+    assert " ".join(lines["paper_cifar10_8x8x16"]) == "cifar10 32 8x8x16 13 h 37.2 90.3 16.5 11.2 Table 2 row 1"
+    names = list(lines)
+    assert names.index("digits") < names.index("paper_celeba_64x64_64")
+
+
+def test_help_groups_the_commands() -> None:
+    words = here("--help").stdout.split()
+    order = [words.index(word) for word in ("Run", "sweep", "Use", "decode", "Look", "presets", "Operate", "up")]
+    assert order == sorted(order)
 
 
 def test_presets_answer_in_json() -> None:

@@ -231,6 +231,14 @@ def test_a_folder_without_images_and_one_that_is_not_there_are_two_faults(root: 
         assert f"{place}: no such folder or file" in told(here("classify", str(root), place), 1)
 
 
+def test_a_stage_that_the_run_does_not_have_is_named(root: Path, tmp_path: Path) -> None:
+    without = ("classifier=null", "diffusion=null")
+    trained_root(tmp_path / "root", *OVERRIDES[2:], *without, lender=root, stages=("meta_train", "encode"))
+    for command, section in ((["classify", str(tmp_path)], "classifier"), (["sample", "--out", "x"], "diffusion")):
+        line = told(here(command[0], str(tmp_path / "root"), *command[1:]), 1)
+        assert f"its run has {section}=null, so train-{section} is not part of it" in line
+
+
 def test_models_of_other_latents_are_refused_and_later_commits_are_as_good(
     ledger: Ledger, root: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""PipelineConfig: what is refused, how it is told, and what a stage's digest depends on."""
+"""PipelineConfig: what is refused and with which message, and what a stage's digest depends on."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ from functa.tasks.config import TrainClassifierConfig, TrainDiffusionConfig
 
 
 @pytest.mark.parametrize(
-    ("preset", "overrides", "told"),
+    ("preset", "overrides", "message"),
     [
         ("digitz", [], "unknown preset 'digitz': did you mean 'digits'"),
         ("digits", ["field.widht=64"], "unknown key 'field.widht': did you mean 'field.width'"),
@@ -69,10 +69,10 @@ from functa.tasks.config import TrainClassifierConfig, TrainDiffusionConfig
         ("digits", ["provenance.paper=[seed, seed]"], "provenance names 'seed' twice"),
     ],
 )
-def test_a_wrong_config_is_one_line_that_names_the_key(preset: str, overrides: list[str], told: str) -> None:
+def test_a_wrong_config_is_one_line_that_names_the_key(preset: str, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(preset, overrides)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -128,7 +128,7 @@ def test_a_preset_without_permission_is_one_line(tmp_path: Path) -> None:
 
 
 def chosen(*overrides: str) -> dict[str, Any]:
-    """What the overrides make of the keys that they name."""
+    """Return the values of the keys that the overrides name."""
     placed = any(override.startswith("images.location=") and override[-1] != "=" for override in overrides)
     located = ["images.source=folder"] if placed else []
     config = load_config("digits", [*located, *overrides]).model_dump(mode="json")
@@ -218,9 +218,9 @@ def test_an_overridden_key_is_neither_the_papers_nor_assumed(tmp_path: Path) -> 
 
 def test_a_latent_larger_than_its_image_is_a_warning_with_both_numbers() -> None:
     field = FieldConfig(spatial=8, channels=49)
-    told = latent_surplus(field, 32, 3)
-    assert told is not None
-    assert "8x8x49 has 3136 numbers, more than the 3072 values of a 32x32x3 image" in told
+    warning = latent_surplus(field, 32, 3)
+    assert warning is not None
+    assert "8x8x49 has 3136 numbers, more than the 3072 values of a 32x32x3 image" in warning
     assert latent_surplus(field.model_copy(update={"channels": 48}), 32, 3) is None
     assert latent_surplus(field, None, 3) is None
 

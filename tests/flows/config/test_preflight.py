@@ -1,4 +1,4 @@
-"""What will fail is reported before a server is started."""
+"""Preflight reports what will fail before a server is started."""
 
 import pytest
 from PIL import Image
