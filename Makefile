@@ -32,7 +32,7 @@ demo: $(READY)   ## the whole pipeline on scikit-learn's digits, about 2 minutes
 	$(BIN)/functa run digits
 
 test: $(READY)   ## all tests but the slow ones, those in a browser and those on a real S3 server
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not browser and not slow and not s3 and not postgres"
+	$(BIN)/python -m pytest -n $(WORKERS) --durations 25 --durations-min 5 -m "not browser and not slow and not s3 and not postgres"
 
 test-s3: $(READY)  ## the storage tests on a real S3 server: Ceph from Debian's packages, unpacked, not installed
 	@$(BIN)/python -m tests.storage.ceph_packages

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.storage.s3_servers import moto_server
+
 # Before anything imports Prefect: nothing of this machine's Prefect reaches a test, and the test processes of xdist
 # do not wait for each other's database.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="functa-prefect-")
@@ -54,6 +56,13 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[dict[str, str]]:
+    """The environment of clients of moto's S3 server, one for each test process."""
+    with moto_server() as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 import functa
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
+from tests.helpers.flows.command import here
 from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.old_root import extract_old_root
 from tests.helpers.tasks.encoded import encoded
@@ -52,6 +54,11 @@ def test_the_package_offers_the_public_names_and_no_others() -> None:
         assert (getattr(functa, name).__doc__ or "").strip(), name
     with pytest.raises(AttributeError, match="no attribute 'enocde'"):
         functa.enocde  # type: ignore[attr-defined]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert functa.__version__ == project["version"] == here("--version").stdout.strip()
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

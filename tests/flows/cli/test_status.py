@@ -21,7 +21,6 @@ from functa.storage.runs.stage_records import read_record, write_record
 from tests.flows.test_ledger import finish
 from tests.helpers.storage.functasets import fill, filled, new_store, plan, write
 from tests.helpers.storage.locations import Home, Prefix, new_bucket
-from tests.storage.conftest import moto as moto
 
 PROJECT = Path(__file__).parents[3]
 

@@ -17,7 +17,7 @@ from tests.helpers.storage.functasets import filled
 from tests.helpers.storage.image_files import encoded, noise
 from tests.helpers.storage.locations import new_bucket
 from tests.helpers.storage.relay import Relay
-from tests.storage.conftest import SERVERS, server_environment
+from tests.helpers.storage.s3_servers import SERVERS, server_environment
 
 
 @pytest.fixture(params=SERVERS)
