@@ -10,14 +10,11 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from functa.flows.cli.arguments import Json
-from functa.flows.cli.tables import ABSENT, foldable
+from functa.flows.cli.tables import foldable
 from functa.flows.config.schema import ConfigError
 
 if TYPE_CHECKING:
-    from functa.tasks.report.compare.runs import Comparison, Line
-
-# Figures by which runs are judged, shown before all others.
-HEADLINE = ("psnr_test", "top1_test", "fid", "fd.classifier", "fd.latent", "bits_per_dim")
+    from functa.tasks.report.compare.runs import Comparison
 
 
 def compare(
@@ -59,17 +56,12 @@ def print_comparison(comparison: "Comparison", everything: bool = False) -> None
         console.print(settings)
     else:
         console.print("All settings are equal.")
-    lines = sorted((line for line in comparison.lines if everything or line.differs), key=_importance)
+    lines = [line for line in comparison.lines if everything or line.differs]  # the headline first
     equal = len(comparison.lines) - sum(line.differs for line in comparison.lines)
     if lines:
         table = foldable("figure", *names, title="All figures" if everything else "Figures that differ")
         for line in lines:
-            shown = [ABSENT if value is None else value for value in line.shown]
-            table.add_row(line.name, *shown, style="bold" if line.differs and everything else None)
+            table.add_row(line.name, *line.cells, style="bold" if line.differs and everything else None)
         console.print(table)
     if equal and not everything:
         console.print(f"{equal} figures are equal; --all shows them.")
-
-
-def _importance(line: "Line") -> int:
-    return HEADLINE.index(line.key) if line.key in HEADLINE else len(HEADLINE)

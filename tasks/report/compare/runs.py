@@ -16,6 +16,8 @@ Row = dict[str, Any]
 
 TRAININGS = ("meta_train", "train_classifier", "train_diffusion")  # stages that log curves
 
+BEST, ABSENT = "\u2605", "\u2013"
+
 HEADLINE = ("psnr_test", "top1_test", "fid", "fd", "bits_per_dim", "memorized_share")  # in this order
 
 
@@ -61,6 +63,13 @@ class Line:
             return ()
         best = max(known) if self.better == "higher" else min(known)
         return tuple(index for index, value in enumerate(self.values) if value == best)
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Return each run's value, the best ones marked."""
+        best = self.best
+        marked = (f"{value} {BEST}" if index in best else value for index, value in enumerate(self.shown))
+        return tuple(ABSENT if value is None else value for value in marked)
 
 
 @dataclass(frozen=True)
@@ -159,8 +168,13 @@ def compare_runs(runs: tuple[ComparedRun, ...]) -> Comparison:
     return Comparison(
         runs,
         tuple(sorted(lines, key=_rank)),  # stable: the file's order within a group
-        {key: values for key, values in settings.items() if any(value != values[0] for value in values)},
+        {key: values for key, values in settings.items() if _differ(values)},
     )
+
+
+def _differ(values: tuple[Any, ...]) -> bool:
+    """Return whether settings differ; a key that a run's version did not have is equal to one that is switched off."""
+    return any(value != values[0] for value in values) and any(values)
 
 
 def _rank(line: Line) -> tuple[int, int, int]:

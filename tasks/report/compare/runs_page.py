@@ -9,13 +9,11 @@ import numpy as np
 from functa.storage.errors import StorageError
 from functa.tasks.report.blocks import Block, Drawing, Row, Section, Table
 from functa.tasks.report.charts import MAX_POINTS, STYLE, log_scale, new_figure, running_mean, step_axis, to_svg
-from functa.tasks.report.compare.runs import Comparison, Line
+from functa.tasks.report.compare.runs import BEST, Comparison, Line
 from functa.tasks.report.compare.sweep_page import LINES
 from functa.tasks.report.page import Page, write_page
 from functa.tasks.report.sections.training import PANELS, SMOOTHED_FROM, logged
 from functa.tasks.report.words import setting, short, stage_name
-
-BEST, ABSENT = "\u2605", "\u2013"
 
 
 def write_comparison(comparison: Comparison, out: Path, command: str = "") -> None:
@@ -60,13 +58,8 @@ def _differences(comparison: Comparison) -> Section:
 
 
 def _table(comparison: Comparison, name: str, title: str, lines: Sequence[Line], folded: bool = False) -> Table:
-    rows = tuple((line.name, *(_cell(line, index) for index in range(len(comparison.runs)))) for line in lines)
+    rows = tuple((line.name, *line.cells) for line in lines)
     return Table(name, title, ("figure", *(run.name for run in comparison.runs)), rows, folded=folded)
-
-
-def _cell(line: Line, index: int) -> str:
-    value = line.shown[index]
-    return ABSENT if value is None else f"{value} {BEST}" if index in line.best else value
 
 
 def _settings(comparison: Comparison) -> Table:

@@ -42,3 +42,10 @@ def test_a_figure_without_a_better_end_or_of_one_run_alone_is_not_marked() -> No
     tables = compared({"rows": 10}, {"rows": 20, "psnr_test": 20.0})
     assert not any(BEST in cell for table in tables for row in table.rows for cell in row)
     assert tables[0].rows == (("PSNR, test", "\u2013", "20.00 dB"),)
+
+
+def test_a_setting_that_an_older_version_did_not_have_is_no_difference_while_it_is_off() -> None:
+    configs = ({"evaluation": {}}, {"evaluation": {"quick": False, "generation": {}}}, {"evaluation": {"quick": True}})
+    runs = [ComparedRun("r", "root", "", {}, config, {}) for config in configs]
+    assert compare_runs((runs[0], runs[1])).settings == {}
+    assert compare_runs((runs[0], runs[2])).settings == {"evaluation.quick": (None, True)}
