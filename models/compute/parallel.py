@@ -6,14 +6,19 @@ parts, a part per core has no such barriers: it is faster on a quiet machine, an
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+
+from functa.models.compute.compilation import compiled
 
 Result = TypeVar("Result")
+
+Part = TypeVar("Part")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -22,6 +27,60 @@ MMAP_BYTES, TRIM_BYTES = 32 << 20, 1 << 30  # the first is the largest that glib
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 _lock = threading.Lock()
+
+
+class Cores:
+    """Run a function over many parts of a batch, on every core of a CPU where the function is compiled.
+
+    Only what is compiled is worth a core of its own: eager operations hold the interpreter between them.
+    """
+
+    def __init__(self, compile_functions: bool, device: torch.device) -> None:
+        self.compile_functions, self.device = compile_functions, device
+        self.count = torch.get_num_threads() if compile_functions and device.type == "cpu" else 1
+        self._built: set[Hashable] = set()
+
+    def run(
+        self,
+        function: Callable[..., Tensor],
+        parts: Sequence[Part],
+        arguments: Callable[[int, Part], tuple[Any, ...]],
+        shape: Hashable,
+    ) -> Tensor:
+        """Return the function's values of all parts, joined in order; with gradients on each is differentiated.
+
+        `arguments` are the function's, for a core and a part; parts of another `shape` need another compiled graph.
+        Core i takes parts i, i + n, ...: which core takes a part, and the order in which it adds gradients up, is
+        fixed, and so are all results.
+        """
+        cores = min(self.count, len(parts))
+        call = compiled(function, self.device.type, cores > 1) if self.compile_functions else function
+        values: dict[int, Tensor] = {}
+
+        def work(core: int) -> None:
+            for number in range(core, len(parts), cores):
+                value = call(*arguments(core, parts[number]))
+                if torch.is_grad_enabled():
+                    value.sum().backward()
+                # A CUDA graph's next run writes to where its last output is.
+                values[number] = value.detach().clone() if value.is_cuda else value.detach()
+
+        if cores == 1:
+            keep_memory()
+            work(0)
+        else:
+            self._side_by_side(
+                [partial(work, core) for core in range(cores)], (function, torch.is_grad_enabled(), shape)
+            )
+        return torch.cat([values[number] for number in range(len(parts))])
+
+    def _side_by_side(self, works: Sequence[Callable[[], None]], graph: Hashable) -> None:
+        if graph in self._built:
+            side_by_side(works)
+            return
+        for work in works:  # one after the other: two threads would compile the same graph twice
+            side_by_side([work], len(works))
+        self._built.add(graph)
 
 
 def side_by_side(parts: Sequence[Callable[[], Result]], threads: int | None = None) -> list[Result]:

@@ -193,8 +193,3 @@ def cut(config: FieldConfig, images: Tensor, positions: Tensor | None = None) ->
             f"leave out meta_train.patches_per_image, or set field.interpolation=nearest and field.kernel=1"
         )
     return Patches(targets, chosen, x if len(x) == 1 else x[chosen], interpolation_weights(config, resolution, images))
-
-
-def at(shared: Tensor, positions: Tensor) -> Tensor:
-    """Rates (), [c] or [s s, c] at patches of these positions: broadcastable to [N, c]."""
-    return shared[positions] if shared.dim() == 2 else shared

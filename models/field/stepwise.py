@@ -2,7 +2,7 @@
 
 Every inner step goes over all chunks before the next one begins. The outer gradient walks back through the steps, of
 which only the latents were kept: each chunk's activations are computed again when their turn comes (activation
-checkpointing), so that memory holds one chunk's graph, whatever the size of image and batch.
+checkpointing; 19 passes), so that memory holds one chunk's graph, whatever the size of image and batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,91 +12,96 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from functa.models.compute.compilation import compiled
 from functa.models.config import InnerConfig
 from functa.models.field.field import Field
-from functa.models.field.grid import Patches, at, gather, neighbours, scatter
+from functa.models.field.grid import Patches, gather, neighbours, scatter
+from functa.models.field.inner_step import Shared, inner_step, loss_scale, start
 from functa.models.field.passes import FirstStep, first_gradient, inner_gradient, patch_errors
-
-Run = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
-    """One batch's patches under one field. Latents are [N, c] here; `run` compiles a function or leaves it."""
+class Stepwise:
+    """The engine of InnerLoop for any field."""
 
     field: Field
     inner: InnerConfig
-    patches: Patches
-    scale: float
-    run: Run
+    compiled: bool
 
-    def latents(self, first: FirstStep, rates: Tensor, steps: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Latents after all inner steps, without a graph; `steps` receives every step's (latents, gradient)."""
-        rates = at(rates, self.patches.positions)
-        z = torch.zeros_like(self.patches.targets[:, 0, :1]).expand(-1, self.field.config.channels)
+    def latents(self, patches: Patches, shared: Shared) -> Tensor:
+        return self._steps(patches, shared)[0][-1]
+
+    def by_step(self, patches: Patches, shared: Shared) -> Tensor:
+        return torch.stack(self._steps(patches, shared)[0])
+
+    def errors(self, patches: Patches, shared: Shared) -> Tensor:
+        return self._errors(patches, self.latents(patches, shared), self.inner.precision)
+
+    def errors_at(self, patches: Patches, z: Tensor) -> Tensor:
+        return self._errors(patches, z, "float32")
+
+    def backward(self, patches: Patches, shared: Shared) -> tuple[Tensor, list[Tensor | None]]:
+        leaves = shared.leaves()
+        path, gradients = self._steps(patches, shared)
+        errors, cotangent = self._errors_back(patches, path[-1])
+        for number in reversed(range(self.inner.steps)):
+            step = -leaves.rates_at(patches.positions) * cotangent  # of the gradient, [N, c]
+            (step * gradients[number]).sum().backward()
+            if not self.inner.first_order:
+                cotangent = cotangent + self._gradient_back(patches, number, path[number], step.detach(), leaves.first)
+        return errors, [tensor.grad for tensor in leaves.tensors]
+
+    def _steps(self, patches: Patches, shared: Shared) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the latents [N, c] before the first step and after each, and every step's gradient."""
+        rates = shared.rates_at(patches.positions)
+        path, gradients = [start(patches, self.field.config.channels)], []
         with torch.no_grad():
             for number in range(self.inner.steps):
-                gathered = self._gather(z)
-                parts = [self._gradient(number, gathered[rows], chunk, first) for rows, chunk in self._chunks()]
-                gradient = self._scatter(torch.cat(parts))
-                if steps is not None:
-                    steps.append((z, gradient))
-                z = z - rates * gradient
-        return z
+                z = self._gather(path[-1])
+                parts = [self._gradient(number, z[rows], chunk, shared.first) for rows, chunk in self._chunks(patches)]
+                gradients.append(self._scatter(torch.cat(parts)))
+                path.append(inner_step(path[-1], gradients[-1], rates, self.inner))
+        return path, gradients
 
-    def errors(self, z: Tensor, precision: str | None = None) -> Tensor:
-        """Mean squared error [N] of every patch at latents z, without a graph; in another precision if asked for."""
+    def _errors(self, patches: Patches, z: Tensor, precision: str) -> Tensor:
         with torch.no_grad():
-            gathered = self._gather(z)
-            return torch.cat([self._errors(gathered[rows], chunk, precision) for rows, chunk in self._chunks()])
+            z = self._gather(z)
+            return torch.cat([self._error(z[rows], chunk, precision) for rows, chunk in self._chunks(patches)])
 
-    def backward(self, first: FirstStep, rates: Tensor) -> Tensor:
-        """Adds the gradient of the sum of all errors to the field's parameters, `first` and `rates` (leaves).
-
-        Returns the errors [N].
-        """
-        steps: list[tuple[Tensor, Tensor]] = []
-        z = self.latents(first, rates.detach(), steps)
-        errors, cotangent = self._errors_back(z)
-        for number in reversed(range(self.inner.steps)):
-            before, gradient = steps[number]
-            step = -at(rates, self.patches.positions) * cotangent  # of the gradient, [N, c]
-            (step * gradient).sum().backward()
-            if not self.inner.first_order:
-                cotangent = cotangent + self._gradient_back(number, before, step.detach(), first)
-        return errors
-
-    def _errors_back(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(errors [N], the cotangent of z), the sum of errors differentiated chunk by chunk."""
+    def _errors_back(self, patches: Patches, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the errors [N] and the gradient of their sum by z, differentiated chunk by chunk."""
         gathered = self._gather(z).requires_grad_()
         errors = []
-        for rows, chunk in self._chunks():
-            error = self._errors(gathered[rows], chunk)
+        for rows, chunk in self._chunks(patches):
+            error = self._error(gathered[rows], chunk, self.inner.precision)
             error.sum().backward()
             errors.append(error.detach())
         return torch.cat(errors), self._scatter(cast(Tensor, gathered.grad))
 
-    def _gradient_back(self, number: int, z: Tensor, cotangent: Tensor, first: FirstStep) -> Tensor:
-        """Pulls the cotangent of an inner step's gradient back to the latents before it, [N, c]."""
+    def _gradient_back(self, patches: Patches, number: int, z: Tensor, cotangent: Tensor, first: FirstStep) -> Tensor:
+        """Pull the cotangent of an inner step's gradient back to the latents before it, [N, c]."""
         gathered = self._gather(z).detach().requires_grad_()
         pulled = self._gather(cotangent)  # gather is the adjoint of the scatter that made the gradient
-        for rows, chunk in self._chunks():
+        for rows, chunk in self._chunks(patches):
             (self._gradient(number, gathered[rows], chunk, first) * pulled[rows]).sum().backward()
         return torch.zeros_like(z) if gathered.grad is None else self._scatter(gathered.grad)
 
-    def _chunks(self) -> Iterator[tuple[slice, Patches]]:
-        return self.patches.chunks(self.inner.chunk)
+    def _chunks(self, patches: Patches) -> Iterator[tuple[slice, Patches]]:
+        return patches.chunks(self.inner.chunk)
 
     def _gradient(self, number: int, z: Tensor, chunk: Patches, first: FirstStep) -> Tensor:
-        """Of a chunk's inner loss by its gathered latents [n, K, T c]; step 0 may be the shared one."""
+        """Return the gradient of a chunk's inner loss by its gathered latents [n, K, T c]; step 0 may be shared."""
+        scale = loss_scale(chunk, self.field.config.positions, self.inner)
         if number == 0 and first.shared:
-            return first_gradient(self.field, first.at(chunk.positions), chunk.targets, chunk.weights, self.scale)
-        run = self.run(inner_gradient)
-        return run(self.field, z, chunk.targets, chunk.x, chunk.weights, self.scale, self.inner.precision)
+            return first_gradient(self.field, first.at(chunk.positions), chunk.targets, chunk.weights, scale)
+        call = self._compiled(inner_gradient)
+        return call(self.field, z, chunk.targets, chunk.x, chunk.weights, scale, self.inner.precision)
 
-    def _errors(self, z: Tensor, chunk: Patches, precision: str | None = None) -> Tensor:
-        run = self.run(patch_errors)
-        return run(self.field, z, chunk.targets, chunk.x, chunk.weights, precision or self.inner.precision)
+    def _error(self, z: Tensor, chunk: Patches, precision: str) -> Tensor:
+        return self._compiled(patch_errors)(self.field, z, chunk.targets, chunk.x, chunk.weights, precision)
+
+    def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return compiled(function, self.field.modulation_weight.device.type) if self.compiled else function
 
     def _gather(self, z: Tensor) -> Tensor:
         config, index = self.field.config, neighbours(self.field.config)

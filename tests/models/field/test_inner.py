@@ -75,7 +75,7 @@ def test_latents_by_step_are_those_of_fewer_steps(
     variant: dict[str, Any], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shared:
-        monkeypatch.setattr("functa.models.field.cost.first_step_bytes", lambda *_: 0)
+        monkeypatch.setattr("functa.models.field.passes.first_step_bytes", lambda *_: 0)
     loop, images = make(**variant)
     path = loop.by_step(images)
     assert path.shape == (loop.inner.steps + 1, *loop.encode(images).shape)
