@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch import Tensor
 
-from functa.flows.config.consistency import known_images
 from functa.flows.config.load import load_config
 from functa.flows.config.presets import preset_names
 from functa.flows.config.schema import PipelineConfig
 from functa.models.latents.classifier import classification_loss, decay_groups
 from functa.models.latents.diffusion import Draw, diffusion_loss, draw, loss_tables
+from functa.storage.images.sources import known_shape
 from functa.storage.places.address import open_location
 from functa.tasks.training import loop
 from functa.tasks.training.classifier import classifier_learner
@@ -45,7 +45,7 @@ class Piece:
     def __init__(self, config: PipelineConfig, kind: str, options: argparse.Namespace) -> None:
         self.kind, self.name, self.shape = kind, config.name, config.field.latent_shape
         section = getattr(config, kind)
-        found = known_images(config.images)[2] or (1000 if "imagenet" in config.name else CLASSES)
+        found = known_shape(config.images)[2] or (1000 if "imagenet" in config.name else CLASSES)
         self.classes = found if kind == "classifier" or section.process.conditional else None
         self.device = torch.device(options.device)
         self.ranks = Ranks(device=self.device)

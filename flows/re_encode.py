@@ -77,7 +77,7 @@ def config_to_repeat(root: str, record: StageRecord | None) -> PipelineConfig:
 def check_source(root: str, source: ImagesConfig, images: str) -> None:
     """Raises MissingInput where images arrived that are not the root's."""
     if not source.location:
-        raise MissingInput(f"{root}: its images are scikit-learn's {source.source}, to which none are added")
+        raise MissingInput(f"{root}: images.source={source.source} reads no location, so no images can be added to it")
     ours, theirs = (open_location(uri).uri.rstrip("/") for uri in (source.location, images))
     if theirs != ours and not theirs.startswith(ours + "/"):
         raise MissingInput(f"{root}: images arrived in {images}, but it reads those in {source.location}")

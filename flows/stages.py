@@ -6,7 +6,7 @@ from uuid import uuid4
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
-from functa.flows.config.consistency import known_images, latent_surplus
+from functa.flows.config.consistency import latent_surplus
 from functa.flows.config.digests import digest, require_stage
 from functa.flows.config.preflight import preflight
 from functa.flows.config.schema import PipelineConfig
@@ -28,6 +28,7 @@ from functa.flows.ledger import Ledger, images_digest
 from functa.flows.server.worker import on_gpu
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
+from functa.storage.images.sources import known_shape
 from functa.tasks import units
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.fan_out import fan_out
@@ -206,7 +207,7 @@ def evaluate(root: str, *, from_root: str | None = None, config: PipelineConfig)
 
 def warn_of_surplus(config: PipelineConfig) -> None:
     """A line in the run's log where the latent is larger than the image: allowed, but seldom meant."""
-    resolution, channels, _ = known_images(config.images)
+    resolution, channels, _ = known_shape(config.images)
     if resolution is None or channels is None:
         images = open_images(config.images)
         resolution, channels = images.resolution, images.channels

@@ -1,8 +1,10 @@
 """Configuration of everything in storage/. Free of zarr and PIL, so that a config error answers at once."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+
+from functa.storage.images.sources import IMAGE_SOURCES, find_source
 
 
 class Config(BaseModel):
@@ -11,12 +13,17 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _known_source(name: str) -> str:
+    find_source(name)
+    return name
+
+
 class ImagesConfig(Config):
     """Where images come from. Every source has a training and a test split and integer labels."""
 
-    source: Literal["digits", "folder", "torchvision", "npz"] = Field(
-        "digits", description="scikit-learn's digits, class folders, a torchvision data set, or npz arrays."
-    )
+    source: Annotated[
+        str, AfterValidator(_known_source), WithJsonSchema({"type": "string", "enum": list(IMAGE_SOURCES)})
+    ] = Field("digits", description=f"{'; '.join(f'{n}: {s.description}' for n, s in IMAGE_SOURCES.items())}.")
     location: str = Field(
         "", description="Folder (folder, torchvision) or .npz file; {train,test}.npz in a folder also do."
     )
@@ -44,14 +51,8 @@ class ImagesConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _located(self) -> "ImagesConfig":
-        if self.source != "digits" and not self.location:
-            raise ValueError(f"location is empty: images.source={self.source} needs images.location=PATH")
-        if self.source == "digits" and self.location:
-            raise ValueError(
-                f"location={self.location} is of no use to images.source=digits, which are scikit-learn's: for images "
-                f"of your own set images.source=folder too"
-            )
+    def _fits_the_source(self) -> "ImagesConfig":
+        find_source(self.source).check(self.source, self)
         return self
 
 

@@ -5,11 +5,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from functa.flows.config.consistency import known_images
 from functa.flows.config.digests import stages_of
 from functa.flows.config.load import load_config
 from functa.flows.config.presets import preset_names, read_preset
 from functa.flows.config.schema import PipelineConfig
+from functa.storage.images.sources import known_shape
 
 TABLE_WIDTH = 122
 
@@ -21,11 +21,11 @@ def list_presets(parameters: bool) -> list[dict[str, Any]]:
 
 def describe_preset(config: PipelineConfig, parameters: bool = True) -> dict[str, Any]:
     """Return {name, data, resolution, latent, time, purpose, stages[], paper{}, parameters{...}}."""
-    resolution = known_images(config.images)[0]
+    resolution = known_shape(config.images)[0]
     described = read_preset(config.name)
     found: dict[str, Any] = {
         "name": config.name,
-        "data": config.images.source if config.images.source == "digits" else config.images.location,
+        "data": config.images.location or config.images.source,
         "resolution": resolution,
         "latent": "x".join(map(str, config.field.latent_shape)),
         "time": described.time,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from functa.flows.config.consistency import known_images
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
+from functa.storage.images.sources import known_shape
 from functa.storage.runs.stage_records import read_record
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def print_summary(ledger: Ledger, word: str) -> None:
 def _compression(config: PipelineConfig) -> str:
     """Return how many numbers a latent has, and how many values its image, as far as the config gives its size."""
     shape = "x".join(map(str, config.field.latent_shape))
-    resolution, channels, _ = known_images(config.images)
+    resolution, channels, _ = known_shape(config.images)
     if resolution is None or channels is None:
         return f"{config.field.numbers:,} numbers ({shape})"
     return f"{config.field.numbers:,} numbers ({shape}) in place of {resolution**2 * channels:,} values"

@@ -5,21 +5,8 @@ from collections.abc import Mapping
 from functa.models.config import FieldConfig
 from functa.models.field.cost import coordinate_bits
 from functa.storage.config import ImagesConfig
+from functa.storage.images.sources import known_shape
 from functa.tasks.config import LatentTrainingConfig, MetaTrainConfig
-
-# Resolution, channels and classes of sets that are the same everywhere.
-SETS = {"digits": (8, 1, 10), "CIFAR10": (32, 3, 10), "FashionMNIST": (28, 1, 10)}
-
-ImageShape = tuple[int | None, int | None, int | None]
-
-
-def known_images(images: ImagesConfig) -> ImageShape:
-    """Return (resolution, channels, classes) as far as the config gives them, else None."""
-    if images.source in ("digits", "torchvision"):
-        resolution, channels, classes = SETS["digits" if images.source == "digits" else images.dataset]
-        return images.resolution or resolution, images.channels or channels, classes
-    channels = images.channels or (3 if images.source == "folder" else None)
-    return images.resolution, channels, images.classes
 
 
 def check_field(field: FieldConfig, resolution: int) -> None:
@@ -40,7 +27,7 @@ def check_sections(images: ImagesConfig, field: FieldConfig, meta_train: MetaTra
             f"field.axes={field.axes}: the pipeline works on images, which have 2 axes; set field.axes=2 "
             f"(fields of 1 and 3 axes can be used from Python, see models/field/field.py)"
         )
-    resolution = known_images(images)[0]
+    resolution = known_shape(images)[0]
     if resolution is not None:
         check_field(field, resolution)
     patches = meta_train.patches_per_image

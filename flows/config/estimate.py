@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from functa.flows.config.consistency import ImageShape, known_images
 from functa.flows.config.schema import PipelineConfig
 from functa.models.field.cost import (
     checkpoints,
@@ -18,6 +17,7 @@ from functa.models.field.cost import (
 )
 from functa.storage.errors import StorageError
 from functa.storage.images.source import Images, open_images
+from functa.storage.images.sources import ImageShape, known_shape
 from functa.tasks.config import MEMORY_BYTES
 from functa.tasks.dispatch.child import threads_of_a_run
 
@@ -114,7 +114,7 @@ def image_shape(config: PipelineConfig) -> ImageShape:
 
     Where they are not, a preset of the paper gives its number of classes, which is the folder's and so no setting.
     """
-    known = known_images(config.images)
+    known = known_shape(config.images)
     if None not in known:
         return known
     images = _opened(config)

@@ -1,14 +1,22 @@
 """Image sources that are arrays: scikit-learn's digits, torchvision sets, npz files. Nothing here unpickles."""
 
 import contextlib
+import hashlib
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from functa.storage.errors import StorageError
+from functa.storage.images.rows import Rows, limited, stratified
+from functa.storage.images.source import Images, ImageSplit, Picture, View, seen
+
+if TYPE_CHECKING:
+    from functa.storage.config import ImagesConfig
 
 MAX_ARRAY_BYTES = 64 << 30
 
@@ -24,6 +32,18 @@ class ArraySource:
 
     def take(self, rows: np.ndarray) -> "ArraySource":
         return ArraySource(self.images[rows], self.labels[rows], [self.keys[i] for i in rows], self.classes)
+
+
+def open_digits(config: "ImagesConfig") -> Images:
+    return images_of_arrays(config, read_digits(config.test_fraction, config.split_seed))
+
+
+def open_torchvision(config: "ImagesConfig") -> Images:
+    return images_of_arrays(config, read_torchvision(config.location, config.dataset))
+
+
+def open_npz(config: "ImagesConfig") -> Images:
+    return images_of_arrays(config, read_npz(config.location))
 
 
 def read_digits(test_fraction: float, seed: int) -> dict[str, ArraySource]:
@@ -134,3 +154,48 @@ def _declared(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:
 def _with_channels(images: np.ndarray) -> np.ndarray:
     """[n, H, W] -> [n, H, W, 1]; uint8 throughout."""
     return np.ascontiguousarray(images[..., None] if images.ndim == 3 else images, dtype=np.uint8)
+
+
+def images_of_arrays(config: "ImagesConfig", sources: dict[str, ArraySource]) -> Images:
+    """Return the images of a source's splits, or of a whole ("all") that is split here."""
+    if "all" in sources:
+        whole = sources["all"]
+        rows = stratified(whole.keys, whole.labels, config.test_fraction, config.split_seed)
+        sources = {split: whole.take(chosen) for split, chosen in zip(("train", "test"), rows)}
+    train = sources["train"]
+    height, width, native = train.images.shape[1:]
+    if config.resolution is None and height != width:
+        raise StorageError(f"images are {width}x{height} and must be square; set images.resolution")
+    resolution = config.resolution or height
+    channels = config.channels or native
+    splits = {}
+    for name, source in sources.items():
+        if source.images.shape[1:] != train.images.shape[1:]:
+            raise StorageError(f"images of the splits differ: {train.images.shape[1:]} and {source.images.shape[1:]}")
+        indices = [str(i) for i in range(len(source.keys))]
+        # The label too: a file that changes class changes its key, an array's row does not.
+        labelled = zip(source.images, source.labels.astype("<i4"))
+        tokens = [hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()[:16] for image, label in labelled]
+        kept = limited(Rows(source.keys, source.labels, tokens, indices), config.limit)
+        complete = len(kept.origins) == len(source.images)
+        images = source.images if complete else source.images[[int(i) for i in kept.origins]]
+        splits[name] = _array_split(kept, images, resolution, channels)
+    return Images(channels, resolution, train.classes, splits)
+
+
+def _array_split(rows: Rows, images: np.ndarray, resolution: int, channels: int) -> ImageSplit:
+    as_they_are = images.shape[1:] == (resolution, resolution, channels)
+
+    def read_row(row: int, views: Sequence[View | None] = (None,)) -> Picture:
+        from PIL import Image
+
+        raw = images[row]  # [H, W, C]
+        sha256 = hashlib.sha256(raw.tobytes()).digest()
+        if as_they_are and not any(views):
+            return Picture([raw] * len(views), "", sha256, rows.tokens[row])
+        picture = Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
+        pixels = seen(picture.convert("L" if channels == 1 else "RGB"), resolution, views)
+        return Picture(pixels, "", sha256, rows.tokens[row])
+
+    shape = (resolution, resolution, channels)
+    return ImageSplit(rows.keys, rows.labels, rows.tokens, shape, read_row, source=images)

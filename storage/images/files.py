@@ -28,6 +28,11 @@ MAX_FILE_BYTES = 256 << 20
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+def is_image(key: str) -> bool:
+    """By ending, hidden files and folders left out."""
+    return key.lower().endswith(ENDINGS) and not any(part.startswith(".") for part in key.split("/"))
+
+
 class BadImage(Exception):
     """An image that cannot be used; str(error) is the reason."""
 

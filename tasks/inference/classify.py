@@ -15,8 +15,7 @@ from functa.models.latents.normalize import Normalizer
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.images.files import ENDINGS, BadImage, decode, fit
-from functa.storage.images.source import is_image
+from functa.storage.images.files import ENDINGS, BadImage, decode, fit, is_image
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from functa.flows.cli.presets import describe_preset
-from functa.flows.config.consistency import known_images
 from functa.flows.config.digests import digest, stage_config
 from functa.flows.config.estimate import training_flops
 from functa.flows.config.load import load_config
@@ -16,6 +15,7 @@ from functa.flows.config.schema import PipelineConfig
 from functa.models.field.cost import encode_passes, forward_flops, outer_flops
 from functa.models.latents.classifier import check_classifier
 from functa.models.latents.denoiser import check_denoiser
+from functa.storage.images.sources import known_shape
 
 PAPER = [name for name in preset_names() if name.startswith("paper_")]
 IMAGES = {  # for training, for testing
@@ -94,7 +94,7 @@ def test_every_key_that_a_preset_sets_is_the_papers_or_assumed(name: str) -> Non
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_fits_its_images_and_its_models_fit_the_latent(name: str) -> None:
     config = load_config(name)
-    resolution, channels, _ = known_images(config.images)
+    resolution, channels, _ = known_shape(config.images)
     assert resolution is not None
     assert channels is not None
     assert resolution % config.field.spatial == 0
@@ -113,7 +113,7 @@ def test_a_presets_head_gives_its_command_and_its_cost(name: str) -> None:
     work = re.search(r"meta-training (\S+) FLOPs, encoding (\S+) FLOPs; at 20 TFLOP/s", head[0])
     assert work is not None
     config = load_config(name)
-    resolution, channels, _ = known_images(config.images)
+    resolution, channels, _ = known_shape(config.images)
     assert resolution is not None
     assert channels is not None
     sides, training = (resolution, resolution), config.meta_train

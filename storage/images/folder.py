@@ -1,0 +1,115 @@
+"""The image source `folder`: a folder of class folders, or of train/ and test/ with class folders each."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from functa.storage.errors import StorageError, TransientError
+from functa.storage.images.files import ENDINGS, MAX_FILE_BYTES, BadImage, decode, is_image
+from functa.storage.images.rows import Rows, limited, stratified
+from functa.storage.images.source import Images, ImageSplit, Picture, View, seen
+from functa.storage.places.address import open_location
+from functa.storage.places.local import LocalLocation, may_pass
+from functa.storage.places.location import Entry, Location
+
+if TYPE_CHECKING:
+    from functa.storage.config import ImagesConfig
+
+READ_THREADS = 4  # Pillow's decoders and the file system let go of the interpreter lock
+
+
+def open_folder(config: "ImagesConfig") -> Images:
+    location = open_location(config.location)
+    if isinstance(location, LocalLocation) and not Path(location.uri).is_dir():
+        raise StorageError(f"{location.uri}: no such folder; images.location is the one that holds the class folders")
+    entries = [entry for entry in location.entries() if is_image(entry.key)]
+    if not entries:
+        known = ", ".join(ENDINGS)
+        raise StorageError(
+            f"{location.uri}: no images in class folders there; expected CLASS/*, "
+            f"or train/CLASS/* and test/CLASS/* ({known})"
+        )
+    tops = {entry.key.partition("/")[0] for entry in entries}
+    if tops == {"train", "test"}:
+        parts = {split: [e for e in entries if e.key.startswith(f"{split}/")] for split in ("train", "test")}
+        depth = 1
+    elif "train" in tops or "test" in tops:
+        raise StorageError(
+            f"{location.uri}: has {' and '.join(sorted(tops))}; expected train/CLASS/* and test/CLASS/* alone, "
+            "or class folders alone"
+        )
+    else:
+        parts, depth = {"all": entries}, 0
+    if any(entry.key.count("/") <= depth for entry in entries):
+        loose = next(entry.key for entry in entries if entry.key.count("/") <= depth)
+        raise StorageError(f"{location.uri}/{loose}: an image outside any class folder; expected CLASS/{loose}")
+    classes = sorted({_shown(entry.key.split("/")[depth]) for entry in entries})
+    rows = {name: _folder_rows(part, classes, depth) for name, part in parts.items()}
+    if "all" in rows:
+        train, test = stratified(rows["all"].keys, rows["all"].labels, config.test_fraction, config.split_seed)
+        rows = {"train": rows["all"].take(train), "test": rows["all"].take(test)}
+    rows = {name: limited(part, config.limit) for name, part in rows.items()}
+    channels = config.channels or 3
+    resolution = config.resolution or _first_resolution(location, rows, channels, config.max_pixels)
+    splits = {name: _folder_split(location, part, resolution, channels, config) for name, part in rows.items()}
+    return Images(channels, resolution, classes, splits)
+
+
+def _shown(name: str) -> str:
+    """A name that is valid text: file names are bytes, and bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _folder_rows(entries: list[Entry], classes: list[str], depth: int) -> Rows:
+    number = {name: label for label, name in enumerate(classes)}
+    labels = np.array([number[_shown(entry.key.split("/")[depth])] for entry in entries], np.int32)
+    return Rows([_shown(e.key) for e in entries], labels, [e.token for e in entries], [e.key for e in entries])
+
+
+def _first_resolution(location: Location, rows: dict[str, Rows], channels: int, max_pixels: int) -> int:
+    """Of the first readable image, which the others must agree with."""
+    for key in (key for part in rows.values() for key in part.origins):
+        try:
+            width, height = decode(location.read(key), channels, max_pixels).size
+        except TransientError:
+            raise  # else the resolution would depend on the network's mood
+        except (BadImage, StorageError):
+            continue
+        if width != height:
+            raise StorageError(
+                f"{location.uri}/{_shown(key)}: {width}x{height} pixels, not square; set images.resolution"
+            )
+        return width
+    raise StorageError(f"{location.uri}: not one image there is readable; look at the files")
+
+
+def _folder_split(location: Location, rows: Rows, resolution: int, channels: int, config: "ImagesConfig") -> ImageSplit:
+    def read_row(row: int, views: Sequence[View | None] = (None,)) -> Picture:
+        key, sha256, token = rows.origins[row], bytes(32), ""
+        try:
+            entry = location.entry(key)
+            if entry is None:
+                raise BadImage("no longer there")
+            token = entry.token
+            if entry.size > MAX_FILE_BYTES:
+                raise BadImage(f"more bytes than a file may have ({MAX_FILE_BYTES})")
+            data = location.read(key)
+            sha256 = hashlib.sha256(data).digest()
+            if len(data) != entry.size:
+                raise BadImage("changed while it was read")
+            image = decode(data, channels, config.max_pixels)
+            if config.resolution is None and image.size != (resolution, resolution):
+                raise BadImage(
+                    f"{image.width}x{image.height} pixels where the first image has {resolution}x{resolution}; "
+                    "set images.resolution"
+                )
+            return Picture(seen(image, resolution, views), "", sha256, token)
+        except (BadImage, StorageError) as error:
+            if isinstance(error, StorageError) and may_pass(location, error):
+                raise  # the whole place is away: that makes no image bad
+            return Picture(None, str(error), sha256, token)
+
+    return ImageSplit(rows.keys, rows.labels, rows.tokens, (resolution, resolution, channels), read_row, READ_THREADS)

@@ -1,0 +1,97 @@
+"""The table of image sources: everything that depends on where images come from. Free of numpy and Pillow.
+
+To add a source, add a line to IMAGE_SOURCES and write the function that it names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from functa.storage.config import ImagesConfig
+
+ImageShape = tuple[int | None, int | None, int | None]  # resolution, channels, classes; None: only the images show it
+
+SPLIT_SETTINGS = ("test_fraction", "split_seed")
+
+
+def _unknown(_: "ImagesConfig") -> ImageShape:
+    return None, None, None
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A value of images.source.
+
+    `opens` is "module:function", from ImagesConfig to Images; it is loaded when images are opened, so that a config
+    error is reported at once. `located`: whether it reads images.location. `settings`: those of images that it reads
+    and another source does not. `shape`: the images' shape as far as it is known without reading them.
+    """
+
+    description: str
+    opens: str
+    located: bool = True
+    settings: tuple[str, ...] = ()
+    shape: Callable[["ImagesConfig"], ImageShape] = _unknown
+
+    def open(self, config: "ImagesConfig") -> Any:
+        """Return the Images of this source. Raises StorageError."""
+        module, _, function = self.opens.partition(":")
+        return getattr(import_module(module), function)(config)
+
+    def check(self, name: str, config: "ImagesConfig") -> None:
+        """Raises ValueError for settings that the source called `name` needs, or does not read."""
+        if self.located and not config.location:
+            raise ValueError(f"location is empty: images.source={name} needs images.location=PATH")
+        if not self.located and config.location:
+            raise ValueError(
+                f"location={config.location} has no effect with images.source={name}, {self.description}: for images "
+                f"of your own set images.source=folder too"
+            )
+        others = {setting for source in IMAGE_SOURCES.values() for setting in source.settings} - set(self.settings)
+        for setting in sorted(others & set(type(config).model_fields)):
+            value = getattr(config, setting)
+            if value != type(config).model_fields[setting].default:
+                readers = [other for other, source in IMAGE_SOURCES.items() if setting in source.settings]
+                raise ValueError(
+                    f"{setting}={value} has no effect with images.source={name}: leave it out, or choose "
+                    f"images.source={' or '.join(readers)}"
+                )
+
+
+IMAGE_SOURCES: dict[str, ImageSource] = {
+    "digits": ImageSource(
+        "scikit-learn's digits",
+        "functa.storage.images.arrays:open_digits",
+        located=False,
+        settings=SPLIT_SETTINGS,
+        shape=lambda _: (8, 1, 10),
+    ),
+    "folder": ImageSource(
+        "class folders",
+        "functa.storage.images.folder:open_folder",
+        settings=SPLIT_SETTINGS,
+        shape=lambda config: (None, config.channels or 3, None),
+    ),
+    "torchvision": ImageSource(
+        "a torchvision data set",
+        "functa.storage.images.arrays:open_torchvision",
+        settings=("dataset",),
+        shape=lambda config: {"CIFAR10": (32, 3, 10), "FashionMNIST": (28, 1, 10)}[config.dataset],
+    ),
+    "npz": ImageSource("npz arrays", "functa.storage.images.arrays:open_npz", settings=SPLIT_SETTINGS),
+}
+
+
+def find_source(name: str) -> ImageSource:
+    """Return the source of that name. Raises ValueError, naming them all."""
+    if name not in IMAGE_SOURCES:
+        raise ValueError(f"expected one of {', '.join(IMAGE_SOURCES)}")
+    return IMAGE_SOURCES[name]
+
+
+def known_shape(config: "ImagesConfig") -> ImageShape:
+    """Return (resolution, channels, classes) as far as the config alone shows them."""
+    resolution, channels, classes = find_source(config.source).shape(config)
+    return config.resolution or resolution, config.channels or channels, classes or config.classes
