@@ -28,16 +28,19 @@ import numpy as np
 from benchmarks.side import turn
 from functa.storage.config import QuantizationConfig
 from functa.storage.functaset.commit import commit
+from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.header import create_functaset
-from functa.storage.functaset.plan import plan_fragment, plan_rows
+from functa.storage.functaset.plan import RowTable
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import calibrate
-from functa.storage.functaset.shard import write_shard
+from functa.storage.functaset.writing import write_shard
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.readers.hydrate import hydrate
 from functa.storage.readers.open import open_reader
-from functa.storage.readers.reader import Order, Reader
+from functa.storage.readers.order import Order
+from functa.storage.readers.reader import Reader
 
 SHAPE = (8, 8, 16)  # CIFAR-10's (Table 4)
 Call = Callable[[], Any]
@@ -56,26 +59,23 @@ class Store:
         create_functaset(self.location, {"bits": bits}, {"w": np.zeros(1, np.float32)}, {}, "f0")
         keys = [f"{i:08d}" for i in range(len(z))]
         self.z = z
-        self.plan = plan_fragment(
-            self.location, split="train", keys=keys, labels=np.arange(len(z)) % 10, tokens=keys, latent_shape=SHAPE,
+        self.fragment = plan_fragment(
+            self.location, RowTable.of(keys, np.arange(len(z)) % 10, keys), split="train", latent_shape=SHAPE,
             shard_rows=options.shard_rows, chunk_rows=min(256, options.shard_rows),
             quantizer=calibrate(QuantizationConfig(bits=bits), z[:4096]),
         )  # fmt: skip
 
-    def write(self, shard: int) -> None:
-        rows = plan_rows(self.location, self.plan, shard)
-        count = len(rows.rows)
-        start = shard * self.plan.shard_rows
+    def write(self, shard: Shard) -> None:
+        count = shard.size
         write_shard(
-            self.location, self.plan, shard, latents=self.z[start : start + count], labels=rows.labels,
-            psnr=np.full(count, 36, np.float32), sha256=np.zeros((count, 32), np.uint8), good=np.ones(count, bool),
-            reasons={}, max_clip_fraction=1.0,
+            shard, latents=self.z[shard.first : shard.first + count], psnr=np.full(count, 36, np.float32),
+            sha256=np.zeros((count, 32), np.uint8), max_clip_fraction=1.0,
         )  # fmt: skip
 
     def committed(self) -> Functaset:
-        for shard in range(self.plan.shards):
+        for shard in self.fragment.shards:
             self.write(shard)
-        commit(self.location, [self.plan.id])
+        commit(self.location, [self.fragment.id])
         return Functaset.open(self.location)
 
 
@@ -177,8 +177,8 @@ def write_rates(folder: Path, z: np.ndarray, options: argparse.Namespace) -> dic
     store = Store(folder, z, 32, options)
     rates: list[float] = []
     plain: list[float] = []
-    for shard in range(store.plan.shards):
-        part = z[shard * store.plan.shard_rows :][: store.plan.shard_size(shard)]
+    for shard in store.fragment.shards:
+        part = z[shard.first : shard.first + shard.size]
         begun = time.perf_counter()
         store.write(shard)
         rates.append(part.nbytes / (time.perf_counter() - begun) / 1e6)
@@ -189,10 +189,10 @@ def write_rates(folder: Path, z: np.ndarray, options: argparse.Namespace) -> dic
             os.fsync(file.fileno())
         plain.append(part.nbytes / (time.perf_counter() - begun) / 1e6)
         (folder / "plain").unlink()
-    commit(store.location, [store.plan.id])
+    commit(store.location, [store.fragment.id])
     return {
         "name": "store", "piece": "write float32", "config": configuration(options),
-        "mb_per_s": round(median(rates), 1), "shards": store.plan.shards,
+        "mb_per_s": round(median(rates), 1), "shards": store.fragment.plan.shards,
         "peer": "write and fsync", "peer_mb_per_s": round(median(plain), 1),
         "ratio": round(median(a / b for a, b in zip(rates, plain)), 2),
     }  # fmt: skip

@@ -1,159 +1,296 @@
-"""Committed fragments: their plan, receipts, visible rows and arrays."""
+"""Fragments bound to their location: plan, quantiser, shards; and of each shard its receipt, rows and arrays.
+
+Every byte that is read is checked: the plan against the commit's entry, tables and ranges against the plan, receipts
+against the entry, arrays against the receipt.
+"""
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.history import CommittedFragment
+from functa.storage.functaset.history import Commit, FragmentEntry
 from functa.storage.functaset.moments import Moments
-from functa.storage.functaset.plan import (
-    Name,
-    Plan,
-    array_document,
-    array_specs,
-    plan_rows,
-    row_id,
-)
+from functa.storage.functaset.plan import Name, Plan, RowTable, fragment_path, row_id, rows_name
 from functa.storage.functaset.quantizer import Quantizer
-from functa.storage.functaset.records import (
-    ObjectRecord,
-    read_vouched,
-    unseal,
-)
-from functa.storage.functaset.shard import Receipt, decoded, moments_key, read_receipt, receipt_key
-from functa.storage.functaset.zarr_bytes import chunk_key
+from functa.storage.functaset.receipt import Receipt, moments_name, receipt_name
+from functa.storage.functaset.records import ObjectRecord, read_record, read_vouched, unseal
+from functa.storage.functaset.zarr_bytes import ArraySpec, check_document, chunk_key, decode, decode_vouched
+from functa.storage.places.address import MAX_JSON_BYTES
 from functa.storage.places.local import may_pass
-from functa.storage.places.location import Location
+from functa.storage.places.location import Location, checked_key
 
 
-def committed_plan(location: Location, entry: CommittedFragment) -> Plan:
-    """The plan that was committed. Raises MissingObject or DamagedObject if another one stands there now."""
-    key = f"fragments/{entry.fragment}/plan.json"
-    plan = unseal(read_vouched(location, key, entry.plan), f"{location.uri}/{key}", Plan)
-    same = (plan.id, plan.split, plan.shards) == (entry.fragment, entry.split, len(entry.receipts))
-    if not same or (entry.retired and entry.retired[-1][1] > plan.rows):
-        raise DamagedObject(f"{location.uri}/{key}: is not what was committed; restore it from a copy")
-    return plan
+@dataclass(frozen=True, eq=False)
+class Fragment:
+    """The shards of one encoding run of one split, at their location.
 
-
-def committed_receipt(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> Receipt:
-    """The receipt that was committed. Raises MissingObject or DamagedObject."""
-    read_vouched(location, receipt_key(plan, shard), entry.receipts[shard])
-    receipt = read_receipt(location, plan, shard)
-    if receipt is None:
-        raise MissingObject(f"{location.uri}/{receipt_key(plan, shard)}: is missing; restore it from a copy")
-    return receipt
-
-
-def live_shards(entry: CommittedFragment, plan: Plan) -> list[int]:
-    """Shards that still hold a row which is not retired."""
-    return [shard for shard in range(plan.shards) if not retired_rows(entry, plan, shard).all()]
-
-
-def retired_rows(entry: CommittedFragment, plan: Plan, shard: int) -> np.ndarray:
-    """bool [rows of the shard]."""
-    begin = shard * plan.shard_rows
-    retired = np.zeros(plan.shard_size(shard), bool)
-    for start, stop in entry.retired:
-        retired[max(0, start - begin) : max(0, stop - begin)] = True
-    return retired
-
-
-def row_names(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> list[Name]:
-    """Names of a shard's rows, from its table of keys or, where that is damaged, from the columns."""
-    try:
-        return plan_rows(location, plan, shard).names
-    except StorageError as error:
-        if may_pass(location, error):
-            raise
-        receipt = committed_receipt(location, entry, plan, shard)
-        ids, numbers = (read_array(location, plan, receipt, name) for name in ("id", "augmentation"))
-        return [(bytes(row), int(number)) for row, number in zip(ids, numbers, strict=True)]
-
-
-def visible_rows(entry: CommittedFragment, plan: Plan, receipt: Receipt) -> np.ndarray:
-    """bool [rows of the shard]: neither bad nor retired."""
-    visible = ~retired_rows(entry, plan, receipt.shard)
-    visible[list(receipt.bad)] = False
-    return visible
-
-
-def visible_keys(
-    location: Location, entry: CommittedFragment, plan: Plan, without: Container[int] = ()
-) -> Iterator[tuple[int, str, int]]:
-    """(row within the fragment, key, augmentation) of every row that readers see, `without` some shards."""
-    for shard in (shard for shard in live_shards(entry, plan) if shard not in without):
-        visible = visible_rows(entry, plan, committed_receipt(location, entry, plan, shard))
-        table = plan_rows(location, plan, shard)
-        for row in np.flatnonzero(visible):
-            yield shard * plan.shard_rows + int(row), table.keys[row], int(table.augmentations[row])
-
-
-def visible_names(location: Location, entry: CommittedFragment, plan: Plan) -> dict[Name, str]:
-    """Name -> key of every row that readers see of this fragment."""
-    return {(row_id(key), number): key for _, key, number in visible_keys(location, entry, plan)}
-
-
-def read_array(
-    location: Location, plan: Plan, receipt: Receipt, name: str, document: bytes | None = None
-) -> np.ndarray:
-    """One array's rows of a finished shard, bytes checked against the receipt. Raises MissingObject, DamagedObject.
-
-    `document` is the array's zarr.json where the caller has read it already (array_document).
+    entry: what a commit records of it; None for one that is read as planned, of which no row is retired and whose
+    receipts nothing vouches for.
     """
-    spec = array_specs(plan)[name]
-    key, record = array_object(location, plan, receipt, name)
-    if document is None:
-        document = array_document(location, plan, name, spec)
-    data = read_vouched(location, f"{plan.path}/{key}", record)
-    return decoded(location, plan, document, spec, key, data, receipt.shard, vouched=True)
-
-
-def array_object(location: Location, plan: Plan, receipt: Receipt, name: str) -> tuple[str, ObjectRecord]:
-    """(key below the fragment, record) of the object that holds a shard's rows of one array. Raises DamagedObject."""
-    key = f"{name}/{chunk_key(array_specs(plan)[name], receipt.shard)}"
-    if key not in receipt.objects:
-        raise DamagedObject(f"{location.uri}/{receipt_key(plan, receipt.shard)}: does not name {key}")
-    return key, receipt.objects[key]
-
-
-def read_moments(location: Location, plan: Plan, receipt: Receipt) -> Moments:
-    """Latent moments of a shard's good rows, checked against the receipt."""
-    key = moments_key(receipt.shard)
-    if key not in receipt.objects or receipt.objects[key].bytes != 16 * plan.dims:
-        raise DamagedObject(f"{location.uri}/{receipt_key(plan, receipt.shard)}: does not name {key} in full")
-    data = read_vouched(location, f"{plan.path}/{key}", receipt.objects[key])
-    return Moments.from_bytes(data, receipt.good, plan.latent_shape)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard with rows to show. `places` int64 [n] are the visible rows within it, or those `chosen` of them."""
 
     location: Location
-    entry: CommittedFragment
     plan: Plan
-    receipt: Receipt
-    rows: int  # visible ones, or those chosen
-    which: int  # number of the quantiser among the split's
-    quantizer: Quantizer | None
+    entry: FragmentEntry | None = None
+
+    @classmethod
+    def load(cls, location: Location, fragment: str) -> "Fragment":
+        """Return a fragment as planned. Raises MissingObject or DamagedObject."""
+        key = checked_key(f"{fragment_path(fragment)}/plan.json")
+        plan = read_record(location, key, Plan)
+        if plan.id != fragment:
+            raise DamagedObject(f"{location.uri}/{key}: is the plan of fragment {plan.id}; it was moved")
+        return cls(location, plan)
+
+    @classmethod
+    def committed(cls, location: Location, entry: FragmentEntry) -> "Fragment":
+        """Return a fragment as committed. Raises MissingObject or DamagedObject where the plan is another now."""
+        key = f"{fragment_path(entry.fragment)}/plan.json"
+        plan = unseal(read_vouched(location, key, entry.plan), f"{location.uri}/{key}", Plan)
+        same = (plan.id, plan.split, plan.shards) == (entry.fragment, entry.split, len(entry.receipts))
+        if not same or (entry.retired and entry.retired[-1][1] > plan.rows):
+            raise DamagedObject(f"{location.uri}/{key}: is not what was committed; restore it from a copy")
+        return cls(location, plan, entry)
+
+    @property
+    def id(self) -> str:
+        """24 hex digits that name it in the functaset."""
+        return self.plan.id
+
+    @property
+    def split(self) -> str:
+        """The split that all its rows belong to."""
+        return self.plan.split
+
+    @property
+    def name(self) -> str:
+        """Its full address, for messages."""
+        return f"{self.location.uri}/{self.plan.path}"
+
+    @cached_property
+    def shards(self) -> "list[Shard]":
+        """All its shards in order."""
+        return [Shard(self, number) for number in range(self.plan.shards)]
+
+    @property
+    def live(self) -> "list[Shard]":
+        """Shards that still hold a row which is not retired. Of the others nothing needs to be readable."""
+        return [shard for shard in self.shards if not shard.retired.all()]
+
+    @cached_property
+    def quantizer(self) -> Quantizer | None:
+        """Its quantiser, None for float32 latents. Raises MissingObject or DamagedObject."""
+        chosen = self.plan.quantization
+        if chosen is None:
+            return None
+        low, step = (
+            decode(
+                self._document(f"quantization/{name}", chosen.range_spec),
+                chosen.range_spec,
+                self.planned_object(f"quantization/{name}/c/0/0/0"),
+            )
+            for name in ("low", "step")
+        )
+        return Quantizer(chosen.bits, low, step, chosen.policy, chosen.candidates)
+
+    def dequantized(self, z: np.ndarray) -> np.ndarray:
+        """Return stored latents [n, s, s, c], codes or not, as float32."""
+        return self.quantizer.decode(z) if self.quantizer else z
+
+    def document(self, array: str) -> bytes:
+        """Return a row array's zarr.json, equal to the plan's record and to what the plan's numbers demand.
+
+        Read once: over a network every shard would ask for it again. Raises MissingObject or DamagedObject.
+        """
+        if array not in self._documents:
+            self._documents[array] = self._document(array, self.plan.arrays[array])
+        return self._documents[array]
+
+    @cached_property
+    def _documents(self) -> dict[str, bytes]:
+        return {}
+
+    def _document(self, array: str, spec: ArraySpec) -> bytes:
+        document = self.planned_object(f"{array}/zarr.json")
+        try:
+            check_document(document, spec)
+        except DamagedObject as error:
+            raise DamagedObject(f"{self.name}/{array}/zarr.json: {error}; restore it from a copy") from None
+        return document
+
+    def planned_object(self, key: str) -> bytes:
+        """Return an object of the plan, checked against it. Raises MissingObject or DamagedObject."""
+        if key not in self.plan.objects:
+            raise DamagedObject(f"{self.name}/plan.json: does not name {key}; restore it from a copy")
+        return read_vouched(self.location, f"{self.plan.path}/{key}", self.plan.objects[key])
+
+    def visible_keys(self, without: Container[int] = ()) -> Iterator[tuple[int, str, int]]:
+        """Yield (row within the fragment, key, augmentation) of every visible row, `without` some shards."""
+        for shard in (shard for shard in self.live if shard.number not in without):
+            rows, table = np.flatnonzero(shard.visible), shard.table()
+            for row in rows.tolist():
+                yield shard.first + row, table.keys[row], int(table.augmentations[row])
+
+    def visible_names(self) -> dict[Name, str]:
+        """Return name -> key of every visible row."""
+        return {(row_id(key), number): key for _, key, number in self.visible_keys()}
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One shard of a fragment. chosen: rows within it to be read; None for all that are visible."""
+
+    fragment: Fragment
+    number: int
     chosen: np.ndarray | None = None
 
     @property
     def name(self) -> str:
-        """Of the shard, in errors."""
-        return f"{self.location.uri}/{self.plan.path}, shard {self.receipt.shard}"
+        """The shard in messages."""
+        return f"{self.fragment.name}, shard {self.number}"
 
     @property
-    def places(self) -> np.ndarray:
-        """int64 [n]: the visible rows within the shard; worked out at each call, so that no list of rows is kept."""
-        if self.chosen is not None:
-            return self.chosen
-        return np.flatnonzero(visible_rows(self.entry, self.plan, self.receipt))
+    def size(self) -> int:
+        """Rows stored, bad and retired ones too."""
+        return self.fragment.plan.shard_size(self.number)
+
+    @property
+    def first(self) -> int:
+        """Number of its first row within the fragment."""
+        return self.number * self.fragment.plan.shard_rows
+
+    @property
+    def receipt_key(self) -> str:
+        """The receipt's key in the functaset."""
+        return f"{self.fragment.plan.path}/{receipt_name(self.number)}"
+
+    def find_receipt(self) -> Receipt | None:
+        """Return the receipt, None where there is none. Raises DamagedObject for an altered or misplaced one."""
+        try:
+            return self._checked(self.fragment.location.read(self.receipt_key, MAX_JSON_BYTES))
+        except MissingObject:
+            return None
+
+    @cached_property
+    def receipt(self) -> Receipt:
+        """The receipt, as it was committed where it was. Raises MissingObject or DamagedObject."""
+        location, entry = self.fragment.location, self.fragment.entry
+        if entry is not None:
+            return self._checked(read_vouched(location, self.receipt_key, entry.receipts[self.number]))
+        return self._checked(location.read(self.receipt_key, MAX_JSON_BYTES))
+
+    def _checked(self, data: bytes) -> Receipt:
+        name = f"{self.fragment.location.uri}/{self.receipt_key}"
+        receipt = unseal(data, name, Receipt)
+        placed = (receipt.fragment, receipt.shard, receipt.rows) == (self.fragment.id, self.number, self.size)
+        if not placed or any(not 0 <= row < receipt.rows for row in receipt.bad):
+            raise DamagedObject(f"{name}: is not this shard's receipt; restore it from a copy")
+        return receipt
+
+    @property
+    def retired(self) -> np.ndarray:
+        """bool [size]: rows that a commit hides."""
+        retired = np.zeros(self.size, bool)
+        for start, stop in self.fragment.entry.retired if self.fragment.entry else ():
+            retired[max(0, start - self.first) : max(0, stop - self.first)] = True
+        return retired
+
+    @property
+    def visible(self) -> np.ndarray:
+        """bool [size]: rows that are neither bad nor retired."""
+        visible = ~self.retired
+        visible[list(self.receipt.bad)] = False
+        return visible
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 [n]: rows within the shard to be read; computed at each call, so that no list of rows is kept."""
+        return np.flatnonzero(self.visible) if self.chosen is None else self.chosen
+
+    @cached_property
+    def count(self) -> int:
+        """How many rows are to be read."""
+        return int(self.visible.sum()) if self.chosen is None else len(self.chosen)
+
+    def table(self) -> RowTable:
+        """Read keys, labels and tokens of all its rows. Raises ValueError outside the plan, DamagedObject."""
+        size, key = self.size, rows_name(self.number)
+        data = self.fragment.planned_object(key)
+        try:
+            table = RowTable.from_bytes(data)
+            if len(table) == size:
+                return table
+        except ValueError:
+            pass
+        raise DamagedObject(f"{self.fragment.name}/{key}: has another number of rows than the plan says")
+
+    def names(self) -> list[Name]:
+        """Return the names of all its rows, from its table or, where that is damaged, from the columns."""
+        try:
+            return self.table().names
+        except StorageError as error:
+            if may_pass(self.fragment.location, error):
+                raise
+            ids, numbers = self.array("id"), self.array("augmentation")
+            return [(bytes(row), int(number)) for row, number in zip(ids, numbers, strict=True)]
 
     def object(self, array: str) -> tuple[str, ObjectRecord]:
-        """(key within the store, record) of one array's object."""
-        key, record = array_object(self.location, self.plan, self.receipt, array)
-        return f"{self.plan.path}/{key}", record
+        """Return (key in the functaset, record) of one array's object. Raises DamagedObject."""
+        return self._recorded(f"{array}/{chunk_key(self.fragment.plan.arrays[array], self.number)}")
+
+    def _recorded(self, key: str, size: int | None = None) -> tuple[str, ObjectRecord]:
+        record = self.receipt.objects.get(key)
+        if record is None or size not in (None, record.bytes):
+            raise DamagedObject(f"{self.fragment.location.uri}/{self.receipt_key}: does not name {key} in full")
+        return f"{self.fragment.plan.path}/{key}", record
+
+    def array(self, name: str) -> np.ndarray:
+        """Read one array's rows [size, ...], checked against the receipt. Raises MissingObject or DamagedObject."""
+        return self.decoded(name, read_vouched(self.fragment.location, *self.object(name)), vouched=True)
+
+    def columns(self, *names: str) -> dict[str, np.ndarray]:
+        """Read `rows` of some arrays, name -> [n, ...]. Raises as `array`, and where visible latents are not finite."""
+        rows = self.rows
+        found = {name: self.array(name) for name in dict.fromkeys((*names, "augmentation"))}
+        columns = {name: column if len(rows) == len(column) else column[rows] for name, column in found.items()}
+        check_rows(self.name, columns.get("z"), columns["augmentation"])
+        return columns
+
+    def decoded(self, array: str, data: bytes, vouched: bool = False) -> np.ndarray:
+        """Decode an array's object. vouched: a receipt records its bytes. Raises DamagedObject naming it."""
+        spec, document = self.fragment.plan.arrays[array], self.fragment.document(array)
+        try:
+            return (decode_vouched if vouched else decode)(document, spec, data, self.number)
+        except DamagedObject as error:
+            name = f"{self.fragment.name}/{array}/{chunk_key(spec, self.number)}"
+            raise DamagedObject(
+                f"{name}: {error}; delete it if no receipt names it, else restore it from a copy"
+            ) from None
+
+    def moments(self) -> Moments:
+        """Read latent moments of the good rows, retired ones included, checked against the receipt."""
+        key, record = self._recorded(moments_name(self.number), size=16 * self.fragment.plan.dims)
+        data = read_vouched(self.fragment.location, key, record)
+        return Moments.from_bytes(data, self.receipt.good, self.fragment.plan.latent_shape)
+
+
+def check_rows(name: str, z: np.ndarray | None, augmentation: np.ndarray | None = None) -> None:
+    """Check what a receipt forged together with its objects could still get wrong. Raises DamagedObject."""
+    finite = z is None or z.dtype.kind != "f" or np.isfinite(z).all()
+    if not finite or (augmentation is not None and (augmentation < 0).any()):
+        raise DamagedObject(f"{name}: visible rows are not finite; restore it from a copy")
+
+
+def shown_fragments(location: Location, commit: Commit | None, split: str | None = None) -> Iterator[Fragment]:
+    """Yield the fragments that a commit shows, of one split or of all. Raises MissingObject or DamagedObject."""
+    for entry in commit.fragments if commit else ():
+        if split in (None, entry.split):
+            yield Fragment.committed(location, entry)
+
+
+def live_shards(location: Location, commit: Commit | None, split: str | None = None) -> Iterator[Shard]:
+    """Yield the shards of those fragments that hold a row which is not retired."""
+    for fragment in shown_fragments(location, commit, split):
+        yield from fragment.live

@@ -1,41 +1,37 @@
-"""Reading a functaset: only what was committed, every byte checked, never a fill value."""
+"""Functaset: what one version of a functaset shows; every byte is checked, and none is ever a fill value."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from functa.storage.errors import DamagedObject, StorageError
-from functa.storage.functaset.fragment import (
-    committed_plan,
-    committed_receipt,
-    live_shards,
-    read_array,
-    retired_rows,
-    visible_rows,
-)
+from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
 from functa.storage.functaset.header import FieldRecord, read_root
-from functa.storage.functaset.history import Commit, CommittedFragment, latest, load_commit
+from functa.storage.functaset.history import Commit, latest, load_commit
 from functa.storage.functaset.moments import Moments
-from functa.storage.functaset.plan import Plan, load_quantizer, plan_rows
+from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.quantizer import Quantizer
+from functa.storage.functaset.receipt import BINS_PER_DB, IDENTITY, Receipt, content_of, sum_of_contents
 from functa.storage.functaset.records import digest, read_vouched, unseal
-from functa.storage.functaset.shard import BINS_PER_DB, IDENTITY, Receipt, content_of, sum_of_contents
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location, refuse_fork
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
+COLUMNS = ("z", "label", "id", "psnr", "augmentation")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Latents:
     """Rows of a split in memory, in the store's order (not the source's: go by `ids` or `keys`).
 
     codes uint8 [n, s, s, c] or z float32 [n, s, s, c], the other is None; labels int32 [n]; ids uint8 [n, 16];
-    psnr float32 [n] in dB; augmentation int32 [n]; source_rows int64 [n], the rows of what was planned.
+    psnr float32 [n] in dB, of the latents before quantisation; augmentation int32 [n], 0 for the image as it is. z and
+    codes are raw, as the inner loop found them: normalise them before they train anything.
     """
 
     codes: np.ndarray | None
@@ -44,50 +40,63 @@ class Latents:
     ids: np.ndarray
     psnr: np.ndarray
     augmentation: np.ndarray
-    parts: list[tuple[slice, Quantizer | None]]  # rows of each fragment and how to dequantise them
-    names: Callable[[], tuple[list[str], np.ndarray]]
+    shards: list[Shard]  # that the rows are of, in their order
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
-    def _named(self) -> tuple[list[str], np.ndarray]:
-        return self.names()
-
-    @property
     def keys(self) -> list[str]:
         """The images' stable keys; read at first use."""
-        return self._named[0]
+        return [key for table in self._tables for key in table.keys]
 
-    @property
+    @cached_property
     def source_rows(self) -> np.ndarray:
         """int64 [n]: each one's row in the sequence that its fragment was planned from; read at first use."""
-        return self._named[1]
+        return np.concatenate([table.rows for table in self._tables])
+
+    @cached_property
+    def _tables(self) -> list[RowTable]:
+        return [shard.table().take(shard.rows) for shard in self.shards]
 
     def dequantized(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """float32 [n, s, s, c] of the rows asked for, or of all."""
+        """Return float32 [n, s, s, c] of the rows asked for, or of all."""
         wanted = np.arange(len(self)) if rows is None else np.asarray(rows)
         if self.codes is None:
             assert self.z is not None
             return self.z if rows is None else self.z[wanted]
         z = np.empty((len(wanted), *self.codes.shape[1:]), np.float32)
-        for part, quantizer in self.parts:
-            mine = (wanted >= part.start) & (wanted < part.stop)
-            assert quantizer is not None
-            z[mine] = quantizer.decode(self.codes[wanted[mine]])
+        start = 0
+        for fragment, group in groupby(self.shards, key=lambda shard: shard.fragment):
+            stop = start + sum(shard.count for shard in group)
+            mine = (wanted >= start) & (wanted < stop)
+            z[mine] = fragment.dequantized(self.codes[wanted[mine]])
+            start = stop
         return z
 
 
 class Functaset:
-    """A committed version of a functaset. Functaset.open; every method raises StorageError naming what is damaged."""
+    """One version of a functaset: latents of images, with labels, and the field that decodes them.
+
+    Functaset.open(place) opens it; load(split) reads a split into memory, open_reader(functaset, split) in batches.
+    Latents are raw, as the inner loop found them, mostly within hundredths of zero: normalise them with moments()
+    before they train anything. Every method raises StorageError naming what is missing, short or altered.
+    """
 
     def __init__(self, location: Location, commit: Commit, fingerprint: dict[str, Any], field: str) -> None:
         self.location, self.commit, self.fingerprint, self.field_digest = location, commit, fingerprint, field
         self._process = os.getpid()
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{self.rows(split):,} {split}" for split in self.splits) or "no rows"
+        return f"Functaset('{self.location.uri}', version {self.version}: {splits})"
+
     @classmethod
     def open(cls, place: str | Location, version: int | None = None) -> "Functaset":
-        """The newest version, or an older one. Raises StorageError: none there, nothing committed, altered."""
+        """Open the newest version, or an older one. Raises StorageError: none there, nothing committed, altered.
+
+        place: a folder, an s3:// URI, or a Location; a run's root has its functaset in the folder functaset.zarr.
+        """
         location = open_location(place) if isinstance(place, str) else place
         root = read_root(location)
         commit = latest(location) if version is None else load_commit(location, version)
@@ -99,7 +108,7 @@ class Functaset:
         return cls(location, commit, root.fingerprint, root.field)
 
     def own(self) -> None:
-        """Raises StorageError in a process that was forked after the functaset was opened."""
+        """Check that this process opened it. Raises StorageError in a fork."""
         refuse_fork(self._process, self.location.uri)
 
     @property
@@ -107,31 +116,38 @@ class Functaset:
         """Number of the commit."""
         return self.commit.version
 
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that it has, train first."""
+        return sorted({entry.split for entry in self.commit.fragments}, reverse=True)
+
     @cached_property
-    def fragments(self) -> list[tuple[CommittedFragment, Plan]]:
-        """Visible fragments with their plans, in the order of their commits."""
+    def fragments(self) -> list[Fragment]:
+        """Visible fragments, in the order of their commits."""
         self.own()
-        return [(entry, committed_plan(self.location, entry)) for entry in self.commit.fragments]
+        return list(shown_fragments(self.location, self.commit))
+
+    @cached_property
+    def _live(self) -> list[Shard]:
+        return [shard for fragment in self.fragments for shard in fragment.live]
+
+    def shards(self, split: str | None = None) -> list[Shard]:
+        """Return the shards of a split, or of all, that hold a row which is not retired. Raises for a split without."""
+        found = [shard for shard in self._live if split in (None, shard.fragment.split)]
+        if split is not None and not any(fragment.split == split for fragment in self.fragments):
+            raise StorageError(f"{self.location.uri}: version {self.version} has no rows of split '{split}'")
+        return found
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(s, s, c). Raises StorageError where nothing is shown."""
+        """(s, s, c): s x s latent positions of c channels. Raises StorageError where nothing is shown."""
         if not self.fragments:
             raise StorageError(f"{self.location.uri}: version {self.version} shows no rows")
-        return self.fragments[0][1].latent_shape
+        return self.fragments[0].plan.latent_shape
 
     def quantizer(self, fragment: str) -> Quantizer | None:
-        """A fragment's quantiser, None for float32."""
-        plan = next(plan for entry, plan in self.fragments if entry.fragment == fragment)
-        return load_quantizer(self.location, plan)
-
-    @cached_property
-    def _receipts(self) -> list[tuple[CommittedFragment, Plan, Receipt]]:
-        return [
-            (entry, plan, committed_receipt(self.location, entry, plan, shard))
-            for entry, plan in self.fragments
-            for shard in live_shards(entry, plan)
-        ]
+        """Return a fragment's quantiser, None for float32."""
+        return next(each.quantizer for each in self.fragments if each.id == fragment)
 
     @cached_property
     def content(self) -> str:
@@ -141,79 +157,40 @@ class Functaset:
         the sources' file times and the quantiser's last bits, and which a repair makes anew.
         """
         contents = []
-        for entry, plan, receipt in self._receipts:
-            content = receipt.content
-            if retired_rows(entry, plan, receipt.shard).any():
-                visible = visible_rows(entry, plan, receipt)
-                columns = {name: read_array(self.location, plan, receipt, name)[visible] for name in IDENTITY}
-                content = content_of(entry.split, columns)
+        for shard in self.shards():
+            content = shard.receipt.content
+            if shard.retired.any():
+                visible = shard.visible
+                content = content_of(shard.fragment.split, {name: shard.array(name)[visible] for name in IDENTITY})
             contents.append(content)
         return digest({"fingerprint": self.commit.fingerprint, "rows": sum_of_contents(contents)})
 
     def rows(self, split: str) -> int:
-        """Visible rows of a split."""
+        """Return the number of visible rows of a split."""
         return sum(entry.rows for entry in self.commit.fragments if entry.split == split)
 
     def load(self, split: str) -> Latents:
-        """All visible rows of a split in memory; every object's length and sha256 is checked on the way."""
+        """Read all visible rows of a split into memory; every object's length and sha256 is checked on the way.
+
+        Codes stay codes where all fragments have them; Latents.dequantized gives float32.
+        """
         self.own()
-        chosen = [(entry, plan) for entry, plan in self.fragments if entry.split == split]
-        if not chosen:
-            raise StorageError(f"{self.location.uri}: version {self.version} has no rows of split '{split}'")
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("z", "label", "id", "psnr", "augmentation")}
-        masks: list[tuple[Plan, int, np.ndarray]] = []
-        parts: list[tuple[slice, Quantizer | None]] = []
-        count = 0
-        for entry, plan in chosen:
-            start = count
-            for shard in live_shards(entry, plan):
-                receipt = committed_receipt(self.location, entry, plan, shard)
-                visible = visible_rows(entry, plan, receipt)
-                for name, column in columns.items():
-                    column.append(read_array(self.location, plan, receipt, name)[visible])
-                self._check_rows(plan, shard, columns)
-                masks.append((plan, shard, visible))
-                count += int(visible.sum())
-            parts.append((slice(start, count), load_quantizer(self.location, plan)))
-        return self._latents(columns, masks, parts)
-
-    def _check_rows(self, plan: Plan, shard: int, columns: dict[str, list[np.ndarray]]) -> None:
-        """What a receipt forged together with its objects could still get wrong."""
-        z = columns["z"][-1]
-        if (z.dtype.kind == "f" and not np.isfinite(z).all()) or (columns["augmentation"][-1] < 0).any():
-            raise DamagedObject(f"fragment {plan.id}, shard {shard}: visible rows are not finite; restore from a copy")
-
-    def _latents(
-        self,
-        columns: dict[str, list[np.ndarray]],
-        masks: list[tuple[Plan, int, np.ndarray]],
-        parts: list[tuple[slice, Quantizer | None]],
-    ) -> Latents:
-        joined = {name: np.concatenate(column) for name, column in columns.items() if name != "z"}
-        coded = all(quantizer is not None for _, quantizer in parts)
-        z = np.concatenate(columns["z"]) if coded or len(parts) == 1 else self._mixed(columns["z"], masks)
-
-        def names() -> tuple[list[str], np.ndarray]:
-            tables = [(plan_rows(self.location, plan, shard), visible) for plan, shard, visible in masks]
-            keys = [key for table, visible in tables for key, seen in zip(table.keys, visible, strict=True) if seen]
-            return keys, np.concatenate([table.rows[visible] for table, visible in tables])
-
+        shards = self.shards(split)
+        coded = all(shard.fragment.quantizer for shard in shards)  # reads and checks their ranges, too
+        alike = coded or len({shard.fragment for shard in shards}) == 1
+        blocks = []
+        for shard in shards:
+            block = shard.columns(*COLUMNS)
+            # Fragments of codes beside fragments of float32: all as float32.
+            blocks.append(block if alike else block | {"z": shard.fragment.dequantized(block["z"])})
+        columns = {name: np.concatenate([block[name] for block in blocks]) for name in COLUMNS}
         return Latents(
-            codes=z if coded else None, z=None if coded else z, labels=joined["label"], ids=joined["id"],
-            psnr=joined["psnr"], augmentation=joined["augmentation"], parts=parts, names=names,
+            codes=columns["z"] if coded else None, z=None if coded else columns["z"], labels=columns["label"],
+            ids=columns["id"], psnr=columns["psnr"], augmentation=columns["augmentation"], shards=shards,
         )  # fmt: skip
 
-    def _mixed(self, blocks: list[np.ndarray], masks: list[tuple[Plan, int, np.ndarray]]) -> np.ndarray:
-        """Fragments of codes beside fragments of float32: all as float32."""
-        quantizers = {plan.id: load_quantizer(self.location, plan) for plan, _, _ in masks}
-        decoded = []
-        for block, (plan, _, _) in zip(blocks, masks, strict=True):
-            quantizer = quantizers[plan.id]
-            decoded.append(quantizer.decode(block) if quantizer else block)
-        return np.concatenate(decoded)
-
     def moments(self) -> Moments:
-        """Of the training split's latents as readers see them (dequantised). Raises StorageError if it has none."""
+        """Return mean and variance [s, s, c] of the training split's latents. Raises StorageError if it has none."""
         stored = self.commit.moments
         if stored is None:
             raise StorageError(f"{self.location.uri}: version {self.version} has no training rows, so no moments")
@@ -221,7 +198,7 @@ class Functaset:
         return Moments.from_bytes(data, stored.count, stored.latent_shape)
 
     def field(self) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-        """(tensors, config, digest) of the field that decodes these latents."""
+        """Return (tensors, config, digest) of the field that decodes these latents."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -239,23 +216,23 @@ class Functaset:
             raise DamagedObject(f"{self.location.uri}/{stem}.safetensors: not a safetensors file ({error})") from None
 
     def info(self) -> dict[str, Any]:
-        """The answer of `functa store info --json`: from receipts alone, no latent is read.
+        """Return the answer of `functa store info --json`: from receipts alone, no latent is read.
 
         bits_per_dim is measured: all bytes of z's objects, shard indexes and checksums included, over all numbers
-        stored. psnr is of the latents before quantisation, as they were encoded: codes alone cannot tell theirs.
+        stored. psnr is of the latents before quantisation, as they were encoded: it cannot be known from codes alone.
         """
-        receipts = self._receipts
-        numbers = sum(receipt.rows * plan.dims for _, plan, receipt in receipts)
-        good = sum(receipt.good * plan.dims for _, plan, receipt in receipts)
-        z_objects = [(k, o) for _, _, receipt in receipts for k, o in receipt.objects.items() if k.startswith("z/")]
-        z_bytes = sum(record.bytes for _, record in z_objects)
-        splits = sorted({entry.split for entry in self.commit.fragments}, reverse=True)
-        bits = sorted({plan.quantization.bits if plan.quantization else 32 for _, plan in self.fragments})
-        coded = {plan.quantization.policy: plan.quantization for _, plan in self.fragments if plan.quantization}
+        plans = [fragment.plan for fragment in self.fragments]
+        live = [(shard.fragment.plan, shard.receipt) for shard in self.shards()]
+        numbers = sum(receipt.rows * plan.dims for plan, receipt in live)
+        good = sum(receipt.good * plan.dims for plan, receipt in live)
+        z_bytes = sum(o.bytes for _, receipt in live for key, o in receipt.objects.items() if key.startswith("z/"))
+        bits = sorted({plan.bits for plan in plans})
+        coded = {plan.quantization.policy: plan.quantization for plan in plans if plan.quantization}
+        by_split = {split: _psnr([r for plan, r in live if plan.split == split]) for split in self.splits}
         return {
             "version": self.version,
             "rows": sum(entry.rows for entry in self.commit.fragments),
-            "rows_by_split": {split: self.rows(split) for split in splits},
+            "rows_by_split": {split: self.rows(split) for split in self.splits},
             "bad": sum(entry.bad for entry in self.commit.fragments),
             "retired": self._retired(),
             "fragments": len(self.commit.fragments),
@@ -263,10 +240,9 @@ class Functaset:
             "bits": bits[0] if len(bits) == 1 else bits,
             "bits_per_dim": z_bytes * 8 / max(1, numbers),
             "ranges": [{"policy": policy, "candidates": found.candidates} for policy, found in coded.items()],
-            "clip_fraction": sum(receipt.clipped for _, _, receipt in receipts) / max(1, good),
-            "psnr": _psnr([receipt for _, _, receipt in receipts])
-            | {"by_split": {s: _psnr([r for e, _, r in receipts if e.split == s]) for s in splits}},
-            "bytes": self._bytes([receipt for _, _, receipt in receipts]),
+            "clip_fraction": sum(receipt.clipped for _, receipt in live) / max(1, good),
+            "psnr": _psnr([receipt for _, receipt in live]) | {"by_split": by_split},
+            "bytes": self._bytes(),
             "fingerprint": self.fingerprint,
             "fingerprint_digest": self.commit.fingerprint,
             "content": self.content,
@@ -274,35 +250,32 @@ class Functaset:
         }
 
     def bad_inputs(self) -> list[dict[str, str]]:
-        """{key, reason} of every image that is bad and not retired."""
-        return [
-            {"key": keys[row], "reason": reason}
-            for entry, plan, receipt in self._receipts
-            if receipt.bad
-            for retired in [retired_rows(entry, plan, receipt.shard)]
-            for keys in [plan_rows(self.location, plan, receipt.shard).keys]
-            for row, reason in sorted(receipt.bad.items())
-            if not retired[row]
-        ]
+        """Return {key, reason} of every image that is bad and not retired."""
+        found = []
+        for shard in (shard for shard in self.shards() if shard.receipt.bad):
+            keys, retired = shard.table().keys, shard.retired
+            bad = sorted(shard.receipt.bad.items())
+            found += [{"key": keys[row], "reason": reason} for row, reason in bad if not retired[row]]
+        return found
 
     def _retired(self) -> int:
-        """Rows that are no longer shown, but for those that another fragment holds anew."""
+        """Count the rows that are no longer shown, but for those that another fragment holds anew."""
         shown = {entry.fragment for entry in self.commit.fragments}
         retired = sum(stop - start for entry in self.commit.fragments for start, stop in entry.retired)
-        return retired - sum(plan.rows for _, plan in self.fragments if plan.replaces in shown)
+        return retired - sum(fragment.plan.rows for fragment in self.fragments if fragment.plan.replaces in shown)
 
-    def _bytes(self, receipts: list[Receipt]) -> int:
-        """Of all that this version needs: data, tables, metadata and records."""
-        total = sum(record.bytes for receipt in receipts for record in receipt.objects.values())
-        total += sum(record.bytes for _, plan in self.fragments for record in plan.objects.values())
-        for entry in self.commit.fragments:
-            total += entry.plan.bytes + sum(record.bytes for record in entry.receipts)
-        total += sum(record.bytes for record in self.commit.objects.values())
-        return total + (self.commit.moments.object.bytes if self.commit.moments else 0)
+    def _bytes(self) -> int:
+        """Count the bytes of all that this version needs: data, tables, metadata and records."""
+        records = [record for shard in self.shards() for record in shard.receipt.objects.values()]
+        records += [record for fragment in self.fragments for record in fragment.plan.objects.values()]
+        records += [record for entry in self.commit.fragments for record in (entry.plan, *entry.receipts)]
+        records += [*self.commit.objects.values()]
+        records += [self.commit.moments.object] if self.commit.moments else []
+        return sum(record.bytes for record in records)
 
 
 def _psnr(receipts: list[Receipt]) -> dict[str, Any]:
-    """Mean, and quantiles to a tenth of a dB, from the receipts' sums and histograms; empty where no row is good."""
+    """Return mean, and quantiles to a tenth of a dB, from the receipts; empty where no row is good."""
     counts: dict[int, int] = {}
     for receipt in receipts:
         for number, count in receipt.psnr.histogram.items():

@@ -1,9 +1,9 @@
-"""The functaset itself: its fingerprint, which no later writer may change, and the field that decodes its latents.
+"""The header of a functaset: its fingerprint, which no later writer may change, and the field that decodes its latents.
 
     zarr.json                              group attributes {functaset: 1, fingerprint, fingerprint_digest, field}
     fields/<digest>.safetensors, .json     written before it
 
-The fingerprint covers what a user chose that determines latents (design section 6).
+The fingerprint covers what a user chose that determines latents.
 """
 
 import json
@@ -42,7 +42,7 @@ class Root:
 
 
 def read_root(location: Location) -> Root:
-    """Raises StorageError: no functaset there, of a later format, or altered."""
+    """Return the functaset's attributes. Raises StorageError: no functaset there, of a later format, or altered."""
     name = f"{location.uri}/zarr.json"
     try:
         document = read_json(location, "zarr.json")
@@ -55,21 +55,21 @@ def read_root(location: Location) -> Root:
     except MissingObject:
         raise MissingObject(f"{location.uri}: no functaset there (no zarr.json); encode into it first") from None
     except (KeyError, TypeError, ValueError):
-        raise DamagedObject(f"{name}: not a functaset's; choose another place") from None
+        raise DamagedObject(f"{name}: not a functaset's; choose another location") from None
     if not whole:
         raise DamagedObject(f"{name}: was altered (the fingerprint's digest does not match); restore it from a copy")
     return root
 
 
 def check_fragments_group(location: Location) -> None:
-    """Raises DamagedObject or MissingObject unless the document by which plain zarr finds the fragments stands."""
+    """Check the document by which plain zarr finds the fragments. Raises DamagedObject or MissingObject."""
     document = read_json(location, FRAGMENTS)
     if not isinstance(document, dict) or (document.get("zarr_format"), document.get("node_type")) != (3, "group"):
         raise DamagedObject(f"{location.uri}/{FRAGMENTS}: is not a zarr group's; encode --repair puts it back")
 
 
 def put_fragments_group(location: Location) -> None:
-    """That document in place of whatever stands there."""
+    """Write that document, replacing whatever is there."""
     location.write(FRAGMENTS, new_group({}))
 
 
@@ -80,7 +80,7 @@ def create_functaset(
     field_config: dict[str, Any],
     field_digest: str,
 ) -> None:
-    """Make the functaset, or find that it stands. Raises StorageError naming the keys if it has another fingerprint."""
+    """Create the functaset unless it exists. Raises StorageError naming the keys if it has another fingerprint."""
     fingerprint = json.loads(canonical(fingerprint))
     if location.exists("zarr.json"):
         location.create(FRAGMENTS, new_group({}))  # nobody needs it but plain zarr readers that walk down from the root
@@ -111,7 +111,7 @@ def _same_fingerprint(location: Location, root: Root, fingerprint: dict[str, Any
     old, new = _flat(root.fingerprint), _flat(fingerprint)
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key, "absent") != new.get(key, "absent"))
     changes = ", ".join(f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in keys)
-    raise StorageError(f"{location.uri}: holds latents of another fingerprint ({changes}); choose another place")
+    raise StorageError(f"{location.uri}: holds latents of another fingerprint ({changes}); choose another location")
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

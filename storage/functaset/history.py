@@ -1,10 +1,10 @@
-"""Commits say what is visible: create-only, numbered, each with its parent, its own checksum and its receipts'.
+"""The versions of a functaset: commits, numbered and create-only, each with its parent and its own checksum.
 
     commits/00000001.json     Commit, sealed
-    commits/00000001.sha256   of that file's bytes, made right after it: a newest commit that is lost or forged shows
+    commits/00000001.sha256   of that file's bytes, written right after it: shows that the newest is missing or forged
 
 Readers trust commits alone. Of a shard whose rows are all retired nothing is read or checked any more. The number of
-a version that was given up stays taken: a committer that was held up must find that it lost.
+a version that expired stays taken: a committer that was held up must find that another took its number.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from functa.storage.places.location import Location
 
 MARK_BYTES = 100
 
-GIVEN_UP = b"given up\n"  # in the place of a commit
+EXPIRED = b"given up\n"  # what an expired version's file holds; these bytes are part of the format
 
 Ranges = tuple[tuple[int, int], ...]  # (start, stop), sorted and apart
 
 
-class CommittedFragment(Record):
-    """A visible fragment: its plan and receipts as they were when it was committed, and its retired rows."""
+class FragmentEntry(Record):
+    """A fragment in a commit: its plan and receipts as they were when it was committed, and its retired rows."""
 
     fragment: str
     split: Literal["train", "test"]
@@ -40,7 +40,7 @@ class CommittedFragment(Record):
     receipts: tuple[ObjectRecord, ...]  # of shard 0, 1, ...
 
     @model_validator(mode="after")
-    def _in_order(self) -> "CommittedFragment":
+    def _in_order(self) -> "FragmentEntry":
         edges = [edge for part in self.retired for edge in part]
         if edges != sorted(set(edges)) or min(edges, default=0) < 0:
             raise ValueError("retired rows are not ranges in order")
@@ -48,7 +48,7 @@ class CommittedFragment(Record):
 
 
 class TrainingMoments(Record):
-    """Where the training split's moments stand."""
+    """The object that holds the training split's latent moments."""
 
     key: str
     count: int = Field(ge=0)
@@ -57,30 +57,32 @@ class TrainingMoments(Record):
 
 
 class Commit(Record):
-    """What is visible. `objects` are the functaset's own: the root document and the field."""
+    """A version: what is visible. `objects` are the functaset's own: the root document and the field."""
 
     format: Literal[1] = FORMAT
     version: int = Field(ge=1)
-    oldest: int = Field(ge=1)  # earlier versions were given up, so that their data could go
+    oldest: int = Field(ge=1)  # earlier versions expired, so that their data can be collected
     parent: str | None  # sha256 of the parent commit's bytes
     fingerprint: str
-    fragments: tuple[CommittedFragment, ...]
-    withdrawn: tuple[str, ...] = ()  # fragments that were visible: retired as a whole, or replaced; none comes back
-    barred: tuple[str, ...] = ()  # ids of images that were retired by name, until their rows are erased
+    fragments: tuple[FragmentEntry, ...]
+    # Fragments that were visible and were retired as a whole, or replaced; none is shown again.
+    retired_fragments: tuple[str, ...] = Field((), validation_alias="withdrawn", serialization_alias="withdrawn")
+    # Ids of images that were retired by name, until their rows are erased.
+    retired_images: tuple[str, ...] = Field((), validation_alias="barred", serialization_alias="barred")
     moments: TrainingMoments | None
     objects: dict[str, ObjectRecord]
 
-    def bars(self, key: str) -> bool:
-        """Whether the image was retired by name, so that no encoding of its source brings it back, in any split."""
-        return row_id(key).hex() in self._barred
+    def retires(self, key: str) -> bool:
+        """Return whether the image was retired by name: no encoding of its source shows it again, in any split."""
+        return row_id(key).hex() in self._images
 
     @cached_property
-    def _barred(self) -> frozenset[str]:
-        return frozenset(self.barred)
+    def _images(self) -> frozenset[str]:
+        return frozenset(self.retired_images)
 
 
 def latest(location: Location) -> Commit | None:
-    """The newest commit, None where nothing is committed. Raises DamagedObject if it was altered or is missing."""
+    """Return the newest commit, None where nothing is committed. Raises DamagedObject if it is altered or missing."""
     found = versions(location)
     try:
         return load_commit(location, found[-1]) if found else None
@@ -91,7 +93,7 @@ def latest(location: Location) -> Commit | None:
 
 
 def load_commit(location: Location, version: int) -> Commit:
-    """Raises MissingObject (naming the versions that there are) or DamagedObject."""
+    """Return the commit of a version. Raises MissingObject (naming the versions that exist) or DamagedObject."""
     name = f"{location.uri}/{commit_key(version)}"
     mark = _mark_of(location, version)
     try:
@@ -100,8 +102,8 @@ def load_commit(location: Location, version: int) -> Commit:
         if mark is not None:
             raise DamagedObject(f"{name}: is missing; restore it from a copy") from None
         raise MissingObject(f"{location.uri}: has no version {version}; {_known(location)}") from None
-    if data == GIVEN_UP:
-        raise MissingObject(f"{location.uri}: version {version} was given up; {_known(location)}")
+    if data == EXPIRED:
+        raise MissingObject(f"{location.uri}: version {version} has expired; {_known(location)}")
     commit = unseal(data, name, Commit)
     if commit.version != version:
         raise DamagedObject(f"{name}: is version {commit.version}; it was renamed")
@@ -118,7 +120,7 @@ def _known(location: Location) -> str:
 
 
 def _mark_of(location: Location, version: int) -> str | None:
-    """None where there is none: the commit's writer may have been killed before it."""
+    """Return the mark, None where there is none: the commit's writer may have been killed before it."""
     try:
         return location.read(mark_key(version), limit=MARK_BYTES).decode(errors="replace").strip()
     except MissingObject:
@@ -126,23 +128,23 @@ def _mark_of(location: Location, version: int) -> str | None:
 
 
 def commit_key(version: int) -> str:
-    """Where a commit stands."""
+    """Return the key of a commit."""
     return f"commits/{version:08d}.json"
 
 
 def mark_key(version: int) -> str:
-    """Where its bytes' sha256 stands."""
+    """Return the key of the mark: the sha256 of the commit's bytes."""
     return f"commits/{version:08d}.sha256"
 
 
 def versions(location: Location) -> list[int]:
-    """All that commits or their marks speak of, those that were given up too, sorted."""
+    """Return all versions that have a commit or a mark, expired ones too, sorted."""
     names = (key.removeprefix("commits/").rpartition(".") for key in location.list("commits/"))
     return sorted({int(stem) for stem, _, end in names if stem.isdecimal() and end in ("json", "sha256")})
 
 
 def as_ranges(rows: Iterable[int]) -> Ranges:
-    """Rows as (start, stop), sorted and apart."""
+    """Return rows as ranges (start, stop), sorted and apart."""
     numbers = np.unique(np.fromiter(rows, np.int64))
     if len(numbers) == 0:
         return ()
@@ -152,5 +154,5 @@ def as_ranges(rows: Iterable[int]) -> Ranges:
 
 
 def as_rows(ranges: Ranges) -> list[int]:
-    """The inverse of as_ranges."""
+    """Return the rows of ranges, the inverse of as_ranges."""
     return [row for start, stop in ranges for row in range(start, stop)]

@@ -1,4 +1,4 @@
-"""Records: small JSON documents that vouch for objects. Each carries its own checksum."""
+"""Records: small JSON documents with the length and sha256 of objects. Each carries its own checksum."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ RecordType = TypeVar("RecordType", bound="Record")
 class Record(BaseModel):
     """A frozen document; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
 
 
 class ObjectRecord(Record):
-    """What an object must be: its length and sha256.
+    """Length and sha256 of an object.
 
     Not its CRC-32C: zarr ends chunks and shards with theirs, and the CRC-32C of data that end in their own is the
     same for all data of that length, so that two swapped shards would pass.
@@ -34,34 +34,34 @@ class ObjectRecord(Record):
 
 
 def vouch(data: bytes) -> ObjectRecord:
-    """The record of these bytes."""
+    """Return the record of these bytes."""
     return ObjectRecord(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def canonical(value: Any) -> bytes:
-    """JSON bytes that depend on the value alone."""
+    """Return JSON bytes that depend on the value alone."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def digest(value: Any) -> str:
-    """24 hex digits of a JSON value."""
+    """Return 24 hex digits of a JSON value's sha256."""
     return hashlib.sha256(canonical(value)).hexdigest()[:24]
 
 
 def seal(record: Record) -> bytes:
-    """The record's bytes, its own checksum inside."""
-    body = record.model_dump(mode="json")
+    """Return the record's bytes, its own checksum inside."""
+    body = record.model_dump(mode="json", by_alias=True)
     body["checksum"] = hashlib.sha256(canonical(body)).hexdigest()
     return json.dumps(body, sort_keys=True, indent=1).encode() + b"\n"
 
 
 def check_sealed(location: Location, key: str) -> None:
-    """Raises MissingObject, or DamagedObject for a record that is not as it was written."""
+    """Check a record's own checksum. Raises MissingObject or DamagedObject."""
     _content(location.read(key, MAX_JSON_BYTES), f"{location.uri}/{key}")
 
 
 def unseal(data: bytes, name: str, kind: type[RecordType]) -> RecordType:
-    """The record in `data`. Raises DamagedObject naming it: not JSON, edited, of another shape or version."""
+    """Return the record in `data`. Raises DamagedObject naming it: not JSON, edited, of another shape or version."""
     content = _content(data, name)
     try:
         return kind.model_validate(content)
@@ -85,22 +85,22 @@ def _content(data: bytes, name: str) -> dict[str, Any]:
 
 
 def read_record(location: Location, key: str, kind: type[RecordType]) -> RecordType:
-    """A standing record. Raises MissingObject or DamagedObject."""
+    """Read a record. Raises MissingObject or DamagedObject."""
     return unseal(location.read(key, MAX_JSON_BYTES), f"{location.uri}/{key}", kind)
 
 
 def read_vouched(location: Location, key: str, record: ObjectRecord) -> bytes:
-    """The object's bytes, equal to what its record says. Raises MissingObject or DamagedObject naming it."""
+    """Read an object and check it against its record. Raises MissingObject or DamagedObject naming it."""
     name = f"{location.uri}/{key}"
-    mend = "restore it from a copy, or encode its rows again: functa encode PRESET --repair"
+    fix = "restore it from a copy, or encode its rows again: functa encode PRESET --repair"
     try:
         data = location.read(key, limit=record.bytes)  # one request; a huge file put in its place takes no memory
     except MissingObject:
-        raise MissingObject(f"{name}: is missing; {mend}") from None
+        raise MissingObject(f"{name}: is missing; {fix}") from None
     except DamagedObject:
-        raise DamagedObject(f"{name}: has {location.size(key)} bytes and should have {record.bytes}; {mend}") from None
+        raise DamagedObject(f"{name}: has {location.size(key)} bytes and should have {record.bytes}; {fix}") from None
     if len(data) != record.bytes:
-        raise DamagedObject(f"{name}: has {len(data)} bytes and should have {record.bytes}; {mend}")
+        raise DamagedObject(f"{name}: has {len(data)} bytes and should have {record.bytes}; {fix}")
     if vouch(data) != record:
-        raise DamagedObject(f"{name}: was altered (sha256 does not match); {mend}")
+        raise DamagedObject(f"{name}: was altered (sha256 does not match); {fix}")
     return data

@@ -1,18 +1,17 @@
-"""Hydrated fragments: rows as raw C-order files on this machine, beside records that vouch for them.
+"""Hydrated fragments: rows as raw C-order files on this machine, beside records of their sha256.
 
     <folder>/<fragment>-<digest of its receipts>/{z,label,id}.raw    all rows of the fragment, bad ones too
     <folder>/<fragment>-<digest of its receipts>/<shard>.json        HydratedShard, sealed; written when its rows are in
 
-One file an array, so that a batch is one gather. A shard's rows lie at a fixed place of it and are always the same
-bytes, so that two who hydrate at once, or one who was killed, do no harm: rows without a record do not count.
+One file an array, so that a batch is one gather. A shard's rows lie at a fixed offset of it and are always the same
+bytes, so that two that hydrate at once, or one that was killed, do no harm: rows without a record do not count.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +19,8 @@ import numpy as np
 from pydantic import Field
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.fragment import Shard, read_array
+from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.functaset.plan import Plan, array_specs
 from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, digest, read_record, seal
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
@@ -33,11 +31,11 @@ ARRAYS = ("z", "label", "id")
 
 HASH_BYTES = 8 << 20
 
-MEND = "run `functa store hydrate` again, which rewrites it"
+FIX = "run `functa store hydrate` again, which rewrites it"
 
 
 class HydratedShard(Record):
-    """What a shard's rows in the raw files must be, and the objects of the functaset that they come from."""
+    """Lengths and sha256 of a shard's rows in the raw files, and of the functaset's objects that they come from."""
 
     format: Literal[1] = FORMAT
     fragment: str
@@ -49,83 +47,82 @@ class HydratedShard(Record):
 
 @dataclass(frozen=True)
 class HydratedFragment:
-    """Where a fragment's raw files are, or will be."""
+    """A fragment's folder of raw files, whether or not they are written yet."""
 
     folder: Path
-    plan: Plan
+    fragment: Fragment
 
     @classmethod
-    def of(cls, folder: str, shard: Shard) -> "HydratedFragment":
-        """Of a shard's fragment as it is committed: with other receipts, after a repair say, it is another place."""
-        receipts = digest([receipt.sha256 for receipt in shard.entry.receipts])
-        return cls(Path(os.path.abspath(os.path.expanduser(folder)), f"{shard.plan.id}-{receipts}"), shard.plan)
+    def of(cls, folder: str, fragment: Fragment) -> "HydratedFragment":
+        """Return the one of a committed fragment: with other receipts, after a repair, it is another folder."""
+        assert fragment.entry is not None
+        receipts = digest([receipt.sha256 for receipt in fragment.entry.receipts])
+        return cls(Path(os.path.abspath(os.path.expanduser(folder)), f"{fragment.id}-{receipts}"), fragment)
 
     @property
     def location(self) -> Location:
-        """The folder as a place."""
+        """The folder as a location."""
         return LocalLocation(str(self.folder))
 
     def path(self, array: str) -> Path:
-        """The raw file of an array."""
+        """Return the raw file of an array."""
         return self.folder / f"{array}.raw"
 
     def row_bytes(self, array: str) -> int:
-        """Of one row."""
-        spec = array_specs(self.plan)[array]
+        """Return the bytes of one row of an array."""
+        spec = self.fragment.plan.arrays[array]
         return int(np.prod(spec.shape[1:], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
 
     def key(self, shard: Shard) -> str:
-        """Of the shard's record."""
-        return f"{shard.receipt.shard:06d}.json"
+        """Return the key of the shard's record."""
+        return f"{shard.number:06d}.json"
 
-    def stands(self, shard: Shard) -> bool:
-        """Whether the shard's record is there."""
+    def has(self, shard: Shard) -> bool:
+        """Return whether the shard's record is there."""
         return self.location.exists(self.key(shard))
 
     def record(self, shard: Shard) -> HydratedShard:
-        """The shard's record. Raises MissingObject or DamagedObject, also where it is another shard's."""
+        """Read the shard's record. Raises MissingObject or DamagedObject, also where it is another shard's."""
         name = f"{self.folder}/{self.key(shard)}"
         try:
             record = read_record(self.location, self.key(shard), HydratedShard)
         except MissingObject:
             raise MissingObject(f"{name}: {shard.name} is not hydrated; run `functa store hydrate`") from None
         except DamagedObject as error:
-            raise DamagedObject(f"{name}: is not a hydrated shard's record ({error}); delete it, then {MEND}") from None
-        rows = shard.plan.shard_size(shard.receipt.shard)
-        placed = (record.fragment, record.shard, record.rows) == (shard.plan.id, shard.receipt.shard, rows)
-        sizes = {array: self.row_bytes(array) * rows for array in ARRAYS}
+            raise DamagedObject(f"{name}: is not a hydrated shard's record ({error}); delete it, then {FIX}") from None
+        placed = (record.fragment, record.shard, record.rows) == (shard.fragment.id, shard.number, shard.size)
+        sizes = {array: self.row_bytes(array) * shard.size for array in ARRAYS}
         if (
             not placed
             or record.source != {array: shard.object(array)[1] for array in ARRAYS}
             or {array: raw.bytes for array, raw in record.raw.items()} != sizes
         ):
-            raise DamagedObject(f"{name}: is not of {shard.name}; delete it, then {MEND}")
+            raise DamagedObject(f"{name}: is not of {shard.name}; delete it, then {FIX}")
         return record
 
     def mapped(self, array: str) -> np.ndarray:
-        """The raw file as bytes [rows, bytes of a row], mapped. Raises MissingObject, DamagedObject (short)."""
-        path, width = self.path(array), self.row_bytes(array)
+        """Map the raw file as bytes [rows, bytes of a row]. Raises MissingObject, DamagedObject (short)."""
+        path, width, rows = self.path(array), self.row_bytes(array), self.fragment.plan.rows
         try:
             found = path.stat().st_size
         except FileNotFoundError:
-            raise MissingObject(f"{path}: is missing; {MEND}") from None
+            raise MissingObject(f"{path}: is missing; {FIX}") from None
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}; look at the disk, or hydrate elsewhere") from None
-        if found != self.plan.rows * width:
-            raise DamagedObject(f"{path}: has {found} bytes and should have {self.plan.rows * width}; {MEND}")
-        return np.memmap(path, np.uint8, "r", shape=(self.plan.rows, width))
+        if found != rows * width:
+            raise DamagedObject(f"{path}: has {found} bytes and should have {rows * width}; {FIX}")
+        return np.memmap(path, np.uint8, "r", shape=(rows, width))
 
     def check(self, shard: Shard, files: dict[str, np.ndarray]) -> None:
-        """The shard's rows against its record. Raises MissingObject or DamagedObject naming file and shard."""
+        """Check the shard's rows against its record. Raises MissingObject or DamagedObject naming file and shard."""
         record = self.record(shard)
-        start = shard.receipt.shard * self.plan.shard_rows
         for array in ARRAYS:
-            if sha256_of(files[array][start : start + record.rows]) != record.raw[array].sha256:
-                raise DamagedObject(f"{self.path(array)}: rows of {shard.name} were altered (sha256); {MEND}")
+            if sha256_of(files[array][shard.first : shard.first + record.rows]) != record.raw[array].sha256:
+                raise DamagedObject(f"{self.path(array)}: rows of {shard.name} were altered (sha256); {FIX}")
 
 
 def sha256_of(rows: np.ndarray) -> str:
-    """Of the bytes of rows [n, ...], a few at a time: the pages of a mapped file need not all be there at once."""
+    """Return the sha256 of rows [n, ...], a few at a time: the pages of a mapped file need not all be there at once."""
     hashed = hashlib.sha256()
     flat = rows.reshape(-1).view(np.uint8)
     for start in range(0, len(flat), HASH_BYTES):
@@ -134,13 +131,13 @@ def sha256_of(rows: np.ndarray) -> str:
 
 
 def default_folder() -> str:
-    """Where hydrated fragments lie unless somebody says otherwise: $XDG_CACHE_HOME/functa/hydrated."""
+    """Return the folder of hydrated fragments unless another is given: $XDG_CACHE_HOME/functa/hydrated."""
     return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "functa", "hydrated")
 
 
 @dataclass(frozen=True)
 class Hydration:
-    """What a call did: where, how many shards there are, how many of them it wrote, and the bytes of these."""
+    """The result of a call: the folder, how many shards there are, how many it wrote, and the bytes of these."""
 
     folder: str
     shards: int
@@ -153,20 +150,20 @@ def hydrate(
 ) -> Hydration:
     """Write every visible shard's rows of every split as raw local files, each object checked against its receipt.
 
-    What stands is checked and kept; what is damaged is written again; a call after an interruption goes on. Called
-    before and after each shard: progress(shards done, shards in all, bytes written). Raises StorageError: no room
-    (before anything is written), a damaged object of the functaset, a place that cannot be written to.
+    What exists is checked and kept; what is damaged is written again; a call after an interruption goes on. Called
+    before and after each shard: progress(shards done, shards in all, bytes written). Raises StorageError: too little
+    space (before anything is written), a damaged object of the functaset, a folder that cannot be written to.
     """
-    place = default_folder() if folder is None else folder
-    inside = open_location(place).uri
+    target = default_folder() if folder is None else folder
+    inside = open_location(target).uri
     if inside == functaset.location.uri or inside.startswith(f"{functaset.location.uri}/"):
-        raise StorageError(f"{place}: lies in the functaset itself; choose another folder")
-    fragments = fragments_of(functaset, place)
+        raise StorageError(f"{target}: lies in the functaset itself; choose another folder")
+    fragments = fragments_of(functaset, target)
     left = [(fragment, shard) for fragment, shards in fragments for shard in shards if not _whole(fragment, shard)]
     total = sum(len(shards) for _, shards in fragments)
-    with _told(place):
-        os.makedirs(place, exist_ok=True)
-        open_location(place).preflight_write(sum(_bytes(fragment, shard) for fragment, shard in left))
+    with _one_line_errors(target):
+        os.makedirs(target, exist_ok=True)
+        open_location(target).preflight_write(sum(_bytes(fragment, shard) for fragment, shard in left))
         written = 0
         for number, (fragment, shard) in enumerate(left):
             if progress:
@@ -175,33 +172,31 @@ def hydrate(
             written += _bytes(fragment, shard)
     if progress:
         progress(total, total, written)
-    return Hydration(place, total, len(left), written)
+    return Hydration(target, total, len(left), written)
 
 
 def fragments_of(functaset: Functaset, folder: str) -> list[tuple[HydratedFragment, list[Shard]]]:
-    """Every fragment that has rows to show, with its shards."""
-    splits = dict.fromkeys(entry.split for entry in functaset.commit.fragments)
-    found = []
-    for split in splits:
-        for _, group in groupby(SplitShards(functaset, split).shards, key=lambda shard: shard.plan.id):
-            shards = list(group)
-            found.append((HydratedFragment.of(folder, shards[0]), shards))
-    return found
+    """Return every fragment that has rows to show, with its shards."""
+    return [
+        (HydratedFragment.of(folder, fragment), shards)
+        for split in functaset.splits
+        for fragment, shards in SplitShards(functaset, split).by_fragment()
+    ]
 
 
 def _bytes(fragment: HydratedFragment, shard: Shard) -> int:
-    return sum(fragment.row_bytes(array) for array in ARRAYS) * shard.receipt.rows
+    return sum(fragment.row_bytes(array) for array in ARRAYS) * shard.size
 
 
 def _whole(fragment: HydratedFragment, shard: Shard) -> bool:
-    """Whether the shard's rows stand as its record says."""
-    if not fragment.stands(shard):
+    """Return whether the shard's rows are as recorded; delete a record that is wrong."""
+    if not fragment.has(shard):
         return False
     try:
         fragment.check(shard, {array: fragment.mapped(array) for array in ARRAYS})
         return True
     except StorageError:
-        with suppress(StorageError):  # it vouches for what is not there
+        with suppress(StorageError):  # of rows that are not there
             fragment.location.delete(fragment.key(shard))
         return False
 
@@ -209,24 +204,23 @@ def _whole(fragment: HydratedFragment, shard: Shard) -> bool:
 def _write(fragment: HydratedFragment, shard: Shard) -> None:
     raw = {}
     for array in ARRAYS:
-        rows = np.ascontiguousarray(read_array(shard.location, shard.plan, shard.receipt, array))
-        start = shard.receipt.shard * shard.plan.shard_rows
-        _put(fragment.path(array), rows, start * fragment.row_bytes(array), fragment)
+        rows = np.ascontiguousarray(shard.array(array))
+        _put(fragment.path(array), rows, shard.first * fragment.row_bytes(array), fragment)
         raw[array] = ObjectRecord(bytes=rows.nbytes, sha256=sha256_of(rows))
     record = HydratedShard(
-        fragment=shard.plan.id, shard=shard.receipt.shard, rows=shard.receipt.rows,
+        fragment=shard.fragment.id, shard=shard.number, rows=shard.size,
         source={array: shard.object(array)[1] for array in ARRAYS}, raw=raw,
     )  # fmt: skip
     fragment.location.create(fragment.key(shard), seal(record))
 
 
 def _put(path: Path, rows: np.ndarray, offset: int, fragment: HydratedFragment) -> None:
-    """Rows at their place in the fragment's file, durable once the call returns."""
+    """Write rows at their offset in the fragment's file, durable once the call returns."""
     path.parent.mkdir(exist_ok=True)
     # Not followed where it is a link: in a folder that others can write to, it could lead anywhere.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
-        size = fragment.plan.rows * fragment.row_bytes(path.stem)
+        size = fragment.fragment.plan.rows * fragment.row_bytes(path.stem)
         if os.fstat(descriptor).st_size != size:
             os.ftruncate(descriptor, size)
         view = rows.reshape(-1).data.cast("B")
@@ -238,15 +232,11 @@ def _put(path: Path, rows: np.ndarray, offset: int, fragment: HydratedFragment) 
         os.close(descriptor)
 
 
-class _told:
-    """Within, an OSError becomes a StorageError of one line."""
-
-    def __init__(self, place: str) -> None:
-        self.place = place
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, OSError):
-            mend = "free some space or give this user the right to it, or choose another folder with --to"
-            raise StorageError(f"{self.place}: {error.strerror or error}; {mend}") from error
+@contextmanager
+def _one_line_errors(folder: str) -> Iterator[None]:
+    """Turn an OSError into a StorageError of one line."""
+    try:
+        yield
+    except OSError as error:
+        fix = "free some space or give this user the right to it, or choose another folder with --to"
+        raise StorageError(f"{folder}: {error.strerror or error}; {fix}") from error

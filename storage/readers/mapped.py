@@ -6,24 +6,22 @@ it. Pages come and go with what is read: memory need not hold the split.
 """
 
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.fragment import Shard
-from functa.storage.functaset.plan import array_document, array_specs
+from functa.storage.functaset.fragment import Fragment, Shard, check_rows
 from functa.storage.functaset.zarr_bytes import chunk_offsets
 from functa.storage.places.local import LocalLocation
 from functa.storage.readers.hydrate import ARRAYS, HydratedFragment, default_folder, sha256_of
 from functa.storage.readers.reader import Batch, Indexed
-from functa.storage.readers.shards import SplitShards, check_rows
+from functa.storage.readers.shards import SplitShards
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Visible rows of a file: its bytes, where each row begins, and labels, ids and quantiser of the rows.
+    """Visible rows of a file: its bytes, the offset of each row, and labels, ids and quantiser numbers of the rows.
 
     `rows` [n, bytes of a row] is the file as an array where it is nothing but rows, else None.
     """
@@ -43,15 +41,14 @@ class Mapped(Indexed):
     """
 
     def __init__(self, split: SplitShards, folder: str | None = None) -> None:
-        if any(shard.quantizer for shard in split.shards) and not split.quantizers:
+        if split.mixed:
             raise StorageError(f"{split.name}: codes beside float32 cannot be mapped; read it in memory or streamed")
         super().__init__(split.name, split.rows, split.latent_shape, split.quantizers)
         pieces = []
-        for _, group in groupby(split.shards, key=lambda shard: shard.plan.id):
-            shards = list(group)
-            fragment = HydratedFragment.of(folder or default_folder(), shards[0])
-            if all(fragment.stands(shard) for shard in shards):
-                pieces.append(_hydrated(fragment, shards))
+        for fragment, shards in split.by_fragment():
+            hydrated = HydratedFragment.of(folder or default_folder(), fragment)
+            if all(hydrated.has(shard) for shard in shards):
+                pieces.append(_hydrated(split, hydrated, shards))
             else:
                 pieces += [_raw(split, shard) for shard in shards]
         self.labels = np.concatenate([piece.labels for piece in pieces])
@@ -83,52 +80,54 @@ class Mapped(Indexed):
 
 
 def mappable(split: SplitShards, folder: str | None = None) -> bool:
-    """Whether all shards are hydrated, or raw on this machine; the files themselves are not looked at."""
-    if any(shard.quantizer for shard in split.shards) and not split.quantizers:
-        return False
-    for _, group in groupby(split.shards, key=lambda shard: shard.plan.id):
-        shards = list(group)
-        raw = shards[0].quantizer is None and isinstance(split.location, LocalLocation)
-        fragment = HydratedFragment.of(folder or default_folder(), shards[0])
-        if not raw and not all(fragment.stands(shard) for shard in shards):
-            return False
-    return True
+    """Return whether all shards are hydrated, or raw on this machine; the files themselves are not read."""
+
+    def ready(fragment: Fragment, shards: list[Shard]) -> bool:
+        hydrated = HydratedFragment.of(folder or default_folder(), fragment)
+        return _is_raw(fragment) or all(hydrated.has(shard) for shard in shards)
+
+    return not split.mixed and all(ready(fragment, shards) for fragment, shards in split.by_fragment())
 
 
-def _hydrated(fragment: HydratedFragment, shards: list[Shard]) -> _Piece:
-    files = {array: fragment.mapped(array) for array in ARRAYS}
+def _is_raw(fragment: Fragment) -> bool:
+    return fragment.quantizer is None and isinstance(fragment.location, LocalLocation)
+
+
+def _hydrated(split: SplitShards, hydrated: HydratedFragment, shards: list[Shard]) -> _Piece:
+    files = {array: hydrated.mapped(array) for array in ARRAYS}
     for shard in shards:
-        fragment.check(shard, files)
-    places = np.concatenate([shard.places + shard.receipt.shard * shard.plan.shard_rows for shard in shards])
-    labels = files["label"].view(np.int32).reshape(-1)[places]
-    which = np.full(len(places), shards[0].which, np.int64)
-    begins = places * fragment.row_bytes("z")
-    return _Piece(files["z"].reshape(-1), begins, labels, files["id"][places], which, files["z"])
+        hydrated.check(shard, files)
+    rows = np.concatenate([shard.rows + shard.first for shard in shards])
+    labels = files["label"].view(np.int32).reshape(-1)[rows]
+    which = np.full(len(rows), split.quantizer_number(shards[0]), np.int64)
+    begins = rows * hydrated.row_bytes("z")
+    return _Piece(files["z"].reshape(-1), begins, labels, files["id"][rows], which, files["z"])
 
 
 def _raw(split: SplitShards, shard: Shard) -> _Piece:
-    """A float32 shard where the store has it."""
-    if shard.quantizer is not None or not isinstance(shard.location, LocalLocation):
+    """Map a float32 shard's own object in the store."""
+    fragment = shard.fragment
+    if not _is_raw(fragment):
         raise StorageError(f"{shard.name}: is compressed or elsewhere; run `functa store hydrate`, then map it")
     key, record = shard.object("z")
-    path = Path(shard.location.uri, key)
-    if shard.location.size(key) is None:
+    path, size = Path(fragment.location.uri, key), fragment.location.size(key)
+    if size is None:
         raise MissingObject(f"{path}: is missing; restore it from a copy")
-    if shard.location.size(key) != record.bytes:
-        raise DamagedObject(f"{path}: has {shard.location.size(key)} bytes and should have {record.bytes}")
+    if size != record.bytes:
+        raise DamagedObject(f"{path}: has {size} bytes and should have {record.bytes}; restore it from a copy")
     data = np.memmap(path, np.uint8, "r")
     if sha256_of(data) != record.sha256:
         raise DamagedObject(f"{path}: was altered (sha256 does not match); restore it from a copy")
-    spec = array_specs(shard.plan)["z"]
-    offsets = chunk_offsets(array_document(shard.location, shard.plan, "z", spec), spec, data, shard.receipt.shard)
+    spec = fragment.plan.arrays["z"]
+    offsets = chunk_offsets(fragment.document("z"), spec, data, shard.number)
     if offsets is None:
         raise StorageError(f"{path}: its chunks are not plain rows; run `functa store hydrate`, then map it")
-    places = shard.places
-    width = shard.plan.dims * 4
-    begins = offsets[places // spec.chunk_rows] + places % spec.chunk_rows * width
+    within = shard.rows
+    width = fragment.plan.dims * 4
+    begins = offsets[within // spec.chunk_rows] + within % spec.chunk_rows * width
     for start in range(0, len(begins), 1024):
         rows = [data[begin : begin + width] for begin in begins[start : start + 1024]]
-        check_rows(shard.name, np.stack(rows).view(np.float32), np.zeros(1))
-    columns = split.columns(shard)
-    which = np.full(len(places), shard.which, np.int64)
+        check_rows(shard.name, np.stack(rows).view(np.float32))
+    columns = shard.columns("label", "id")
+    which = np.full(len(within), split.quantizer_number(shard), np.int64)
     return _Piece(data, begins, columns["label"], columns["id"], which)

@@ -22,12 +22,12 @@ class Resident(Indexed):
         self.which = np.empty(split.rows, np.uint16) if len(split.quantizers) > 1 else None
         start = 0
         for shard in split.shards:
-            here = slice(start, start + shard.rows)
+            here = slice(start, start + shard.count)
             rows = split.read(shard, ids=True)
             assert rows.ids is not None
             self.z[here], self.labels[here], self.ids[here] = rows.z, rows.labels, rows.ids
             if self.which is not None:
-                self.which[here] = shard.which
+                self.which[here] = split.quantizer_number(shard)
             start = here.stop
 
     def _read(self, rows: np.ndarray, ids: bool, out: np.ndarray | None) -> Batch:

@@ -9,7 +9,8 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.readers.mapped import Mapped, mappable
 from functa.storage.readers.memory import Resident
-from functa.storage.readers.reader import Batch, Indexed, Order, Reader
+from functa.storage.readers.order import Order
+from functa.storage.readers.reader import Batch, Indexed, Reader
 from functa.storage.readers.shards import SplitShards
 from functa.storage.readers.streamed import Streamed
 
@@ -34,7 +35,7 @@ def open_reader(
     buffer_shards: int = 8,
     plain: bool = False,
 ) -> Reader:
-    """A reader of the visible rows of a split.
+    """Return a reader of the visible rows of a split, in batches; latents are raw (not normalised).
 
     `auto` holds them in memory if they take at most 60 % of what is free (codes count a byte a number), maps them if
     they are hydrated in the folder `hydrated` (default: where `functa store hydrate` puts them) or raw on this
@@ -55,7 +56,7 @@ def open_reader(
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: of the machine, or of its control group where that leaves less."""
+    """Return the bytes that this process may still take: of the machine, or of its control group if that is less."""
     free = int(psutil.virtual_memory().available)
     for folder, limit, usage, cached in CONTROL_GROUPS:
         try:

@@ -15,9 +15,10 @@ from threading import Event
 import numpy as np
 
 from functa.storage.functaset.fragment import Shard
+from functa.storage.readers.order import Order, epoch_order
 from functa.storage.readers.prefetch import prefetched
-from functa.storage.readers.reader import Batch, Order, Reader, epoch_order
-from functa.storage.readers.shards import Rows, SplitShards
+from functa.storage.readers.reader import Batch, Reader
+from functa.storage.readers.shards import SplitShards
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class _Pool:
 
 
 class Streamed(Reader):
-    """Visible rows shard by shard, from any place. The larger the pool, the better the shuffle."""
+    """Visible rows shard by shard, from any location. The larger the pool, the better the shuffle."""
 
     def __init__(self, split: SplitShards, buffer_shards: int = 8) -> None:
         if buffer_shards < 1:
@@ -48,20 +49,20 @@ class Streamed(Reader):
         pools = list(self._pools(order, epoch, start, stop))
         while pools and skip >= pools[0].rows:  # consumed before: not read
             skip -= pools.pop(0).rows
-        room = np.empty((order.batch, *self.latent_shape), self.dtype) if reuse else None
+        buffer = np.empty((order.batch, *self.latent_shape), self.dtype) if reuse else None
         stopped = Event()
         with closing(prefetched(partial(self._load, pool, ids, stopped) for pool in pools)) as loaded:
             tail = _Tail(self._dealt(loaded, pools, order, epoch), skip)
             try:
                 for size in sizes[step:]:
                     self.own()
-                    z = np.empty((size, *self.latent_shape), self.dtype) if room is None else room[:size]
+                    z = np.empty((size, *self.latent_shape), self.dtype) if buffer is None else buffer[:size]
                     yield tail.batch(z, ids, len(self.quantizers) > 1)
             finally:
                 stopped.set()
 
     def _pools(self, order: Order, epoch: int, start: int, stop: int) -> Iterator[_Pool]:
-        """Of this rank's stretch of the epoch's sequence."""
+        """Yield the pools of this rank's stretch of the epoch's sequence."""
         shards, counts = self._split.shards, self._split.counts
         sequence = epoch_order(len(shards), order.seed, epoch) if order.shuffle else np.arange(len(shards))
         ends = np.cumsum(counts[sequence])
@@ -75,8 +76,8 @@ class Streamed(Reader):
 
     @staticmethod
     def _dealt(
-        loaded: Iterator[Rows], pools: list[_Pool], order: Order, epoch: int
-    ) -> Iterator[tuple[Rows, np.ndarray]]:
+        loaded: Iterator[Batch], pools: list[_Pool], order: Order, epoch: int
+    ) -> Iterator[tuple[Batch, np.ndarray]]:
         """Yield each pool's rows, and the order in which they are dealt out."""
         for pool in pools:
             sequence = np.arange(pool.rows)
@@ -85,12 +86,13 @@ class Streamed(Reader):
                 sequence = shuffled.permutation(pool.rows)
             yield next(loaded), sequence
 
-    def _load(self, pool: _Pool, ids: bool, stopped: Event) -> Rows:
-        rows = Rows(
+    def _load(self, pool: _Pool, ids: bool, stopped: Event) -> Batch:
+        which = np.empty(pool.rows, np.int64)
+        rows = Batch(
             np.empty((pool.rows, *self.latent_shape), self.dtype),
             np.empty(pool.rows, np.int32),
             np.empty((pool.rows, 16), np.uint8) if ids else None,
-            np.empty(pool.rows, np.int64),
+            which,
         )
         filled = 0
         for shard, start, stop in pool.pieces:
@@ -99,7 +101,7 @@ class Streamed(Reader):
             here = slice(filled, filled + stop - start)
             read = self._split.read(shard, ids)
             rows.z[here], rows.labels[here] = read.z[start:stop], read.labels[start:stop]
-            rows.which[here] = shard.which
+            which[here] = self._split.quantizer_number(shard)
             if rows.ids is not None and read.ids is not None:
                 rows.ids[here] = read.ids[start:stop]
             filled = here.stop
@@ -108,39 +110,41 @@ class Streamed(Reader):
 
 
 class _Tail:
-    """What is left of the pool at hand, dealt out batch by batch; what a batch lacks comes from the next pool."""
+    """The rest of the current pool, dealt out batch by batch; what a batch lacks comes from the next pool."""
 
-    def __init__(self, pools: Iterator[tuple[Rows, np.ndarray]], skip: int) -> None:
+    def __init__(self, pools: Iterator[tuple[Batch, np.ndarray]], skip: int) -> None:
         self._pools, self._skip = pools, skip
-        self._rows: Rows | None = None
-        self._places = np.empty(0, np.int64)
+        self._rows: Batch | None = None
+        self._positions = np.empty(0, np.int64)
 
     def batch(self, z: np.ndarray, ids: bool, several: bool) -> Batch:
-        """As many rows as z has room for."""
+        """Return as many rows as z holds."""
         labels, which = np.empty(len(z), np.int32), np.empty(len(z), np.int64)
         names = np.empty((len(z), 16), np.uint8) if ids else None
         filled = 0
         while filled < len(z):
-            if not len(self._places):
+            if not len(self._positions):
                 self._next()
             assert self._rows is not None
-            places = self._places[: len(z) - filled]
-            self._places = self._places[len(places) :]
-            here = slice(filled, filled + len(places))
-            self._rows.z.take(places, 0, out=z[here], mode="clip")
-            labels[here], which[here] = self._rows.labels[places], self._rows.which[places]
+            positions = self._positions[: len(z) - filled]
+            self._positions = self._positions[len(positions) :]
+            here = slice(filled, filled + len(positions))
+            self._rows.z.take(positions, 0, out=z[here], mode="clip")
+            labels[here] = self._rows.labels[positions]
+            if self._rows.which is not None:
+                which[here] = self._rows.which[positions]
             if names is not None and self._rows.ids is not None:
-                names[here] = self._rows.ids[places]
+                names[here] = self._rows.ids[positions]
             filled = here.stop
         return Batch(z, labels, names, which if several else None)
 
     def _next(self) -> None:
         self._rows = None  # before the next comes: at most two pools are in memory
-        self._rows, places = next(self._pools)
-        self._places, self._skip = places[self._skip :], 0
+        self._rows, positions = next(self._pools)
+        self._positions, self._skip = positions[self._skip :], 0
 
 
 def _sizes(rows: int, order: Order, total: int) -> list[int]:
-    """Rows of each of this rank's batches of an epoch of `total` rows, of which it has `rows`."""
+    """Return the sizes of this rank's batches of an epoch of `total` rows, of which it has `rows`."""
     steps = order.steps(total)
     return [min(order.batch, rows - step * order.batch) for step in range(steps)]

@@ -1,7 +1,10 @@
-"""Garbage collection: removes only what is provably ours and named by no version that is kept.
+"""Garbage collection: deletes the functaset's own objects that no version names.
 
-Ours is what lies where this package puts things; anything else in the folder is told and left alone. Unreferenced
-is what no kept commit names and nobody has touched for a while, for a fragment may be in the making.
+Its own objects are those whose keys this package writes; anything else in the folder is listed and left alone. An
+object is due when no kept commit names it and it has not changed for a while: its fragment may still be encoded.
+
+Four words: rows are *retired* by a commit; versions *expire* (--keep-versions); objects that no version names are
+*collected*; retired rows are *erased* when their fragments are rewritten without them (--erase-retired).
 """
 
 import re
@@ -11,12 +14,12 @@ from dataclasses import dataclass, field
 
 from functa.storage.errors import MissingObject, StorageError
 from functa.storage.functaset.commit import COMMIT, commit
-from functa.storage.functaset.fragment import committed_plan
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import Root, read_root
-from functa.storage.functaset.history import GIVEN_UP, Commit, latest, load_commit, versions
+from functa.storage.functaset.history import EXPIRED, Commit, latest, load_commit, versions
 from functa.storage.functaset.plan import COLLECT, claim_key
 from functa.storage.places.location import Entry, Location
-from functa.storage.upkeep.rewrite import rewrite
+from functa.storage.upkeep.erase import rewrite
 
 DAY = 86400.0
 
@@ -36,16 +39,16 @@ LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9a-f]{32}\.partial")
 
 @dataclass
 class Collected:
-    """What was removed, or would be; `unknown` lies there and is not ours, or not provably."""
+    """The result of a collection, or of a dry run."""
 
-    deleted: bool
-    removed: list[str] = field(default_factory=list)
-    bytes: int = 0
-    fragments: list[str] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    rewritten: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    young: list[str] = field(default_factory=list)  # fragments and leftovers that may be in the making
+    deleted: bool  # False: a dry run, nothing was changed
+    removed: list[str] = field(default_factory=list)  # keys of objects that were collected
+    bytes: int = 0  # of these objects
+    fragments: list[str] = field(default_factory=list)  # that were collected whole
+    versions: list[int] = field(default_factory=list)  # that expired
+    rewritten: list[str] = field(default_factory=list)  # fragments whose retired rows were erased
+    unknown: list[str] = field(default_factory=list)  # keys that this package does not write
+    young: list[str] = field(default_factory=list)  # fragments and leftovers that may still be written
 
 
 def collect(
@@ -57,42 +60,44 @@ def collect(
     erase_retired: bool = False,
     now: Callable[[], float] = time.time,
 ) -> Collected:
-    """Remove what no kept version names, or with delete=False say what that would be.
+    """Collect what no kept version names, or with delete=False return what that would be.
 
-    older_than: seconds since the last change of what was never committed. keep_versions: give up all versions but the
-    newest so many. erase_retired: write fragments that hold retired rows anew without them and give up all earlier
-    versions, so that no byte of those rows is left in what was committed; what is young and uncommitted is named,
-    hydrated copies lie elsewhere, and an image that its source still has comes back with the next encoding.
-    Interrupted, it goes on when it is run again.
+    older_than: seconds since the last change of what was never committed. keep_versions: expire all versions but the
+    newest so many. erase_retired: rewrite fragments that hold retired rows without them and expire all earlier
+    versions, so that no byte of those rows is left in what was committed; what is young and uncommitted is listed,
+    hydrated copies lie elsewhere, and an image that its source still has is encoded again by the next encoding.
+    Interrupted, it continues when it is run again.
     Raises StorageError: no functaset, a damaged commit that is kept (nothing could be proved unreferenced then).
     """
     root = read_root(location)
     result = Collected(delete)
     newest = latest(location)
     if newest is not None and (erase_retired or keep_versions):
-        newest = _give_up(location, newest, keep_versions, erase_retired, result)
+        newest = _expire(location, newest, keep_versions, erase_retired, result)
     _Collection(location, root, newest, now() - older_than, result).run()
     return result
 
 
-def _give_up(
+def _expire(
     location: Location, newest: Commit, keep_versions: int | None, erase_retired: bool, result: Collected
 ) -> Commit:
-    """The commit after which older ones are not needed; without delete, what it would be."""
+    """Commit so that older versions expire; without delete, return what that commit would be."""
     entries = [entry for entry in newest.fragments if entry.retired] if erase_retired else []
     result.rewritten += [entry.fragment for entry in entries]
     if erase_retired:
         kept = {entry.fragment for entry in newest.fragments}
         shown = (load_commit(location, version) for version in versions(location) if version >= newest.oldest)
         held = {entry.fragment for each in shown for entry in each.fragments} - kept
-        keep_versions = 1 if entries or held or newest.barred else keep_versions
+        keep_versions = 1 if entries or held or newest.retired_images else keep_versions
     if keep_versions is None:
         return newest
     if result.deleted:
-        fresh = [rewrite(location, entry, committed_plan(location, entry)).id for entry in entries]
-        made = commit(location, fresh, drop=result.rewritten, keep_versions=keep_versions, unbar=erase_retired)
-        if erase_retired and any(entry.retired for entry in made.fragments):  # retired while we wrote
-            return _give_up(location, made, keep_versions, erase_retired, result)
+        fresh = [rewrite(Fragment.committed(location, entry)).id for entry in entries]
+        made = commit(
+            location, fresh, retire_fragments=result.rewritten, erased=erase_retired, keep_versions=keep_versions
+        )
+        if erase_retired and any(entry.retired for entry in made.fragments):  # retired meanwhile
+            return _expire(location, made, keep_versions, erase_retired, result)
         return made
     if not entries and newest.version - keep_versions < newest.oldest:
         return newest
@@ -107,16 +112,16 @@ class _Collection:
         found = versions(location)
         oldest = newest.oldest if newest else 1
         self.seen = found[-1] if found else 0
-        self.given_up = [version for version in found if version < oldest]
+        self.expired = [version for version in found if version < oldest]
         self.fragments: set[str] = set()
         self.moments: set[str] = set()
         for version in found:
             if version >= oldest and not (newest is not None and version == newest.version):
                 self._keep(load_commit(location, version))
-        if newest is not None:  # a dry run's is not what stands
+        if newest is not None:  # of a dry run, a commit that does not exist
             self._keep(newest)
-        withdrawn = {*(newest.withdrawn if newest else ()), *result.rewritten}
-        self.forgotten = withdrawn - self.fragments
+        retired = {*(newest.retired_fragments if newest else ()), *result.rewritten}
+        self.forgotten = retired - self.fragments
         self.field = root.field
 
     def _keep(self, each: Commit) -> None:
@@ -124,8 +129,8 @@ class _Collection:
         self.moments |= {each.moments.key} if each.moments else set()
 
     def _moments_of(self, entry: Entry) -> str | None:
-        """The key of a given-up commit's moments; None where it is a tombstone already, or damaged."""
-        if entry.size == len(GIVEN_UP):
+        """Return the key of an expired commit's moments; None where its file is emptied already, or damaged."""
+        if entry.size == len(EXPIRED):
             return None
         try:
             found = load_commit(self.location, int(entry.key[8:16])).moments
@@ -141,7 +146,7 @@ class _Collection:
             if match := FRAGMENT.fullmatch(entry.key):
                 parts.setdefault(match[1], []).append(entry)
             elif match := COMMITS.fullmatch(entry.key):
-                commits += [entry] if int(match[1]) in self.given_up else []
+                commits += [entry] if int(match[1]) in self.expired else []
             elif MOMENTS.fullmatch(entry.key):
                 moments += [entry] if entry.key not in self.moments else []
             elif match := FIELD.fullmatch(entry.key):
@@ -157,27 +162,27 @@ class _Collection:
         for entry in moments:
             if entry.key in old_moments or entry.modified < self.horizon:
                 self._moments(entry)
-        # Last: while they stand, a collection that was interrupted still knows what they named.
-        # A commit goes after its mark, which alone would speak of a commit that was lost.
+        # Last: while they exist, a collection that was interrupted still knows what they named.
+        # A commit follows its mark, which alone would mean that the commit is missing.
         for entry in sorted(commits, key=lambda entry: (entry.key[:16], entry.key.endswith(".json"))):
-            self._give_up(entry)
+            self._expire(entry)
 
-    def _give_up(self, entry: Entry) -> None:
+    def _expire(self, entry: Entry) -> None:
         if entry.key.endswith(".sha256"):
             self._remove(entry)
-        elif entry.size != len(GIVEN_UP):
+        elif entry.size != len(EXPIRED):
             self.result.versions.append(int(entry.key[8:16]))
             self.result.removed.append(entry.key)
             self.result.bytes += entry.size
             if self.result.deleted:
-                self.location.write(entry.key, GIVEN_UP)
+                self.location.write(entry.key, EXPIRED)
 
     def _unless(self, needed: bool, entry: Entry) -> None:
         if not needed and entry.modified < self.horizon:
             self._remove(entry)
 
     def _moments(self, entry: Entry) -> None:
-        """A commit may come to the same moments and find them standing: it looks again after us, or we see it."""
+        """Delete merged moments; a commit that computed the same ones meanwhile checks again, or is seen here."""
         try:
             data = self.location.read(entry.key) if self.result.deleted else b""
         except MissingObject:
@@ -193,7 +198,7 @@ class _Collection:
     def _fragments(self, parts: dict[str, list[Entry]]) -> None:
         due = {fragment: objects for fragment, objects in parts.items() if self._is_due(fragment, objects)}
         for fragment in self._claimed(list(due)) if self.result.deleted else list(due):
-            # The plan first, so that nobody trusts what is going. The claim stays: whoever was held up must find it.
+            # The plan first, so that nobody reads what is being deleted. The claim stays for writers that were held up.
             for entry in sorted(due[fragment], key=lambda entry: not entry.key.endswith("plan.json")):
                 if entry.key != claim_key(fragment):
                     self._remove(entry)
@@ -214,14 +219,14 @@ class _Collection:
         return True
 
     def _claimed(self, fragments: list[str]) -> list[str]:
-        """Those that are ours to remove: nobody commits them from now on, and nobody has."""
+        """Claim fragments; return those to delete: nobody commits them from now on, and nobody has."""
         held, taken_over = [], False
         for fragment in fragments:
             if self.location.create(claim_key(fragment), COLLECT):
                 held.append(fragment)
             elif self._takes_over(fragment):
                 held.append(fragment)
-                taken_over |= fragment not in self.forgotten  # those are withdrawn: no commit shows them again
+                taken_over |= fragment not in self.forgotten  # those were retired: no commit shows them again
             else:
                 self.result.young.append(f"fragments/{fragment}")
         if taken_over:
@@ -233,13 +238,13 @@ class _Collection:
         return [fragment for fragment in held if fragment not in shown]
 
     def _takes_over(self, fragment: str) -> bool:
-        """From another collection, or from a committer that died long ago, if it did."""
-        standing = self.location.entry(claim_key(fragment))
+        """Take a claim over from another collection, or from a committer that died long ago; return whether it did."""
+        existing = self.location.entry(claim_key(fragment))
         claim = self._claim_on(fragment)
-        if standing is None or claim is None:
-            return False  # somebody deletes by hand
+        if existing is None or claim is None:
+            return False  # deleted by hand
         if claim != COLLECT:
-            if fragment not in self.forgotten and standing.modified >= self.horizon:
+            if fragment not in self.forgotten and existing.modified >= self.horizon:
                 return False
             self.location.write(claim_key(fragment), COLLECT)
         return True

@@ -1,20 +1,20 @@
-"""How far encoding has come, from plans, receipts and the newest commit alone."""
+"""Progress of encoding, from plans, receipts and the newest commit alone."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
+from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.history import Commit, latest
-from functa.storage.functaset.plan import Plan, load_plan
-from functa.storage.functaset.shard import Receipt, read_receipt
+from functa.storage.functaset.receipt import Receipt
 from functa.storage.places.location import Location
 
 READ_THREADS = 16  # over a network one receipt takes as long as many
 
 
 def status(location: Location, ended: bool = False) -> dict[str, Any]:
-    """Shards done and left, images bad, rows written, seconds of work, and `damage`, a line for each damaged record.
+    """Return shards done and left, images bad, rows written, seconds of work, and `damage`, a line for each record.
 
     Of what the newest version shows and, unless encoding has ended, of what is planned beside it. Trusts the receipts.
     """
@@ -22,13 +22,14 @@ def status(location: Location, ended: bool = False) -> dict[str, Any]:
     newest = _newest(location, damage)
     shown = {} if newest is None else {entry.fragment: entry for entry in newest.fragments}
     names = [key.split("/")[1] for key in location.list("fragments/") if key.split("/")[2:] == ["plan.json"]]
-    beside = {*names} - {*(newest.withdrawn if newest else ())} if newest is None or not ended else set()
-    plans = _plans(location, sorted({*shown} | beside), {*shown}, damage)
-    receipts = _receipts(location, plans)
+    retired = {*newest.retired_fragments} if newest else set()
+    beside = {*names} - retired if newest is None or not ended else set()
+    fragments = _fragments(location, sorted({*shown} | beside), {*shown}, damage)
+    receipts = _receipts([shard for fragment in fragments for shard in fragment.shards])
     damage += [str(found) for found in receipts.values() if isinstance(found, StorageError)]
-    finished = {place: found for place, found in receipts.items() if isinstance(found, Receipt)}
-    bad = sum(entry.bad for entry in shown.values())  # those that are retired have been made good, or are gone
-    bad += sum(len(receipt.bad) for (fragment, _), receipt in finished.items() if fragment not in shown)
+    finished = {shard: found for shard, found in receipts.items() if isinstance(found, Receipt)}
+    bad = sum(entry.bad for entry in shown.values())  # without those that were retired
+    bad += sum(len(receipt.bad) for shard, receipt in finished.items() if shard.fragment.id not in shown)
     return {
         "done": len(finished),
         "left": len(receipts) - len(finished),
@@ -47,49 +48,46 @@ def _newest(location: Location, damage: list[str]) -> Commit | None:
         return None
 
 
-def _plans(location: Location, names: Sequence[str], shown: set[str], damage: list[str]) -> list[Plan]:
-    plans = []
+def _fragments(location: Location, names: Sequence[str], shown: set[str], damage: list[str]) -> list[Fragment]:
+    fragments = []
     for name in names:
         try:
-            plans.append(load_plan(location, name))
+            fragments.append(Fragment.load(location, name))
         except DamagedObject as error:
             damage.append(str(error))
-        except MissingObject as error:  # of others gc may have taken it since the listing
+        except MissingObject as error:  # gc may have collected others since the listing
             damage += [str(error)] if name in shown else []
-    return plans
+    return fragments
 
 
-def _receipts(location: Location, plans: Sequence[Plan]) -> dict[tuple[str, int], Receipt | DamagedObject | None]:
-    """(fragment, shard) -> its receipt, None where there is none yet, or what is wrong with it."""
-    places = [(plan, shard) for plan in plans for shard in range(plan.shards)]
+def _receipts(shards: Sequence[Shard]) -> dict[Shard, Receipt | DamagedObject | None]:
+    """Return each shard's receipt, None where there is none yet, or what is wrong with it."""
 
-    def read(place: tuple[Plan, int]) -> Receipt | DamagedObject | None:
+    def read(shard: Shard) -> Receipt | DamagedObject | None:
         try:
-            return read_receipt(location, *place)
+            return shard.find_receipt()
         except DamagedObject as error:
             return error
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        found = list(pool.map(read, places))
-    return {(plan.id, shard): receipt for (plan, shard), receipt in zip(places, found, strict=True)}
+        return dict(zip(shards, pool.map(read, shards), strict=True))
 
 
 def written(location: Location, fragments: Iterable[str]) -> int:
-    """Shards of these fragments that have a receipt. Lists names, reads nothing."""
+    """Return how many shards of these fragments have a receipt. Lists names, reads nothing."""
     return sum(len(location.list(f"fragments/{fragment}/receipts/")) for fragment in fragments)
 
 
 ROW_BYTES = 60  # of a row's label, id, PSNR, augmentation and sha256, beside its latent
 
 
-def bytes_left(location: Location, plans: Sequence[Plan]) -> int:
-    """Bytes that the plans' shards will take, with a tenth to spare, less what already stands of them."""
+def bytes_left(location: Location, fragments: Sequence[Fragment]) -> int:
+    """Return the bytes that the planned shards will take, with a tenth to spare, less what exists of them already."""
     if location.free_bytes() is None:
-        return 0  # nobody to compare it with: spare the listing
+        return 0  # nothing to compare it with: spare the listing
     needed = 0.0
-    for each in plans:
-        bits = each.quantization.bits if each.quantization else 32
-        planned = {f"{each.path}/{key}" for key in (*each.objects, "plan.json")}
-        standing = sum(entry.size for entry in location.entries(f"{each.path}/") if entry.key not in planned)
-        needed += max(0.0, 1.1 * each.rows * (each.dims * bits / 8 + ROW_BYTES) - standing)
+    for plan in (fragment.plan for fragment in fragments):
+        planned = {f"{plan.path}/{key}" for key in (*plan.objects, "plan.json")}
+        existing = sum(entry.size for entry in location.entries(f"{plan.path}/") if entry.key not in planned)
+        needed += max(0.0, 1.1 * plan.rows * (plan.dims * plan.bits / 8 + ROW_BYTES) - existing)
     return round(needed)

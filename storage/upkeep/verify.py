@@ -1,4 +1,4 @@
-"""Checking a functaset against its records."""
+"""Verification of a functaset against its records."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,13 +7,12 @@ from functools import partial
 from typing import TypeVar
 
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import committed_plan, committed_receipt, live_shards
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import FRAGMENTS, check_fragments_group, read_root
-from functa.storage.functaset.history import Commit, CommittedFragment, commit_key, load_commit, mark_key
+from functa.storage.functaset.history import Commit, FragmentEntry, commit_key, load_commit, mark_key
 from functa.storage.functaset.history import versions as all_versions
-from functa.storage.functaset.plan import rows_key
+from functa.storage.functaset.plan import fragment_path, rows_name
 from functa.storage.functaset.records import ObjectRecord, vouch
-from functa.storage.functaset.shard import receipt_key
 from functa.storage.places.local import may_pass
 from functa.storage.places.location import Location
 
@@ -32,13 +31,13 @@ def verify(location: Location, deep: bool = False) -> VerifyReport:
     """Check every object that the newest commit names: records wholly, data by length, or by sha256 if `deep`.
 
     Damage is reported, not raised, and so is what a local disk cannot read any more. Raises StorageError where there
-    is no functaset or commit at all, TransientError where the place itself does not answer.
+    is no functaset or commit at all, TransientError where the location itself does not answer.
     """
     while True:
         before = all_versions(location)
         report = _Verification(location, deep).run()
         if not report.bad or all_versions(location)[-1] == before[-1]:
-            return report  # else gc may have taken what only the version that we looked at had
+            return report  # else gc may have collected what only the version that was checked had
 
 
 class _Verification:
@@ -68,7 +67,7 @@ class _Verification:
         return VerifyReport(self.checked, bad)
 
     def _commits(self, versions: list[int], newest: Commit | None) -> None:
-        """Each is sealed, and names the bytes of the one before it; those that were given up may be gone."""
+        """Check each one's seal and that it names the bytes of the one before it; expired ones may be missing."""
         for version in versions:
             self.checked += 1
             found = self._guarded(commit_key(version), partial(load_commit, self.location, version))
@@ -83,21 +82,20 @@ class _Verification:
             if data is not None and hashlib.sha256(data).hexdigest() != found.parent:
                 self.bad.setdefault(before, "is missing, or not the one that the next commit was made on")
 
-    def _fragment(self, entry: CommittedFragment) -> None:
-        path = f"fragments/{entry.fragment}"
+    def _fragment(self, entry: FragmentEntry) -> None:
+        path = fragment_path(entry.fragment)
         self._object(f"{path}/plan.json", entry.plan)
-        plan = self._guarded(f"{path}/plan.json", lambda: committed_plan(self.location, entry))
-        if plan is None:
+        fragment = self._guarded(f"{path}/plan.json", lambda: Fragment.committed(self.location, entry))
+        if fragment is None:
             return
-        live = live_shards(entry, plan)
-        tables = {rows_key(shard) for shard in range(plan.shards)} - {rows_key(shard) for shard in live}
-        for key, record in plan.objects.items():
-            if key not in tables:
+        live = fragment.live
+        unused = {rows_name(shard.number) for shard in fragment.shards} - {rows_name(shard.number) for shard in live}
+        for key, record in fragment.plan.objects.items():
+            if key not in unused:
                 self._object(f"{path}/{key}", record)
         for shard in live:
-            key = receipt_key(plan, shard)
             self.checked += 1
-            receipt = self._guarded(key, partial(committed_receipt, self.location, entry, plan, shard))
+            receipt = self._guarded(shard.receipt_key, partial(getattr, shard, "receipt"))
             for below, record in receipt.objects.items() if receipt else ():
                 self._object(f"{path}/{below}", record)
 
@@ -115,11 +113,11 @@ class _Verification:
             self.bad[key] = "was altered: sha256 does not match"
 
     def _guarded(self, key: str, check: Callable[[], Found]) -> Found | None:
-        """What the check returns, or None with its complaint noted."""
+        """Return what the check returns, or None with its error noted."""
         try:
             return check()
         except StorageError as error:
             if may_pass(self.location, error):
-                raise  # a lost connection is no damage
+                raise  # a broken connection is no damage
             self.bad.setdefault(key, str(error).partition(": ")[2])
             return None

@@ -13,13 +13,13 @@ import numpy as np
 
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import committed_plan, committed_receipt, live_shards, retired_rows
-from functa.storage.functaset.history import Commit, CommittedFragment
-from functa.storage.functaset.plan import Plan, load_quantizer, plan_rows
+from functa.storage.functaset.fragment import Shard, live_shards, shown_fragments
+from functa.storage.functaset.history import Commit
+from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.images.source import open_images
 from functa.storage.places.location import Location
-from functa.tasks.encoding.keyed_images import SourceRows, some
+from functa.tasks.encoding.keyed_images import some
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Changes:
     known: the labels of the split's images that the functaset has; gone: of those that the source's split has not.
     """
 
-    rows: SourceRows
+    rows: RowTable
     retire: dict[str, list[int]]
     known: Counter[int]
     gone: dict[str, int]
@@ -46,7 +46,7 @@ class _Known:
     bad: bool = False
 
 
-def changes(location: Location, newest: Commit, split: str, source: SourceRows, retry_bad: bool = False) -> Changes:
+def changes(location: Location, newest: Commit, split: str, source: RowTable, retry_bad: bool = False) -> Changes:
     """Of one split. retry_bad: images of which a row is bad are encoded again. Raises MissingObject, DamagedObject."""
     known = _known(location, newest, split)
     wanted: list[int] = []
@@ -55,7 +55,7 @@ def changes(location: Location, newest: Commit, split: str, source: SourceRows, 
     for key, token, rows in _images(source):
         seen.add(key)
         found = known.get(key)
-        if newest.bars(key):
+        if newest.retires(key):
             _retire(retire, found)
             continue
         numbers = {int(source.augmentations[row]) for row in rows}
@@ -97,14 +97,10 @@ def refuse_great_loss(found: Mapping[str, Changes], config: ImagesConfig) -> Non
 
 def standing_quantizer(location: Location, newest: Commit) -> Quantizer | None:
     """By which the functaset's rows are coded: its ranges were frozen when its first fragment was planned."""
-    for entry in newest.fragments:
-        quantizer = load_quantizer(location, committed_plan(location, entry))
-        if quantizer is not None:
-            return quantizer
-    return None
+    return next((each.quantizer for each in shown_fragments(location, newest) if each.quantizer is not None), None)
 
 
-def _images(source: SourceRows) -> Iterator[tuple[str, str, list[int]]]:
+def _images(source: RowTable) -> Iterator[tuple[str, str, list[int]]]:
     """(key, token, its rows) of each image; they lie side by side."""
     start = 0
     for row in range(1, len(source.keys) + 1):
@@ -121,21 +117,17 @@ def _retire(retire: dict[str, list[int]], found: _Known | None) -> None:
 def _known(location: Location, newest: Commit, split: str) -> dict[str, _Known]:
     """Every image of the split that is not retired, bad ones too."""
     known: dict[str, _Known] = {}
-    for entry in newest.fragments:
-        if entry.split == split:
-            plan = committed_plan(location, entry)
-            for shard in live_shards(entry, plan):
-                _add(known, location, entry, plan, shard)
+    for shard in live_shards(location, newest, split):
+        _add(known, shard)
     return known
 
 
-def _add(known: dict[str, _Known], location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> None:
-    table = plan_rows(location, plan, shard)
-    bad = committed_receipt(location, entry, plan, shard).bad
-    for row in np.flatnonzero(~retired_rows(entry, plan, shard)):
+def _add(known: dict[str, _Known], shard: Shard) -> None:
+    table, bad = shard.table(), shard.receipt.bad
+    for row in np.flatnonzero(~shard.retired).tolist():
         image = known.setdefault(table.keys[row], _Known(table.tokens[row], int(table.labels[row])))
-        image.rows.append((entry.fragment, shard * plan.shard_rows + int(row)))
+        image.rows.append((shard.fragment.id, shard.first + row))
         image.augmentations.add(int(table.augmentations[row]))
-        image.bad |= int(row) in bad
+        image.bad |= row in bad
         if image.token != table.tokens[row]:
             image.token = ""  # rows of two versions: neither is the one

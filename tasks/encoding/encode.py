@@ -20,8 +20,10 @@ from functa.models.field.cost import encode_passes, forward_flops
 from functa.models.field.inner import InnerLoop
 from functa.models.measures.metrics import psnr_of_errors
 from functa.storage.errors import StorageError
-from functa.storage.functaset.plan import Plan, ShardRows, load_plan, plan_rows
-from functa.storage.functaset.shard import Receipt, read_receipt, write_shard
+from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.plan import RowTable
+from functa.storage.functaset.receipt import Receipt
+from functa.storage.functaset.writing import write_shard
 from functa.storage.images.source import ImageBatch, Images
 from functa.storage.places.address import open_location
 from functa.storage.readers.prefetch import prefetched
@@ -41,8 +43,8 @@ Tell = Callable[[int, int, str], None]
 class _Shard:
     """A shard in the making: its rows, and what has been encoded of them so far."""
 
-    number: int
-    rows: ShardRows
+    shard: Shard
+    rows: RowTable
     latents: list[Tensor] = field(default_factory=list)
     errors: list[Tensor] = field(default_factory=list)
     read: list[ImageBatch] = field(default_factory=list)
@@ -72,9 +74,8 @@ def encode_group(
     written.
     """
     begun = time.monotonic()
-    location = open_location(job.functaset)
-    plan = load_plan(location, group.fragment)
-    left = [shard for shard in group.shards if read_receipt(location, plan, shard) is None]
+    fragment = Fragment.load(open_location(job.functaset), group.fragment)
+    left = [shard for number in group.shards if (shard := fragment.shards[number]).find_receipt() is None]
     stats: Stats = {"images": 0, "bad": 0, "read": 0.0, "encode": 0.0, "write": 0.0, "psnr": 0.0, "mode": ""}
     stats |= {"adopted": len(group.shards) - len(left), "begun": time.time(), "seconds": 0.0}
     tell = progress or (lambda done, shards, line: None)
@@ -84,7 +85,7 @@ def encode_group(
     images = planned_images(job.images, job.encode.augmentation, run)
     with lent_device(job.device) as device:
         loop, stats["mode"] = _loop(job, images.images, images_in_run, device)
-        work = _Work(job, group, plan, images, loop, stats, tell, given_up, begun)
+        work = _Work(job, group, images, loop, stats, tell, given_up, begun)
         work.encode(left)
     return stats
 
@@ -95,7 +96,6 @@ class _Work:
 
     job: EncodeJob
     group: ShardGroup
-    plan: Plan
     images: PlannedImages
     loop: InnerLoop
     stats: Stats
@@ -104,30 +104,27 @@ class _Work:
     begun: float  # of the group, opening and compiling included
     written: int = 0
 
-    def encode(self, left: Sequence[int]) -> None:
+    def encode(self, left: Sequence[Shard]) -> None:
         """Encode and write shards in turn: while the device encodes one, a thread writes the one before."""
         for _ in prefetched(partial(self._write, shard) for shard in self._encoded(left)):
             pass
 
-    def _encoded(self, left: Sequence[int]) -> Iterator[_Shard]:
+    def _encoded(self, left: Sequence[Shard]) -> Iterator[_Shard]:
         """Yield each shard once all its batches are encoded; a thread reads the next batch meanwhile."""
         pieces = [
             (shard, rows)
-            for shard in (self._shard(number) for number in left)
+            for shard in (_Shard(each, each.table()) for each in left)
             for rows in _pieces(shard.rows, self.job.encode.batch)
         ]
         batches = prefetched(partial(self._read, rows) for _, rows in pieces)
         for (shard, _), batch in zip(pieces, batches, strict=True):
             if self.given_up():
-                raise GivenUp(f"shard {shard.number} of {self.group.split} was left: its run has ended")
+                raise GivenUp(f"shard {shard.shard.number} of {self.group.split} was left: its run has ended")
             self._encode(shard, batch)
             if shard.encoded == len(shard.rows.keys):
                 yield shard
 
-    def _shard(self, number: int) -> _Shard:
-        return _Shard(number, plan_rows(open_location(self.job.functaset), self.plan, number))
-
-    def _read(self, rows: ShardRows) -> ImageBatch:
+    def _read(self, rows: RowTable) -> ImageBatch:
         begun = time.monotonic()
         batch = self.images.read(rows)
         if self.group.readable and batch.reasons:
@@ -150,11 +147,8 @@ class _Work:
         begun = time.monotonic()
         starts = np.cumsum([0, *(len(batch.good) for batch in shard.read)])
         receipt = write_shard(
-            open_location(self.job.functaset),
-            self.plan,
-            shard.number,
+            shard.shard,
             latents=torch.cat(shard.latents).numpy(),
-            labels=shard.rows.labels,
             psnr=psnr_of_errors(torch.cat(shard.errors)).numpy(),
             sha256=np.concatenate([batch.sha256 for batch in shard.read]),
             good=np.concatenate([batch.good for batch in shard.read]),
@@ -181,12 +175,9 @@ class _Work:
         self.tell(done, total, f"{line} ({self.stats['mode']})" if done == total else f"{line}, {left}")
 
 
-def _pieces(rows: ShardRows, size: int) -> Iterator[ShardRows]:
-    for start in range(0, len(rows.keys), size):
-        part = slice(start, start + size)
-        yield ShardRows(
-            rows.keys[part], rows.labels[part], rows.tokens[part], rows.rows[part], rows.augmentations[part]
-        )
+def _pieces(rows: RowTable, size: int) -> Iterator[RowTable]:
+    for start in range(0, len(rows), size):
+        yield rows.take(range(start, min(start + size, len(rows))))
 
 
 def _loop(job: EncodeJob, images: Images, images_in_run: int, device: torch.device) -> tuple[InnerLoop, str]:

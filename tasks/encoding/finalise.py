@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from functa.storage.functaset.commit import commit
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import as_rows, latest
-from functa.storage.functaset.plan import SPLITS, load_plan, plan_rows
-from functa.storage.functaset.shard import read_receipt, sum_of_contents
+from functa.storage.functaset.plan import SPLITS
+from functa.storage.functaset.receipt import sum_of_contents
 from functa.storage.places.address import open_location
 from functa.tasks.encoding.plan import EncodeJob, Planned
 from functa.tasks.encoding.repair import other_images
@@ -25,33 +26,32 @@ def finalise(job: EncodeJob, planned: Planned) -> dict[str, Any]:
         _check_content(job, fragment, content)
     _check_bad(job, planned.fragments)
     retire = {fragment: as_rows(ranges) for fragment, ranges in planned.retire.items()}
-    commit(location, planned.fragments, retire, drop=planned.drop)
+    commit(location, planned.fragments, retire, retire_fragments=planned.drop)
     functaset = Functaset.open(location)
     return {"info": functaset.info(), "bad_inputs": functaset.bad_inputs()}
 
 
-def _check_content(job: EncodeJob, fragment: str, content: str) -> None:
-    location = open_location(job.functaset)
-    plan = load_plan(location, fragment)
-    receipts = [read_receipt(location, plan, shard) for shard in range(plan.shards)]
+def _check_content(job: EncodeJob, fragment_id: str, content: str) -> None:
+    fragment = Fragment.load(open_location(job.functaset), fragment_id)
+    receipts = [shard.find_receipt() for shard in fragment.shards]
     if sum_of_contents(receipt.content for receipt in receipts if receipt is not None) != content:
-        raise other_images(plan.replaces)
+        raise other_images(fragment.plan.replaces)
 
 
-def _check_bad(job: EncodeJob, fragments: Sequence[str]) -> None:
+def _check_bad(job: EncodeJob, fragment_ids: Sequence[str]) -> None:
     """The bad ones among what is added, as a share of that and of what the split shows: one is no reason to stop."""
     location = open_location(job.functaset)
-    newest = latest(location)
+    newest, planned = latest(location), [Fragment.load(location, name) for name in fragment_ids]
     for split in SPLITS:
-        plans = [plan for name in fragments if (plan := load_plan(location, name)).split == split]
-        receipts = [(plan, read_receipt(location, plan, shard)) for plan in plans for shard in range(plan.shards)]
-        bad = [(plan, receipt) for plan, receipt in receipts if receipt is not None and receipt.bad]
+        fragments = [fragment for fragment in planned if fragment.split == split]
+        found = [(shard, shard.find_receipt()) for fragment in fragments for shard in fragment.shards]
+        bad = [(shard, receipt) for shard, receipt in found if receipt is not None and receipt.bad]
         if not bad:
             continue
-        standing = sum(entry.rows for entry in newest.fragments if entry.split == split) if newest else 0
-        plan, receipt = bad[0]
+        visible = sum(entry.rows for entry in newest.fragments if entry.split == split) if newest else 0
+        shard, receipt = bad[0]
         row, reason = min(receipt.bad.items())
-        first = f"{plan_rows(location, plan, receipt.shard).keys[row]}: {reason}"
+        first = f"{shard.table().keys[row]}: {reason}"
         count = sum(len(receipt.bad) for _, receipt in bad)
-        rows = standing + sum(plan.rows for plan in plans)
+        rows = visible + sum(fragment.plan.rows for fragment in fragments)
         refuse_too_many_bad(count, rows, job.images.max_bad_fraction, split, first)

@@ -8,7 +8,7 @@ import numpy as np
 
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
-from functa.storage.functaset.plan import Name, ShardRows, row_id
+from functa.storage.functaset.plan import Name, RowTable, row_id
 from functa.storage.images.source import ImageBatch, Images, ImageSplit, open_images
 from functa.tasks.config import AugmentationConfig
 from functa.tasks.encoding.augment import Augmentation
@@ -20,21 +20,6 @@ _listing = threading.Lock()
 NAMED = 5  # keys that a message names
 
 READ_ROWS = 256  # images in memory at once while their digests are compared
-
-
-@dataclass(frozen=True)
-class SourceRows:
-    """What is to be planned: keys, labels int32 [n], version tokens, augmentations int32 [n]."""
-
-    keys: list[str]
-    labels: np.ndarray
-    tokens: list[str]
-    augmentations: np.ndarray
-
-    def take(self, rows: Sequence[int]) -> "SourceRows":
-        """These rows alone."""
-        keys, tokens = ([column[row] for row in rows] for column in (self.keys, self.tokens))
-        return SourceRows(keys, self.labels[list(rows)], tokens, self.augmentations[list(rows)])
 
 
 @dataclass(frozen=True)
@@ -57,7 +42,7 @@ class PlannedImages:
         splits = self.images.splits.items()
         self._places = {key: (name, row) for name, split in splits for row, key in enumerate(split.keys)}
 
-    def read(self, rows: ShardRows) -> ImageBatch:
+    def read(self, rows: RowTable) -> ImageBatch:
         """The planned rows, in the plan's order. One that is gone or of another version is bad, with its reason."""
         count, side = len(rows.keys), self.images.resolution
         whole = ImageBatch(
@@ -79,7 +64,7 @@ class PlannedImages:
                 _put(whole, here, read)
         return whole
 
-    def again(self, former: Mapping[Name, Former], leave_lost: bool = False) -> SourceRows:
+    def again(self, former: Mapping[Name, Former], leave_lost: bool = False) -> RowTable:
         """The rows of these names, in any split, with the labels that they had.
 
         Raises StorageError where an image is gone or changed; with leave_lost they are left out. Changed means other
@@ -103,7 +88,7 @@ class PlannedImages:
         labels = [now if (label := former[name].label) is None else label for name, now in zip(kept, today)]
         tokens = [self.images.split(name).tokens[row] for name, row in places]
         numbers = np.array([number for _, number in kept], np.int32)
-        return SourceRows(list(kept.values()), np.array(labels, np.int32), tokens, numbers)
+        return RowTable.of(list(kept.values()), np.array(labels, np.int32), tokens, numbers)
 
     def _changed(self, former: Mapping[str, Former]) -> set[str]:
         """Keys of the images that are not what they were, or cannot be read."""
@@ -150,12 +135,12 @@ def some(keys: set[str]) -> str:
     return ", ".join(sorted(keys)[:NAMED]) + (", ..." if len(keys) > NAMED else "")
 
 
-def of_split(split: ImageSplit, augmentations: int = 0) -> SourceRows:
+def of_split(split: ImageSplit, augmentations: int = 0) -> RowTable:
     """Every image of a split as it is, and so many augmentations of each."""
     each = 1 + augmentations
     keys, tokens = ([value for value in column for _ in range(each)] for column in (split.keys, split.tokens))
     labels = np.repeat(np.asarray(split.labels, np.int32), each)
-    return SourceRows(keys, labels, tokens, np.tile(np.arange(each, dtype=np.int32), len(split)))
+    return RowTable.of(keys, labels, tokens, np.tile(np.arange(each, dtype=np.int32), len(split)))
 
 
 def _put(whole: ImageBatch, here: Sequence[int], part: ImageBatch) -> None:

@@ -12,9 +12,11 @@ from functa.models.config import Config
 from functa.models.field.inner import InnerLoop
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import create_functaset
 from functa.storage.functaset.history import Ranges, as_ranges, latest
-from functa.storage.functaset.plan import Plan, plan_fragment
+from functa.storage.functaset.plan import SPLITS, RowTable
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
@@ -22,13 +24,11 @@ from functa.storage.runs.checkpoints import load_checkpoint
 from functa.storage.upkeep.status import bytes_left
 from functa.tasks.config import EncodeConfig
 from functa.tasks.encoding.changes import changes, refuse_great_loss, standing_quantizer
-from functa.tasks.encoding.keyed_images import PlannedImages, SourceRows, of_split
+from functa.tasks.encoding.keyed_images import PlannedImages, of_split
 from functa.tasks.encoding.ranges import choose_quantizer
 from functa.tasks.encoding.repair import find_damage, held_names, other_images, put_back, wanted_rows
 from functa.tasks.inputs.pictures import as_float, spread
 from functa.tasks.trained import best_weights, load_field
-
-SPLITS = ("train", "test")
 
 
 class EncodeJob(Config):
@@ -98,7 +98,7 @@ def plan(job: EncodeJob) -> Planned:
             refuse_great_loss(found, job.images)
         rows = {split: each.rows for split, each in found.items()}
         retire = {fragment: gone for each in found.values() for fragment, gone in each.retire.items()}
-        taken = (*newest.withdrawn, *(entry.fragment for entry in newest.fragments))
+        taken = (*newest.retired_fragments, *(entry.fragment for entry in newest.fragments))
     plans = []
     if any(each.keys for each in rows.values()):
         quantizer = (newest and standing_quantizer(location, newest)) or _calibrated(job, images, loop)
@@ -128,7 +128,8 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
             whole = _source_rows(job, images, split)
             names = list(zip(whole.keys, whole.augmentations.tolist(), strict=True))
             newest = latest(location)
-            kept = [row for row, name in enumerate(names) if name not in held and not (newest and newest.bars(name[0]))]
+            hidden = (newest and newest.retires(key) for key, _ in names)
+            kept = [row for row, (name, out) in enumerate(zip(names, hidden)) if name not in held and not out]
             rows = whole.take(kept)
             if len(rows.keys) != each.entry.rows + each.entry.bad:
                 raise other_images(each.entry.fragment)
@@ -148,7 +149,7 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     )
 
 
-def _source_rows(job: EncodeJob, images: Images, split: str) -> SourceRows:
+def _source_rows(job: EncodeJob, images: Images, split: str) -> RowTable:
     """All rows of a split; test images are never augmented."""
     return of_split(images.split(split), job.encode.augmentation.count if split == "train" else 0)
 
@@ -203,20 +204,17 @@ def _calibrated(job: EncodeJob, images: Images, loop: InnerLoop) -> Quantizer | 
 
 def _plan_rows(
     job: EncodeJob,
-    rows: SourceRows,
+    rows: RowTable,
     split: str,
     quantizer: Quantizer | None,
     loop: InnerLoop,
     taken: Collection[str] = (),
     replaces: str = "",
-) -> Plan:
+) -> Fragment:
     return plan_fragment(
         open_location(job.functaset),
+        rows,
         split=split,
-        keys=rows.keys,
-        labels=rows.labels,
-        tokens=rows.tokens,
-        augmentations=rows.augmentations,
         latent_shape=loop.field.config.latent_shape,
         shard_rows=job.encode.shard_rows,
         chunk_rows=job.encode.chunk_rows,
@@ -229,19 +227,20 @@ def _plan_rows(
 
 
 def _groups(
-    plans: list[Plan], size: int, readable: Collection[str] = (), standing: bool = False
+    fragments: list[Fragment], size: int, readable: Collection[str] = (), standing: bool = False
 ) -> tuple[ShardGroup, ...]:
     return tuple(
         ShardGroup(
-            fragment=plan.id,
-            split=plan.split,
-            shards=tuple(range(start, min(start + size, plan.shards))),
-            images=sum(plan.shard_size(shard) for shard in range(start, min(start + size, plan.shards))),
-            readable=plan.id in readable,
+            fragment=fragment.id,
+            split=fragment.plan.split,
+            shards=tuple(shard.number for shard in shards),
+            images=sum(shard.size for shard in shards),
+            readable=fragment.id in readable,
             standing=standing,
         )
-        for plan in plans
-        for start in range(0, plan.shards, size)
+        for fragment in fragments
+        for start in range(0, fragment.plan.shards, size)
+        for shards in [fragment.shards[start : start + size]]
     )
 
 

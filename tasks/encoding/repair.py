@@ -3,27 +3,20 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit, mark
-from functa.storage.functaset.fragment import (
-    committed_plan,
-    committed_receipt,
-    live_shards,
-    read_array,
-    retired_rows,
-    row_names,
-    visible_rows,
-)
+from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.header import FRAGMENTS, put_fragments_group
-from functa.storage.functaset.history import CommittedFragment, latest
-from functa.storage.functaset.plan import Name, Plan, load_quantizer, plan_rows
+from functa.storage.functaset.history import FragmentEntry, latest
+from functa.storage.functaset.plan import Name, fragment_path
 from functa.storage.functaset.quantizer import Quantizer
+from functa.storage.functaset.receipt import Receipt, receipt_name, sum_of_contents
 from functa.storage.functaset.records import read_vouched, unseal
-from functa.storage.functaset.shard import Receipt, receipt_name, sum_of_contents
 from functa.storage.places.local import may_pass
 from functa.storage.places.location import Location
 from functa.storage.upkeep.verify import verify
@@ -66,7 +59,7 @@ class Wanted:
     content. quantizer: None where there is none, or it is damaged. retire: rows of the fragment.
     """
 
-    entry: CommittedFragment
+    entry: FragmentEntry
     rows: dict[Name, Former] | None
     quantizer: Quantizer | None
     retire: list[int]
@@ -121,58 +114,57 @@ def wanted_rows(location: Location, damage: Damage, retire_lost: bool = False) -
     ]
 
 
-def _of_fragment(location: Location, entry: CommittedFragment) -> Wanted:
+def _of_fragment(location: Location, entry: FragmentEntry) -> Wanted:
     """It will be dropped whole. What can still be read of its plan says what to encode, and how."""
     try:
-        plan = committed_plan(location, entry)
+        fragment = Fragment.committed(location, entry)
     except StorageError as error:
         if may_pass(location, error):
             raise
         if entry.retired:  # encoding all that is not shown would bring them back
-            path = f"{location.uri}/fragments/{entry.fragment}"
             raise StorageError(
-                f"{path}: its plan is damaged, and which images were retired is lost with it; "
-                "restore its plan.json from a copy"
+                f"{location.uri}/{fragment_path(entry.fragment)}: its plan is damaged, so that it is not known which "
+                "images were retired; restore its plan.json from a copy"
             ) from None
         return Wanted(entry, None, None, [], _content(location, entry))
     rows: dict[Name, Former] = {}
-    for shard in live_shards(entry, plan):
-        rows |= _former(location, entry, plan, shard)
-    return Wanted(entry, rows, _readable(location, lambda: load_quantizer(location, plan)), [])
+    for shard in fragment.live:
+        rows |= _former(shard)
+    return Wanted(entry, rows, _readable(location, lambda: fragment.quantizer), [])
 
 
-def _content(location: Location, entry: CommittedFragment) -> str:
+def _content(location: Location, entry: FragmentEntry) -> str:
     """Of a fragment without its plan, from the receipts, which the commit vouches for."""
-    keys = [f"fragments/{entry.fragment}/{receipt_name(shard)}" for shard in range(len(entry.receipts))]
+    keys = [f"{fragment_path(entry.fragment)}/{receipt_name(shard)}" for shard in range(len(entry.receipts))]
     return sum_of_contents(
         unseal(read_vouched(location, key, record), f"{location.uri}/{key}", Receipt).content
         for key, record in zip(keys, entry.receipts, strict=True)
     )
 
 
-def _of_shards(location: Location, entry: CommittedFragment, shards: list[int], retire_lost: bool) -> Wanted:
-    plan = committed_plan(location, entry)
-    retire = [shard * plan.shard_rows + row for shard in shards for row in range(plan.shard_size(shard))]
+def _of_shards(location: Location, entry: FragmentEntry, numbers: list[int], retire_lost: bool) -> Wanted:
+    fragment = Fragment.committed(location, entry)
+    shards = [fragment.shards[number] for number in numbers]
+    retire = [shard.first + row for shard in shards for row in range(shard.size)]
     rows: dict[Name, Former] = {}
     for shard in shards:
         try:
-            rows |= _former(location, entry, plan, shard)
+            rows |= _former(shard)
         except StorageError as error:
             if may_pass(location, error) or not retire_lost:
                 raise
-    return Wanted(entry, rows, load_quantizer(location, plan), retire)
+    return Wanted(entry, rows, fragment.quantizer, retire)
 
 
-def _former(location: Location, entry: CommittedFragment, plan: Plan, shard: int) -> dict[Name, Former]:
+def _former(shard: Shard) -> dict[Name, Former]:
     """The rows that readers saw, by their names. Where the receipt is damaged it is not known which others were bad."""
-    names, seen = row_names(location, entry, plan, shard), ~retired_rows(entry, plan, shard)
-    table = _readable(location, lambda: plan_rows(location, plan, shard))
-    receipt = _readable(location, lambda: committed_receipt(location, entry, plan, shard))
+    location, names, seen = shard.fragment.location, shard.names(), ~shard.retired
+    table = _readable(location, shard.table)
     columns = {}
-    if receipt is not None:
-        seen = visible_rows(entry, plan, receipt)
+    if _readable(location, lambda: shard.receipt) is not None:
+        seen = shard.visible
         for name in ("source_sha256", "label"):
-            columns[name] = _readable(location, lambda name=name: read_array(location, plan, receipt, name))
+            columns[name] = _readable(location, partial(shard.array, name))
     sha256, labels = columns.get("source_sha256"), columns.get("label")
     labels = labels if table is None else table.labels
     return {
@@ -198,15 +190,15 @@ def _readable(location: Location, read: Callable[[], Found]) -> Found | None:
 
 def held_names(location: Location, split: str, damage: Damage) -> set[tuple[str, int]]:
     """(key, augmentation) of the rows of whole shards that are not retired in the newest version, bad ones too."""
-    newest = latest(location)
     held: set[tuple[str, int]] = set()
+    newest = latest(location)
     for entry in newest.fragments if newest else ():
         if entry.split == split and entry.fragment not in damage.fragments:
-            plan = committed_plan(location, entry)
             broken = damage.shards.get(entry.fragment, set())
-            for shard in (shard for shard in live_shards(entry, plan) if shard not in broken):
-                table, retired = plan_rows(location, plan, shard), retired_rows(entry, plan, shard)
-                held |= {(table.keys[row], int(table.augmentations[row])) for row in np.flatnonzero(~retired)}
+            for shard in Fragment.committed(location, entry).live:
+                if shard.number not in broken:
+                    table = shard.table().take(np.flatnonzero(~shard.retired))
+                    held |= set(zip(table.keys, table.augmentations.tolist(), strict=True))
     return held
 
 

@@ -17,9 +17,10 @@ from functa.storage.config import QuantizationConfig
 from functa.storage.functaset.commit import commit
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.header import create_functaset
-from functa.storage.functaset.plan import plan_fragment, plan_rows
+from functa.storage.functaset.plan import RowTable
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer
-from functa.storage.functaset.shard import write_shard
+from functa.storage.functaset.writing import write_shard
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.tasks.encoding.ranges import choose_quantizer
@@ -99,23 +100,19 @@ def stored_bits(
     create_functaset(
         location, fingerprint=bench.functaset.fingerprint, field=tensors, field_config=described, field_digest=digest
     )
-    plans = [plan for entry, plan in bench.functaset.fragments if entry.split == "test"]
+    plans = [fragment.plan for fragment in bench.functaset.fragments if fragment.split == "test"]
     every = test.pictures.keys
     keys = [every[row] for row in test.rows]
-    plan = plan_fragment(
-        location, split="test", keys=keys, labels=test.pictures.labels[test.rows], tokens=keys,
+    fragment = plan_fragment(
+        location, RowTable.of(keys, test.pictures.labels[test.rows], keys), split="test",
         latent_shape=bench.functaset.latent_shape, quantizer=quantizer, codec=config.codec,
         shard_rows=max(plan.shard_rows for plan in plans), chunk_rows=max(plan.chunk_rows for plan in plans),
     )  # fmt: skip
-    for shard in range(plan.shards):
-        table = plan_rows(location, plan, shard)
-        count = len(table.rows)
-        write_shard(
-            location, plan, shard, latents=test.z[torch.from_numpy(table.rows)].numpy(), labels=table.labels,
-            psnr=np.zeros(count, np.float32), sha256=np.zeros((count, 32), np.uint8), good=np.ones(count, bool),
-            reasons={}, max_clip_fraction=1.0,
-        )  # fmt: skip
-    commit(location, [plan.id])
+    for shard in fragment.shards:
+        latents = test.z[torch.from_numpy(shard.table().rows)].numpy()
+        psnr, sha256 = np.zeros(shard.size, np.float32), np.zeros((shard.size, 32), np.uint8)
+        write_shard(shard, latents=latents, psnr=psnr, sha256=sha256, max_clip_fraction=1.0)
+    commit(location, [fragment.id])
     return float(Functaset.open(location).info()["bits_per_dim"])
 
 

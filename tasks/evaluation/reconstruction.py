@@ -10,9 +10,8 @@ from torch import Tensor
 
 from functa.models.measures.metrics import image_errors, pca_psnr, pooled_psnr, psnr_of_errors
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import committed_receipt, live_shards, visible_rows
 from functa.storage.functaset.functaset import Latents
-from functa.storage.functaset.plan import plan_rows, row_id
+from functa.storage.functaset.plan import row_id
 from functa.tasks.evaluation.bench import SILENT, Bench, EvaluationJob, Messages, Progress, open_bench, write_arrays
 from functa.tasks.evaluation.subset import ENCODED, bounded, changed_rows, stored_subset
 from functa.tasks.inputs.pictures import Pictures, as_uint8, spread
@@ -74,13 +73,12 @@ def _rows_of(bench: Bench, ids: np.ndarray) -> np.ndarray:
 
 def _changed(bench: Bench) -> int:
     """Count test images with other bytes than those that were encoded; only those of another token are read."""
-    split, place, changed = bench.test.split, bench.functaset.location, 0
+    split, changed = bench.test.split, 0
     today = {key: row for row, key in enumerate(split.keys)}
-    for entry, plan in bench.functaset.fragments:
-        for shard in live_shards(entry, plan) if entry.split == "test" else ():
-            receipt, table = committed_receipt(place, entry, plan, shard), plan_rows(place, plan, shard)
-            rows = [int(row) for row in np.flatnonzero(visible_rows(entry, plan, receipt)) if table.keys[row] in today]
-            changed += len(changed_rows(place, plan, receipt, table, rows, split, today))
+    for shard in bench.functaset.shards("test"):
+        table = shard.table()
+        rows = [row for row in shard.rows.tolist() if table.keys[row] in today]
+        changed += len(changed_rows(shard, table, rows, split, today))
     return changed
 
 

@@ -7,11 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from functa.storage.functaset.fragment import committed_receipt, live_shards, read_array, visible_rows
-from functa.storage.functaset.plan import Plan, ShardRows, load_quantizer, plan_rows
-from functa.storage.functaset.shard import Receipt
+from functa.storage.functaset.fragment import Shard
+from functa.storage.functaset.plan import RowTable
 from functa.storage.images.source import ImageSplit
-from functa.storage.places.location import Location
 from functa.tasks.evaluation.bench import Bench
 from functa.tasks.inputs.pictures import Pictures, spread
 
@@ -43,34 +41,22 @@ def stored_subset(bench: Bench, split: str, count: int) -> Subset:
     """
     pictures = bench.training if split == "train" else bench.test
     places, today = ({key: row for row, key in enumerate(keys)} for keys in (pictures.keys, pictures.split.keys))
-    shards = [
-        (entry, plan, shard)
-        for entry, plan in bench.functaset.fragments
-        if entry.split == split
-        for shard in live_shards(entry, plan)
-    ]
-    place, latents, rows = bench.functaset.location, [], []
-    chosen = spread(len(shards), max(SHARDS, -(-count // min(plan.shard_rows for _, plan, _ in shards))))
-    for entry, plan, shard in (shards[i] for i in chosen):
-        receipt, table = committed_receipt(place, entry, plan, shard), plan_rows(place, plan, shard)
-        seen = np.flatnonzero(visible_rows(entry, plan, receipt) & (table.augmentations == 0))
+    shards, latents, rows = bench.functaset.shards(split), [], []
+    shard_rows = min(shard.fragment.plan.shard_rows for shard in shards)
+    chosen = spread(len(shards), max(SHARDS, -(-count // shard_rows)))
+    for shard in (shards[i] for i in chosen):
+        table = shard.table()
+        seen = np.flatnonzero(shard.visible & (table.augmentations == 0))
         asked = [int(i) for i in seen if table.keys[i] in places][: -(-count // len(chosen))]
-        changed = set(changed_rows(place, plan, receipt, table, asked, pictures.split, today))
+        changed = set(changed_rows(shard, table, asked, pictures.split, today))
         kept = [i for i in asked if i not in changed]
-        z, quantizer = read_array(place, plan, receipt, "z")[kept], load_quantizer(place, plan)
-        latents.append(quantizer.decode(z) if quantizer else z)
+        latents.append(shard.fragment.dequantized(shard.array("z")[kept]))
         rows += [places[table.keys[i]] for i in kept]
     return Subset(torch.from_numpy(np.concatenate(latents)), np.array(rows, np.int64), pictures)
 
 
 def changed_rows(
-    place: Location,
-    plan: Plan,
-    receipt: Receipt,
-    table: ShardRows,
-    rows: Sequence[int],
-    split: ImageSplit,
-    today: Mapping[str, int],
+    shard: Shard, table: RowTable, rows: Sequence[int], split: ImageSplit, today: Mapping[str, int]
 ) -> list[int]:
     """Those of a shard's rows whose images have other bytes than when they were encoded; `today`: row by key in split.
 
@@ -79,14 +65,14 @@ def changed_rows(
     other = [row for row in rows if table.tokens[row] != split.tokens[today[table.keys[row]]]]
     if not other:
         return []
-    encoded = read_array(place, plan, receipt, "source_sha256")[other]
+    encoded = shard.array("source_sha256")[other]
     found = split.read([today[table.keys[row]] for row in other]).sha256
     return [row for row, differs in zip(other, (encoded != found).any(1), strict=True) if differs]
 
 
 def float_subset(bench: Bench, split: str, count: int) -> Subset:
     """Latents before quantisation: the stored ones where they are float32, else encoded anew."""
-    if all(plan.quantization is None for _, plan in bench.functaset.fragments):
+    if all(fragment.plan.quantization is None for fragment in bench.functaset.fragments):
         return stored_subset(bench, split, count)
     pictures = bench.training if split == "train" else bench.test
     rows = spread(len(pictures), count)

@@ -55,10 +55,10 @@ def _read_rows(functaset: Functaset, split: str, start: int, stop: int) -> Itera
     first = 0
     for shard in shards.shards:
         here = slice(max(0, start - first), max(0, stop - first))
-        if first < stop and first + shard.rows > start:
+        if first < stop and first + shard.count > start:
             z = shards.read(shard, ids=False).z[here]
-            yield shard.quantizer.decode(z) if shard.quantizer is not None and shards.quantizers else z
-        first += shard.rows
+            yield shard.fragment.dequantized(z) if shards.quantizers else z
+        first += shard.count
 
 
 def decoder(functaset: Functaset, resolution: int | None) -> Decode:

@@ -56,9 +56,8 @@ class PlainRows:
         which = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(which):
             shard = self._shards.shards[number]
-            z = self._shard(int(number))[rows[which == number] - (self._ends[number] - shard.rows)]
-            coded = shard.quantizer is not None and self._shards.quantizers
-            parts.append(shard.quantizer.decode(z) if shard.quantizer is not None and coded else z)
+            z = self._shard(int(number))[rows[which == number] - (self._ends[number] - shard.count)]
+            parts.append(shard.fragment.dequantized(z) if self._shards.quantizers else z)
         return torch.from_numpy(np.concatenate(parts))
 
     def _shard(self, number: int) -> np.ndarray:
@@ -82,6 +81,6 @@ def _plain_moments(functaset: Functaset) -> Moments:
 
     def of(shard: Shard) -> Moments:
         z = split.read(shard, ids=False).z
-        return moments_of(shard.quantizer.decode(z) if shard.quantizer is not None and split.quantizers else z)
+        return moments_of(shard.fragment.dequantized(z) if split.quantizers else z)
 
     return merge((of(shard) for shard in split.shards), functaset.latent_shape)

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from functa.models.latents.normalize import Affine, Normalizer
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.readers.open import open_reader
-from functa.storage.readers.reader import Batch, Indexed, Order, Reader
+from functa.storage.readers.order import Order
+from functa.storage.readers.reader import Batch, Indexed, Reader
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from functa.models.measures.memorization import (
 )
 from functa.storage.errors import StorageError
 from functa.storage.functaset.fragment import Shard
-from functa.storage.functaset.plan import ShardRows, plan_rows
+from functa.storage.functaset.plan import RowTable
 from functa.storage.images.source import ImageSplit
 from functa.tasks.evaluation.bench import SILENT, Bench, EvaluationJob, Messages, open_bench, write_arrays
 from functa.tasks.evaluation.config import MemorizationConfig
@@ -154,7 +154,7 @@ def _references(bench: Bench) -> References:
     places: list[int] = []
     start = 0
     for shard in latents.shards:
-        table, within = plan_rows(shard.location, shard.plan, shard.receipt.shard), shard.places.tolist()
+        table, within = shard.table(), shard.rows.tolist()
         there = [row for row in within if table.keys[row] in pictures]
         kept = set(there) - _changed(shard, table, there, split, today)
         for place, row in enumerate(within):
@@ -171,11 +171,10 @@ def _references(bench: Bench) -> References:
     return References(bench, np.array(rows), torch.tensor(labels), latents, np.array(places))
 
 
-def _changed(shard: Shard, table: ShardRows, rows: list[int], split: ImageSplit, today: Mapping[str, int]) -> set[int]:
+def _changed(shard: Shard, table: RowTable, rows: list[int], split: ImageSplit, today: Mapping[str, int]) -> set[int]:
     """Return the rows of a shard whose images have other bytes than were encoded; `today`: row by key."""
     parts = (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))  # images are read for it
-    place, plan, receipt = shard.location, shard.plan, shard.receipt
-    return {row for part in parts for row in changed_rows(place, plan, receipt, table, part, split, today)}
+    return {row for part in parts for row in changed_rows(shard, table, part, split, today)}
 
 
 def _unseen(bench: Bench, config: MemorizationConfig) -> Tensor:

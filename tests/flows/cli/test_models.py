@@ -168,7 +168,7 @@ def test_decoding_reads_the_shards_of_its_rows_alone(root: Path, tmp_path: Path)
     field, _, side = field_of(functaset)
     z = torch.from_numpy(functaset.load("test").dequantized(np.arange(60, 70)))
     expected = as_uint8(decode(field, z, (side, side)))[..., 0]
-    (plan,) = [plan for entry, plan in functaset.fragments if entry.split == "test"]
+    (plan,) = [fragment.plan for fragment in functaset.fragments if fragment.split == "test"]
     shards = sorted(path for path in (copy / "functaset.zarr" / plan.path / "z" / "c").rglob("*") if path.is_file())
     assert len(shards) == 4
     shards[2].write_bytes(b"")  # rows 128 to 191

@@ -8,10 +8,13 @@ import numpy as np
 
 from functa.storage.config import QuantizationConfig
 from functa.storage.functaset.commit import commit
+from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.header import create_functaset
-from functa.storage.functaset.plan import Plan, plan_fragment, plan_rows
+from functa.storage.functaset.plan import Plan, RowTable
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import calibrate
-from functa.storage.functaset.shard import Receipt, write_shard
+from functa.storage.functaset.receipt import Receipt
+from functa.storage.functaset.writing import write_shard
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from tests.helpers.storage.locations import Home
@@ -44,24 +47,32 @@ def plan(location: Location, split: str = "train", n: int = 20, first: int = 0, 
     arguments: dict[str, Any] = {"latent_shape": SHAPE, "shard_rows": 8, "chunk_rows": 4, "quantizer": quantizer}
     arguments |= {"codec": codec} | changes
     labels = np.arange(first, first + n, dtype=np.int32) % 10
-    return plan_fragment(location, split=split, keys=keys, labels=labels, tokens=[f"t-{k}" for k in keys], **arguments)
+    return plan_fragment(location, RowTable.of(keys, labels, [f"t-{k}" for k in keys]), split=split, **arguments).plan
+
+
+def shard_of(location: Location, plan: Plan, number: int) -> Shard:
+    return Shard(Fragment(location, plan), number)
+
+
+def table_of(location: Location, plan: Plan, number: int) -> RowTable:
+    return shard_of(location, plan, number).table()
 
 
 def write(location: Location, plan: Plan, shard: int, bad: dict[int, str] | None = None, **changes: Any) -> Receipt:
     """The shard's rows; `bad` is row -> reason."""
-    rows = plan_rows(location, plan, shard)
+    planned = shard_of(location, plan, shard)
+    rows = planned.table()
     n = len(rows.keys)
     good = np.ones(n, bool)
     good[list(bad or {})] = False
     arguments: dict[str, Any] = {
         "latents": latents_of(rows.keys, plan.latent_shape),
-        "labels": rows.labels,
         "psnr": np.linspace(25, 35, n).astype(np.float32),
         "sha256": np.stack([np.frombuffer(hashlib.sha256(k.encode()).digest(), np.uint8) for k in rows.keys]),
         "good": good,
         "reasons": bad or {},
     }
-    return write_shard(location, plan, shard, **arguments | changes)
+    return write_shard(planned, **arguments | changes)
 
 
 def fill(location: Location, plans: list[Plan]) -> None:

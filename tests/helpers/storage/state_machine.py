@@ -27,17 +27,17 @@ from hypothesis.stateful import (
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit, retire
-from functa.storage.functaset.fragment import live_shards, visible_keys
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import latest, load_commit
-from functa.storage.functaset.plan import Plan, plan_fragment, plan_rows
+from functa.storage.functaset.plan import Plan, RowTable
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer, calibrate
-from functa.storage.functaset.shard import read_receipt, write_shard
+from functa.storage.functaset.writing import write_shard
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
 from functa.storage.upkeep.gc import collect
 from functa.storage.upkeep.verify import verify
-from tests.helpers.storage.functasets import SHAPE, latents_of, new_store
+from tests.helpers.storage.functasets import SHAPE, latents_of, new_store, shard_of
 
 SPLITS = ("train", "test")
 Shown = dict[tuple[str, str], int]  # (split, key) -> which of the image's states is encoded
@@ -141,17 +141,17 @@ class Store(RuleBasedStateMachine):
         keys = sorted(states)
         tokens = [f"{key}#{states[key]}" for key in keys]
         plan = plan_fragment(
-            self.place, split=split, keys=keys, labels=np.arange(len(keys)) % 3, tokens=tokens,
+            self.place, RowTable.of(keys, np.arange(len(keys)) % 3, tokens), split=split,
             latent_shape=SHAPE, shard_rows=3, chunk_rows=2, quantizer=self.quantizer, replaces=replaces,
         )  # fmt: skip
-        return Pending(plan, states, bad)
+        return Pending(plan.plan, states, bad)
 
     def write_one(self, work: Pending, shard: int, place: Location | None = None) -> None:
-        rows = plan_rows(self.place, work.plan, shard)
+        rows = shard_of(self.place, work.plan, shard).table()
         good = np.array([key not in work.bad for key in rows.keys])
         digests = [hashlib.sha256(f"{key}#{work.states[key]}".encode()).digest() for key in rows.keys]
         write_shard(
-            place or self.place, work.plan, shard, latents=self.latents(rows.keys, work.states), labels=rows.labels,
+            shard_of(place or self.place, work.plan, shard), latents=self.latents(rows.keys, work.states),
             psnr=np.full(len(good), 30.0), sha256=np.array([list(d) for d in digests], np.uint8), good=good,
             reasons={int(row): "spoilt" for row in np.flatnonzero(~good)},
         )  # fmt: skip
@@ -195,14 +195,14 @@ class Store(RuleBasedStateMachine):
         try:
             self.write_one(work, shard, Mortal(self.place.uri, [writes]))
         except Killed:
-            assert read_receipt(self.place, work.plan, shard) is None
+            assert shard_of(self.place, work.plan, shard).find_receipt() is None
 
     @rule(target=pending, work=consumes(pending))
     def commit(self, work: Pending) -> object:
         if work.plan.id in self.lost:
             return multiple()
         shards = range(work.plan.shards)
-        if all(read_receipt(self.place, work.plan, shard) is not None for shard in shards):
+        if all(shard_of(self.place, work.plan, shard).find_receipt() is not None for shard in shards):
             self.show(work)
             self.committed(commit(self.place, [work.plan.id]).version)
             return multiple()
@@ -226,9 +226,9 @@ class Store(RuleBasedStateMachine):
     def rows_of(self, split: str, keys: set[str]) -> dict[str, list[int]]:
         newest, rows = latest(self.place), {}
         assert newest is not None
-        for entry, plan in Functaset.open(self.place).fragments:
-            if entry.split == split:
-                rows[entry.fragment] = [row for row, key, _ in visible_keys(self.place, entry, plan) if key in keys]
+        for fragment in Functaset.open(self.place).fragments:
+            if fragment.split == split:
+                rows[fragment.id] = [row for row, key, _ in fragment.visible_keys() if key in keys]
         return rows
 
     @precondition(lambda self: self.shown)
@@ -294,12 +294,13 @@ class Store(RuleBasedStateMachine):
     @rule(data=st.data())
     def repair(self, data: st.DataObject) -> None:
         """A damaged shard's rows into a fragment of their own, as tasks/encoding/repair.py does with real images."""
-        entry, plan = data.draw(st.sampled_from(Functaset.open(self.place).fragments))
-        shard = data.draw(st.sampled_from(live_shards(entry, plan)))
-        start = shard * plan.shard_rows
-        rows = range(start, start + plan.shard_size(shard))
-        keys = [key for row, key, _ in visible_keys(self.place, entry, plan) if row in rows]
-        path = self.folder / plan.path / "z/c" / str(shard) / "0/0/0"
+        fragments = Functaset.open(self.place).fragments
+        fragment = fragments[data.draw(st.integers(0, len(fragments) - 1))]
+        plan, live = fragment.plan, fragment.live
+        shard = live[data.draw(st.integers(0, len(live) - 1))]
+        rows = range(shard.first, shard.first + shard.size)
+        keys = [key for row, key, _ in fragment.visible_keys() if row in rows]
+        path = self.folder / plan.path / "z/c" / str(shard.number) / "0/0/0"
         whole = path.read_bytes()
         path.write_bytes(b"")
         new = []
@@ -321,7 +322,7 @@ class Store(RuleBasedStateMachine):
         self.lost |= set(done.fragments)
         after = latest(self.place)
         assert after is not None and before is not None
-        assert (after.fragments, after.withdrawn) == (before.fragments, before.withdrawn)
+        assert (after.fragments, after.retired_fragments) == (before.fragments, before.retired_fragments)
         self.committed(after.version)  # one more, where gc broke the claim of a commit that failed long ago
 
     @precondition(lambda self: self.history)
@@ -360,7 +361,7 @@ class Store(RuleBasedStateMachine):
         before = latest(self.place)
         assert before is not None
         ever = {entry.fragment for version in self.history for entry in load_commit(self.place, version).fragments}
-        assert commit(self.place, sorted(ever | set(before.withdrawn))) == before
+        assert commit(self.place, sorted(ever | set(before.retired_fragments))) == before
 
     @precondition(lambda self: self.history)
     @rule()

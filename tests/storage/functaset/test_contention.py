@@ -17,12 +17,13 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit, retire
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import latest
-from functa.storage.functaset.plan import Plan, plan_fragment, plan_rows
+from functa.storage.functaset.plan import Plan, RowTable
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
 from functa.storage.upkeep.gc import DAY, collect
 from functa.storage.upkeep.verify import verify
-from tests.helpers.storage.functasets import fill, filled, latents_of, new_store, plan, tree, write
+from tests.helpers.storage.functasets import fill, filled, latents_of, new_store, plan, table_of, tree, write
 from tests.helpers.storage.locations import Home
 from tests.storage.upkeep.test_gc import later, names, shown
 
@@ -109,8 +110,8 @@ def test_an_image_retired_while_others_are_erased_stays_retired_and_is_erased(tm
 
 def test_an_image_retired_while_its_shard_is_repaired_stays_retired(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
-    entry, each = Functaset.open(place).fragments[0]
-    keys = plan_rows(place, each, 0).keys
+    entry, each = Functaset.open(place).commit.fragments[0], Functaset.open(place).fragments[0].plan
+    keys = table_of(place, each, 0).keys
     mended = plan_again(place, keys, each.id)
     retire(place, "train", [keys[2]])
     commit(place, [mended.id], {entry.fragment: range(8)})
@@ -124,9 +125,9 @@ def test_an_image_retired_while_its_shard_is_repaired_stays_retired(tmp_path: Pa
 def plan_again(place: Location, keys: list[str], replaces: str) -> Plan:
     labels = np.array([int(key[-5:]) % 10 for key in keys], np.int32)
     plan = plan_fragment(
-        place, split="train", keys=keys, labels=labels, tokens=keys, latent_shape=(2, 2, 8), shard_rows=8,
+        place, RowTable.of(keys, labels, keys), split="train", latent_shape=(2, 2, 8), shard_rows=8,
         chunk_rows=4, quantizer=Functaset.open(place).quantizer(replaces), replaces=replaces,
-    )  # fmt: skip
+    ).plan  # fmt: skip
     for shard in range(plan.shards):
         write(place, plan, shard)
     return plan
@@ -134,8 +135,8 @@ def plan_again(place: Location, keys: list[str], replaces: str) -> Plan:
 
 def test_an_image_that_is_retired_while_a_newer_version_of_it_is_encoded_stays_away(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
-    entry, each = Functaset.open(place).fragments[0]
-    keys = [key for shard in range(3) for key in plan_rows(place, each, shard).keys]
+    entry, each = Functaset.open(place).commit.fragments[0], Functaset.open(place).fragments[0].plan
+    keys = [key for shard in range(3) for key in table_of(place, each, shard).keys]
     newer = plan(place, n=2, first=4, shard_rows=4)
     write(place, newer, 0)
     retire(place, "train", ["train/00004"])
@@ -158,7 +159,7 @@ def test_a_fragment_that_gc_has_claimed_is_not_committed_and_its_name_not_used_a
     each = plan(place, n=2, first=50)
     write(place, each, 0)
     place.create(f"{each.path}/claim", b"collect")
-    with pytest.raises(StorageError, match="was removed by gc; run the same command again"):
+    with pytest.raises(StorageError, match="was collected by gc; run the same command again"):
         commit(place, [each.id])
     again = plan(place, n=2, first=50)
     assert again.id not in (each.id, plan(place, n=2, first=52).id)
@@ -182,7 +183,7 @@ def test_what_gc_removes_while_it_is_being_committed_is_not_committed(tmp_path: 
     place = filled(tmp_path / "s")
     each = abandoned(place)
     rival = Overtaken(place.uri, lambda: collect(place, now=later, delete=True), "commits/")
-    with pytest.raises(StorageError, match=f"fragment {each.id}: has no plan; was it removed by gc"):
+    with pytest.raises(StorageError, match=f"fragment {each.id}: has no plan; was it collected by gc"):
         commit(rival, [each.id])
     assert shown(place) == names(0, 20)
     assert verify(place, deep=True).bad == []
@@ -205,7 +206,7 @@ def test_what_gc_has_claimed_is_not_committed_even_before_its_own_commit(tmp_pat
     refused = []
 
     def late() -> None:
-        with pytest.raises(StorageError, match="was removed by gc"):
+        with pytest.raises(StorageError, match="was collected by gc"):
             commit(place, [each.id])
         refused.append(each.id)
 
@@ -236,7 +237,7 @@ def test_a_commit_that_was_held_up_does_not_take_the_number_of_a_version_that_wa
     assert made.version == 4
     assert "train/00060" in shown(place)
     for version in (1, 2):
-        with pytest.raises(StorageError, match=f"version {version} was given up; versions: 3, 4$"):
+        with pytest.raises(StorageError, match=f"version {version} has expired; versions: 3, 4$"):
             Functaset.open(place, version)
     assert collect(place, now=later, delete=True).fragments == []
 
@@ -251,7 +252,7 @@ def test_a_second_gc_after_one_that_was_killed_before_its_commit_shuts_out_commi
         assert place.read(f"{each.path}/claim") == b"collect"
         assert collect(place, now=later, delete=True).fragments == [each.id]
 
-    with pytest.raises(StorageError, match="has no plan; was it removed by gc"):
+    with pytest.raises(StorageError, match="has no plan; was it collected by gc"):
         commit(Overtaken(place.uri, collections, "commits/"), [each.id])
     assert shown(place) == names(0, 20)
     assert verify(place, deep=True).bad == []
@@ -309,12 +310,12 @@ def test_moments_that_a_new_commit_names_while_gc_takes_them_are_put_back(tmp_pa
 
 def test_a_replacement_whose_rows_were_all_retired_meanwhile_is_no_entry(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
-    entry, each = Functaset.open(place).fragments[0]
-    keys = plan_rows(place, each, 0).keys
+    entry, each = Functaset.open(place).commit.fragments[0], Functaset.open(place).fragments[0].plan
+    keys = table_of(place, each, 0).keys
     mended = plan_again(place, keys, each.id)
     retire(place, "train", keys)
     made = commit(place, [mended.id], {entry.fragment: range(8)})
-    assert made.withdrawn == (mended.id,)
+    assert made.retired_fragments == (mended.id,)
     assert [each.fragment for each in made.fragments].count(mended.id) == 0
     collect(place, erase_retired=True, delete=True)
     assert shown(place) == sorted(set(names(0, 20)) - set(keys))
@@ -323,12 +324,12 @@ def test_a_replacement_whose_rows_were_all_retired_meanwhile_is_no_entry(tmp_pat
 
 def test_what_a_wholly_retired_shard_lost_hinders_neither_repair_nor_erasure(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
-    entry, each = Functaset.open(place).fragments[0]
-    retire(place, "train", plan_rows(place, each, 1).keys)
+    entry, each = Functaset.open(place).commit.fragments[0], Functaset.open(place).fragments[0].plan
+    retire(place, "train", table_of(place, each, 1).keys)
     place.delete(f"{each.path}/receipts/000001.0.json")
     place.delete(f"{each.path}/rows/000001.json")
     kept = shown(place)
-    mended = plan_again(place, plan_rows(place, each, 0).keys, each.id)
+    mended = plan_again(place, table_of(place, each, 0).keys, each.id)
     commit(place, [mended.id], {entry.fragment: range(8)})
     assert shown(place) == kept
     collect(place, erase_retired=True, delete=True)
@@ -421,7 +422,7 @@ def test_a_late_writer_that_wakes_after_its_shard_was_done_by_another_changes_no
         done.append(write(place, each, 1))
         done.append(tree(tmp_path / "s"))
 
-    shifted = latents_of(plan_rows(place, each, 1).keys) + np.float32(0.1)
+    shifted = latents_of(table_of(place, each, 1).keys) + np.float32(0.1)
     receipt = write(Sleeper(place.uri, another), each, 1, latents=shifted)
     assert receipt == done[0]
     assert tree(tmp_path / "s") == done[1]

@@ -8,12 +8,13 @@ import pytest
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.header import create_functaset
 from functa.storage.functaset.history import latest, load_commit
-from functa.storage.functaset.plan import load_plan, plan_fragment, plan_rows
+from functa.storage.functaset.plan import RowTable
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer, calibrate
-from functa.storage.functaset.shard import read_receipt
 from functa.storage.places.address import open_location
 from functa.storage.readers.reader import epoch_order
 from functa.storage.upkeep.status import status
@@ -27,6 +28,8 @@ from tests.helpers.storage.functasets import (
     latents_of,
     new_store,
     plan,
+    shard_of,
+    table_of,
     tree,
     write,
 )
@@ -63,7 +66,7 @@ def test_codes_come_back_within_half_a_bin(home: Home) -> None:
     train = store.load("train")
     assert train.codes is not None
     assert train.codes.dtype == np.uint8
-    quantizer = store.quantizer(store.fragments[0][0].fragment)
+    quantizer = store.quantizer(store.fragments[0].id)
     assert quantizer is not None
     error = np.abs(train.dequantized() - latents_of(train.keys))
     assert (error <= quantizer.step / 2 + 1e-6).all()
@@ -111,11 +114,11 @@ def test_measured_bits_per_dimension_are_at_most_what_was_asked_for(tmp_path: Pa
     keys = [str(i) for i in range(2000)]
     z = np.random.default_rng(0).normal(0, 0.05, (2000, 4, 4, 16)).astype(np.float32)
     each = plan_fragment(
-        place, split="train", keys=keys, labels=np.zeros(2000, np.int32), tokens=keys, latent_shape=(4, 4, 16),
+        place, RowTable.of(keys, np.zeros(2000, np.int32), keys), split="train", latent_shape=(4, 4, 16),
         shard_rows=1024, chunk_rows=256, quantizer=calibrate(QuantizationConfig(bits=bits), z), codec=codec,
-    )  # fmt: skip
+    ).plan  # fmt: skip
     for shard in range(each.shards):
-        write(place, each, shard, latents=z[plan_rows(place, each, shard).rows])
+        write(place, each, shard, latents=z[table_of(place, each, shard).rows])
     commit(place, [each.id])
     info = Functaset.open(place).info()
     assert info["bits"] == bits
@@ -125,7 +128,7 @@ def test_measured_bits_per_dimension_are_at_most_what_was_asked_for(tmp_path: Pa
 def test_bad_and_diverged_rows_are_masked_and_named_and_shift_nothing(home: Home) -> None:
     place = new_store(home / "s")
     each = plan(place, n=8)
-    rows = plan_rows(place, each, 0)
+    rows = table_of(place, each, 0)
     z = latents_of(rows.keys)
     z[5, 0, 0, 0] = np.inf
     psnr = np.full(8, 30, np.float32)
@@ -165,7 +168,7 @@ def test_objects_of_a_writer_killed_before_its_receipt_are_adopted_if_they_diffe
     """Another environment rounds otherwise: the receipt must then describe what stands, not what was just computed."""
     place = new_store(tmp_path / "s", {"bits": 32})
     each = plan(place, bits=32)
-    rows = plan_rows(place, each, 0)
+    rows = table_of(place, each, 0)
     write(place, each, 0, latents=latents_of(rows.keys) + np.float32(1e-3), bad={3: "unreadable then"})
     (tmp_path / "s" / each.path / "receipts" / "000000.0.json").unlink()
     before = tree(tmp_path / "s")
@@ -196,7 +199,7 @@ def test_shards_are_equally_long_and_rows_are_mixed(home: Home) -> None:
     assert [each.shard_size(shard) for shard in range(each.shards)] == [8, 8, 4]
     each = plan(open_location(str(home / "s")), n=21, shard_rows=16)
     assert [each.shard_size(shard) for shard in range(each.shards)] == [12, 9]
-    rows = np.concatenate([plan_rows(open_location(str(home / "s")), each, s).rows for s in range(2)])
+    rows = np.concatenate([table_of(open_location(str(home / "s")), each, s).rows for s in range(2)])
     assert sorted(rows) == list(range(21))
     assert list(rows) != list(range(21))
 
@@ -208,19 +211,13 @@ def test_a_misaligned_block_is_a_hard_error(home: Home) -> None:
         write(place, each, 0, latents=np.zeros((7, *SHAPE), np.float32))
     with pytest.raises(ValueError, match="shard 3 of 3"):
         write(place, each, 3)
-    assert read_receipt(place, each, 0) is None
-
-
-def test_labels_that_are_not_the_plans_are_refused(home: Home) -> None:
-    place = new_store(home / "s")
-    with pytest.raises(StorageError, match="labels are not the plan's"):
-        write(place, plan(place), 0, labels=np.zeros(8, np.int32))
+    assert shard_of(place, each, 0).find_receipt() is None
 
 
 def test_clipping_is_counted_and_too_much_of_it_fails_the_shard_before_it_is_written(home: Home) -> None:
     place = new_store(home / "s")
     each = plan(place)
-    z = latents_of(plan_rows(place, each, 0).keys)
+    z = latents_of(table_of(place, each, 0).keys)
     z[0, 0, 0, :3] = 50
     before = tree(home / "s")
     with pytest.raises(StorageError, match=r"1\.17% of the latent numbers lie outside"):
@@ -282,7 +279,7 @@ def test_no_image_is_ever_visible_twice(home: Home) -> None:
 def test_rows_that_were_bad_may_be_committed_by_a_later_fragment(home: Home) -> None:
     place = new_store(home / "s")
     first = plan(place, n=4)
-    bad = plan_rows(place, first, 0).keys.index("train/00003")
+    bad = table_of(place, first, 0).keys.index("train/00003")
     write(place, first, 0, bad={bad: "was on a sick disk"})
     commit(place, [first.id])
     fill(place, [plan(place, n=1, first=3)])
@@ -363,11 +360,11 @@ def test_a_quantiser_that_does_not_fit_and_keys_that_repeat_are_refused(home: Ho
     for keys in ([], ["a", "a"]):
         with pytest.raises(StorageError, match="unique keys"):
             plan_fragment(
-                place, split="train", keys=keys, labels=np.zeros(len(keys)), tokens=keys, latent_shape=SHAPE,
+                place, RowTable.of(keys, np.zeros(len(keys)), keys), split="train", latent_shape=SHAPE,
                 shard_rows=8, chunk_rows=4, quantizer=None,
             )  # fmt: skip
     with pytest.raises(StorageError, match="is missing"):
-        load_plan(place, "0" * 24)
+        Fragment.load(place, "0" * 24)
 
 
 def test_a_copy_is_a_functaset_that_decodes_alone(home: Home) -> None:

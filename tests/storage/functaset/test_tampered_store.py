@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from functa.storage.errors import StorageError
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.records import vouch
 from functa.storage.places.address import open_location
@@ -169,8 +170,6 @@ HOSTILE: dict[str, Callable[[dict], object]] = {  # type: ignore[type-arg]
 def test_hostile_metadata_that_its_own_records_vouch_for_is_refused_before_memory_is_taken(
     tmp_path: Path, hostile: str
 ) -> None:
-    from functa.storage.functaset.plan import array_document, array_specs
-
     place = new_store(tmp_path / "s")
     each = plan(place)
     path = tmp_path / "s" / each.path / "z" / "zarr.json"
@@ -181,7 +180,7 @@ def test_hostile_metadata_that_its_own_records_vouch_for_is_refused_before_memor
     tracemalloc.start()
     try:
         with pytest.raises(StorageError, match=r"z/zarr\.json: "):
-            array_document(place, forged, "z", array_specs(forged)["z"])
+            Fragment(place, forged).document("z")
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()

@@ -167,7 +167,7 @@ def _commit(place: Location, fragment: str) -> None:
 def test_an_altered_object_is_named(home: Home) -> None:
     place = filled(home / "s")
     assert status(place)["left"] == 0
-    fragment = Functaset.open(place).fragments[0][0].fragment
+    fragment = Functaset.open(place).fragments[0].id
     key = f"fragments/{fragment}/z/c/1/0/0/0"
     for damage in (b"garbage", b"", bytes(place.size(key) or 0)):
         place.write(key, damage)
@@ -183,7 +183,7 @@ def test_zarr_opens_the_store_by_itself(home: Home) -> None:
     import zarr
 
     place = filled(home / "zarr")
-    fragment = Functaset.open(place).fragments[0][0].fragment
+    fragment = Functaset.open(place).fragments[0].id
     group = zarr.open_group(place.zarr_store(read_only=True), mode="r", zarr_format=3)
     codes = np.asarray(group[f"fragments/{fragment}/z"][:])
     np.testing.assert_array_equal(codes, Functaset.open(place).load("train").codes)

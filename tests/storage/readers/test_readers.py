@@ -41,7 +41,8 @@ from functa.storage.readers import hydrate as hydrating
 from functa.storage.readers import open as readers
 from functa.storage.readers.hydrate import hydrate
 from functa.storage.readers.open import open_reader
-from functa.storage.readers.reader import Batch, Indexed, Order, Reader
+from functa.storage.readers.order import Order
+from functa.storage.readers.reader import Batch, Indexed, Reader
 from functa.tasks.inputs.batches import FromHost, OnDevice
 from functa.tasks.inputs.latents import load_split, training_normalizer
 from functa.tasks.inputs.torch_datasets import LatentDataset, LatentStream
@@ -167,9 +168,7 @@ def test_a_resumed_stream_does_not_read_the_shards_that_were_consumed(
     reader = open_reader(Functaset.open(place), "train", "streamed", buffer_shards=2)
     read: list[int] = []
     real = reader._split.read  # type: ignore[attr-defined]
-    monkeypatch.setattr(
-        reader._split, "read", lambda shard, ids: (read.append(shard.receipt.shard), real(shard, ids))[1]
-    )  # type: ignore[attr-defined]
+    monkeypatch.setattr(reader._split, "read", lambda shard, ids: (read.append(shard.number), real(shard, ids))[1])  # type: ignore[attr-defined]
     list(reader.batches(Order(4), step=7))
     assert len(read) == 4  # rows 28 to 39: of five pools of two shards the last two
 
@@ -221,7 +220,7 @@ def spoil(path: Path, how: str) -> None:
 def test_damage_is_named_and_never_shown(tmp_path: Path, kind: str, bits: int, how: str) -> None:
     """The store's own objects; mapped float32 shards lie in the store, and coded ones are found when hydrated."""
     functaset = Functaset.open(filled(tmp_path / "s", bits))
-    path = tmp_path / "s" / "fragments" / functaset.fragments[0][0].fragment / "z" / "c"
+    path = tmp_path / "s" / "fragments" / functaset.fragments[0].id / "z" / "c"
     if how == "swapped":
         os.rename(path / "0", path / "x")
         os.rename(path / "1", path / "0")
@@ -241,7 +240,7 @@ def test_damage_to_hydrated_files_is_named_and_mended_by_hydrating_again(
 ) -> None:
     functaset = Functaset.open(filled(tmp_path / "s"))
     hydrate(functaset)
-    fragment = functaset.fragments[0][0].fragment
+    fragment = functaset.fragments[0].id
     (path,) = cache_folder.glob(f"{fragment}-*/{array}")
     spoil(path, how)
     with pytest.raises(StorageError, match="run `functa store hydrate`") as error:

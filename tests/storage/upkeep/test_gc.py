@@ -11,12 +11,12 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit, retire
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import as_ranges, as_rows, latest
-from functa.storage.functaset.plan import plan_rows, row_id
+from functa.storage.functaset.plan import row_id
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
 from functa.storage.upkeep.gc import DAY, collect
 from functa.storage.upkeep.verify import verify
-from tests.helpers.storage.functasets import fill, filled, latents_of, new_store, plan, tree, write
+from tests.helpers.storage.functasets import fill, filled, latents_of, new_store, plan, table_of, tree, write
 
 
 def later() -> float:
@@ -70,7 +70,7 @@ def test_a_changed_image_is_new_rows_and_the_retirement_of_the_old_ones_in_one_c
     with pytest.raises(StorageError, match="visible already"):
         commit(place, [again.id])
     store = Functaset.open(place)
-    keys = [key for shard in range(3) for key in plan_rows(place, store.fragments[0][1], shard).keys]
+    keys = [key for shard in range(3) for key in table_of(place, store.fragments[0].plan, shard).keys]
     made = commit(place, [again.id], {entry.fragment: [keys.index("train/00004")]})
     assert made.version == 2
     assert shown(place) == names(0, 20)
@@ -80,13 +80,13 @@ def test_a_changed_image_is_new_rows_and_the_retirement_of_the_old_ones_in_one_c
 def test_of_a_shard_whose_rows_are_all_retired_nothing_is_read_any_more(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     store = Functaset.open(place)
-    entry, each = store.fragments[0]
+    entry, each = store.commit.fragments[0], store.fragments[0].plan
     commit(place, [], {entry.fragment: range(8, 16)})
     for path in (tmp_path / "s" / each.path).rglob("*"):
         if path.is_file() and ("c/1" in str(path) or "000001" in path.name):
             path.unlink()
     assert verify(place, deep=True).bad == []
-    expected = sorted(plan_rows(place, each, 0).keys + plan_rows(place, each, 2).keys)
+    expected = sorted(table_of(place, each, 0).keys + table_of(place, each, 2).keys)
     assert shown(place) == expected
     assert len(Functaset.open(place).content) == 24
     commit(place, [], {entry.fragment: range(20)})
@@ -99,7 +99,7 @@ def test_erasing_forgets_the_names_too_even_where_no_row_of_them_is_left(tmp_pat
     place = filled(tmp_path / "s")
     retire(place, "train", names(0, 20))
     collect(place, keep_versions=1, delete=True)
-    assert len(Functaset.open(place).commit.barred) == 20
+    assert len(Functaset.open(place).commit.retired_images) == 20
     collect(place, erase_retired=True, delete=True)
     left = b"".join(path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file())
     assert not any(row_id(key).hex().encode() in left for key in names(0, 20))
@@ -114,7 +114,7 @@ def test_a_fragment_that_was_shown_and_is_no_more_does_not_come_back(tmp_path: P
     assert commit(place, [entry.fragment]).version == 2
     collect(place, erase_retired=True, delete=True)
     made = commit(place, [entry.fragment])
-    assert ([each.split for each in made.fragments], made.withdrawn) == (["test"], (entry.fragment,))
+    assert ([each.split for each in made.fragments], made.retired_fragments) == (["test"], (entry.fragment,))
     assert place.list(f"fragments/{entry.fragment}/") == [f"fragments/{entry.fragment}/claim"]
 
 
@@ -155,7 +155,7 @@ def test_versions_that_are_given_up_are_gone_with_what_they_alone_named(tmp_path
     assert done.fragments == [first]
     assert [v for v in range(1, 5) if place.read(f"commits/{v:08d}.json") != b"given up\n"] == [3, 4]
     assert shown(place) == shown(place, version=3) == names(20, 5)
-    with pytest.raises(StorageError, match=r"version 1 was given up; versions: 3, 4$"):
+    with pytest.raises(StorageError, match=r"version 1 has expired; versions: 3, 4$"):
         Functaset.open(place, 1)
     assert verify(place, deep=True).bad == []
     assert collect(place, keep_versions=2, delete=True).removed == []
@@ -268,7 +268,7 @@ def test_giving_versions_up_may_be_interrupted_anywhere(tmp_path: Path) -> None:
         assert Functaset.open(place).version == 3
         collect(place, delete=True)
         for version in (1, 2):
-            with pytest.raises(StorageError, match=f"version {version} was given up; versions: 3$"):
+            with pytest.raises(StorageError, match=f"version {version} has expired; versions: 3$"):
                 Functaset.open(place, version)
     assert stops >= 4
 

@@ -10,15 +10,16 @@ import pytest
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit
+from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.functaset import Functaset, Latents
-from functa.storage.functaset.plan import load_plan, plan_fragment, plan_rows
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
 from functa.storage.upkeep import requantize as requantization
 from functa.storage.upkeep.requantize import requantize
 from functa.storage.upkeep.verify import verify
-from tests.helpers.storage.functasets import SHAPE, fill, filled, new_store, plan, tree, write
+from tests.helpers.storage.functasets import SHAPE, fill, filled, new_store, plan, table_of, tree, write
 
 SIX = QuantizationConfig(bits=6, granularity="channel", max_clip_fraction=0.1)
 
@@ -30,7 +31,7 @@ def by_key(latents: Latents) -> dict[str, tuple[int, float, bytes]]:
 
 
 def tokens_of(store: Functaset) -> dict[str, str]:
-    tables = [plan_rows(store.location, each, shard) for _, each in store.fragments for shard in range(each.shards)]
+    tables = [shard.table() for fragment in store.fragments for shard in fragment.shards]
     return {key: token for table in tables for key, token in zip(table.keys, table.tokens, strict=True)}
 
 
@@ -45,7 +46,7 @@ def test_rows_keep_all_but_their_bits(tmp_path: Path, bits: int, codec: str) -> 
     for split in ("train", "test"):
         old, new = source.load(split), coded.load(split)
         assert by_key(new) == by_key(old)
-        (_, quantizer), *_ = new.parts
+        quantizer = new.shards[0].fragment.quantizer
         assert quantizer is not None
         assert quantizer.bits == 6
         places = {key: row for row, key in enumerate(old.keys)}
@@ -75,7 +76,7 @@ def test_what_it_was_made_from_stands_in_its_fingerprint(tmp_path: Path) -> None
 def test_bad_and_retired_rows_stay_behind_and_fragments_become_one(tmp_path: Path) -> None:
     place = new_store(tmp_path / "a")
     second, first = plan(place, n=1, first=12), plan(place, n=12)
-    keys = plan_rows(place, first, 0).keys
+    keys = table_of(place, first, 0).keys
     for each in (first, second):
         for shard in range(each.shards):
             write(place, each, shard, bad={2: "not an image"} if (each.id, shard) == (first.id, 0) else None)
@@ -87,7 +88,7 @@ def test_bad_and_retired_rows_stay_behind_and_fragments_become_one(tmp_path: Pat
     source = Functaset(place, changed, store.fingerprint, store.field_digest)
     requantize(source, open_location(str(tmp_path / "b")), SIX)
     coded = Functaset.open(str(tmp_path / "b"))
-    ((_, joined),) = coded.fragments
+    (joined,) = (fragment.plan for fragment in coded.fragments)
     assert joined.shard_rows > second.shard_rows
     assert by_key(coded.load("train")) == by_key(source.load("train"))
     assert coded.rows("train") == 11
@@ -99,7 +100,7 @@ def test_running_it_again_changes_no_byte_and_reads_no_latent(tmp_path: Path, mo
     source = Functaset.open(filled(tmp_path / "a"))
     made = requantize(source, open_location(str(tmp_path / "b")), SIX)
     before = tree(tmp_path / "b")
-    monkeypatch.setattr(requantization, "read_array", None)
+    monkeypatch.setattr(Shard, "array", None)
     assert requantize(Functaset.open(source.location), open_location(str(tmp_path / "b")), SIX) == made
     assert tree(tmp_path / "b") == before
 
@@ -149,7 +150,7 @@ def test_ranges_that_stand_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(requantization, "calibrate", stop)  # would be another range on another machine
     made = requantize(source, place, SIX)
     assert {entry.fragment for entry in made.fragments} == planned
-    assert {load_plan(place, name).split for name in planned} == {"train", "test"}
+    assert {Fragment.load(place, name).split for name in planned} == {"train", "test"}
 
 
 def test_a_large_source_is_sampled_and_each_shard_read_about_once(
@@ -159,13 +160,13 @@ def test_a_large_source_is_sampled_and_each_shard_read_about_once(
     fill(place, [plan(place, n=48, bits=32), plan(place, n=24, first=48, bits=32)])
     monkeypatch.setattr(requantization, "CALIBRATION_BYTES", 4 * int(np.prod(SHAPE)) * 20)
     read: list[str] = []
-    real = requantization.read_array
+    real = Shard.array
 
-    def counted(location, plan, receipt, name):  # type: ignore[no-untyped-def]
-        read.append(f"{name} {plan.id} {receipt.shard}")
-        return real(location, plan, receipt, name)
+    def counted(shard: Shard, name: str) -> np.ndarray:
+        read.append(f"{name} {shard.fragment.id} {shard.number}")
+        return real(shard, name)
 
-    monkeypatch.setattr(requantization, "read_array", counted)
+    monkeypatch.setattr(Shard, "array", counted)
     requantize(Functaset.open(place), open_location(str(tmp_path / "b")), SIX)
     info = Functaset.open(str(tmp_path / "b")).info()
     assert info["rows_by_split"] == {"train": 72}
@@ -193,7 +194,7 @@ def test_nonsense_is_refused_in_one_line_and_leaves_nothing(tmp_path: Path) -> N
     fill(grown, [plan(grown, n=4, first=20, bits=6)])
     cases = [
         (source, "x", SIX.model_copy(update={"bits": 7}), "has 6 bits a number, which 7 cannot better"),
-        (source, "files", SIX, "holds something else; choose an empty place"),
+        (source, "files", SIX, "holds something else; choose an empty location"),
         (source, "a", SIX, "lies in the functaset that it is made from"),
         (source, "a/inside", SIX, "lies in the functaset that it is made from"),
         (source, "other", SIX.model_copy(update={"bits": 5}), "quantization.bits: 6 -> 5"),
@@ -253,12 +254,12 @@ def test_a_source_repaired_meanwhile_puts_no_latent_under_another_id(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         requantize(Functaset.open(place), target, SIX, stop)
     store = Functaset.open(place)
-    _, each = store.fragments[0]
-    rows = plan_rows(place, each, 0)
+    each = store.fragments[0].plan
+    rows = table_of(place, each, 0)
     again = plan_fragment(
-        place, split="train", keys=rows.keys, labels=rows.labels, tokens=rows.tokens, latent_shape=SHAPE, shard_rows=3,
-        chunk_rows=3, quantizer=store.quantizer(each.id), replaces=each.id,
-    )  # fmt: skip
+        place, rows, split="train", latent_shape=SHAPE, shard_rows=3, chunk_rows=3, quantizer=store.quantizer(each.id),
+        replaces=each.id,
+    ).plan  # fmt: skip
     for shard in range(again.shards):
         write(place, again, shard)
     commit(place, [again.id], {each.id: range(8)})

@@ -111,9 +111,7 @@ def test_an_image_is_decoded_once_for_all_its_augmentations(tmp_path: Path, monk
     source = PlannedImages(images, AugmentationConfig(count=4))
     rows = of_split(source.images.split("train"), 4)
     assert (len(rows.keys), rows.augmentations.tolist()) == (30, [0, 1, 2, 3, 4] * 6)
-    from functa.storage.functaset.plan import ShardRows
-
-    batch = source.read(ShardRows(rows.keys, rows.labels, rows.tokens, np.arange(30), rows.augmentations))
+    batch = source.read(rows)
     assert batch.good.all()
     assert len(decoded) == 6
     assert len({image.tobytes() for image in batch.images[:5]}) > 3
@@ -143,7 +141,7 @@ def test_augmented_training_images_are_rows_of_their_own_and_test_images_are_not
     )
     assert functaset.fingerprint["augmentation.count"] == 3
     before = dict(zip(zip(train.keys, train.augmentation.tolist()), map(bytes, train.codes)))  # type: ignore[arg-type]
-    _, each = functaset.fragments[0]
+    each = functaset.fragments[0].plan
     flip(store / each.path / "z/c/1/0/0/0")
     repair(work)
     loaded = Functaset.open(str(store)).load("train")

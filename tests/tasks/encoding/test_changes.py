@@ -12,9 +12,8 @@ from PIL import Image
 
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import retire
-from functa.storage.functaset.fragment import committed_receipt, live_shards, read_array, visible_rows
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.functaset.plan import load_plan, plan_rows
 from functa.storage.places.address import open_location
 from functa.storage.upkeep.gc import collect
 from functa.storage.upkeep.verify import verify
@@ -90,7 +89,7 @@ def test_new_changed_and_gone_images_are_one_commit_and_no_other_row_moves(field
     differ = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     assert differ == {("train/a/000.png", 0)}
     assert store.rows("test") == 7
-    ranges = [store.quantizer(entry.fragment) for entry, _ in store.fragments]
+    ranges = [store.quantizer(entry.fragment) for entry in store.commit.fragments]
     assert len({each.low.tobytes() for each in ranges if each}) == 1  # frozen when the first was planned
     assert verify(open_location(str(tmp_path / "s")), deep=True).bad == []
     mean = store.load("train").dequantized().astype(np.float64).mean(0)
@@ -250,7 +249,7 @@ def test_an_encoding_that_was_interrupted_before_its_commit_goes_on(field: Path,
     put(tmp_path / "x", "train/a/new.png", 77)
     first = plan(work)
     assert plan(work) == first
-    assert load_plan(open_location(str(tmp_path / "s")), first.fragments[0]).rows == 1
+    assert Fragment.load(open_location(str(tmp_path / "s")), first.fragments[0]).plan.rows == 1
     encode(work)
     assert len(codes(tmp_path)) == 31
 
@@ -434,11 +433,8 @@ def held(tmp_path: Path) -> dict[str, tuple[bytes, int]]:
     """key -> sha256 of the image and label, of every training row that is shown."""
     store = Functaset.open(str(tmp_path / "s"))
     found = {}
-    for entry, each in store.fragments:
-        for shard in live_shards(entry, each) if entry.split == "train" else ():
-            receipt = committed_receipt(store.location, entry, each, shard)
-            digests, labels = (read_array(store.location, each, receipt, name) for name in ("source_sha256", "label"))
-            keys = plan_rows(store.location, each, shard).keys
-            for row in np.flatnonzero(visible_rows(entry, each, receipt)):
-                found[keys[row]] = bytes(digests[row]), int(labels[row])
+    for shard in store.shards("train"):
+        digests, labels, keys = shard.array("source_sha256"), shard.array("label"), shard.table().keys
+        for row in shard.rows:
+            found[keys[row]] = bytes(digests[row]), int(labels[row])
     return found

@@ -15,7 +15,6 @@ from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
 from functa.models.field.inner import InnerLoop
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import committed_receipt
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.images.source import open_images
 from functa.storage.places.local import LocalLocation
@@ -92,7 +91,7 @@ def test_eight_bits_are_within_half_a_step_of_float32(field: Path, tmp_path: Pat
         encode(job(field, tmp_path / str(bits), f"encode.quantization.bits={bits}")[0])
     coded, exact = (Functaset.open(str(tmp_path / str(bits))).load("train") for bits in (8, 32))
     np.testing.assert_array_equal(coded.ids, exact.ids)
-    (_, quantizer), *_ = coded.parts
+    quantizer = coded.shards[0].fragment.quantizer
     assert quantizer is not None
     outside = np.abs(coded.dequantized() - exact.dequantized()) > quantizer.step * 0.5001
     assert outside.mean() < 0.01  # clipped ones, counted in the receipts
@@ -156,9 +155,8 @@ def test_what_a_latent_was_computed_with_stands_in_plan_and_receipt(field: Path,
     work, _ = job(field, tmp_path / "s")
     encode(work)
     store = Functaset.open(str(tmp_path / "s"))
-    for entry, each in store.fragments:
-        receipt = committed_receipt(store.location, entry, each, 0)
-        for versions in (each.created_by, receipt.versions):
+    for fragment in store.fragments:
+        for versions in (fragment.plan.created_by, fragment.shards[0].receipt.versions):
             assert versions.keys() == {"torch", "numpy", "zarr", "device", "threads", "mode"}
             assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
             assert (versions["device"], versions["mode"]) == ("cpu", "eager")

@@ -14,7 +14,6 @@ from functa.storage.errors import StorageError, TransientError
 from functa.storage.functaset.commit import retire
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import latest
-from functa.storage.functaset.plan import plan_rows
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
 from functa.storage.upkeep.gc import collect
@@ -22,6 +21,7 @@ from functa.storage.upkeep.verify import verify
 from functa.tasks.encoding.encode import encode_group
 from functa.tasks.encoding.finalise import finalise
 from functa.tasks.encoding.plan import EncodeJob, Planned, plan
+from tests.helpers.storage.functasets import table_of
 from tests.tasks.encoding.test_encode import bytes_of, encode, job
 from tests.tasks.encoding.test_encode import field as field
 
@@ -75,7 +75,7 @@ def test_what_is_damaged_is_encoded_again_and_only_that(field: Path, tmp_path: P
     if what != "the plan":
         retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys[:3])
     shown, content, count = by_key(store), Functaset.open(str(store)).content, len(bytes_of(store))
-    entry = Functaset.open(str(store)).fragments[0][0]
+    entry = Functaset.open(str(store)).commit.fragments[0]
     DAMAGE[what](store / "fragments" / entry.fragment)
     bad = [each["path"] for each in verify(open_location(str(store)), deep=True).bad]
     assert len(bad) == 1
@@ -101,10 +101,10 @@ def test_damage_that_encoding_cannot_mend_is_named_and_nothing_changes(field: Pa
     store = tmp_path / "s"
     work = encoded(field, store)
     retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys[:3])
-    entry = Functaset.open(str(store)).fragments[0][0]
+    entry = Functaset.open(str(store)).commit.fragments[0]
     flip(store / "fragments" / entry.fragment / "plan.json")
     before = bytes_of(store)
-    with pytest.raises(StorageError, match="its plan is damaged, and which images were retired is lost with it"):
+    with pytest.raises(StorageError, match="its plan is damaged, so that it is not known which images were retired"):
         repair(work)
     assert bytes_of(store) == before
     flip(next((store / "fields").glob("*.safetensors")))
@@ -121,7 +121,7 @@ def test_damage_of_an_older_commit_does_not_hinder_repair_and_can_be_given_up(fi
     place = open_location(str(store))
     retire(place, "train", Functaset.open(place).load("train").keys[:3])
     shown = by_key(store)
-    flip(store / Functaset.open(place).fragments[0][1].path / "z/c/1/0/0/0")
+    flip(store / Functaset.open(place).fragments[0].plan.path / "z/c/1/0/0/0")
     flip(store / "commits" / "00000001.json")
     repair(work)
     assert by_key(store) == shown
@@ -134,7 +134,7 @@ def test_damage_of_an_older_commit_does_not_hinder_repair_and_can_be_given_up(fi
 def test_after_a_lost_plan_was_repaired_encoding_goes_on(field: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
-    flip(store / Functaset.open(str(store)).fragments[0][1].path / "plan.json")
+    flip(store / Functaset.open(str(store)).fragments[0].plan.path / "plan.json")
     repair(work)
     before = bytes_of(store)
     encode(work)
@@ -160,8 +160,8 @@ def test_a_repaired_row_has_its_old_label_and_is_of_its_old_image(field: Path, t
     encode(work)
     before = Functaset.open(str(store)).load("train")
     labels = dict(zip(before.keys, before.labels.tolist()))
-    _, each = Functaset.open(str(store)).fragments[0]
-    inside = plan_rows(open_location(str(store)), each, 1).keys
+    each = Functaset.open(str(store)).fragments[0].plan
+    inside = table_of(open_location(str(store)), each, 1).keys
     flip(store / each.path / "z/c/1/0/0/0")
     if "receipt" in damage:
         flip(store / each.path / "receipts/000001.0.json")
@@ -200,7 +200,7 @@ def test_an_image_that_cannot_be_read_while_it_is_repaired_ends_the_repair(field
     )  # fmt: skip
     encode(work)
     shown = by_key(store)
-    flip(store / Functaset.open(str(store)).fragments[0][1].path / "z/c/0/0/0/0")
+    flip(store / Functaset.open(str(store)).fragments[0].plan.path / "z/c/0/0/0/0")
     todo = plan(work.model_copy(update={"repair": True}))
     victim = tmp_path / "x" / next(iter(shown)).split("train/")[-1]
     whole, times = victim.read_bytes(), victim.stat()
@@ -217,13 +217,13 @@ def test_an_image_that_cannot_be_read_while_it_is_repaired_ends_the_repair(field
 def test_a_lost_connection_is_no_damage(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
-    flip(store / Functaset.open(str(store)).fragments[0][1].path / "z/c/1/0/0/0")
+    flip(store / Functaset.open(str(store)).fragments[0].plan.path / "z/c/1/0/0/0")
     before = bytes_of(store)
 
     def away(*_: object) -> None:
         raise TransientError("the place does not answer")
 
-    monkeypatch.setattr("functa.storage.functaset.fragment.committed_receipt", away)
+    monkeypatch.setattr("functa.storage.functaset.fragment.Shard.array", away)
     with pytest.raises(TransientError):
         repair(work)
     assert bytes_of(store) == before
@@ -233,8 +233,8 @@ def test_a_shard_of_which_nothing_is_known_is_given_up_where_that_is_asked_for(f
     store = tmp_path / "s"
     work = encoded(field, store)
     shown = by_key(store)
-    _, each = Functaset.open(str(store)).fragments[0]
-    lost = plan_rows(open_location(str(store)), each, 1).keys
+    each = Functaset.open(str(store)).fragments[0].plan
+    lost = table_of(open_location(str(store)), each, 1).keys
     flip(store / each.path / "rows/000001.json")
     flip(store / each.path / "receipts/000001.0.json")
     flip(store / each.path / "z/c/0/0/0/0")
@@ -250,7 +250,7 @@ def test_a_lost_plan_brings_no_erased_image_back(field: Path, tmp_path: Path) ->
     work = encoded(field, store)
     retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys[:3])
     collect(open_location(str(store)), delete=True, erase_retired=True)
-    entry = next(e for e, _ in Functaset.open(str(store)).fragments if e.split == "train")
+    entry = next(e for e in Functaset.open(str(store)).commit.fragments if e.split == "train")
     flip(store / "fragments" / entry.fragment / "plan.json")
     before = bytes_of(store)
     with pytest.raises(StorageError, match=r"its plan is lost, .* restore its plan\.json from a copy"):
@@ -261,7 +261,7 @@ def test_a_lost_plan_brings_no_erased_image_back(field: Path, tmp_path: Path) ->
 def test_a_lost_plan_is_replaced_by_the_same_images_only(field: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
-    entry = Functaset.open(str(store)).fragments[0][0]
+    entry = Functaset.open(str(store)).commit.fragments[0]
     flip(store / "fragments" / entry.fragment / "plan.json")
     todo = plan(work.model_copy(update={"repair": True}))
     for group in todo.groups:
@@ -296,8 +296,8 @@ def test_images_that_are_gone_or_changed_end_a_repair_unless_their_rows_are_give
     )
     encode(work)
     shown = by_key(store)
-    _, each = Functaset.open(str(store)).fragments[0]
-    inside = plan_rows(open_location(str(store)), each, 1)
+    each = Functaset.open(str(store)).fragments[0].plan
+    inside = table_of(open_location(str(store)), each, 1)
     flip(store / each.path / "z/c/1/0/0/0")
     by_number = {int(re.findall(r"\d+", key)[-1]): key for key in inside.keys}
     last, other = sorted(by_number)[-1], sorted(by_number)[0]
@@ -319,7 +319,7 @@ def test_what_a_disk_cannot_read_any_more_is_damage_and_is_encoded_again(
     store = tmp_path / "s"
     work = encoded(field, store)
     shown = by_key(store)
-    sick = f"{Functaset.open(str(store)).fragments[0][1].path}/z/c/1/0/0/0"
+    sick = f"{Functaset.open(str(store)).fragments[0].plan.path}/z/c/1/0/0/0"
     read = LocalLocation.read
 
     def failing(self: LocalLocation, key: str, limit: int | None = None) -> bytes:

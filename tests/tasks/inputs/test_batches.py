@@ -11,7 +11,8 @@ from functa.models.config import NormalizationConfig
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.functaset.plan import plan_fragment
+from functa.storage.functaset.plan import RowTable
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import calibrate
 from functa.storage.readers.open import open_reader
 from functa.storage.readers.reader import Indexed
@@ -28,13 +29,14 @@ def augmented(tmp_path_factory: pytest.TempPathFactory) -> Functaset:
     """Images of a row as they are and three augmentations. (Their latents depend on the image alone.)"""
     store = new_store(str(tmp_path_factory.mktemp("z")), FINGERPRINT | {"augmentation.count": EACH - 1})
     keys = [f"train/{i:05d}" for i in range(IMAGES) for _ in range(EACH)]
+    labels = np.repeat(np.arange(IMAGES, dtype=np.int32) % 10, EACH)
+    augmentations = np.tile(np.arange(EACH, dtype=np.int32), IMAGES)
     train = plan_fragment(
-        store, split="train", keys=keys, labels=np.repeat(np.arange(IMAGES, dtype=np.int32) % 10, EACH),
-        tokens=[f"t-{key}" for key in keys], augmentations=np.tile(np.arange(EACH, dtype=np.int32), IMAGES),
+        store, RowTable.of(keys, labels, [f"t-{key}" for key in keys], augmentations), split="train",
         latent_shape=SHAPE, shard_rows=8, chunk_rows=4, codec="zstd",
         quantizer=calibrate(QuantizationConfig(bits=8), latents_of(keys)),
     )  # fmt: skip
-    fill(store, [train, plan(store, "test", n=6)])
+    fill(store, [train.plan, plan(store, "test", n=6)])
     return Functaset.open(store)
 
 
