@@ -11,7 +11,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def run(name: str, *options: str | Path) -> str:
-    """What benchmarks/NAME.py prints; its own words where it fails."""
+    """Run benchmarks/NAME.py and return what it prints; fail with its errors."""
     command = [sys.executable, f"benchmarks/{name}.py", *map(str, options)]
     # One thread: nothing is timed here, and on a busy machine threads that meet after every operation take minutes.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -21,6 +21,6 @@ def run(name: str, *options: str | Path) -> str:
 
 
 def answer(name: str, *options: str | Path) -> Any:
-    """The one JSON line that it prints."""
+    """Run a benchmark and return the one JSON line that it prints."""
     (line,) = run(name, *options).splitlines()
     return json.loads(line)

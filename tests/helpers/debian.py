@@ -7,7 +7,7 @@ import pytest
 
 
 def install(*packages: str) -> None:
-    """Skips, saying what to install, where this user may not or where it fails."""
+    """Install packages; skip the test, naming them, where this user may not or where it fails."""
     wanted = f"apt-get install -y --no-install-recommends {' '.join(packages)}"
     if os.geteuid() != 0 or not os.path.exists("/usr/bin/apt-get"):
         pytest.skip(f"no {' and '.join(packages)}, and this user may not install it: {wanted}")

@@ -108,7 +108,7 @@ class Ceph:
             rights = [word for who in ("mon", "osd", "mgr") for word in ("--cap", who, "allow *")]
             self._run("ceph-authtool", "keyring", *([] if i else ["-C"]), "--gen-key", "-n", name, *rights)
         self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:127.0.0.1:{self.monitor_port}]", "map")
-        # A map with room for one store spares the `ceph` command, which is Python and wants packages of its own.
+        # A map for a single store spares the `ceph` command, which is Python and wants packages of its own.
         self._run("osdmaptool", "--createsimple", "1", "osdmap")
         self._run("ceph-mon", "-i", "a", "--mkfs", "--monmap", "map", "--osdmap", "osdmap", "--keyring", "keyring")
         self._start("ceph-mon", "-i", "a", limit=PROCESS_BYTES)
@@ -136,7 +136,7 @@ class Ceph:
         raise Unavailable(f"radosgw did not answer within {START_SECONDS} s: {self._last_words('radosgw')}")
 
     def kill_gateway(self) -> None:
-        """SIGKILL: connections end in the middle of what they were saying."""
+        """SIGKILL: connections end in the middle of a message."""
         self._kill("radosgw")
 
     def stop(self) -> None:
@@ -185,12 +185,12 @@ class Ceph:
 
     def _last_words(self, name: str) -> str:
         lines = (self.folder / f"{name}.out").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "no output"
 
 
 @contextmanager
 def running() -> Iterator[Ceph]:
-    """A server with an empty store, gone at the end. Raises Unavailable in one line."""
+    """Run a server with an empty store, deleted at the end. Raises Unavailable in one line."""
     root = unpacked()
     with tempfile.TemporaryDirectory(prefix="functa-ceph-", ignore_cleanup_errors=True) as folder:
         ceph = Ceph(root, Path(folder))

@@ -21,11 +21,11 @@ NEEDLESS = {
 
 
 class Unavailable(Exception):
-    """Ceph cannot be had here; one line says what is missing."""
+    """Ceph is not available here; one line names what is missing."""
 
 
 def unpacked(cache: Path = CACHE) -> Path:
-    """The folder that stands for /, filled at the first call. Raises Unavailable."""
+    """Return the folder that replaces /, filled at the first call. Raises Unavailable."""
     for program in ("apt-get", "dpkg", "setpriv", "prlimit"):
         if shutil.which(program) is None:
             raise Unavailable(f"{program} is missing: the S3 tests unpack Ceph from Debian's packages (Debian 12)")

@@ -2,7 +2,7 @@
 
 Run inside a mount namespace of its own:
 unshare --map-root-user --mount python -m tests.helpers.storage.full_disk FOLDER.
-Prints what each fault said, one line each.
+Prints the message of each fault, one line each.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Where a test's stores go: a folder, or a prefix of a bucket that is used like one."""
+"""Locations for a test's stores: a folder, or a prefix of a bucket that is used like one."""
 
 import uuid
 from collections.abc import Iterator
