@@ -63,8 +63,9 @@ def _file_name(stage: str) -> str:
 
 
 def curves(rows: Sequence[Row]) -> bytes | None:
-    """Draw loss (log scale) over steps and, below it, PSNR and accuracy where they were logged; None without points."""
-    panels = [(title, series) for title, words in PANELS for series in [logged(rows, words)] if series]
+    """Draw loss (log scale) over steps and, below it, PSNR and accuracy; None where nothing was logged twice."""
+    known = [(title, logged(rows, words)) for title, words in PANELS]
+    panels = [(title, series) for title, series in known if any(len(steps) > 1 for steps, _ in series.values())]
     if not panels:
         return None
     with matplotlib.rc_context(STYLE):

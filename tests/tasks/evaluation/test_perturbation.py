@@ -113,8 +113,8 @@ def test_each_kind_of_latent_has_its_pictures(all_kinds: Any) -> None:
     grids, vectors = section(report(all_kinds["nearest"])), section(report(all_kinds["vector"]))
     assert grids is not None and vectors is not None
     names = [{block.name for block in found.blocks if isinstance(block, Sheet | Drawing)} for found in (grids, vectors)]
-    assert names[0] == {"perturbation_rmse", "perturbation_channel", "perturbation_position"}
-    assert names[1] == {"perturbation_entries", "perturbation_entries_shown"}
+    assert names[0] == {"latent_channels", "perturbation_rmse", "perturbation_channel", "perturbation_position"}
+    assert names[1] == {"latent_channels", "perturbation_entries", "perturbation_entries_shown"}
     job, figures = all_kinds["vector"]
     arrays = read_arrays(job.output, "perturbation")
     order = [figures["perturbation"][f"mae_{name}"] for name in ("largest", "median", "lowest")]
