@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.helpers.flows.command import PROJECT, functa, here, told
+from tests.helpers.flows.command import PROJECT, error_line, functa, here
 from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.storage.functasets import filled
 
@@ -67,7 +67,7 @@ from tests.helpers.storage.functasets import filled
     ],
 )
 def test_a_fault_is_one_line_and_its_exit_status(arguments: list[str], status: int, line: str) -> None:
-    assert line.lower() in told(here(*arguments), status).lower()
+    assert line.lower() in error_line(here(*arguments), status).lower()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_fault_is_one_line_and_its_exit_status(arguments: list[str], status: i
 )
 def test_nothing_that_is_loaded_on_the_way_adds_a_line(arguments: list[str], status: int, line: str) -> None:
     """In a process of its own: a warning while a library is loaded would be heard here."""
-    assert line.lower() in told(functa(*arguments), status).lower()
+    assert line.lower() in error_line(functa(*arguments), status).lower()
 
 
 @pytest.mark.parametrize("case", ["missing", "empty", "flat"])
@@ -93,14 +93,14 @@ def test_a_wrong_image_folder_is_one_line_and_leaves_nothing(case: str, tmp_path
         Image.new("L", (8, 8)).save(images / "a.png")
     done = here("run", "digits", "--set", "images.source=folder", "--set", f"images.location={images}",
                   "--root", str(root))  # fmt: skip
-    assert str(images) in told(done, 1)
+    assert str(images) in error_line(done, 1)
     assert not root.exists()
 
 
 def test_a_field_that_does_not_fit_the_images_is_a_fault_of_the_config(tmp_path: Path) -> None:
     root = tmp_path / "root"
     done = here("run", "digits", "--set", "field.spatial=3", "--root", str(root))
-    assert "not divisible into 3x3 latent positions" in told(done, 2)
+    assert "not divisible into 3x3 latent positions" in error_line(done, 2)
     assert not root.exists()
 
 
@@ -111,7 +111,7 @@ def test_a_field_that_does_not_fit_the_images_is_a_fault_of_the_config(tmp_path:
         (["field.coordinates=binary"], "powers of two, not 12"),
     ],
 )
-def test_a_field_that_does_not_fit_images_of_unknown_size_is_told_before_any_work(
+def test_a_field_that_does_not_fit_images_of_unknown_size_is_reported_before_any_work(
     field: list[str], line: str, tmp_path: Path
 ) -> None:
     images, root = tmp_path / "images", tmp_path / "root"
@@ -120,14 +120,14 @@ def test_a_field_that_does_not_fit_images_of_unknown_size_is_told_before_any_wor
         Image.new("L", (12, 12)).save(images / f"{name}.png")
     sets = ["images.source=folder", f"images.location={images}", *field]
     done = here("run", "digits", *(part for s in sets for part in ("--set", s)), "--root", str(root))
-    assert str(images) in told(done, 1)
-    assert line in told(done, 1)
+    assert str(images) in error_line(done, 1)
+    assert line in error_line(done, 1)
     assert not root.exists()
 
 
 def test_a_stage_that_the_config_does_not_have_is_refused(tmp_path: Path) -> None:
     done = here("train-classifier", "digits", "--set", "classifier=null", "--root", str(tmp_path / "root"))
-    assert "digits: has no train-classifier stage" in told(done, 2)
+    assert "digits: has no train-classifier stage" in error_line(done, 2)
 
 
 def test_show_warns_of_a_latent_larger_than_its_image() -> None:
@@ -143,7 +143,7 @@ def test_show_warns_of_a_latent_larger_than_its_image() -> None:
 
 def test_a_root_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot write to" in told(here("run", "digits", "--root", str(tmp_path / "file" / "root")), 1)
+    assert "cannot write to" in error_line(here("run", "digits", "--root", str(tmp_path / "file" / "root")), 1)
 
 
 def test_debug_adds_the_traceback() -> None:
@@ -168,15 +168,15 @@ def test_a_functaset_is_quantised_from_the_shell(tmp_path: Path) -> None:
     assert json.loads(here("store", "info", str(tmp_path / "b"), "--json").stdout) == made
     again = here(*command)
     assert again.returncode == 0, again.stderr
-    for told_to_people in (
+    for printed in (
         "6 asked for",
         "minmax, margin 0.1, per element",
         "PSNR before quantisation",
         "requantised_f",
     ):
-        assert told_to_people in again.stdout
-    assert "quantization.bits: 6 -> 5" in told(here(*command[:-3], "5"), 1)
-    assert "6 bits a number, which 7 cannot better" in told(
+        assert printed in again.stdout
+    assert "quantization.bits: 6 -> 5" in error_line(here(*command[:-3], "5"), 1)
+    assert "6 bits a number, which 7 cannot better" in error_line(
         here(*command[:2], str(tmp_path / "b"), "x", "--bits", "7"), 1
     )
 
@@ -242,38 +242,38 @@ def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> Non
     assert functa("sample", str(root), "--count", "5", "--label", "3", "--out", str(out)).returncode == 0
     assert len(list(out.glob("sample-*.png"))) == 5
     assert (out / "contact-sheet.png").exists()
-    assert "classes 0 to 9" in told(here("sample", str(root), "--label", "10", "--out", str(out)), 1)
+    assert "classes 0 to 9" in error_line(here("sample", str(root), "--label", "10", "--out", str(out)), 1)
 
-    check_a_root_that_borrows(root, tmp_path / "borrower", command)
+    check_a_root_that_reuses_a_functaset(root, tmp_path / "reusing", command)
 
     again = here(*command)
     assert "everything stands already" in again.stdout
     other = here(*command, "--set", "classifier.steps=30")
-    assert "classifier.steps: 20 -> 30" in told(other, 1)
+    assert "classifier.steps: 20 -> 30" in error_line(other, 1)
 
     shard = next((root / "functaset.zarr" / "fragments").glob("*/z/c/*/*/*/*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     spoilt = here("store", "verify", str(root))
     assert spoilt.returncode == 1
     assert str(shard.relative_to(root / "functaset.zarr")) in spoilt.stdout
-    check_a_damaged_root_is_mended(root, command)
+    check_a_damaged_root_is_repaired(root, command)
 
 
-def check_a_damaged_root_is_mended(root: Path, command: list[str]) -> None:
-    """By encoding again; then an image is retired, and erased."""
+def check_a_damaged_root_is_repaired(root: Path, command: list[str]) -> None:
+    """Repair it by encoding again; then retire an image and erase it."""
     options = command[2:]
     decoded = [
         here("decode", str(root), "--split", split, "--rows", rows, "--out", str(root / "out"))
         for split, rows in (("train", "0:119"), ("test", "0:60"))
     ]
     broken = next(each for each in decoded if each.returncode)
-    assert "or encode its rows again: functa encode PRESET --repair" in told(broken, 1)
+    assert "or encode its rows again: functa encode PRESET --repair" in error_line(broken, 1)
     record = (root / "stages" / "encode.json").read_bytes()
     other = here("encode", command[1], *options, "--repair", "--set", "encode.shard_rows=512")
-    assert "encode.shard_rows: " in told(other, 1)
+    assert "encode.shard_rows: " in error_line(other, 1)
     assert (root / "stages" / "encode.json").read_bytes() == record
-    mended = functa("encode", command[1], *options, "--repair")
-    assert mended.returncode == 0, mended.stderr
+    repaired = functa("encode", command[1], *options, "--repair")
+    assert repaired.returncode == 0, repaired.stderr
     # A repair looks for nothing new, so that the next encoding does.
     versions = sorted((root / "functaset.zarr" / "commits").glob("*.json"))
     looked = functa("encode", command[1], *options)
@@ -281,7 +281,9 @@ def check_a_damaged_root_is_mended(root: Path, command: list[str]) -> None:
     assert sorted((root / "functaset.zarr" / "commits").glob("*.json")) == versions
     assert "stands already" in here("encode", command[1], *options).stdout
     assert here("store", "verify", str(root), "--deep").returncode == 0
-    assert "shows no image 'none.png'" in told(here("store", "retire", str(root), "none.png", "--split", "test"), 1)
+    assert "shows no image 'none.png'" in error_line(
+        here("store", "retire", str(root), "none.png", "--split", "test"), 1
+    )
     from functa.storage.functaset.functaset import Functaset
 
     store = str(root / "functaset.zarr")
@@ -299,15 +301,15 @@ def check_a_damaged_root_is_mended(root: Path, command: list[str]) -> None:
 @pytest.mark.server
 @pytest.mark.slow
 def test_a_run_without_classifier_and_diffusion(tmp_path: Path) -> None:
-    """Neither is started, missed or reported; a latent larger than its image is told once, and allowed."""
+    """Neither is started, missed or reported; a latent larger than its image is allowed, with one warning."""
     root = tmp_path / "root"
     sets = [s for s in TINY if not s.startswith(("classifier.", "diffusion."))]
     sets += ["classifier=null", "diffusion=null", "field.channels=32"]
     command = ["run", "digits", *(part for s in sets for part in ("--set", s)), "--root", str(root)]
     done = functa(*command, timeout=280)
     assert done.returncode == 0, done.stderr
-    said = " ".join((done.stdout + done.stderr).split())
-    assert said.count("128 numbers, more than the 64 values") == 1
+    printed = " ".join((done.stdout + done.stderr).split())
+    assert printed.count("128 numbers, more than the 64 values") == 1
     metrics = json.loads((root / "metrics.json").read_text())
     assert "psnr_test" in metrics
     assert not {"top1_test", "fd", "fd_noise", "top1_pixels"} & metrics.keys()
@@ -319,13 +321,13 @@ def test_a_run_without_classifier_and_diffusion(tmp_path: Path) -> None:
     assert "everything stands already" in here(*command).stdout
 
 
-def check_a_root_that_borrows(lender: Path, root: Path, command: list[str]) -> None:
-    """A root made with --from has no functaset of its own: what is asked of it is answered by the lender's."""
+def check_a_root_that_reuses_a_functaset(other: Path, root: Path, command: list[str]) -> None:
+    """A root made with --from has no functaset of its own: commands on it read the other root's."""
     preset, options = command[1], command[2 : command.index("--root")]
-    borrowed = functa("encode", preset, *options, "--root", str(root), "--from", str(lender))
-    assert borrowed.returncode == 0, borrowed.stderr
+    reused = functa("encode", preset, *options, "--root", str(root), "--from", str(other))
+    assert reused.returncode == 0, reused.stderr
     assert not (root / "functaset.zarr").exists()
-    ours, theirs = (here("store", "info", str(place), "--json").stdout for place in (root, lender))
+    ours, theirs = (here("store", "info", str(place), "--json").stdout for place in (root, other))
     assert json.loads(ours) == json.loads(theirs)
     assert json.loads(here("store", "verify", str(root), "--json").stdout)["bad"] == []
     assert here("decode", str(root), "--rows", "0:2", "--out", str(root / "out")).returncode == 0
@@ -334,7 +336,7 @@ def check_a_root_that_borrows(lender: Path, root: Path, command: list[str]) -> N
 
 @pytest.mark.server
 def test_more_bad_images_than_allowed_fail_the_run_in_one_line(tmp_path: Path) -> None:
-    """Prefect's own lines tell what ran; the error itself stands once, without a traceback."""
+    """Beside Prefect's log the error is printed once, without a traceback."""
     images, root = tmp_path / "images", tmp_path / "root"
     write_digits(images, damaged="train/3/damaged.png")
     for label in range(10):

@@ -1,4 +1,4 @@
-"""`functa sample`, `classify` and `decode` on a root of a moment's training: what they promise, what they refuse."""
+"""`functa sample`, `classify` and `decode` on a briefly trained root: what they promise and what they refuse."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from functa.tasks.config import SampleRequest
 from functa.tasks.inference import png, sample_images
 from functa.tasks.inputs.pictures import as_uint8
 from functa.tasks.trained import field_of, load_classifier, logits_of
-from tests.helpers.flows.command import here, told
+from tests.helpers.flows.command import error_line, here
 from tests.helpers.flows.trained_root import trained_root
 
 PIXELS = 100  # that an image may have, in the root's config
@@ -39,35 +39,35 @@ def root(ledger: Ledger) -> Path:
 
 
 def drawn(root: Path, out: Path, *options: str) -> tuple[list[bytes], str]:
-    """The PNG files of three samples, and what was said of them."""
+    """Return the PNG files of three samples, and what was printed."""
     done = here("sample", str(root), "--count", "3", "--out", str(out), *options)
     assert done.returncode == 0, done.stderr
     return [path.read_bytes() for path in sorted(out.glob("sample-*.png"))], done.stdout
 
 
-def test_samples_are_drawn_as_the_roots_own_config_says(root: Path, tmp_path: Path) -> None:
-    """The model is another root's, which draws in another manner."""
+def test_samples_are_drawn_with_the_settings_of_the_root(root: Path, tmp_path: Path) -> None:
+    """The model is another root's, whose settings differ."""
     guided = ("diffusion.process.guidance=20", "diffusion.process.sampling_steps=6")
-    borrower = trained_root(tmp_path / "borrower", *OVERRIDES, *guided, lender=root)
+    reusing = trained_root(tmp_path / "reusing", *OVERRIDES, *guided, lender=root)
     theirs, how = drawn(root, tmp_path / "theirs")
     assert "(ddpm, 4 steps, guidance 1)" in how
     asked, _ = drawn(root, tmp_path / "asked", "--guidance", "20", "--steps", "6")
-    ours, how = drawn(Path(borrower.root), tmp_path / "ours")
+    ours, how = drawn(Path(reusing.root), tmp_path / "ours")
     assert "(ddpm, 6 steps, guidance 20)" in how
     assert ours == asked
     assert not set(ours) & set(theirs)
 
 
-def test_the_manner_of_the_last_evaluation_is_the_roots(root: Path, tmp_path: Path) -> None:
-    """Also where the record of training tells of another one: roots of before did not write their own there."""
+def test_the_settings_of_the_last_evaluation_are_used(root: Path, tmp_path: Path) -> None:
+    """Also where the record of training has other settings: older roots did not write their own there."""
     guided = trained_root(tmp_path / "root", *OVERRIDES, "diffusion.process.guidance=7", lender=root)
     with guided.working("evaluate"):
         pass
-    lent = read_record(open_location(str(root)), "train_diffusion")
+    original = read_record(open_location(str(root)), "train_diffusion")
     taken = read_record(guided.location, "train_diffusion")
-    assert lent is not None
+    assert original is not None
     assert taken is not None
-    write_record(guided.location, taken.model_copy(update={"pipeline": lent.pipeline}))
+    write_record(guided.location, taken.model_copy(update={"pipeline": original.pipeline}))
     assert "guidance 7)" in drawn(tmp_path / "root", tmp_path / "out")[1]
 
 
@@ -90,7 +90,7 @@ def test_sampler_and_steps_can_be_chosen(root: Path, tmp_path: Path) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_a_model_cannot_do_is_told_before_anything_is_drawn(
+def test_what_a_model_cannot_do_is_reported_before_anything_is_drawn(
     overrides: list[str], options: list[str], line: str, root: Path, tmp_path: Path
 ) -> None:
     """Drawing a million would take hours."""
@@ -98,18 +98,18 @@ def test_what_a_model_cannot_do_is_told_before_anything_is_drawn(
         trained_root(tmp_path / "root", *OVERRIDES, "diffusion.steps=1", *overrides, lender=root)
         root = tmp_path / "root"
     done = here("sample", str(root), "--count", "1000000", "--out", str(tmp_path / "out"), *options)
-    assert line in told(done, 1)
+    assert line in error_line(done, 1)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", [["sample", "--count", "1000000"], ["decode"]], ids=str)
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_made(
+def test_a_folder_that_cannot_be_written_is_reported_before_any_work(
     command: list[str], root: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         done = here(command[0], str(root), *command[1:], "--out", str(out))
-        assert f"{out}: cannot be written" in told(done, 1)
+        assert f"{out}: cannot be written" in error_line(done, 1)
 
 
 def test_a_model_that_never_dropped_a_label_and_one_without_labels_draw(root: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_sheet_shows_the_first_256_and_a_sample_is_the_same_in_any_batch(root:
         assert np.abs(few - many).max() <= 1  # a batch's arithmetic, rounded
 
 
-def test_what_is_drawn_before_an_interruption_stands(
+def test_what_is_drawn_before_an_interruption_remains(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample_images, "SAMPLE_BATCH", 4)
@@ -151,7 +151,7 @@ def test_what_is_drawn_before_an_interruption_stands(
     assert seen == [(1, 20), (2, 20), (3, 20), (4, 20), (5, 20)]
 
 
-def test_an_interrupted_command_says_where_its_images_are(
+def test_an_interrupted_command_prints_where_its_images_are(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -159,7 +159,9 @@ def test_an_interrupted_command_says_where_its_images_are(
 
     monkeypatch.setattr(png, "save_png", interrupted)
     for command in ("sample", "decode"):
-        assert f"images made so far are in {tmp_path}" in told(here(command, str(root), "--out", str(tmp_path)), 130)
+        assert f"images made so far are in {tmp_path}" in error_line(
+            here(command, str(root), "--out", str(tmp_path)), 130
+        )
 
 
 def test_decoding_reads_the_shards_of_its_rows_alone(root: Path, tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_decoding_reads_the_shards_of_its_rows_alone(root: Path, tmp_path: Path)
     written = sorted((tmp_path / "out").iterdir())
     assert [path.name for path in written] == [f"test-{row:06d}.png" for row in range(60, 70)]
     np.testing.assert_array_equal(np.stack([np.asarray(Image.open(path)) for path in written]), expected)
-    assert plan.path in told(here("decode", str(copy), "--rows", "100:129", "--out", str(tmp_path / "out")), 1)
+    assert plan.path in error_line(here("decode", str(copy), "--rows", "100:129", "--out", str(tmp_path / "out")), 1)
 
 
 def write_digits(ledger: Ledger, folder: Path, count: int) -> list[str]:
@@ -226,16 +228,16 @@ def test_what_cannot_be_read_is_a_row_and_nothing_else_suffers(ledger: Ledger, r
 
 def test_a_folder_without_images_and_one_that_is_not_there_are_two_faults(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no image is there (.png" in told(here("classify", str(root), str(tmp_path / "empty")), 1)
+    assert "no image is there (.png" in error_line(here("classify", str(root), str(tmp_path / "empty")), 1)
     for place in (str(tmp_path / "none"), f"file://{tmp_path}/none"):
-        assert f"{place}: no such folder or file" in told(here("classify", str(root), place), 1)
+        assert f"{place}: no such folder or file" in error_line(here("classify", str(root), place), 1)
 
 
 def test_a_stage_that_the_run_does_not_have_is_named(root: Path, tmp_path: Path) -> None:
     without = ("classifier=null", "diffusion=null")
     trained_root(tmp_path / "root", *OVERRIDES[2:], *without, lender=root, stages=("meta_train", "encode"))
     for command, section in ((["classify", str(tmp_path)], "classifier"), (["sample", "--out", "x"], "diffusion")):
-        line = told(here(command[0], str(tmp_path / "root"), *command[1:]), 1)
+        line = error_line(here(command[0], str(tmp_path / "root"), *command[1:]), 1)
         assert f"its run has {section}=null, so train-{section} is not part of it" in line
 
 
@@ -257,6 +259,6 @@ def test_models_of_other_latents_are_refused_and_later_commits_are_as_good(
         assert record is not None
         write_record(other.location, record.model_copy(update={"output": f"{root}/{record.output}"}))
     for command in (["classify", str(tmp_path / "digits")], ["sample", "--out", str(tmp_path / "refused")]):
-        line = told(here(command[0], other.root, *command[1:]), 1)
+        line = error_line(here(command[0], other.root, *command[1:]), 1)
         assert "trained on a functaset of another fingerprint (quantization.bits" in line
     assert not (tmp_path / "refused").exists()

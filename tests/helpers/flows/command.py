@@ -1,4 +1,4 @@
-"""The command as the tests call it: within their process, or as a person does."""
+"""Run the command as tests do, within their process, or as a person does."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ PROJECT = Path(__file__).parents[3]
 
 
 def here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command within this process, which has torch loaded: for what depends on nothing but its words and status."""
+    """Run the command in this process, which has torch loaded: for tests of its output and status alone."""
     out, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
         patch.chdir(PROJECT)
@@ -25,7 +25,7 @@ def here(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def functa(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """The command as a person runs it, in a process of its own."""
+    """Run the command as a person does, in a process of its own."""
     code = "from functa.flows.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -33,8 +33,8 @@ def functa(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-def told(done: subprocess.CompletedProcess[str], status: int) -> str:
-    """The one line of an error."""
+def error_line(done: subprocess.CompletedProcess[str], status: int) -> str:
+    """Return the one line of an error, after checking that it is the only one."""
     assert done.returncode == status, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
