@@ -1,4 +1,4 @@
-"""The quality gate of a finished run: checked after evaluation, and again whenever everything stands already."""
+"""The quality gate of a finished run: checked after evaluation, and again when a run has nothing to do."""
 
 import json
 
@@ -10,38 +10,38 @@ from functa.tasks.evaluation.gate import verdicts
 
 
 class GateFailed(FunctaError):
-    """A figure does not keep the threshold that the config sets: the stages stand, the run fails."""
+    """A figure misses the threshold that the config sets: the run fails, its stages remain finished."""
 
 
 def check_gate(ledger: Ledger) -> None:
-    """Raises GateFailed, naming each figure, its threshold and the report.
+    """Raise GateFailed, naming each figure, its threshold and the report.
 
-    The report tells the verdict of the gate that was asked last: where that is another one than it was written with,
-    it is written anew. No stage is touched.
+    The report shows the verdict of the latest gate: it is written again if the gate has changed since. No stage is run
+    again.
     """
     record = ledger.require("evaluate")
     gate = ledger.config.gate.model_dump(mode="json")
-    _tell_in_report(ledger, ledger.output(record), gate)
+    _show_in_report(ledger, ledger.output(record), gate)
     broken = [verdict.explain() for verdict in verdicts(gate, record.figures) if not verdict.passed]
     if broken:
         raise GateFailed(f"{'; '.join(broken)}; report: {ledger.location.uri}/report.html")
 
 
-def _tell_in_report(ledger: Ledger, run: str, gate: dict[str, float | None]) -> None:
+def _show_in_report(ledger: Ledger, run: str, gate: dict[str, float | None]) -> None:
     before = json.loads(open_location(run).read("run.json"))["config"].get("gate") or {}
-    if _asked(before) == _asked(gate):
+    if _thresholds(before) == _thresholds(gate):
         return
     from functa.flows.jobs import pixel_classifier_place
     from functa.tasks.report.run_folder import load_folder, write_run
 
     folder = load_folder(run)
-    standing = {stage: ledger.standing(stage) for stage in folder.outputs if stage in STAGES}
-    outputs = {stage: ledger.output(record) for stage, record in standing.items() if record is not None}
+    records = {stage: ledger.standing(stage) for stage in folder.outputs if stage in STAGES}
+    outputs = {stage: ledger.output(record) for stage, record in records.items() if record is not None}
     outputs["pixel_classifier"] = pixel_classifier_place(ledger)
-    # Where they are now: a root may have been moved or copied since its run was described.
+    # Their present locations: a root may have been moved or copied since its run was described.
     places = {"root": ledger.root, "run": run, "outputs": outputs}
     write_run(folder.model_copy(update=places | {"config": folder.config | {"gate": gate}}))
 
 
-def _asked(gate: dict[str, float | None]) -> dict[str, float]:
+def _thresholds(gate: dict[str, float | None]) -> dict[str, float]:
     return {key: value for key, value in gate.items() if value is not None}
