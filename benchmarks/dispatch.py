@@ -17,18 +17,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
+if TYPE_CHECKING:
+    from functa.tasks.encoding.plan import EncodeJob, ShardGroup
+
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "WARNING"}
 Stats = list[dict[str, Any]]
+
+Groups = Sequence["ShardGroup"]
 SHARDS = 4  # in a group
 SIDES = ("bare", "two workers", "one worker")
 WORKERS = 2
@@ -53,15 +58,15 @@ class Work:
             images=config.images, encode=config.encode, field=str(folder / "field"), field_digest="d",
             functaset=str(folder / "planned"), device="cpu",
         )  # fmt: skip
-        planned = plan(self.job).model_dump(mode="json")
-        self.groups = [group for group in planned["groups"] if group["split"] == "train"]
+        planned = plan(self.job)
+        self.groups = [group for group in planned.groups if group.split == "train"]
 
     @contextmanager
-    def copy(self) -> Iterator[tuple[dict[str, Any], Path]]:
+    def copy(self) -> Iterator[tuple["EncodeJob", Path]]:
         """A job on a functaset of its own, of which nothing is encoded yet."""
         store = self.folder / "copy"
         shutil.copytree(self.folder / "planned", store)
-        yield self.job.model_copy(update={"functaset": str(store)}).model_dump(mode="json"), store
+        yield self.job.model_copy(update={"functaset": str(store)}), store
         shutil.rmtree(store)
 
 
@@ -82,29 +87,36 @@ def _draw(folder: Path, options: argparse.Namespace, count: int) -> None:
 def _field(folder: Path, config: Any) -> None:
     """A field of one step: how fast it encodes does not depend on what it learnt."""
     from functa.tasks.training import meta_train
+    from functa.tasks.training_jobs import MetaTrainJob
 
     once = {"steps": 1, "warmup": 0, "batch": 1, "validation_images": 0, "patches_per_image": None}
     sections = {"images": config.images, "field": config.field, "inner": config.inner}
     training = config.meta_train.model_copy(update=once)
-    job = meta_train.MetaTrainJob(
+    job = MetaTrainJob(
         seed=0, device="cpu", output=str(folder), digest="d", meta_train=training, **sections
     )  # fmt: skip
     meta_train.run(job, emit=lambda _: None)
 
 
-def encode_bare(request: dict[str, Any]) -> Stats:
+def encode_bare(job: "EncodeJob", groups: Groups, images: int) -> Stats:
     """The groups one after the other, in this process."""
     from functa.tasks.encoding.encode import encode_group
+
+    return [encode_group(job, group, images, run="bare") for group in groups]
+
+
+def encode_bare_from(text: str) -> Stats:
+    """As encode_bare, of a line of JSON."""
     from functa.tasks.encoding.plan import EncodeJob, ShardGroup
 
-    job = EncodeJob.model_validate(request["job"])
-    groups = [ShardGroup.model_validate(group) for group in request["groups"]]
-    return [encode_group(job, group, request["images"], run="bare") for group in groups]
+    given = json.loads(text)
+    groups = [ShardGroup.model_validate(group) for group in given["groups"]]
+    return encode_bare(EncodeJob.model_validate(given["job"]), groups, given["images"])
 
 
-def side_by_side(job: dict[str, Any], groups: Stats, processes: int) -> Stats:
+def side_by_side(job: "EncodeJob", groups: Groups, processes: int) -> Stats:
     """Bare processes of one thread, which share the groups out beforehand."""
-    images = sum(group["images"] for group in groups)
+    images = sum(group.images for group in groups)
     shares = [groups[number::processes] for number in range(processes)]
     children = [
         subprocess.Popen(
@@ -115,7 +127,8 @@ def side_by_side(job: dict[str, Any], groups: Stats, processes: int) -> Stats:
     ]  # fmt: skip
     for child, share in zip(children, shares):
         assert child.stdin
-        child.stdin.write(json.dumps({"job": job, "groups": share, "images": images}))
+        described = [group.model_dump(mode="json") for group in share]
+        child.stdin.write(json.dumps({"job": job.model_dump(mode="json"), "groups": described, "images": images}))
         child.stdin.close()
     stats: Stats = [{}] * len(groups)
     for number, child in enumerate(children):
@@ -127,17 +140,18 @@ def side_by_side(job: dict[str, Any], groups: Stats, processes: int) -> Stats:
     return stats
 
 
-def through_prefect(job: dict[str, Any], groups: Stats, runner: str, workers: int) -> tuple[Stats, float]:
+def through_prefect(job: "EncodeJob", groups: Groups, runner: str, workers: int) -> tuple[Stats, float]:
     """The `encode` flow's own map over groups, within a flow; and the seconds that it took in all."""
     from prefect import flow
 
     from functa.flows.stages import encode_groups
     from functa.tasks.config import DispatchConfig
+    from functa.tasks.encoding.plan import Planned
 
     @flow(persist_result=False)
     def encode() -> tuple[Stats, float]:
         begun = time.monotonic()
-        planned = {"groups": groups, "fragments": sorted({group["fragment"] for group in groups})}
+        planned = Planned(groups=tuple(groups), fragments=tuple(sorted({group.fragment for group in groups})))
         stats = encode_groups(job, planned, DispatchConfig(runner=runner, workers=workers))
         return stats, time.monotonic() - begun
 
@@ -154,13 +168,13 @@ def server() -> Iterator[None]:
         yield
 
 
-def lanes(stats: Stats, groups: Stats, store: Path) -> list[list[tuple[float, int]]]:
+def lanes(stats: Stats, groups: Groups, store: Path) -> list[list[tuple[float, int]]]:
     """Return each worker's (seconds since the epoch, images so far) after every shard, by the receipts' times."""
     found: list[list[tuple[float, int]]] = []
     for each, group in sorted(zip(stats, groups), key=lambda pair: pair[0]["begun"]):
         ends = sorted(
-            (store / "fragments" / group["fragment"] / "receipts" / f"{shard:06d}.0.json").stat().st_mtime
-            for shard in group["shards"]
+            (store / "fragments" / group.fragment / "receipts" / f"{shard:06d}.0.json").stat().st_mtime
+            for shard in group.shards
         )
         free = [lane for lane in found if lane[-1][0] <= each["begun"]]
         if free:
@@ -252,8 +266,8 @@ def measure_empty(folder: Path, options: argparse.Namespace) -> list[dict[str, A
     """A row for each runner: seconds per group that is written already, by the number of groups."""
     counts = sorted(map(int, options.empty.split(",")))
     work = Work(folder, argparse.Namespace(**vars(options) | {"eager": True}), 4, counts[-1], 1)
-    job = work.job.model_dump(mode="json")
-    encode_bare({"job": job, "groups": work.groups, "images": 1})
+    job = work.job
+    encode_bare(job, work.groups, 1)
     found: dict[str, dict[int, list[dict[str, float]]]] = {}
     with server():
         for _ in range(options.alternations):
@@ -311,7 +325,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     options = arguments()
     if options.bare:
-        print(json.dumps(encode_bare(json.load(sys.stdin))))
+        print(json.dumps(encode_bare_from(sys.stdin.read())))
         return
     measures: list[Callable[[Path, argparse.Namespace], Any]] = [measure_empty, measure_encoding]
     rows: list[dict[str, Any]] = []

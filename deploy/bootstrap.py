@@ -1,6 +1,6 @@
 """Create what the server at PREFECT_API_URL needs: work pool, queues, limit, deployments, the watch over dead runs.
 
-python -m functa.deploy.bootstrap [--root URI] [--gpus N] [--cron EXPRESSION]     (from the project's folder)
+python -m functa.deploy.bootstrap [--root URI] [--gpus N] [--cron EXPRESSION]
 
 Run twice, it changes nothing. `functa up` does it by itself.
 """
@@ -35,10 +35,11 @@ from prefect.utilities.templating import apply_values
 from functa.flows.config.load import load_config
 from functa.flows.server.api import GPU_LIMIT, absolute
 from functa.storage.errors import FunctaError, one_line
+from functa.tasks.stage_table import STAGES
 
-PROJECT = Path(__file__).resolve().parents[1]
+PREFECT_FILE = Path(__file__).with_name("prefect.yaml")
 
-PREFECT_FILE = PROJECT / "deploy" / "prefect.yaml"
+SET_FOLDER = "prefect.deployments.steps.set_working_directory"
 
 POOL_TYPES = ("process", "docker", "kubernetes")
 
@@ -61,7 +62,7 @@ class Place:
     gpus: int | None = None
     at_least: bool = False  # more slots than gpus stay
     cron: str = NIGHTLY
-    project: str = str(PROJECT)  # where the checkout lies on the workers
+    folder: str | None = None  # working folder of runs, for relative locations in a config; None: the worker's own
     pool_type: str = "process"
     job_template: Path | None = None
 
@@ -95,12 +96,25 @@ def bootstrap(place: Place) -> dict[str, list[str]]:
 
 
 def render(document: dict[str, Any], place: Place) -> dict[str, Any]:
-    """prefect.yaml with this machine's folders, and the preset as `config` parameter of those that have one."""
-    os.environ["FUNCTA_PROJECT"] = place.project
+    """Return prefect.yaml filled in: the root, the schedule, the preset as `config`, a deployment for each stage."""
     os.environ["FUNCTA_ROOT"] = place.root
     os.environ["FUNCTA_CRON"] = place.cron
-    config = load_config(document["definitions"]["preset"]).model_dump(mode="json")
-    return cast(dict[str, Any], apply_values(document, {"config": config}, remove_notset=False))
+    pools = document["definitions"]
+    deployments: list[dict[str, Any]] = []
+    for block in document["deployments"]:
+        if block["name"] != "{{ command }}":
+            deployments.append(block)
+            continue
+        for stage in STAGES.values():
+            values = {"command": stage.command, "entrypoint": stage.entrypoint, "summary": stage.summary}
+            values |= {"work_pool": pools[stage.queue]}
+            deployments.append(apply_values(block, values, remove_notset=False))
+    config = load_config(pools["preset"]).model_dump(mode="json")
+    pull = [] if place.folder is None else [{SET_FOLDER: {"directory": place.folder}}]
+    filled = apply_values(
+        document | {"deployments": deployments, "pull": pull}, {"config": config}, remove_notset=False
+    )
+    return cast(dict[str, Any], filled)
 
 
 def create_pool(client: SyncPrefectClient, place: Place, pool: str, queues: list[str]) -> None:
@@ -175,7 +189,7 @@ def deploy(document: dict[str, Any]) -> None:
         rendered = Path(folder) / "prefect.yaml"
         rendered.write_text(yaml.safe_dump(document, sort_keys=False))
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(rendered)]
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise BootstrapError(f"prefect deploy failed: {last_line(done.stderr) or last_line(done.stdout)}")
 
@@ -189,16 +203,16 @@ def last_line(text: str) -> str:
 def main() -> int:
     """Exit status 0 done, 1 the server, 2 the arguments or the preset."""
     parser = argparse.ArgumentParser(prog="python -m functa.deploy.bootstrap", description=__doc__.splitlines()[0])
-    parser.add_argument("--root", default=str(PROJECT / "functa-runs" / "digits"), help="where runs go by default")
+    parser.add_argument("--root", default="functa-runs/digits", help="where runs go by default")
     parser.add_argument("--gpus", type=positive, help="slots of the limit, one for each device (new: 1)")
     parser.add_argument("--at-least", action="store_true", help="never fewer slots than there are")
     parser.add_argument("--cron", type=schedule, default=NIGHTLY, help="when to look for new images, in UTC")
     parser.add_argument("--type", choices=POOL_TYPES, default="process", help="of the work pool")
-    parser.add_argument("--project", default=str(PROJECT), help="where the checkout lies on the workers")
+    parser.add_argument("--folder", help="working folder of runs on the workers, for relative locations in a config")
     parser.add_argument("--job-template", type=template, help="a JSON file: the work pool's base job template")
     given = parser.parse_args()
     place = Place(
-        absolute(given.root), given.gpus, given.at_least, given.cron, given.project, given.type, given.job_template
+        absolute(given.root), given.gpus, given.at_least, given.cron, given.folder, given.type, given.job_template
     )
     try:
         made = bootstrap(place)

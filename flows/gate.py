@@ -2,11 +2,11 @@
 
 import json
 
-from functa.flows.config.digests import STAGES
 from functa.flows.ledger import Ledger
 from functa.storage.errors import FunctaError
 from functa.storage.places.address import open_location
 from functa.tasks.evaluation.gate import verdicts
+from functa.tasks.stage_table import STAGES
 
 
 class GateFailed(FunctaError):

@@ -1,10 +1,10 @@
-"""From config and ledger to the jobs that tasks are given: URIs, sections of the config, digests. All JSON."""
+"""Make the jobs that tasks receive from config and ledger: URIs, sections of the config, digests."""
 
 from contextlib import suppress
 from typing import Any
 
 from functa.flows.config.command import command_line
-from functa.flows.config.digests import OPTIONAL, STAGES, digest, seed_of, settings, stages_of
+from functa.flows.config.digests import digest, seed_of, settings, stages_of
 from functa.flows.config.estimate import parameters
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger, images_digest, now
@@ -20,12 +20,8 @@ from functa.tasks.evaluation.generation.distances import reference_labels
 from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_of
 from functa.tasks.inference.sample import SampleJob
 from functa.tasks.report.run_folder import RunFolder
-from functa.tasks.training.classifier import ClassifierJob
-from functa.tasks.training.diffusion import DiffusionJob
-from functa.tasks.training.meta_train import MetaTrainJob
-from functa.tasks.training.pixel_classifier import PixelClassifierJob
-
-Job = dict[str, Any]
+from functa.tasks.stage_table import STAGES
+from functa.tasks.training_jobs import ClassifierJob, DiffusionJob, MetaTrainJob, PixelClassifierJob
 
 KEPT_ASIDE = (
     "info",
@@ -37,45 +33,46 @@ KEPT_ASIDE = (
 )  # of a record's figures, not figures of the run
 
 
-def meta_train_job(ledger: Ledger, record: StageRecord) -> Job:
+def meta_train_job(ledger: Ledger, record: StageRecord) -> MetaTrainJob:
     """The field's training run."""
     config = ledger.config
     return MetaTrainJob(
         seed=config.seed, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
         device=config.dispatch.device, devices=config.dispatch.devices, output=ledger.output(record),
         digest=ledger.digest("meta_train"),
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
 
 
-def encode_job(ledger: Ledger, record: StageRecord) -> Job:
+def encode_job(ledger: Ledger, record: StageRecord, **options: bool) -> EncodeJob:
     """The encoding of all images."""
     field = ledger.require("meta_train")
     return EncodeJob(
         images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
         field_digest=field.output_digest, functaset=ledger.output(record), device=ledger.config.dispatch.device,
-    ).model_dump(mode="json")  # fmt: skip
+        **options,
+    )  # fmt: skip
 
 
-def classifier_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> Job:
+def classifier_job(ledger: Ledger, record: StageRecord) -> ClassifierJob:
     """The classifier's training run."""
-    config = ledger.config
+    config, functaset = ledger.config, ledger.require("encode")
     version, name = _commit_to_train_on(ledger, record, functaset)
     return ClassifierJob(
         seed=seed_of(config, record.stage), classifier=config.classifier, functaset=ledger.output(functaset),
         classes=len(classes(ledger)), class_names=tuple(classes(ledger)), device=config.dispatch.device,
         devices=config.dispatch.devices, output=ledger.output(record), version=version, digest=name,
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
 
 
-def diffusion_job(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> Job:
+def diffusion_job(ledger: Ledger, record: StageRecord) -> DiffusionJob:
     """The diffusion model's training run."""
-    config = ledger.config
+    config, functaset = ledger.config, ledger.require("encode")
     version, name = _commit_to_train_on(ledger, record, functaset)
     return DiffusionJob(
         seed=seed_of(config, record.stage), diffusion=config.diffusion, functaset=ledger.output(functaset),
         classes=len(classes(ledger)), device=config.dispatch.device, devices=config.dispatch.devices,
         output=ledger.output(record), version=version, digest=name,
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
 
 
 def _commit_to_train_on(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> tuple[int, str]:
@@ -96,11 +93,11 @@ def _commit_to_train_on(ledger: Ledger, record: StageRecord, functaset: StageRec
 
 def stale_models(ledger: Ledger) -> list[str]:
     """Stages whose model was trained once, and does not stand any more."""
-    trained = [stage for stage in stages_of(ledger.config) if stage in OPTIONAL]
+    trained = [stage for stage in stages_of(ledger.config) if STAGES[stage].trains]
     return [stage for stage in trained if read_record(ledger.location, stage) and ledger.standing(stage) is None]
 
 
-def evaluation_job(ledger: Ledger, run: str) -> Job:
+def evaluation_job(ledger: Ledger, run: str) -> EvaluationJob:
     """What the evaluators of one run are given: outputs of the stages that stand."""
     config, standing = ledger.config, _standing(ledger)
     outputs = {stage: ledger.output(record) for stage, record in standing.items()}
@@ -110,10 +107,10 @@ def evaluation_job(ledger: Ledger, run: str) -> Job:
         functaset=outputs["encode"], field=outputs["meta_train"], classifier=outputs.get("train_classifier", ""),
         diffusion=outputs.get("train_diffusion", ""), output=run, device=config.dispatch.device,
         pixel_classifier=pixel_classifier_place(ledger), sampling=_sampling(config),
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
 
 
-def _sampling(config: PipelineConfig) -> Job:
+def _sampling(config: PipelineConfig) -> dict[str, Any]:
     """Return how samples are drawn: distances of one sampler are not another's."""
     if config.diffusion is None:
         return {}
@@ -139,7 +136,7 @@ def _pixel_classifier_digest(config: PipelineConfig) -> str:
     return digest({"config": chosen, "images": images_digest(images), "classes": images.classes})
 
 
-def pixel_classifier_job(ledger: Ledger, job: Job) -> Job:
+def pixel_classifier_job(ledger: Ledger, output: str) -> PixelClassifierJob:
     """The feature space of Frechet distances: images and its own config decide it.
 
     Its seed is its own: runs of several seeds are measured in one space.
@@ -148,16 +145,16 @@ def pixel_classifier_job(ledger: Ledger, job: Job) -> Job:
     return PixelClassifierJob(
         seed=config.evaluation.pixel_classifier.seed, images=config.images,
         pixel_classifier=config.evaluation.pixel_classifier,
-        device=config.dispatch.device, devices=config.dispatch.devices, output=job["pixel_classifier"],
+        device=config.dispatch.device, devices=config.dispatch.devices, output=output,
         digest=_pixel_classifier_digest(config),
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
 
 
-def sample_jobs(ledger: Ledger, job: Job, pictures_only: bool) -> tuple[list[Job], list[int] | None]:
+def sample_jobs(ledger: Ledger, job: EvaluationJob, pictures_only: bool) -> tuple[list[SampleJob], list[int] | None]:
     """Return slices of the samples that are compared, or of a few to look at; and all labels (None: unconditional)."""
     config = ledger.config
     diffusion = config.diffusion
-    assert diffusion is not None  # no job["diffusion"] without one
+    assert diffusion is not None  # no job.diffusion without one
     labels = None
     training = open_images(config.images).split("train").labels
     wanted = config.evaluation.shown if pictures_only else config.evaluation.samples
@@ -167,7 +164,7 @@ def sample_jobs(ledger: Ledger, job: Job, pictures_only: bool) -> tuple[list[Job
     return _slices(ledger, job, labels, count, "samples"), labels
 
 
-def draw_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int]]:
+def draw_jobs(ledger: Ledger, job: EvaluationJob) -> tuple[list[SampleJob], list[int]]:
     """Slices of the samples of each class that Table 7 counts, and all labels; empty where those for distances do."""
     diffusion, memorization = ledger.config.diffusion, ledger.config.evaluation.memorization
     each = None if memorization is None else memorization.draws_per_class
@@ -178,25 +175,24 @@ def draw_jobs(ledger: Ledger, job: Job) -> tuple[list[Job], list[int]]:
     return _slices(ledger, job, labels, len(labels), "draws"), labels
 
 
-def _slices(ledger: Ledger, job: Job, labels: list[int] | None, count: int, folder: str) -> list[Job]:
+def _slices(ledger: Ledger, job: EvaluationJob, labels: list[int] | None, count: int, folder: str) -> list[SampleJob]:
     """`count` samples, so many per dispatched task, into this folder of the run."""
     config = ledger.config
     assert config.diffusion is not None
     size = config.evaluation.slice
     return [
         SampleJob(
-            denoiser=job["diffusion"], process=config.diffusion.process, seed=seed_of(config, "evaluate"), start=start,
+            denoiser=job.diffusion, process=config.diffusion.process, seed=seed_of(config, "evaluate"), start=start,
             labels=None if labels is None else tuple(labels[start : start + size]),
             count=min(size, count - start), batch=config.evaluation.batch, device=config.dispatch.device,
-            output=f"{job['output']}/{folder}",
-        ).model_dump(mode="json")
+            output=f"{job.output}/{folder}",
+        )
         for start in range(0, count, size)
     ]  # fmt: skip
 
 
-def feature_jobs(ledger: Ledger, job: Job, slices: list[str], labels: list[int] | None) -> list[Job]:
+def feature_jobs(ledger: Ledger, job: EvaluationJob, slices: list[str], labels: list[int] | None) -> list[FeatureJob]:
     """Slices of every set whose features are compared: of the samples, of what stands beside them, of the reference."""
-    evaluation = EvaluationJob.model_validate(job)
     reference = len(open_images(ledger.config.images).split("train"))
     count = min(ledger.config.evaluation.samples, reference)
     jobs = []
@@ -206,13 +202,13 @@ def feature_jobs(ledger: Ledger, job: Job, slices: list[str], labels: list[int] 
             samples = kind == "samples"
             own = [labels[row] for row in part_of(count, part, parts)] if samples and labels is not None else None
             jobs.append(FeatureJob(
-                evaluation=evaluation, kind=kind, part=part, parts=parts, count=count,
+                evaluation=job, kind=kind, part=part, parts=parts, count=count,
                 slices=tuple(slices) if samples else (), labels=None if own is None else tuple(own),
-            ).model_dump(mode="json"))  # fmt: skip
+            ))  # fmt: skip
     return jobs
 
 
-def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: Job) -> Job:
+def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: dict[str, Any]) -> RunFolder:
     """Everything the report is written from. A skipped stage's figures come from its record."""
     finished = _standing(ledger)
     outputs = {stage: ledger.output(r) for stage, r in finished.items()}
@@ -224,12 +220,14 @@ def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: Job) -> 
         outputs=outputs, metrics=_metrics(ledger, finished, measured, record), classes=classes(ledger),
         bad_inputs=encoded["bad_inputs"], created=now(), images_digest=encoded["images_digest"],
         command=command_line(ledger.config, ledger.root, ledger.from_root),
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
 
 
-def _metrics(ledger: Ledger, finished: dict[str, StageRecord], measured: Job, record: StageRecord) -> Job:
+def _metrics(
+    ledger: Ledger, finished: dict[str, StageRecord], measured: dict[str, Any], record: StageRecord
+) -> dict[str, Any]:
     """metrics.json (design section 5): what was measured, and nothing that was not."""
-    figures: Job = dict(measured)
+    figures = dict(measured)
     for stage in finished.values():
         figures |= {k: v for k, v in stage.figures.items() if k not in KEPT_ASIDE}
     encoded = finished["encode"].figures

@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from functa.flows.config.digests import OPTIONAL, digest, inputs_of, stage_config, stages_of
+from functa.flows.config.digests import digest, inputs_of, stage_config, stages_of
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.server.at_work import check_nobody_at_work, current_flow_run
 from functa.storage.errors import FunctaError, StorageError
@@ -21,7 +21,6 @@ from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import newest_metadata
 from functa.storage.runs.stage_records import (
-    OUTPUTS,
     StageRecord,
     check_same_config,
     is_borrowed,
@@ -32,6 +31,7 @@ from functa.storage.runs.stage_records import (
     write_record,
 )
 from functa.tasks.dispatch.child import TrainingFailed
+from functa.tasks.stage_table import STAGES
 
 PACKAGES = ("torch", "prefect", "zarr", "diffusers", "timm", "numpy")
 
@@ -126,14 +126,14 @@ class Ledger:
         """
         records = {name: self.standing(name) for name in inputs_of(self.config, stage)}
         return {
-            name: record.figures.get("choices", record.output_digest) if stage in OPTIONAL else record.output_digest
+            name: record.figures.get("choices", record.output_digest) if STAGES[stage].trains else record.output_digest
             for name, record in records.items()
             if record is not None
         }
 
     def outrun(self, record: StageRecord) -> str:
         """What to add where a model stands that was trained on an older commit than the functaset's newest; or ""."""
-        encoded = read_record(self.location, "encode") if record.stage in OPTIONAL else None
+        encoded = read_record(self.location, "encode") if STAGES[record.stage].trains else None
         newest = encoded.figures.get("info", {}).get("version") if encoded is not None else None
         commit = record.figures.get("commit", newest)
         if commit == newest:
@@ -145,7 +145,7 @@ class Ledger:
         """The finished record of an input stage. Raises MissingInput if it has not run."""
         record = self.standing(stage)
         if record is None:
-            command = stage.replace("_", "-")
+            command = STAGES[stage].command
             raise MissingInput(
                 f"{self.root}: {command} has not finished there; run `functa {command} {self.config.name}` first"
             )
@@ -155,14 +155,15 @@ class Ledger:
         """Raises MissingInput unless this very work was begun here, StageConflict if it was another config's."""
         record = read_record(self.location, stage)
         if record is None:
-            raise MissingInput(f"{self.root}: {stage.replace('_', '-')} has not been run there; run it first")
+            raise MissingInput(f"{self.root}: {STAGES[stage].command} has not been run there; run it first")
         if is_borrowed(record):
             raise MissingInput(f"{self.root}: its {stage} lies in {record.output}; name the root of that with --root")
         check_same_config(self.location, record, stage_config(self.config, stage), strictly=True)
 
     def require_inputs(self, stage: str) -> None:
-        """Raises MissingInput unless what the stage reads has finished. Evaluation takes what there is."""
-        for name in ("meta_train", "encode") if stage == "evaluate" else inputs_of(self.config, stage):
+        """Raise MissingInput unless the stages that it needs have finished."""
+        required = STAGES[stage].required
+        for name in inputs_of(self.config, stage) if required is None else required:
             self.require(name)
 
     def output(self, record: StageRecord) -> str:
@@ -206,7 +207,7 @@ class Ledger:
             pipeline=self.config.model_dump(mode="json"),
             stages=stages_of(self.config),
             inputs=self.inputs(stage),
-            output=OUTPUTS[stage],
+            output=STAGES[stage].output,
             started=now(),
             owner=this_process(),
             device=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
@@ -231,8 +232,8 @@ class Ledger:
             return before.output
         if record.stage == "evaluate":
             return f"runs/{run_id()}"
-        if record.stage == "encode" and self.location.exists(f"{OUTPUTS['encode']}/zarr.json"):
-            if read_root(self.location.child(OUTPUTS["encode"])).fingerprint == encode_fingerprint(self):
+        if record.stage == "encode" and self.location.exists(f"{record.output}/zarr.json"):
+            if read_root(self.location.child(STAGES["encode"].output)).fingerprint == encode_fingerprint(self):
                 return record.output
             # What it holds was made by another field or quantiser; it is not ours to delete.
             return f"functaset-{digest([record.config, record.inputs])[:8]}.zarr"

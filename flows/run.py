@@ -1,6 +1,5 @@
 """Run the pipeline from Python, prepared as the command prepares it."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.gate import check_gate
 from functa.flows.ledger import Ledger
-from functa.flows.server.api import prepare_environment
 
 
 def run(
@@ -54,20 +52,10 @@ def run(
 
 def _run_pipeline(config: PipelineConfig, root: str, from_root: str | None) -> None:
     from functa.flows.config.preflight import preflight
-    from functa.flows.server.embedded import embedded_server
+    from functa.flows.server.session import prefect_session
 
     preflight(config, root, "pipeline")
-    _prepare_prefect()
-    with embedded_server():
+    with prefect_session():
         from functa.flows.pipeline import pipeline
 
         pipeline(root, config=config, from_root=from_root)
-
-
-def _prepare_prefect() -> None:
-    """Apply the command's settings of Prefect, also where the caller imported it before."""
-    prepare_environment()
-    if "prefect" in sys.modules:
-        from prefect.context import refresh_global_settings_context
-
-        refresh_global_settings_context()

@@ -1,8 +1,8 @@
-"""The units of dispatched work: one Prefect task each, around plain functions. Results are small JSON."""
+"""The units of dispatched work: one Prefect task each, around plain functions. Jobs and results are small JSON."""
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,9 +15,17 @@ from functa.tasks.dispatch.child import GivenUp, TrainingFailed, train_in_child
 from functa.tasks.dispatch.fan_out import given_up
 from functa.tasks.dispatch.progress import Lines, Progress, describe_row, time_left
 
+if TYPE_CHECKING:  # loaded where the work is done: a worker process needs only what its own units load
+    from functa.tasks.encoding.plan import EncodeJob, Planned, ShardGroup
+    from functa.tasks.evaluation.bench import EvaluationJob
+    from functa.tasks.evaluation.generation.features import FeatureJob
+    from functa.tasks.inference.sample import SampleJob
+    from functa.tasks.report.run_folder import RunFolder
+    from functa.tasks.training_jobs import TrainingJob
+
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Bad input and a diverged loss stay what they are; a killed process or a lost connection may pass."""
+    """Return whether another try may succeed: after a killed process or a lost connection, not after bad input."""
     try:
         state.result()
     except TransientError:
@@ -32,125 +40,117 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 
 
 def retried(unit: Task[..., Any], dispatch: DispatchConfig) -> Task[..., Any]:
-    """The task with the retries of the config."""
+    """Return the task with the retries of the config."""
     delays = [dispatch.retry_delay * 2**i for i in range(max(1, dispatch.retries))]
     return unit.with_options(retries=dispatch.retries, retry_delay_seconds=delays, retry_condition_fn=worth_retrying)
 
 
 def unit(name: str, run_name: str) -> Any:
-    """A task that keeps nothing in Prefect: receipts and checkpoints are the truth, and pickles a way in."""
+    """Make a task whose result Prefect does not store: receipts and checkpoints are the truth, pickles a risk."""
     return task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)
 
 
-@unit("train", "train {what}")
-def train(job: dict[str, Any], what: str, batch: int, threads: int | None) -> dict[str, Any]:
-    """One training run in a process of its own; its figures. `what` names it to people."""
-    progress = Progress(f"{job['kind'].replace('_', '-')}-progress", f"Training of {what}")
+@unit("train", "train {job.what}")
+def train(job: "TrainingJob", threads: int | None) -> dict[str, Any]:
+    """Run one training in a process of its own; return its figures."""
+    progress = Progress(f"{job.kind.replace('_', '-')}-progress", f"Training of {job.what}")
 
     def on_row(row: dict[str, Any]) -> None:
         if "note" in row:
             progress.note(row["note"])
         else:
-            progress.show(row["step"], row["steps"], describe_row(row, batch))
+            progress.show(row["step"], row["steps"], describe_row(row, job.training.batch))
 
     return train_in_child(job, on_row, threads)
 
 
 @unit("plan-encoding", "plan encoding")
-def plan_encoding(job: dict[str, Any]) -> dict[str, Any]:
-    """Plans fragments and calibrates the quantiser; the shard groups to map over, and what the commit will do."""
-    from functa.tasks.encoding.plan import EncodeJob, plan
+def plan_encoding(job: "EncodeJob") -> "Planned":
+    """Plan fragments and calibrate the quantiser; return the groups of shards and what the commit will do."""
+    from functa.tasks.encoding.plan import plan
 
-    return plan(EncodeJob.model_validate(job)).model_dump(mode="json")
+    return plan(job)
 
 
-@unit("encode-shards", "encode {group[split]} shards {group[shards]}")
-def encode_shards(job: dict[str, Any], group: dict[str, Any], images: int, run: str) -> dict[str, Any]:
-    """Encodes one group of shards; its stats. `images` are those of all groups, `run` a name that these share."""
+@unit("encode-shards", "encode {group.split} shards {group.shards}")
+def encode_shards(job: "EncodeJob", group: "ShardGroup", images: int, run: str) -> dict[str, Any]:
+    """Encode one group of shards; return its stats. `images` counts all groups, which share the name `run`."""
     from functa.tasks.encoding.encode import encode_group
-    from functa.tasks.encoding.plan import EncodeJob, ShardGroup
 
-    todo = ShardGroup.model_validate(group)
-    return encode_group(EncodeJob.model_validate(job), todo, images, Lines().show, run=run, given_up=given_up)
+    return encode_group(job, group, images, Lines().show, run=run, given_up=given_up)
 
 
 @unit("finalise-encoding", "finalise encoding")
-def finalise_encoding(job: dict[str, Any], planned: dict[str, Any]) -> dict[str, Any]:
-    """Commits the fragments; the functaset's info and its bad inputs."""
+def finalise_encoding(job: "EncodeJob", planned: "Planned") -> dict[str, Any]:
+    """Commit the fragments; return the functaset's info and its bad inputs."""
     from functa.tasks.encoding.finalise import finalise
-    from functa.tasks.encoding.plan import EncodeJob, Planned
 
-    return finalise(EncodeJob.model_validate(job), Planned.model_validate(planned))
+    return finalise(job, planned)
+
+
+def _timed(show: Callable[[int, int, str], None], begun: float) -> Callable[[int, int, str], None]:
+    """Show progress with the time left, counted from `begun`. Raises GivenUp once the run has ended."""
+
+    def timed(done: int, total: int, text: str) -> None:
+        if given_up():
+            raise GivenUp(f"{text} when their run ended")
+        show(done, total, f"{text}, {time_left(done, total, done / max(1e-9, time.monotonic() - begun))}")
+
+    return timed
 
 
 def _evaluation_progress() -> Callable[[str, int, int], None]:
-    """Log an evaluator's progress, with the time that each part of its work has left."""
-    lines, begun, reported = Lines(), dict[str, float](), time.monotonic()
+    """Log an evaluator's progress, with the time left for each part of its work."""
+    lines, begun, last = Lines(), dict[str, float](), time.monotonic()
 
     def show(what: str, done: int, total: int) -> None:
-        nonlocal reported
-        if given_up():
+        nonlocal last
+        begun.setdefault(what, last)  # a part begins where the last one ended
+        last = time.monotonic()
+        if done < total:  # Prefect itself logs the end of the task
+            _timed(lines.show, begun[what])(done, total, f"{what}: {done}/{total}")
+        elif given_up():
             raise GivenUp(f"{what}: {done}/{total} were measured when their run ended")
-        seconds = time.monotonic() - begun.setdefault(what, reported)  # a part begins where the last one ended
-        reported = time.monotonic()
-        if done < total:  # Prefect logs the end of the task
-            lines.show(done, total, f"{what}: {done}/{total}, {time_left(done, total, done / max(1e-9, seconds))}")
 
     return show
 
 
 @unit("measure", "measure {name}")
-def measure(name: str, job: dict[str, Any]) -> dict[str, Any]:
+def measure(name: str, job: "EvaluationJob") -> dict[str, Any]:
     """Run one evaluator; return its figures."""
     from prefect import get_run_logger
 
     from functa.tasks.evaluation import evaluators
-    from functa.tasks.evaluation.bench import EvaluationJob, Messages
+    from functa.tasks.evaluation.bench import Messages
 
-    messages = Messages(_evaluation_progress(), get_run_logger().warning)
-    return evaluators.find(name).run(EvaluationJob.model_validate(job), messages)
-
-
-@unit("sample", "{job[count]} samples from number {job[start]}")
-def sample_slice(job: dict[str, Any]) -> str:
-    """One slice of samples; the URI of its file."""
-    from functa.tasks.inference.sample import SampleJob, write_slice
-
-    progress = Progress("sample-progress", f"{job['count']} samples from number {job['start']}")
-    begun = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        if given_up():
-            raise GivenUp(f"{done}/{total} samples were drawn when their run ended")
-        left = time_left(done, total, done / max(1e-9, time.monotonic() - begun))
-        progress.show(done, total, f"{done}/{total} samples drawn, {left}")
-
-    return write_slice(SampleJob.model_validate(job), show)
+    return evaluators.find(name).run(job, Messages(_evaluation_progress(), get_run_logger().warning))
 
 
-@unit("compute-features", "features of {job[kind]}, slice {job[part]}")
-def compute_features(job: dict[str, Any]) -> str:
-    """Features of one slice of a set, as moments that merge; the URI of their file."""
-    from functa.tasks.evaluation.generation.features import FeatureJob, write_features
+@unit("sample", "{job.count} samples from number {job.start}")
+def sample_slice(job: "SampleJob") -> str:
+    """Draw one slice of samples; return the URI of its file."""
+    from functa.tasks.inference.sample import write_slice
 
-    lines, begun, of = Lines(), time.monotonic(), f"{job['kind']}, part {job['part'] + 1} of {job['parts']}"
+    progress = Progress("sample-progress", f"{job.count} samples from number {job.start}")
+    show = _timed(progress.show, time.monotonic())
+    return write_slice(job, lambda done, total: show(done, total, f"{done}/{total} samples drawn"))
 
-    def show(done: int, total: int) -> None:
-        if given_up():
-            raise GivenUp(f"features of {done}/{total} pictures were computed when their run ended")
-        left = time_left(done, total, done / max(1e-9, time.monotonic() - begun))
-        lines.show(done, total, f"{of}: features of {done}/{total} pictures, {left}")
 
-    return write_features(FeatureJob.model_validate(job), show)
+@unit("compute-features", "features of {job.kind}, slice {job.part}")
+def compute_features(job: "FeatureJob") -> str:
+    """Compute features of one slice of a set, as moments that merge; return the URI of their file."""
+    from functa.tasks.evaluation.generation.features import write_features
+
+    part = f"{job.kind}, part {job.part + 1} of {job.parts}"
+    show = _timed(Lines().show, time.monotonic())
+    return write_features(job, lambda done, total: show(done, total, f"{part}: features of {done}/{total} pictures"))
 
 
 @unit("write-report", "write report")
-def write_report(run: dict[str, Any]) -> str:
-    """report.html, metrics.json and the Prefect artifacts; the report's URI."""
+def write_report(folder: "RunFolder") -> str:
+    """Write report.html, metrics.json and the Prefect artifacts; return the report's URI."""
     from functa.tasks.report.artifacts import publish
-    from functa.tasks.report.run_folder import RunFolder, write_run
+    from functa.tasks.report.run_folder import write_run
 
-    folder = RunFolder.model_validate(run)
-    data = write_run(folder)
-    publish(data, folder)
+    publish(write_run(folder), folder)
     return folder.report_uri

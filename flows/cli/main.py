@@ -24,14 +24,15 @@ from functa.flows.cli.arguments import (
 )
 from functa.flows.cli.compare import compare
 from functa.flows.cli.models import classify, decode, sample
+from functa.flows.cli.stages import call_flow, config_and_root, stage_command
 from functa.flows.cli.store import store
 from functa.flows.cli.sweep import sweep
-from functa.flows.config.digests import require_stage
 from functa.flows.config.explain import keys_by_name
 from functa.flows.config.load import load_config
-from functa.flows.config.schema import ConfigError, PipelineConfig
+from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
 from functa.storage.errors import FunctaError, StorageError, one_line
+from functa.tasks.stage_table import STAGES
 
 app = App(
     name="functa",
@@ -48,6 +49,9 @@ app.command(sweep, group=RUN)
 
 for command in (decode, sample, classify):
     app.command(command, group=USE)
+
+for stage in STAGES.values():
+    app.command(stage_command(stage), name=stage.command, group=RUN)
 
 
 def main() -> None:
@@ -85,11 +89,6 @@ def _message(error: Exception, debug: bool) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}" + ("" if debug else " (--debug shows where)")
 
 
-def _config(preset: str, overrides: list[str] | None, root: str | None) -> tuple[PipelineConfig, str]:
-    config = load_config(preset, overrides)
-    return config, root or f"./functa-runs/{config.name}"
-
-
 def _setting_as_option(error: CycloptsError) -> str:
     """Return how to set a setting that was given as an option of its own, or an empty string for other faults."""
     if not isinstance(error, UnknownOptionError) or not any(
@@ -117,13 +116,13 @@ def run(
 
     Without a Prefect API in environment or profile it runs on Prefect's embedded server.
     """
-    config, place = _config(preset, overrides, root)
+    config, place = config_and_root(preset, overrides, root)
     ledger = Ledger(config, place, from_root)
     if ledger.all_standing():
         return _tell(ledger, "everything stands already: nothing to do", gated=True)
     if deployment:
         return _run_deployed(config, place, from_root)
-    _call_flow("pipeline", config, place, from_root)
+    call_flow("pipeline", config, place, from_root)
     return _tell(ledger, "done")
 
 
@@ -140,29 +139,6 @@ def _run_deployed(config: PipelineConfig, root: str, from_root: str | None) -> i
     return 0
 
 
-def _call_flow(name: str, config: PipelineConfig, root: str, from_root: str | None, **how: bool) -> None:
-    from functa.flows.config.preflight import preflight
-
-    preflight(config, root, name)
-    from functa.flows.server.api import prepare_environment
-
-    prepare_environment()
-    from functa.flows.cli.progress import quiet_tracebacks
-
-    quiet_tracebacks()
-    from functa.flows.server.embedded import embedded_server
-
-    with embedded_server():
-        if name == "pipeline":
-            from functa.flows.pipeline import pipeline
-
-            pipeline(root, config=config, from_root=from_root)
-        else:
-            from functa.flows import stages
-
-            getattr(stages, name)(root, config=config, from_root=from_root, **how)
-
-
 def _tell(ledger: Ledger, word: str, gated: bool = False) -> int:
     from functa.flows.cli.tables import print_summary
 
@@ -172,77 +148,6 @@ def _tell(ledger: Ledger, word: str, gated: bool = False) -> int:
 
         check_gate(ledger)
     return 0
-
-
-def _stage(
-    stage: str, preset: str, overrides: list[str] | None, root: str | None, from_root: str | None, **how: bool
-) -> int:
-    config, place = _config(preset, overrides, root)
-    require_stage(config, stage)
-    ledger = Ledger(config, place, from_root)
-    how = {name: True for name, asked in how.items() if asked}
-    standing = None if how else ledger.current(stage, must_ask=True)
-    if standing is not None:
-        print(f"{stage.replace('_', '-')} stands already in {place}: nothing to do{ledger.outrun(standing)}")
-        return 0
-    if how:
-        ledger.require_begun(stage)
-    ledger.require_inputs(stage)
-    _call_flow(stage, config, place, from_root, **how)
-    print(f"{stage.replace('_', '-')}: done, in {place}")
-    return 0
-
-
-@app.command(group=RUN)
-def meta_train(preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None) -> int:
-    """Meta-train the field."""
-    return _stage("meta_train", preset, overrides, root, from_root)
-
-
-@app.command(group=RUN)
-def encode(
-    preset: Preset,
-    *,
-    overrides: Overrides = None,
-    root: Root = None,
-    from_root: FromRoot = None,
-    retry_bad: Annotated[bool, Parameter(help="Try images again that could not be encoded.", negative="")] = False,
-    repair: Annotated[bool, Parameter(help="Encode the images of damaged shards again.", negative="")] = False,
-    retire_lost: Annotated[
-        bool,
-        Parameter(
-            help="Retire the rows of images that are gone, however many; with --repair of changed ones too.",
-            negative="",
-        ),
-    ] = False,
-) -> int:
-    """Encode every image into the functaset; run again: new, changed and gone images alone."""
-    if retry_bad and repair:
-        raise ConfigError("--retry-bad and --repair are two things: one after the other")
-    how = {"retry_bad": retry_bad, "repair": repair, "retire_lost": retire_lost}
-    return _stage("encode", preset, overrides, root, from_root, **how)
-
-
-@app.command(group=RUN)
-def train_classifier(
-    preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None
-) -> int:
-    """Train the classifier on latents."""
-    return _stage("train_classifier", preset, overrides, root, from_root)
-
-
-@app.command(group=RUN)
-def train_diffusion(
-    preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None
-) -> int:
-    """Train the diffusion model on latents."""
-    return _stage("train_diffusion", preset, overrides, root, from_root)
-
-
-@app.command(group=RUN)
-def evaluate(preset: Preset, *, overrides: Overrides = None, root: Root = None, from_root: FromRoot = None) -> int:
-    """Measure what stands, and write the report."""
-    return _stage("evaluate", preset, overrides, root, from_root)
 
 
 @app.command(group=LOOK)

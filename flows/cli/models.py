@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from functa.flows.cli.arguments import Functaset, Json, Split, functaset_of, whole
 from functa.flows.cli.progress import ProgressLine
-from functa.flows.config.digests import OPTIONAL, STAGES
 from functa.flows.config.schema import ConfigError
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.storage.runs.stage_records import read_record
 from functa.tasks.config import SampleRequest
+from functa.tasks.stage_table import STAGES
 
 Resolution = Annotated[
     int | None,
@@ -123,7 +123,7 @@ def check_trained(root: str, stage: str) -> None:
         raise StorageError(f"{root}: no run has been started there; name the root of a run")
     latest = max(records, key=lambda record: record.started)
     if latest.stages and stage not in latest.stages and stage not in [record.stage for record in records]:
-        section, command = OPTIONAL[stage], stage.replace("_", "-")
+        section, command = STAGES[stage].optional_section, STAGES[stage].command
         raise StorageError(
             f"{root}: its run has {section}=null, so {command} is not part of it; "
             f"`functa {command} PRESET --root {root} --set {section}={{}}` trains one with default settings"

@@ -1,10 +1,6 @@
-"""One progress line on standard error, and log output without tracebacks."""
+"""One progress line on standard error."""
 
-import copy
-import logging
-import os
 import time
-from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -55,26 +51,3 @@ class ProgressLine:
             self._live.update(Text(line, no_wrap=True), refresh=True)
         else:
             self._console.print(line, soft_wrap=True)
-
-
-def quiet_tracebacks() -> None:
-    """Keep Prefect's log free of tracebacks unless --debug is given; the run's page in the UI has them."""
-    import prefect.main  # noqa: F401  sets up Prefect's logging
-
-    if os.environ.get("FUNCTA_DEBUG"):
-        return
-    loggers = [logging.getLogger(name) for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs")]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
-        if handler.formatter is not None and "Console" in type(handler).__name__:
-            handler.formatter.format = _without_traceback(handler.formatter.format)  # type: ignore[method-assign]
-
-
-def _without_traceback(render: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:
-    """Render a copy: the handler that sends records to the server leaves the traceback's text in the record."""
-
-    def bare(record: logging.LogRecord) -> str:
-        plain = copy.copy(record)
-        plain.exc_info = plain.exc_text = None
-        return render(plain)
-
-    return bare

@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from functa.flows.config.digests import STAGES
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import StageRecord, ended_unsaid, output_location, output_stands, read_record
+from functa.tasks.stage_table import STAGES
 
 
 def read_status(root: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _state(record: StageRecord, location: Location, damage: list[str]) -> str:
 def _planned(records: dict[str, StageRecord | None]) -> tuple[str, ...]:
     """Return the stages of the run that was started last in the root."""
     begun = [record for record in records.values() if record is not None and record.stages]
-    return max(begun, key=lambda record: record.started).stages if begun else STAGES
+    return max(begun, key=lambda record: record.started).stages if begun else tuple(STAGES)
 
 
 def print_status(root: str, found: dict[str, Any]) -> None:

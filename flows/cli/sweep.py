@@ -122,25 +122,14 @@ def _check_members(plan: "SweepPlan", root: str) -> None:
 
 
 def _call_flow(root: str, asked: dict[str, Any], deployment: bool) -> None:
-    from functa.flows.server.api import prepare_environment
-    from functa.flows.server.embedded import embedded_server
-
-    prepare_environment()
-    from functa.flows.cli.progress import quiet_tracebacks
-
-    quiet_tracebacks()
     if deployment:
-        from functa.flows.server.deployed import on_server
-
-        with on_server():
-            from functa.flows.sweep.flow import sweep as run
-
-            run(root, **asked, deployment=True)
-        return
-    with embedded_server():
+        from functa.flows.server.deployed import on_server as session
+    else:
+        from functa.flows.server.session import prefect_session as session
+    with session():
         from functa.flows.sweep.flow import sweep as run
 
-        run(root, **asked)
+        run(root, **asked, deployment=deployment)
 
 
 def print_sweep(root: str) -> None:

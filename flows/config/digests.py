@@ -1,65 +1,53 @@
-"""The stages of a config, what each reads, and the digests by which finished work is recognised."""
+"""The stages of a config, and the digests by which finished work is recognised."""
 
 import hashlib
 import json
+from graphlib import TopologicalSorter
 from typing import Any
 
 from pydantic import BaseModel
 
 from functa.flows.config.schema import ConfigError, PipelineConfig
-from functa.tasks.config import (
-    SAMPLING_KEYS,
-)
-
-# The sections whose keys decide a stage's result, and the stages whose outputs it reads.
-SECTIONS = {
-    "meta_train": ("seed", "images", "field", "inner", "meta_train"),
-    "encode": ("images", "field", "inner", "encode"),
-    "train_classifier": ("seed", "classifier"),
-    "train_diffusion": ("seed", "diffusion"),
-    "evaluate": ("seed", "images", "diffusion", "evaluation"),
-}
-
-INPUTS = {
-    "meta_train": (),
-    "encode": ("meta_train",),
-    "train_classifier": ("encode",),
-    "train_diffusion": ("encode",),
-    "evaluate": ("meta_train", "encode", "train_classifier", "train_diffusion"),
-}
-
-STAGES = tuple(SECTIONS)
-
-OPTIONAL = {"train_classifier": "classifier", "train_diffusion": "diffusion"}  # stages whose section may be null
-
-# How samples are drawn: decides what is evaluated, not what is trained.
-SAMPLING = tuple(f"diffusion.process.{key}" for key in SAMPLING_KEYS)
+from functa.tasks.stage_table import STAGES
 
 
 def stages_of(config: PipelineConfig) -> tuple[str, ...]:
-    """The stages that this config has, in order: one whose section is null has none."""
-    return tuple(stage for stage in STAGES if stage not in OPTIONAL or getattr(config, OPTIONAL[stage]) is not None)
+    """The stages that this config has, in order: a stage whose optional section is null is left out."""
+    sections = {name: stage.optional_section for name, stage in STAGES.items()}
+    return tuple(name for name, section in sections.items() if not section or getattr(config, section) is not None)
+
+
+def levels(config: PipelineConfig) -> list[list[str]]:
+    """The stages of this config in order of work: those of one level read only earlier ones, and may run together."""
+    sorter = TopologicalSorter({stage: inputs_of(config, stage) for stage in stages_of(config)})
+    sorter.prepare()
+    found: list[list[str]] = []
+    while sorter.is_active():
+        ready = sorter.get_ready()
+        found.append([stage for stage in STAGES if stage in ready])
+        sorter.done(*ready)
+    return found
 
 
 def inputs_of(config: PipelineConfig, stage: str) -> tuple[str, ...]:
     """The stages whose outputs a stage reads, of those that this config has."""
-    return tuple(name for name in INPUTS[stage] if name in stages_of(config))
+    return tuple(name for name in STAGES[stage].inputs if name in stages_of(config))
 
 
 def require_stage(config: PipelineConfig, stage: str) -> None:
     """Raises ConfigError for a stage that this config does not have."""
     if stage not in stages_of(config):
-        section = OPTIONAL[stage]
+        section = STAGES[stage].optional_section
         raise ConfigError(
-            f"{config.name}: has no {stage.replace('_', '-')} stage, its {section} section is null; "
+            f"{config.name}: has no {STAGES[stage].command} stage, its {section} section is null; "
             f"give it one (--set {section}={{}} takes the defaults) or name another preset"
         )
 
 
 def seed_of(config: PipelineConfig, stage: str) -> int:
-    """The seed of a stage: what comes after the functaset may have one of its own, so that seeds share a functaset."""
-    after = stage not in ("meta_train", "encode") and config.training_seed is not None
-    return config.training_seed if after else config.seed  # type: ignore[return-value]
+    """Return the seed of a stage. Those that read the functaset may have their own, so that seeds share a functaset."""
+    own = config.training_seed if "encode" in STAGES[stage].inputs else None
+    return config.seed if own is None else own
 
 
 def chain_digests(config: PipelineConfig) -> dict[str, str]:
@@ -74,14 +62,10 @@ def chain_digests(config: PipelineConfig) -> dict[str, str]:
 def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
     """The keys that decide a stage's result, flat: {"field.width": 128, ...}."""
     flat: dict[str, Any] = {}
-    for section in SECTIONS[stage]:
+    for section in STAGES[stage].sections:
         value = seed_of(config, stage) if section == "seed" else getattr(config, section)
         flat |= settings(value, section) if isinstance(value, BaseModel) else {section: value}
-    if stage == "train_diffusion":
-        return {key: value for key, value in flat.items() if key not in SAMPLING}
-    if stage == "evaluate":  # the model itself is among its inputs, by digest
-        return {key: value for key, value in flat.items() if not key.startswith("diffusion.") or key in SAMPLING}
-    return flat
+    return {key: value for key, value in flat.items() if not STAGES[stage].leaves_out(key)}
 
 
 def settings(model: BaseModel, prefix: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,8 @@ POLL_SECONDS = 2.0
 
 SILENCE_SECONDS = 120
 
+LINE_SECONDS = 60  # between two lines of progress where the output is no terminal
+
 
 def run_deployed(
     config: PipelineConfig, root: str, from_root: str | None = None, console: Console | None = None
@@ -78,11 +80,15 @@ def on_server() -> Iterator[None]:
 
     Raises OperateError as run_deployed.
     """
+    prepare_environment()
     api = find_api()
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
+    from functa.flows.server.session import quiet_console
+
+    quiet_console()
     with temporary_settings({PREFECT_API_URL: api}):
         try:
             with get_client(sync_client=True) as client:
@@ -181,43 +187,90 @@ def run_address(api: str, run_id: "UUID") -> str:
     return f"{base}{path}/runs/flow-run/{run_id}"
 
 
-def follow(client: "SyncPrefectClient", run_id: "UUID", address: str, console: Console) -> "State":
-    """Poll until the run has ended, with a line that says which stages run. A server may be away for a while."""
+class ServerSilent(Exception):
+    """The server has not answered for longer than SILENCE_SECONDS."""
+
+
+def watch(client: "SyncPrefectClient", run_id: "UUID") -> "Iterator[FlowRun | None]":
+    """Yield the run every few seconds, the last time in its final state; None while the server does not answer.
+
+    A server may be away for a while: workers go on without it. Raises ServerSilent.
+    """
     import httpx
 
-    began = heard = time.monotonic()
-    with console.status("") as status:
-        while True:
-            try:
-                run = client.read_flow_run(run_id)
-                status.update(f"{state_name(run)}, {time.monotonic() - began:.0f} s{stages(client, run_id)}")
-                heard = time.monotonic()
-                if run.state is not None and run.state.is_final():
-                    return run.state
-                time.sleep(POLL_SECONDS)
-            except httpx.HTTPError:  # of a proxy before a server that starts again too
-                silence = time.monotonic() - heard
-                if silence > SILENCE_SECONDS:
-                    raise OperateError(f"no answer for {silence:.0f} s; the run may go on: {address}") from None
-                status.update(f"The server has not answered for {silence:.0f} s")
-                time.sleep(POLL_SECONDS)
-            except KeyboardInterrupt:
-                console.print(f"The run goes on; cancel it on its page: {address}", soft_wrap=True, highlight=False)
-                raise SystemExit(130) from None
+    heard = time.monotonic()
+    while True:
+        run: FlowRun | None = None
+        try:
+            run = client.read_flow_run(run_id)
+            heard = time.monotonic()
+        except httpx.HTTPError as error:  # also from a proxy in front of a server that starts again
+            silence = time.monotonic() - heard
+            if silence > SILENCE_SECONDS:
+                raise ServerSilent(
+                    f"the server has not answered for {silence:.0f} s ({type(error).__name__})"
+                ) from None
+        yield run
+        if run is not None and run.state is not None and run.state.is_final():
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def follow(client: "SyncPrefectClient", run_id: "UUID", address: str, console: Console) -> "State":
+    """Show a line for each change of a stage's state, and the newest line of the log; return the run's final state."""
+    import httpx
+
+    console.print("Ctrl-C stops following; the run goes on.", highlight=False)
+    began, states = time.monotonic(), dict[str, str]()
+    printed = began
+    final: State | None = None
+    try:
+        with console.status("") as status:
+            for run in watch(client, run_id):
+                seconds = f"{time.monotonic() - began:.0f} s"
+                if run is None:
+                    status.update(f"The server does not answer; {seconds}")
+                    continue
+                final = run.state
+                with suppress(httpx.HTTPError):  # the next look comes soon
+                    children = _children(client, run_id)
+                    for child in children:
+                        if states.get(child.name) != state_name(child):
+                            states[child.name] = state_name(child)
+                            console.print(f"{child.name}: {states[child.name]}, {seconds}", highlight=False)
+                    line = _newest_line(client, [run_id, *(child.id for child in children)])
+                    status.update(f"{state_name(run)}, {seconds}: {line}")
+                    if line and not console.is_terminal and time.monotonic() - printed > LINE_SECONDS:
+                        printed = time.monotonic()
+                        console.print(f"{line}, {seconds}", highlight=False, markup=False, soft_wrap=True)
+    except ServerSilent as error:
+        raise OperateError(f"{error}; the run may go on: {address}") from None
+    except KeyboardInterrupt:
+        console.print(f"The run goes on; cancel it on its page: {address}", soft_wrap=True, highlight=False)
+        raise SystemExit(130) from None
+    assert final is not None  # what watch yields last
+    return final
 
 
 def state_name(run: "FlowRun") -> str:
-    """Running, Completed, ..."""
+    """Return Running, Completed, ..."""
     return (run.state and run.state.name) or "Pending"
 
 
-def stages(client: "SyncPrefectClient", run_id: "UUID") -> str:
-    """The child runs by state, such as '; encode Running; meta-train Completed'."""
+def _children(client: "SyncPrefectClient", run_id: "UUID") -> "list[FlowRun]":
+    """Return the runs of stages, in the order in which they were created."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 
-    children = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
-    )
-    return "".join(
-        f"; {child.name} {state_name(child)}" for child in sorted(children, key=lambda child: str(child.created))
-    )
+    parent = FlowRunFilterParentFlowRunId(any_=[run_id])
+    found = client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=parent))
+    return sorted(found, key=lambda child: str(child.created))
+
+
+def _newest_line(client: "SyncPrefectClient", runs: "list[UUID]") -> str:
+    """Return the newest line of these runs' logs; empty where there is none yet."""
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.client.schemas.sorting import LogSort
+
+    chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=runs))
+    found = client.read_logs(log_filter=chosen, limit=1, sort=LogSort.TIMESTAMP_DESC)
+    return " ".join(found[0].message.split()) if found else ""

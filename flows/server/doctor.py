@@ -1,4 +1,4 @@
-"""`functa doctor`: what this machine has, what is missing, and what to do about it."""
+"""`functa doctor`: list what this machine has and what is missing, with the fix."""
 
 import platform
 import shutil
@@ -11,11 +11,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+import functa
 from functa.flows.server.api import PORT, absolute, configured_api, healthy, port_fault
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(functa.__file__).parents[1]
 
 LOCK = PROJECT / "requirements.lock"
+
+NO_CHECKOUT = "installed as a package, without a checkout and its requirements.lock"
 
 KEY_PACKAGES = (
     "torch", "torchvision", "numpy", "prefect", "fastapi", "zarr", "numcodecs", "pydantic", "cyclopts",
@@ -29,12 +32,12 @@ FREE_MEMORY = 2 << 30
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. ok: True fine, False to be mended, None works without it."""
+    """One finding. ok: True fine, False to be fixed, None works without it."""
 
     name: str
     ok: bool | None
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 def doctor(root: str = "functa-runs") -> list[Check]:
@@ -75,7 +78,7 @@ def check_torch() -> Check:
 
 
 def check_compiler() -> Check:
-    """What torch.compile needs, by the test that `compile: auto` uses itself."""
+    """The tools of torch.compile, by the test that `compile: auto` uses itself."""
     from functa.models.compute.compilation import missing
     from functa.models.compute.device import choose_device
 
@@ -87,7 +90,7 @@ def check_compiler() -> Check:
 
 
 def check_disk(root: str) -> Check:
-    """Room where runs go; of a place that is not on this machine, whether it can be written to."""
+    """Free space where runs go; for a location elsewhere, whether it can be written to."""
     if root.startswith("s3://"):
         from functa.storage.errors import StorageError
         from functa.storage.places.address import open_location
@@ -122,8 +125,8 @@ def check_prefect() -> Check:
     api = configured_api()
     if not api:
         return Check("prefect", True, "no PREFECT_API_URL: functa run starts its embedded server")
-    mend = "start it with `functa up`, or unset PREFECT_API_URL"
-    return Check("prefect", healthy(api), f"{api} {'answers' if healthy(api) else 'does not answer'}", mend)
+    fix = "start it with `functa up`, or unset PREFECT_API_URL"
+    return Check("prefect", healthy(api), f"{api} {'answers' if healthy(api) else 'does not answer'}", fix)
 
 
 def check_port() -> Check:
@@ -134,14 +137,18 @@ def check_port() -> Check:
 
 
 def check_lock() -> Check:
-    """The pins that the project was tested with."""
-    return Check(
-        "lock", LOCK.is_file(), f"{LOCK}{'' if LOCK.is_file() else ' is missing'}", "git checkout requirements.lock"
-    )
+    """Look for the pins that the project was tested with; an installed wheel has none."""
+    if LOCK.is_file():
+        return Check("lock", True, str(LOCK))
+    if (PROJECT / "pyproject.toml").is_file():
+        return Check("lock", False, f"{LOCK} is missing", "git checkout requirements.lock")
+    return Check("lock", None, NO_CHECKOUT)
 
 
 def check_versions() -> Check:
-    """Key packages against their pins."""
+    """Compare key packages with their pins, or with the package's own requirements where there is no lock."""
+    if not LOCK.is_file():
+        return _check_requirements()
     pins = read_pins(LOCK.read_text())
     differing = []
     for name in KEY_PACKAGES:
@@ -150,6 +157,19 @@ def check_versions() -> Check:
             differing.append(f"{name} {version} (pinned: {' or '.join(pins.get(name, [])) or 'not at all'})")
     detail = ", ".join(differing) or f"{len(KEY_PACKAGES)} key packages are at their pins"
     return Check("versions", not differing, detail, "make install")
+
+
+def _check_requirements() -> Check:
+    from packaging.requirements import Requirement
+
+    wanted = [Requirement(text) for text in metadata.requires("spatial-functa") or () if "extra ==" not in text]
+    differing = [
+        f"{each.name} {metadata.version(each.name)} (required: {each.specifier})"
+        for each in wanted
+        if not each.specifier.contains(metadata.version(each.name).split("+")[0], prereleases=True)
+    ]
+    detail = ", ".join(differing) or f"{len(wanted)} packages fit the requirements"
+    return Check("versions", not differing, detail, "pip install --upgrade spatial-functa")
 
 
 def read_pins(lock: str) -> dict[str, list[str]]:
@@ -172,11 +192,11 @@ def gibibytes(number: int) -> str:
 
 
 def print_checks(checks: list[Check], console: Console | None = None) -> None:
-    """A table, with the mend under what needs one."""
+    """A table, with the fix below each finding that needs one."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.ok]
         table.add_row(
-            mark, check.name, check.detail if check.ok or not check.mend else f"{check.detail}\n-> {check.mend}"
+            mark, check.name, check.detail if check.ok or not check.fix else f"{check.detail}\n-> {check.fix}"
         )
     (console or Console()).print(table)

@@ -8,7 +8,7 @@ from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 
 from functa.flows.server.api import POOL
-from functa.flows.server.deployed import SILENCE_SECONDS, unpolled_queues
+from functa.flows.server.deployed import ServerSilent, unpolled_queues, watch
 from functa.storage.errors import FunctaError
 
 if TYPE_CHECKING:
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
-POLL_SECONDS = 2.0
-
-WAITING_SECONDS = 60.0  # until a word is said of a run that nobody took, and between two words
+WAITING_SECONDS = 60.0  # until a line about a run that no worker took, and between two lines
 
 
 class StageFailed(FunctaError):
@@ -27,7 +25,7 @@ class StageFailed(FunctaError):
 
 
 def run_stage(name: str, parameters: dict[str, Any]) -> None:
-    """Runs deployment NAME/NAME as a child of this flow run. Raises StageFailed if it does not complete."""
+    """Run deployment NAME/NAME as a child of this flow run. Raises StageFailed if it does not complete."""
     run: Any = run_deployment(f"{name}/{name}", parameters=parameters, as_subflow=True, timeout=0)
     with get_client(sync_client=True) as client:
         run = follow(client, run.id, name)
@@ -36,34 +34,25 @@ def run_stage(name: str, parameters: dict[str, Any]) -> None:
 
 
 def follow(client: "SyncPrefectClient", run_id: "UUID", name: str) -> "FlowRun":
-    """The run in its final state. A server that is away for a while does not end what workers do.
+    """Return the run in its final state. While no worker takes the run, the log gives the reason.
 
-    While no worker takes the run the log says so, and why. Raises StageFailed when the server stays away.
+    Raises StageFailed when the server stays away: its run may go on without it.
     """
-    import httpx
     from prefect.exceptions import ObjectNotFound
 
-    heard = told = time.monotonic()
-    while True:
-        try:
-            run = client.read_flow_run(run_id)
-            heard = time.monotonic()
-            if run.state is not None and run.state.is_final():
-                return run
-            waits = run.state is not None and run.state.is_scheduled()
-            if waits and heard - told >= WAITING_SECONDS:
-                told = heard
+    run, logged = None, time.monotonic()
+    try:
+        for run in watch(client, run_id):
+            waits = run is not None and run.state is not None and run.state.is_scheduled()
+            if run is not None and waits and time.monotonic() - logged >= WAITING_SECONDS:
+                logged = time.monotonic()
                 get_run_logger().warning(f"{name}: {_why_it_waits(client, run)}")
-        except ObjectNotFound:
-            raise StageFailed(f"{name}: its run was deleted from the server; what it wrote stands") from None
-        except httpx.HTTPError as error:
-            silence = time.monotonic() - heard
-            if silence > SILENCE_SECONDS:
-                raise StageFailed(
-                    f"{name}: the server has not answered for {silence:.0f} s ({type(error).__name__}); its run may go "
-                    "on, and the same pipeline run again finds what it made"
-                ) from None
-        time.sleep(POLL_SECONDS)
+    except ObjectNotFound:
+        raise StageFailed(f"{name}: its run was deleted from the server; what it wrote is kept") from None
+    except ServerSilent as error:
+        raise StageFailed(f"{name}: {error}; its run may go on, and running the pipeline again continues it") from None
+    assert run is not None  # what watch yields last
+    return run
 
 
 def _why_it_waits(client: "SyncPrefectClient", run: "FlowRun") -> str:

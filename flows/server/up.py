@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+import functa
 from functa.flows.config.schema import ConfigError
 from functa.flows.server.api import (
     HOST,
@@ -36,15 +37,13 @@ from functa.flows.server.processes import Child, Interrupted, left_behind, signa
 
 __all__ = ["Check", "OperateError", "doctor", "prepare_environment", "print_checks", "run_deployed", "up"]
 
-PROJECT = Path(__file__).resolve().parents[2]
-
 DEFAULT_ROOT = "functa-runs/digits"
 
 BOOTSTRAP_SECONDS = 180
 
 WORKER_SECONDS = 90
 
-PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+PREFECT = [sys.executable, "-P", "-m", "prefect", "--no-prompt"]  # -P: no module is taken from the current folder
 
 
 @dataclass(frozen=True)
@@ -184,8 +183,8 @@ def workers_of_this_machine(port: int, gpus: int | None) -> list[Worker]:
 
 
 def bootstrap_options(root: str, cron: str | None) -> list[str]:
-    """Of deploy/bootstrap.py."""
-    return ["--root", root] + ([] if cron is None else ["--cron", cron])
+    """Return the options of deploy/bootstrap.py. Relative locations in a config mean those of this folder."""
+    return ["--root", root, "--folder", str(Path.cwd())] + ([] if cron is None else ["--cron", cron])
 
 
 def serve(children: list[Child], caught: list[int], port: int, console: Console) -> None:
@@ -199,7 +198,7 @@ def serve(children: list[Child], caught: list[int], port: int, console: Console)
 def set_up(children: list[Child], caught: list[int], port: int, options: list[str], console: Console) -> None:
     """Work pool, queues, limit and deployments, by a child that ends by itself."""
     with console.status("") as status:
-        child = begin("bootstrap", [sys.executable, "-m", "functa.deploy.bootstrap", *options], port)
+        child = begin("bootstrap", [sys.executable, "-P", "-m", "functa.deploy.bootstrap", *options], port)
         progress = progress_line(status.update, "Work pool, queues and deployments are set up", BOOTSTRAP_SECONDS)
         try:
             wait(children, caught, lambda: progress() and child.process.poll() is not None, BOOTSTRAP_SECONDS)
@@ -223,6 +222,7 @@ def work(children: list[Child], caught: list[int], port: int, workers: list[Work
 
 def begin(name: str, command: list[str], port: int, own: dict[str, str] | None = None) -> Child:
     """A child that speaks to this server alone, whatever the user's profile says, and can import the project."""
+    package = str(Path(functa.__file__).parents[1])  # where this package is imported from, installed or not
     environment = (
         os.environ
         | (own or {})
@@ -233,12 +233,12 @@ def begin(name: str, command: list[str], port: int, own: dict[str, str] | None =
             "PREFECT_SERVER_API_PORT": str(port),
             # Without a password: no page of another origin may speak to it through the operator's browser.
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")])),
             "PYTHONUNBUFFERED": "1",
             "NO_COLOR": "1",
         }
     )
-    return start(name, command, environment, PROJECT, log_folder() / f"{name}-{port}.log")
+    return start(name, command, environment, Path.cwd(), log_folder() / f"{name}-{port}.log")
 
 
 def log_folder() -> Path:

@@ -5,16 +5,15 @@ this machine holds the device itself: the process of a worker that was killed ma
 and a server that was away longer than a lease has given the slot to somebody else.
 """
 
-import functools
 import logging
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from functa.flows.server.api import GPU_LIMIT, OperateError
 from functa.storage.errors import one_line
@@ -25,21 +24,6 @@ LEASE_SECONDS = 60.0  # a run that died holds its slot so long
 POLL_SECONDS = 1.0
 
 SILENCE_SECONDS = 120.0  # that a server may be away while a run waits for its slot
-
-P = ParamSpec("P")
-
-T = TypeVar("T")
-
-
-def on_gpu(stage: Callable[P, T]) -> Callable[P, T]:
-    """A flow's function that waits for a slot where a worker runs it."""
-
-    @functools.wraps(stage)
-    def held(*args: P.args, **kwargs: P.kwargs) -> T:
-        with gpu_slot():
-            return stage(*args, **kwargs)
-
-    return held
 
 
 def started_by_worker() -> bool:

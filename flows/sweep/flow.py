@@ -10,17 +10,18 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
-from functa.flows import stages
 from functa.flows.config.digests import stages_of
 from functa.flows.ledger import Ledger
 from functa.flows.pipeline import pipeline
 from functa.flows.server.stage_runs import run_stage
+from functa.flows.stage_flow import load_stage
 from functa.flows.sweep.plan import Member, SweepPlan, plan_sweep
 from functa.flows.sweep.results import SweepTold, write_results
 from functa.flows.sweep.shared import Lenders, with_inputs
 from functa.storage.errors import one_line
 from functa.tasks.dispatch.progress import as_far_as_heard
 from functa.tasks.report.compare.sweep_page import table
+from functa.tasks.stage_table import STAGES
 
 AT_ONCE = 8  # runs on a server's workers that this one follows at a time; on its own cores one after the other
 
@@ -88,13 +89,13 @@ def _shared_work(
 
     def work() -> None:
         root = lenders.shared_root(stage, name)
-        named = stage.replace("_", "-")
+        named = STAGES[stage].command
         try:
             lenders.lend(member, root, with_inputs(member.config, stage))
             if Ledger(member.config, root).standing(stage) is not None:
                 return
             get_run_logger().info(f"{named} for {len(sharing)} of {len(plan.members)} members, in {root}")
-            _run(named, member, root, None, deployment)
+            _run(stage, member, root, None, deployment)
         except Exception as error:
             get_run_logger().error(f"{named} for {len(sharing)} members: failed: {_line(error)}")
             for each in (each for each in sharing if not told.stands(each)):
@@ -129,11 +130,11 @@ def _run_members(plan: SweepPlan, lenders: Lenders, told: SweepTold, deployment:
 def _run(name: str, member: Member, root: str, from_root: str | None, deployment: bool) -> None:
     parameters: dict[str, Any] = {"root": root, "from_root": from_root, "config": member.config}
     if deployment:
-        run_stage(name, parameters | {"config": member.config.model_dump(mode="json")})
+        run_stage(name.replace("_", "-"), parameters | {"config": member.config.model_dump(mode="json")})
     elif name == "pipeline":
         pipeline(**parameters)
     else:
-        getattr(stages, name.replace("-", "_"))(**parameters)
+        load_stage(name)(**parameters)
 
 
 def _each(todo: Sequence[Work], deployment: bool) -> None:

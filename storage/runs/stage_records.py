@@ -14,15 +14,6 @@ from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import newest_metadata
 
-# Where a stage's output lies under the root.
-OUTPUTS = {
-    "meta_train": "checkpoints/field",
-    "encode": "functaset.zarr",
-    "train_classifier": "checkpoints/classifier",
-    "train_diffusion": "checkpoints/diffusion",
-    "evaluate": "runs",
-}
-
 
 class StageRecord(BaseModel):
     """One stage of one root, written when it starts and again when it has ended."""

@@ -10,7 +10,12 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+import functa
+
+if TYPE_CHECKING:
+    from functa.tasks.training_jobs import TrainingJob
 
 from functa.storage.errors import FunctaError
 
@@ -18,7 +23,7 @@ _children: set["subprocess.Popen[str]"] = set()
 
 _stopping = threading.Event()
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(functa.__file__).parents[1]  # where the package is imported from
 
 STOP_SECONDS = 30.0
 
@@ -44,7 +49,7 @@ class TrainingFailed(FunctaError):
 
 
 def train_in_child(
-    job: dict[str, Any], on_row: Callable[[dict[str, Any]], None], threads: int | None = None
+    job: "TrainingJob", on_row: Callable[[dict[str, Any]], None], threads: int | None = None
 ) -> dict[str, Any]:
     """Runs one training job in a process of its own and returns its figures.
 
@@ -54,7 +59,7 @@ def train_in_child(
     Raises TrainingFailed.
     """
     if _stopping.is_set():
-        raise TrainingFailed(f"the {job['kind']} process was not started: the run is being stopped", may_pass=False)
+        raise TrainingFailed(f"the {job.kind} process was not started: the run is being stopped", may_pass=False)
     # The user's folder stays the current one: relative locations mean the same here as there.
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -77,11 +82,11 @@ def train_in_child(
 
 
 def _converse(
-    child: subprocess.Popen[str], job: dict[str, Any], on_row: Callable[[dict[str, Any]], None], errors: IO[str]
+    child: subprocess.Popen[str], job: "TrainingJob", on_row: Callable[[dict[str, Any]], None], errors: IO[str]
 ) -> dict[str, Any]:
     assert child.stdin and child.stdout
     try:
-        child.stdin.write(json.dumps(job) + "\n")
+        child.stdin.write(job.model_dump_json() + "\n")
         child.stdin.flush()
     except BrokenPipeError:
         pass  # the child died at once; how is told below
@@ -98,10 +103,10 @@ def _converse(
     status = child.wait()
     tail = _tail(errors)
     if _stopping.is_set():
-        raise TrainingFailed(f"the {job['kind']} process was stopped with the run", may_pass=False)
+        raise TrainingFailed(f"the {job.kind} process was stopped with the run", may_pass=False)
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     raise TrainingFailed(
-        f"the {job['kind']} process {how}" + (f": {tail.splitlines()[-1]}" if tail else ""), may_pass=True
+        f"the {job.kind} process {how}" + (f": {tail.splitlines()[-1]}" if tail else ""), may_pass=True
     )
 
 

@@ -17,8 +17,7 @@ from functa.tasks.report.files import page_files
 from functa.tasks.report.page import write_report
 from functa.tasks.report.sections import report_sections
 from functa.tasks.report.summary import title
-
-TRAININGS = ("meta_train", "train_classifier", "train_diffusion", "pixel_classifier")  # stages that log curves
+from functa.tasks.stage_table import STAGES
 
 
 class RunFolder(Config):
@@ -122,7 +121,7 @@ def _names(labels: np.ndarray, classes: list[str]) -> list[str] | None:
 
 def _curves(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
     curves = {}
-    for stage in TRAININGS:
+    for stage in [*(stage.name for stage in STAGES.values() if stage.trains), "pixel_classifier"]:
         if stage not in folder.outputs:
             continue
         location = open_location(folder.outputs[stage])
@@ -136,14 +135,8 @@ def lineage(folder: RunFolder) -> list[dict[str, Any]]:
     images = folder.config["images"]
     rows = [{"what": "images", "name": images["source"], "digest": folder.images_digest, "made_from": "", "when": "",
              "where": images["location"] or "scikit-learn"}]  # fmt: skip
-    names = {
-        "meta_train": ("field", "images"),
-        "encode": ("functaset", "images, field"),
-        "train_classifier": ("classifier", "functaset"),
-        "train_diffusion": ("diffusion model", "functaset"),
-    }
-    for stage, (what, made_from) in names.items():
-        record = folder.records.get(stage)
+    for stage in STAGES.values():
+        record = folder.records.get(stage.name)
         if record is None:
             continue
         sources = ", ".join(f"{name.replace('_', '-')} {digest}" for name, digest in record["inputs"].items())
@@ -151,12 +144,12 @@ def lineage(folder: RunFolder) -> list[dict[str, Any]]:
             sources += f", commit {record['figures']['commit']}"
         rows.append(
             {
-                "what": what,
-                "name": stage.replace("_", "-"),
+                "what": stage.product,
+                "name": stage.command,
                 "digest": record["output_digest"],
-                "made_from": sources or made_from,
+                "made_from": sources or "images",
                 "when": record["finished"],
-                "where": folder.outputs.get(stage, record["output"]),
+                "where": folder.outputs.get(stage.name, record["output"]),
             }
         )
     metrics = hashlib.sha256(_metrics_json(folder)).hexdigest()[:16]

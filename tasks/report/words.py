@@ -6,16 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from functa.tasks.evaluation.catalogue import BY_SPACE, SPACES, described, groups
+from functa.tasks.stage_table import STAGES
 
-STAGE_NAMES = {
-    "meta_train": "Meta-train the field",
-    "encode": "Encode into a functaset",
-    "train_classifier": "Train the classifier",
-    "train_diffusion": "Train the diffusion model",
-    "pixel_classifier": "Train the pixel classifier",
-    "evaluate": "Evaluate",
-    "report": "Report",
-}
+# Steps of a run that are no stages.
+OTHER_STEPS = {"pixel_classifier": "Train the pixel classifier", "report": "Report"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,7 @@ def short(name: str, length: int) -> str:
 
 def stage_name(stage: str) -> str:
     """Write a stage in words."""
-    return STAGE_NAMES.get(stage, stage.replace("_", " "))
+    return STAGES[stage].label if stage in STAGES else OTHER_STEPS.get(stage, stage.replace("_", " "))
 
 
 def _flatten(key: str, inner: tuple[str, ...], value: Any) -> list[Figure]:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from itertools import accumulate
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from functa.storage.errors import TransientError, one_line
 from functa.tasks.training.launch import JOB, launch
 from functa.tasks.training.ranks import RankLost, leave_ranks
 from functa.tasks.training.run import NonFiniteLoss
+from functa.tasks.training_jobs import JOBS, TrainingJob
 
 PACKAGE = "functa"
 
@@ -52,10 +54,10 @@ def main() -> int:
         answers.flush()
 
     as_rank = JOB in os.environ
-    job = json.loads(os.environ[JOB] if as_rank else sys.stdin.readline())
+    job = JOBS.validate_json(os.environ[JOB] if as_rank else sys.stdin.readline())
     parent = os.dup(0)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if job["devices"] > 1 and not as_rank:
+    if job.devices > 1 and not as_rank:
         return launch(job, emit)
     os.dup2(2, 1)  # libraries that print to stdout must not garble the answers
     return _train(job, emit, speaks=os.environ.get("RANK", "0") == "0")
@@ -72,7 +74,7 @@ def cut(text: str) -> str:
     return text[: sum(end <= TEXT_BYTES for end in ends)]
 
 
-def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: bool) -> int:
+def _train(job: TrainingJob, emit: Callable[[dict[str, Any]], None], speaks: bool) -> int:
     """Does the job in this process. Rows and figures are the first rank's to tell; a fault is anybody's."""
     tell = emit if speaks else lambda row: None
     logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(sys.stderr), Notes(tell)])
@@ -92,16 +94,16 @@ def _train(job: dict[str, Any], emit: Callable[[dict[str, Any]], None], speaks: 
     return 0
 
 
-def told(job: dict[str, Any], error: Exception) -> str:
+def told(job: TrainingJob, error: Exception) -> str:
     """The error in one line; of a memory that is full, also which keys make the step smaller."""
     text = one_line(error)
     if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in text:
         return text
-    kind = job["kind"]
+    kind, batch = job.kind, job.training.batch
     if kind == "pixel_classifier":
-        mend = f"evaluation.pixel_classifier.batch (now {job[kind]['batch']})"
+        mend = f"evaluation.pixel_classifier.batch (now {batch})"
     else:
-        now = job[kind].get("micro_batch") or f"empty: the whole batch of {job[kind]['batch']}"
+        now = getattr(job.training, "micro_batch", None) or f"empty: the whole batch of {batch}"
         other = "inner.checkpoint=true" if kind == "meta_train" else f"{kind}.precision=bf16"
         mend = f"{kind}.micro_batch (now {now}), or set {other}"
     asked = re.search(r"ried to allocate ([\d.]+ \w+)", text)
@@ -109,22 +111,11 @@ def told(job: dict[str, Any], error: Exception) -> str:
     return f"{kind}: out of memory{amount}: lower {mend}; what is saved is kept"
 
 
-def _run(job: dict[str, Any], emit: Any) -> dict[str, Any]:
-    if job["kind"] == "meta_train":
-        from functa.tasks.training import meta_train
-
-        return meta_train.run(meta_train.MetaTrainJob.model_validate(job), emit)
-    if job["kind"] == "classifier":
-        from functa.tasks.training import classifier
-
-        return classifier.run(classifier.ClassifierJob.model_validate(job), emit)
-    if job["kind"] == "diffusion":
-        from functa.tasks.training import diffusion
-
-        return diffusion.run(diffusion.DiffusionJob.model_validate(job), emit)
-    from functa.tasks.training import pixel_classifier
-
-    return pixel_classifier.run(pixel_classifier.PixelClassifierJob.model_validate(job), emit)
+def _run(job: TrainingJob, emit: Any) -> dict[str, Any]:
+    """Run the function of the job's kind; each loads only what it needs."""
+    module = import_module(f"functa.tasks.training.{job.kind}")
+    figures: dict[str, Any] = module.run(job, emit)
+    return figures
 
 
 def _end_with(parent: int) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from functa.models.compute.graph import graphed
 from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import mix, stage_number
-from functa.models.config import Config
 from functa.models.latents.classifier import build_classifier, classification_loss, token_count
 from functa.models.latents.normalize import Normalizer
 from functa.storage.functaset.functaset import Functaset
@@ -24,24 +23,9 @@ from functa.tasks.training.optimizer import classifier_optimizer
 from functa.tasks.training.ranks import Ranks, join_ranks
 from functa.tasks.training.run import Emit, Learner, Run
 from functa.tasks.training.step import accumulated, compilation, parts, step_work
+from functa.tasks.training_jobs import ClassifierJob
 
 logger = logging.getLogger(__name__)
-
-
-class ClassifierJob(Config):
-    """One classifier run, as the child process receives it."""
-
-    kind: Literal["classifier"] = "classifier"
-    seed: int
-    classifier: TrainClassifierConfig
-    functaset: str
-    version: int | None = None  # the commit; None: the newest
-    classes: int
-    class_names: tuple[str, ...] = ()
-    device: str
-    devices: int = 1
-    output: str
-    digest: str
 
 
 def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from functa.models.compute.graph import graphed
 from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import mix, stage_number
-from functa.models.config import Config
 from functa.models.latents.denoiser import build_denoiser
 from functa.models.latents.diffusion import Draw, diffusion_loss, draw, loss_tables
 from functa.models.latents.normalize import Normalizer
@@ -23,25 +22,11 @@ from functa.tasks.training.loop import train
 from functa.tasks.training.ranks import Ranks, join_ranks
 from functa.tasks.training.run import Emit, Learner, Run
 from functa.tasks.training.step import accumulated, compilation, parts, step_work
+from functa.tasks.training_jobs import DiffusionJob
 
 logger = logging.getLogger(__name__)
 
 WIDE = 20_000_000  # parameters of a UNet from which compiling for a CPU lost time (docs/results.md)
-
-
-class DiffusionJob(Config):
-    """One diffusion run, as the child process receives it."""
-
-    kind: Literal["diffusion"] = "diffusion"
-    seed: int
-    diffusion: TrainDiffusionConfig
-    functaset: str
-    version: int | None = None  # the commit; None: the newest
-    classes: int
-    device: str
-    devices: int = 1
-    output: str
-    digest: str
 
 
 def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:

@@ -5,7 +5,6 @@ the end of standard input is the end of the run. The ranks are given a pipe that
 they end with it however it ends.
 """
 
-import json
 import logging
 import os
 import signal
@@ -17,25 +16,26 @@ from typing import Any
 
 from functa.tasks.dispatch.child import threads_of_a_run
 from functa.tasks.training.ranks import STOPPED, STORE
+from functa.tasks.training_jobs import TrainingJob
 
 JOB = "FUNCTA_RANKS_JOB"  # environment variable: the job, as every rank receives it
 
 GRACE_SECONDS = 25  # ranks save within it; less than the parent gives this process, which must outlive them
 
 
-def launch(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> int:
-    """Runs job["devices"] ranks to their end; the exit status. A rank that dies ends them all and is named."""
+def launch(job: TrainingJob, emit: Callable[[dict[str, Any]], None]) -> int:
+    """Run job.devices ranks to their end; return the exit status. A rank that dies ends them all and is named."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    world = job["devices"]
+    world = job.devices
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a dead rank is told of in one line
     _hold_ranks()
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads_of_a_run() // world))  # its ranks share them
     with tempfile.TemporaryDirectory(prefix="functa-ranks-") as folder:
         # Files instead of ports: torchrun's own stores would listen on every address of the machine.
-        os.environ |= {JOB: json.dumps(job), STORE: str(Path(folder, "ranks"))}
+        os.environ |= {JOB: job.model_dump_json(), STORE: str(Path(folder, "ranks"))}
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(GRACE_SECONDS)
         config = LaunchConfig(

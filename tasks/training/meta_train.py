@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from functa.models.compute.compilation import should_compile
 from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import batch_rows, mix, stage_number
-from functa.models.config import Config, FieldConfig, InnerConfig
 from functa.models.field.cost import outer_flops
 from functa.models.field.field import Field
 from functa.models.field.inner import InnerLoop
 from functa.models.measures.metrics import psnr_of_errors
-from functa.storage.config import ImagesConfig
 from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import newest_metadata
@@ -28,23 +26,9 @@ from functa.tasks.training.loop import train
 from functa.tasks.training.optimizer import outer_optimizer
 from functa.tasks.training.ranks import Ranks, join_ranks
 from functa.tasks.training.run import Emit, Run
+from functa.tasks.training_jobs import MetaTrainJob
 
 FALLEN = 3.0  # dB below its best on the way: the noise of 64 validation images is a tenth of that
-
-
-class MetaTrainJob(Config):
-    """One meta-training run, as the child process receives it."""
-
-    kind: Literal["meta_train"] = "meta_train"
-    seed: int
-    images: ImagesConfig
-    field: FieldConfig
-    inner: InnerConfig
-    meta_train: MetaTrainConfig
-    device: str
-    devices: int = 1
-    output: str
-    digest: str
 
 
 def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Training of a small classifier on pixels, whose penultimate features are a space for Frechet distances."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,32 +10,17 @@ from torch import Tensor, nn
 from functa.models.compute.flops import forward_flops
 from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import batch_rows, mix, stage_number
-from functa.models.config import Config
 from functa.models.latents.classifier import build_pixel_classifier, classification_loss, decay_groups
-from functa.storage.config import ImagesConfig
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
-from functa.tasks.config import PixelClassifierConfig
 from functa.tasks.inputs.pictures import Pictures
 from functa.tasks.trained import logits_of
 from functa.tasks.training.loop import train
 from functa.tasks.training.ranks import join_ranks
 from functa.tasks.training.run import Emit, Run
+from functa.tasks.training_jobs import PixelClassifierJob
 
 TEST_IMAGES = 2000  # enough to tell a feature space that works from one that does not
-
-
-class PixelClassifierJob(Config):
-    """One pixel classifier run, as the child process receives it."""
-
-    kind: Literal["pixel_classifier"] = "pixel_classifier"
-    seed: int
-    images: ImagesConfig
-    pixel_classifier: PixelClassifierConfig
-    device: str
-    devices: int = 1
-    output: str
-    digest: str
 
 
 def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:

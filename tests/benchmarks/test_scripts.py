@@ -20,6 +20,7 @@ from functa.tasks.encoding.encode import encode_group
 from functa.tasks.encoding.finalise import finalise
 from functa.tasks.encoding.plan import EncodeJob, plan
 from functa.tasks.training import meta_train
+from functa.tasks.training_jobs import MetaTrainJob
 from tests.helpers.benchmark_script import PROJECT, answer, run
 
 
@@ -102,7 +103,7 @@ def trained(tmp_path: Path) -> tuple[Path, Path]:
     )
     sections = {name: getattr(config, name) for name in ("images", "field", "inner", "meta_train")}
     output = str(tmp_path / "root" / "checkpoints" / "field")
-    job = meta_train.MetaTrainJob(seed=0, device="cpu", output=output, digest="d", **sections)
+    job = MetaTrainJob(seed=0, device="cpu", output=output, digest="d", **sections)
     meta_train.run(job, emit=lambda _: None)
     return tmp_path / "root", tmp_path
 

@@ -11,39 +11,46 @@ import yaml
 
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
+from functa.tasks.stage_table import STAGES
 from tests.helpers.flows.prefect_server import PROJECT, clean_environment, free_port
 
+SET_FOLDER = "prefect.deployments.steps.set_working_directory"
 DOCUMENT = yaml.safe_load((PROJECT / "deploy" / "prefect.yaml").read_text())
-DEPLOYMENTS = {deployment["name"]: deployment for deployment in DOCUMENT["deployments"]}
 
 
-def rendered(root: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def rendered(root: str, monkeypatch: pytest.MonkeyPatch, folder: str | None = None) -> dict[str, Any]:
     from functa.deploy.bootstrap import Place, render
 
-    for name in ("FUNCTA_PROJECT", "FUNCTA_ROOT", "FUNCTA_CRON"):
+    for name in ("FUNCTA_ROOT", "FUNCTA_CRON"):
         monkeypatch.setenv(name, "")  # render sets them; monkeypatch takes them back
-    return render(DOCUMENT, Place(root, cron="30 2 * * 1"))
+    return render(DOCUMENT, Place(root, cron="30 2 * * 1", folder=folder))
 
 
-@pytest.mark.parametrize("name", DEPLOYMENTS)
-def test_every_entrypoint_is_a_flow_of_the_deployments_name(name: str) -> None:
+@pytest.fixture
+def deployments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return {deployment["name"]: deployment for deployment in rendered("root", monkeypatch)["deployments"]}
+
+
+def test_every_entrypoint_is_a_module_path_of_a_flow_of_the_deployments_name(deployments: dict[str, Any]) -> None:
     from prefect.flows import load_flow_from_entrypoint
 
-    path, function = DEPLOYMENTS[name]["entrypoint"].split(":")
-    flow = load_flow_from_entrypoint(f"{PROJECT / path}:{function}")
-    assert flow.name == name
+    assert list(deployments) == ["pipeline", *(stage.command for stage in STAGES.values()), "re-encode"]
+    for name, deployment in deployments.items():
+        assert ":" not in deployment["entrypoint"]  # a worker needs no checkout
+        assert load_flow_from_entrypoint(deployment["entrypoint"]).name == name
 
 
-def test_the_pipeline_waits_on_cpu_and_the_stages_run_on_gpu() -> None:
-    queues = {name: deployment["work_pool"]["work_queue_name"] for name, deployment in DEPLOYMENTS.items()}
+def test_the_pipeline_waits_on_cpu_and_the_stages_run_on_gpu(deployments: dict[str, Any]) -> None:
+    queues = {name: deployment["work_pool"]["work_queue_name"] for name, deployment in deployments.items()}
     assert queues.pop("pipeline") == "cpu"
     assert set(queues.values()) == {"gpu"}
-    assert {deployment["work_pool"]["name"] for deployment in DEPLOYMENTS.values()} == {"functa"}
+    assert {deployment["work_pool"]["name"] for deployment in deployments.values()} == {"functa"}
 
 
-def test_rendering_fills_in_project_root_and_a_config_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rendering_fills_in_root_and_a_config_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     document = rendered("s3://bucket/runs", monkeypatch)
-    assert document["pull"] == [{"prefect.deployments.steps.set_working_directory": {"directory": str(PROJECT)}}]
+    assert document["pull"] == []
+    assert rendered("s3://bucket/runs", monkeypatch, folder="/data")["pull"] == [{SET_FOLDER: {"directory": "/data"}}]
     for deployment in document["deployments"]:
         assert deployment["parameters"]["root"] == "s3://bucket/runs"
         if deployment["name"] != "re-encode":  # which goes by what its root was encoded with
@@ -54,13 +61,13 @@ def test_rendering_fills_in_project_root_and_a_config_that_runs(monkeypatch: pyt
     assert [line.split("{{ ")[1].split()[0] for line in left] == ["event.payload.images", "event.payload.root"]
 
 
-def test_arrivals_ask_for_what_the_command_emits() -> None:
+def test_arrivals_ask_for_what_the_command_emits(deployments: dict[str, Any]) -> None:
     from functa.flows.cli.notify import DEPLOYMENT, EVENT
 
-    (trigger,) = DEPLOYMENTS["re-encode"]["triggers"]
+    (trigger,) = deployments["re-encode"]["triggers"]
     assert trigger["expect"] == [EVENT]
     assert DEPLOYMENT == "re-encode/re-encode"
-    assert DEPLOYMENTS["re-encode"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert deployments["re-encode"]["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
 
 
 @pytest.mark.parametrize(
@@ -86,8 +93,7 @@ def test_parameters_fit_the_flows_schema(monkeypatch: pytest.MonkeyPatch) -> Non
     from prefect.flows import load_flow_from_entrypoint
 
     for deployment in rendered("root", monkeypatch)["deployments"]:
-        path, function = deployment["entrypoint"].split(":")
-        flow = load_flow_from_entrypoint(f"{PROJECT / path}:{function}")
+        flow = load_flow_from_entrypoint(deployment["entrypoint"])
         flow.validate_parameters(deployment["parameters"])
 
 

@@ -14,10 +14,11 @@ from functa.storage.functaset.header import read_root
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import newest_metadata
-from functa.storage.runs.stage_records import StageRecord
 from functa.storage.upkeep.gc import collect
-from functa.tasks.training.classifier import ClassifierJob, run
-from tests.flows.test_ledger import finish, ledger
+from functa.tasks.evaluation.bench import EvaluationJob
+from functa.tasks.training.classifier import run
+from functa.tasks.training_jobs import ClassifierJob
+from tests.helpers.flows.finished_stages import finish, ledger
 from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.storage.functasets import fill, filled, plan
 
@@ -49,11 +50,6 @@ def add(functaset: Location, book: Ledger, n: int) -> None:
         book.finish(record, newest.content, figures)
 
 
-def job_of(book: Ledger, record: StageRecord) -> ClassifierJob:
-    functaset = book.require("encode")
-    return ClassifierJob.model_validate(classifier_job(book, record, functaset))
-
-
 def interrupt(job: ClassifierJob, at: int) -> None:
     """Trains so far; what it leaves is a checkpoint of a run that goes on."""
     short = job.classifier.model_copy(update={"steps": at})
@@ -67,12 +63,12 @@ def interrupt(job: ClassifierJob, at: int) -> None:
 
 def test_a_training_that_goes_on_stays_with_the_commit_it_began_with(book: Ledger, functaset: Location) -> None:
     with book.working("train_classifier") as record:
-        first = job_of(book, record)
+        first = classifier_job(book, record)
         assert first.version == 1
         interrupt(first, 10)
     add(functaset, book, 7)
     with book.working("train_classifier") as record:
-        again = job_of(book, record)
+        again = classifier_job(book, record)
         assert (again.version, again.digest) == (1, first.digest)
         figures = run(again, lambda row: None)
         assert figures["commit"] == 1
@@ -87,12 +83,12 @@ def test_a_training_that_goes_on_stays_with_the_commit_it_began_with(book: Ledge
 
 def test_a_training_whose_commit_was_given_up_starts_anew_on_the_newest(book: Ledger, functaset: Location) -> None:
     with book.working("train_classifier") as record:
-        first = job_of(book, record)
+        first = classifier_job(book, record)
         interrupt(first, 10)
     add(functaset, book, 7)
     collect(functaset, delete=True, keep_versions=1)
     with book.working("train_classifier") as record:
-        again = job_of(book, record)
+        again = classifier_job(book, record)
     newest = Functaset.open(functaset).version
     assert again.version == newest
     assert again.digest != first.digest
@@ -101,7 +97,7 @@ def test_a_training_whose_commit_was_given_up_starts_anew_on_the_newest(book: Le
 def test_a_new_training_takes_the_newest_commit(book: Ledger, functaset: Location) -> None:
     add(functaset, book, 7)
     with book.working("train_classifier") as record:
-        assert job_of(book, record).version == 2
+        assert classifier_job(book, record).version == 2
 
 
 def test_where_nothing_was_trained_nothing_was_outrun(tmp_path: Path) -> None:
@@ -115,7 +111,7 @@ def test_where_nothing_was_trained_nothing_was_outrun(tmp_path: Path) -> None:
 
 def test_draws_for_distinct_counts_are_as_many_of_each_class(tmp_path: Path) -> None:
     """Beside the samples for distances, not among them; none where nobody asked, or the model knows no classes."""
-    job = {"output": "run", "diffusion": "d"}
+    job = EvaluationJob.model_construct(output="run", diffusion="d")
 
     def book(*overrides: str) -> Ledger:
         return Ledger(load_config("digits", [*TINY, "evaluation.slice=16", *overrides]), str(tmp_path))
@@ -123,9 +119,11 @@ def test_draws_for_distinct_counts_are_as_many_of_each_class(tmp_path: Path) -> 
     asked = "evaluation.memorization.draws_per_class=5"
     slices, labels = draw_jobs(book(asked), job)
     assert labels == [label for label in range(10) for _ in range(5)]
-    assert [part["count"] for part in slices] == [16, 16, 16, 2]
-    assert [label for part in slices for label in part["labels"]] == labels
-    folders = [{part["output"] for part in made} for made in (slices, sample_jobs(book(asked), job)[0])]
+    assert [part.count for part in slices] == [16, 16, 16, 2]
+    assert [label for part in slices for label in part.labels or ()] == labels
+    folders = [
+        {part.output for part in made} for made in (slices, sample_jobs(book(asked), job, pictures_only=False)[0])
+    ]
     assert folders == [{"run/draws"}, {"run/samples"}]
     assert draw_jobs(book(), job) == draw_jobs(book("evaluation.memorization=null"), job) == ([], [])
     assert draw_jobs(book(asked, "diffusion.process.conditional=false", "diffusion.process.guidance=1"), job)[0] == []
@@ -138,12 +136,12 @@ def test_at_guidance_zero_nothing_is_of_a_class(tmp_path: Path) -> None:
         settings = [*TINY, f"diffusion.process.guidance={guidance}", "evaluation.memorization.draws_per_class=5"]
         return Ledger(load_config("digits", settings), str(tmp_path / "root"))
 
-    job = {"diffusion": "there", "output": "run"}
-    slices, labels = sample_jobs(book(0), job)
+    job = EvaluationJob.model_construct(output="run", diffusion="there")
+    slices, labels = sample_jobs(book(0), job, pictures_only=False)
     assert labels is None
-    assert {part["labels"] for part in slices} == {None}
+    assert {part.labels for part in slices} == {None}
     assert draw_jobs(book(0), job) == ([], [])
-    assert sample_jobs(book(2), job)[1] is not None
+    assert sample_jobs(book(2), job, pictures_only=False)[1] is not None
     assert draw_jobs(book(2), job)[0]
 
 
@@ -161,7 +159,7 @@ def test_the_pixel_classifier_is_another_one_when_its_images_are(tmp_path: Path)
     def digest(*settings: str) -> str:
         images = [f"images.location={folder}", "images.source=folder", "images.limit=null", "images.resolution=8"]
         book = Ledger(load_config("digits", [*TINY, *images, *settings]), str(tmp_path / "root"))
-        return str(pixel_classifier_job(book, {"pixel_classifier": "there"})["digest"])
+        return str(pixel_classifier_job(book, "there").digest)
 
     draw("a", "b")
     before = digest()

@@ -9,55 +9,18 @@ import numpy as np
 import pytest
 
 from functa.flows.cli.status import read_status
-from functa.flows.config.digests import STAGES
-from functa.flows.config.load import load_config
-from functa.flows.config.schema import PipelineConfig
 from functa.flows.jobs import stale_models
 from functa.flows.ledger import Ledger, MissingInput, encode_fingerprint, images_digest
 from functa.storage.errors import StorageError
-from functa.storage.functaset.commit import commit
 from functa.storage.functaset.header import create_functaset
-from functa.storage.functaset.history import latest
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import save_checkpoint
 from functa.storage.runs.stage_records import StageConflict, read_record, write_record
 from functa.tasks.dispatch.child import TrainingFailed
+from functa.tasks.stage_table import STAGES
+from tests.helpers.flows.finished_stages import WEIGHTS, config, finish, finish_all, ledger
 from tests.helpers.storage.functasets import FIELD, new_store
-
-WEIGHTS = {"model.w": np.arange(3.0)}
-
-
-def config(*overrides: str) -> PipelineConfig:
-    return load_config("digits", list(overrides))
-
-
-def ledger(root: Path, *overrides: str, lender: Path | None = None) -> Ledger:
-    return Ledger(config(*overrides), str(root), None if lender is None else str(lender))
-
-
-def finish(book: Ledger, stage: str, digest: str = "feed", **figures: object) -> None:
-    """As a stage does it, with a small output of the right form."""
-    with book.working(stage) as record:
-        place = book.location.child(*record.output.split("/"))
-        if stage == "encode":
-            new_store(place.uri)
-            if latest(place) is None:
-                commit(place, [], again=True)  # of no rows
-        elif stage == "evaluate":
-            place.write("run.json", b"{}")
-            book.location.write("metrics.json", b"{}")
-            book.location.write("report.html", b"")
-        else:
-            save_checkpoint(place, 5, WEIGHTS, {"finished": True, "weights_digest": digest})
-        book.finish(record, digest, {"seconds": 1.0, **figures})
-
-
-def finish_all(root: Path, *overrides: str) -> Ledger:
-    book = ledger(root, *overrides)
-    for stage in ("meta_train", "encode", "train_classifier", "train_diffusion", "evaluate"):
-        finish(book, stage)
-    return book
 
 
 def test_what_has_finished_stands(tmp_path: Path) -> None:
@@ -358,7 +321,7 @@ def test_a_stage_without_its_input_says_what_to_run(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_work_at_one_stage(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from functa.flows.config.schema import load_config; from functa.flows.ledger import Ledger\n"
+        "import sys, time; from functa.flows.config.load import load_config; from functa.flows.ledger import Ledger\n"
         "with Ledger(load_config('digits'), sys.argv[1]).working('meta_train'):\n"
         "    print('at work', flush=True); time.sleep(60)"
     )

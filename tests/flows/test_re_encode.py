@@ -14,10 +14,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from functa.flows.config.digests import STAGES
 from functa.flows.config.load import load_config
 from functa.flows.server.api import GPU_LIMIT
 from functa.storage.functaset.functaset import Functaset
+from functa.tasks.stage_table import STAGES
 from tests.helpers.flows.prefect_server import PROJECT, Served, eventually, serving
 from tests.helpers.flows.tiny_config import TINY
 

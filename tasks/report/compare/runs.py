@@ -11,10 +11,9 @@ from functa.storage.runs.stage_records import output_location, read_record
 from functa.tasks.evaluation.catalogue import described, groups
 from functa.tasks.evaluation.gate import measured
 from functa.tasks.report.words import Figure, figures, flattened
+from functa.tasks.stage_table import STAGES
 
 Row = dict[str, Any]
-
-TRAININGS = ("meta_train", "train_classifier", "train_diffusion")  # stages that log curves
 
 BEST, ABSENT = "\u2605", "\u2013"
 
@@ -141,7 +140,7 @@ def _described(location: Location) -> Location:
 def _curves(location: Location, outputs: dict[str, str]) -> dict[str, list[Row]]:
     """Read curves by stage. A root's own records come first: it may have been moved since its run was described."""
     curves = {}
-    for stage in TRAININGS:
+    for stage in (stage.name for stage in STAGES.values() if stage.trains):
         record = read_record(location, stage)
         if record is None and stage not in outputs:
             continue

@@ -279,7 +279,7 @@ def check_a_damaged_root_is_repaired(root: Path, command: list[str]) -> None:
     looked = functa("encode", command[1], *options)
     assert looked.returncode == 0, looked.stderr
     assert sorted((root / "functaset.zarr" / "commits").glob("*.json")) == versions
-    assert "stands already" in here("encode", command[1], *options).stdout
+    assert "is up to date" in here("encode", command[1], *options).stdout
     assert here("store", "verify", str(root), "--deep").returncode == 0
     assert "shows no image 'none.png'" in error_line(
         here("store", "retire", str(root), "none.png", "--split", "test"), 1

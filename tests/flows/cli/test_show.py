@@ -16,14 +16,15 @@ from functa.flows.config.load import load_config
 from functa.flows.config.reference import settings_reference
 from functa.models.compute.compilation import has_compiler
 from functa.models.field.cost import outer_memory
-from functa.tasks.training.meta_train import MetaTrainJob
+from functa.tasks.training_jobs import MetaTrainJob
 
 PROJECT = Path(__file__).parents[3]
 ROWS = {setting.key: setting for setting in settings_reference()}
 # Memory of a meta-training beyond that of a small one that loaded the libraries: RSS before, peak after, in bytes.
 MEASURE = """
 import sys
-from functa.tasks.training.meta_train import MetaTrainJob, run
+from functa.tasks.training.meta_train import run
+from functa.tasks.training_jobs import MetaTrainJob
 small, large = (MetaTrainJob.model_validate_json(line) for line in sys.stdin)
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024

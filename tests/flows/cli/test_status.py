@@ -18,7 +18,7 @@ from functa.storage.functaset.history import latest
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import read_record, write_record
-from tests.flows.test_ledger import finish
+from tests.helpers.flows.finished_stages import finish
 from tests.helpers.storage.functasets import fill, filled, new_store, plan, write
 from tests.helpers.storage.locations import Home, Prefix, new_bucket
 

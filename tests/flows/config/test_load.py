@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functa.flows.config.consistency import latent_surplus
-from functa.flows.config.digests import STAGES, digest, inputs_of, require_stage, stage_config, stages_of
+from functa.flows.config.digests import digest, inputs_of, require_stage, stage_config, stages_of
 from functa.flows.config.load import load_config
 from functa.flows.config.presets import preset_names
 from functa.flows.config.schema import ConfigError
 from functa.models.config import FieldConfig
 from functa.tasks.config import TrainClassifierConfig, TrainDiffusionConfig
+from functa.tasks.stage_table import STAGES
 
 
 @pytest.mark.parametrize(

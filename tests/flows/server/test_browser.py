@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from functa.flows.config.digests import STAGES
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
+from functa.tasks.stage_table import STAGES
 from tests.helpers.debian import install
 from tests.helpers.flows.prefect_server import PROJECT, Served, eventually, serving
 from tests.helpers.flows.tiny_config import TINY

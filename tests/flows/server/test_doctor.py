@@ -15,7 +15,7 @@ from tests.helpers.flows.prefect_server import free_port
 def test_doctor_names_what_it_finds_and_how_to_mend_what_is_missing(home: Path, tmp_path: Path) -> None:
     checks = {check.name: check for check in doctor.doctor(str(tmp_path / "not" / "yet"))}
     assert list(checks) == ["python", "torch", "compiler", "disk", "memory", "prefect", "port", "lock", "versions"]
-    assert all(check.mend for check in checks.values() if check.ok is False)
+    assert all(check.fix for check in checks.values() if check.ok is False)
     assert checks["python"].ok
     assert checks["lock"].ok
     assert "embedded" in checks["prefect"].detail
@@ -40,7 +40,7 @@ def test_a_missing_piece_of_the_compiler_is_named_with_its_package_before_anythi
     check = doctor.check_compiler()
     compiled, why = compilation.should_compile("auto", 1e18, device)
     assert check.ok is None
-    assert package in check.mend
+    assert package in check.fix
     assert not compiled
     assert package in why
     with pytest.raises(ValueError, match=re.escape(package)):

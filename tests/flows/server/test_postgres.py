@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from functa.flows.config.digests import STAGES
+from functa.tasks.stage_table import STAGES
 from tests.helpers.debian import install
 from tests.helpers.flows.prefect_server import PROJECT, free_port
 from tests.helpers.flows.tiny_config import TINY

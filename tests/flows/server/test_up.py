@@ -15,12 +15,12 @@ import httpx
 import psutil
 import pytest
 
-from functa.flows.config.digests import STAGES
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.server import api, deployed, processes
 from functa.flows.server.api import OperateError
 from functa.flows.server.up import up
+from functa.tasks.stage_table import STAGES
 from tests.helpers.flows.prefect_server import PROJECT, Served, eventually, free_port, serving
 
 DEPLOYMENTS = {"pipeline", "re-encode"} | {stage.replace("_", "-") for stage in STAGES}

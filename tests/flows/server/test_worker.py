@@ -16,7 +16,7 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.states import Completed, Running, Scheduled
 
 from functa.flows.config.schema import ConfigError
-from functa.flows.server import stage_runs, worker
+from functa.flows.server import deployed, stage_runs, worker
 from functa.flows.server.api import OperateError
 from functa.flows.server.stage_runs import StageFailed, follow
 from functa.flows.server.up import workers_of_this_machine
@@ -189,7 +189,7 @@ class Played:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(stage_runs, "get_run_logger", lambda: SimpleNamespace(warning=lines.append))
-    monkeypatch.setattr(stage_runs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(deployed, "POLL_SECONDS", 0.01)
     return lines
 
 
@@ -214,7 +214,7 @@ def test_a_server_that_is_away_for_a_while_does_not_fail_the_pipeline(
     away = httpx.ConnectError("refused")
     client: Any = Played(Running(), away, away, Completed())
     assert follow(client, "run", "encode").state.is_completed()  # type: ignore[arg-type, union-attr]
-    monkeypatch.setattr(stage_runs, "SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(deployed, "SILENCE_SECONDS", 0.05)
     with pytest.raises(StageFailed, match=r"encode: the server has not answered for 0 s \(ConnectError\)"):
         follow(Played(Running(), away), "run", "encode")  # type: ignore[arg-type]
     assert not said

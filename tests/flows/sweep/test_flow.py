@@ -18,7 +18,7 @@ from functa.flows.config.load import load_config
 from functa.flows.sweep.plan import plan_sweep
 from functa.flows.sweep.results import SweepFailed, SweepTold
 from functa.storage.runs.stage_records import StageConflict
-from tests.flows.cli.test_main import here
+from tests.helpers.flows.command import here
 from tests.helpers.flows.prefect_server import PROJECT, serving
 from tests.helpers.flows.tiny_config import TINY
 

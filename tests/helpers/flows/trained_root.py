@@ -9,7 +9,7 @@ from functa.flows.ledger import Ledger
 from functa.storage.runs.stage_records import StageRecord
 from functa.tasks.encoding.encode import encode_group
 from functa.tasks.encoding.finalise import finalise
-from functa.tasks.encoding.plan import EncodeJob, plan
+from functa.tasks.encoding.plan import plan
 from functa.tasks.training import classifier, diffusion, meta_train
 from tests.helpers.flows.tiny_config import TINY
 
@@ -30,16 +30,14 @@ def trained_root(root: Path, *overrides: str, lender: Path | None = None, stages
 
 def _work(ledger: Ledger, record: StageRecord) -> dict[str, Any]:
     if record.stage == "meta_train":
-        return meta_train.run(meta_train.MetaTrainJob(**meta_train_job(ledger, record)), lambda row: None)
+        return meta_train.run(meta_train_job(ledger, record), lambda row: None)
     if record.stage == "encode":
-        job = EncodeJob(**encode_job(ledger, record))
+        job = encode_job(ledger, record)
         todo = plan(job)
         for group in todo.groups:
             encode_group(job, group, 400)
         done = finalise(job, todo)
         return done | {"weights_digest": done["info"]["content"]}
-    functaset = ledger.require("encode")
     if record.stage == "train_classifier":
-        of = classifier.ClassifierJob(**classifier_job(ledger, record, functaset))
-        return classifier.run(of, lambda row: None)
-    return diffusion.run(diffusion.DiffusionJob(**diffusion_job(ledger, record, functaset)), lambda row: None)
+        return classifier.run(classifier_job(ledger, record), lambda row: None)
+    return diffusion.run(diffusion_job(ledger, record), lambda row: None)

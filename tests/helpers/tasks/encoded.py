@@ -7,8 +7,8 @@ from functa.flows.config.schema import PipelineConfig
 from functa.tasks.encoding.encode import encode_group
 from functa.tasks.encoding.finalise import finalise
 from functa.tasks.encoding.plan import EncodeJob, plan
-from functa.tasks.training.meta_train import MetaTrainJob
 from functa.tasks.training.meta_train import run as train_field
+from functa.tasks.training_jobs import MetaTrainJob
 from tests.helpers.flows.tiny_config import TINY
 
 

@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 
 from functa.tasks.training import classifier, diffusion
-from functa.tasks.training.classifier import ClassifierJob
-from functa.tasks.training.diffusion import DiffusionJob
+from functa.tasks.training_jobs import ClassifierJob, DiffusionJob
 from tests.helpers.storage.killed_writer import kill_before
 
 if __name__ == "__main__":

@@ -16,21 +16,24 @@ import pytest
 import torch
 
 from functa.flows.config.load import load_config
+from functa.tasks.config import PixelClassifierConfig, TrainClassifierConfig
 from functa.tasks.dispatch import child
 from functa.tasks.dispatch.child import TrainingFailed, train_in_child
 from functa.tasks.training.__main__ import line, told
-from functa.tasks.training.meta_train import MetaTrainJob
+from functa.tasks.training_jobs import ClassifierJob, MetaTrainJob, PixelClassifierJob, TrainingJob
 
 PROJECT = Path(__file__).parents[3]
 
+COMMON: dict[str, Any] = {"seed": 0, "device": "cpu", "output": "out", "digest": "d"}
 
-def job(output: Path, *overrides: str) -> dict:  # type: ignore[type-arg]
+
+def job(output: Path, *overrides: str) -> MetaTrainJob:
     base = ["meta_train.steps=8", "meta_train.warmup=0", "meta_train.log_every=1", "meta_train.validation_images=8"]
     config = load_config("digits", [*base, *overrides])
     return MetaTrainJob(
         seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
         device="cpu", output=str(output), digest="d",
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
 
 
 def test_a_run_returns_its_figures_and_speaks_on_the_way(tmp_path: Path) -> None:
@@ -130,12 +133,13 @@ def test_children_can_be_stopped_from_another_thread(tmp_path: Path) -> None:
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_child_ends_when_its_parent_is_killed(devices: int, tmp_path: Path) -> None:
     code = (
-        "import json,sys; from functa.tasks.dispatch.child import train_in_child; "
-        "train_in_child(json.loads(sys.argv[1]), lambda row: print('row', flush=True))"
+        "import sys; from functa.tasks.dispatch.child import train_in_child; "
+        "from functa.tasks.training_jobs import JOBS; "
+        "train_in_child(JOBS.validate_json(sys.argv[1]), lambda row: print('row', flush=True))"
     )
-    endless = job(tmp_path, "meta_train.steps=100000") | {"devices": devices}
+    endless = job(tmp_path, "meta_train.steps=100000").model_copy(update={"devices": devices})
     parent = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(endless)],
+        [sys.executable, "-c", code, endless.model_dump_json()],
         cwd=PROJECT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert parent.stdout
@@ -158,7 +162,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
             launcher.kill()
 
     with pytest.raises(TrainingFailed, match="was killed by SIGKILL"):
-        train_in_child(job(tmp_path, "meta_train.steps=100000") | {"devices": 2}, kill)
+        train_in_child(job(tmp_path, "meta_train.steps=100000").model_copy(update={"devices": 2}), kill)
     assert len(ranks) == 2
     assert not psutil.wait_procs(ranks, 30)[1]
 
@@ -167,29 +171,31 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     ("of", "mend"),
     [
         (
-            {"kind": "classifier", "classifier": {"batch": 1024, "micro_batch": None}},
+            ClassifierJob(**COMMON, functaset="", classes=2, classifier=TrainClassifierConfig(batch=1024)),
             "lower classifier.micro_batch (now empty: the whole batch of 1024), or set classifier.precision=bf16",
         ),
         (
-            {"kind": "meta_train", "meta_train": {"batch": 16, "micro_batch": 4}},
+            job(Path("out"), "meta_train.batch=16", "meta_train.micro_batch=4"),
             "lower meta_train.micro_batch (now 4), or set inner.checkpoint=true",
         ),
         (
-            {"kind": "pixel_classifier", "pixel_classifier": {"batch": 128}},
+            PixelClassifierJob(
+                **COMMON, images=load_config("digits").images, pixel_classifier=PixelClassifierConfig(batch=128)
+            ),
             "lower evaluation.pixel_classifier.batch (now 128)",
         ),
     ],
 )
-def test_a_memory_that_is_full_is_told_with_the_keys_that_mend_it(of: dict[str, Any], mend: str) -> None:
+def test_a_memory_that_is_full_is_told_with_the_keys_that_mend_it(of: TrainingJob, mend: str) -> None:
     with pytest.raises(RuntimeError) as full:
         torch.empty(1 << 60, dtype=torch.uint8)
     asked = "CUDA out of memory. Tried to allocate 2.25 GiB. GPU 0 has a total capacity of 79.18 GiB of which 1 is free"
     for error, amount in ((full.value, f"{1 << 60} bytes"), (torch.OutOfMemoryError(asked), "2.25 GiB")):
         assert told(of, error) == (
-            f"{of['kind']}: out of memory ({amount} more were asked for): {mend}; what is saved is kept"
+            f"{of.kind}: out of memory ({amount} more were asked for): {mend}; what is saved is kept"
         )
 
 
 def test_other_faults_are_told_as_they_are() -> None:
-    assert told({"kind": "classifier"}, ValueError("one\n  thing")) == "one thing"
-    assert told({"kind": "classifier"}, KeyError()) == "KeyError"
+    assert told(job(Path("out")), ValueError("one\n  thing")) == "one thing"
+    assert told(job(Path("out")), KeyError()) == "KeyError"

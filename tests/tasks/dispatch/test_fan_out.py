@@ -183,10 +183,10 @@ def test_a_server_that_does_not_answer_for_a_while_ends_nothing(
     assert any(line.startswith("2 of 3 shards, ") for line in lines)
 
 
-def encoding(field: Path, store: Path) -> tuple[EncodeJob, dict[str, Any]]:
+def encoding(field: Path, store: Path) -> tuple[EncodeJob, Planned]:
     """A job and its plan: groups of one shard."""
     work = job(field, store, "encode.group_shards=1", "encode.batch=8")[0]
-    return work, plan(work).model_dump(mode="json")
+    return work, plan(work)
 
 
 def arrays(store: Path) -> dict[str, bytes]:
@@ -201,7 +201,7 @@ def serial(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     work, todo = encoding(field, store)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for group in Planned.model_validate(todo).groups:
+    for group in todo.groups:
         encode_group(work, group, 200)
     torch.set_num_threads(before)
     return arrays(store)
@@ -239,11 +239,11 @@ def test_shards_are_byte_for_byte_those_of_a_plain_loop(
 ) -> None:
     work, todo = encoding(field, tmp_path)
     dispatch = DispatchConfig(runner=runner, workers=2)
-    stats, run = in_a_flow(lambda: encode_groups(work.model_dump(mode="json"), todo, dispatch))
+    stats, run = in_a_flow(lambda: encode_groups(work, todo, dispatch))
     assert arrays(tmp_path) == serial
-    assert [each["images"] for each in stats] == [group["images"] for group in todo["groups"]]
+    assert [each["images"] for each in stats] == [group.images for group in todo.groups]
     # Workers end only when they have told how their tasks ended.
-    eventually(lambda: told(run) == {"Completed": len(todo["groups"])})
+    eventually(lambda: told(run) == {"Completed": len(todo.groups)})
 
 
 @pytest.mark.slow
@@ -262,7 +262,7 @@ def test_a_worker_that_is_killed_changes_no_byte(
 
     killing = threading.Thread(target=kill)
     killing.start()
-    in_a_flow(lambda: encode_groups(work.model_dump(mode="json"), todo, DispatchConfig(runner="dask", workers=2)))
+    in_a_flow(lambda: encode_groups(work, todo, DispatchConfig(runner="dask", workers=2)))
     killing.join()
     assert killed and arrays(tmp_path) == serial
 

@@ -25,8 +25,8 @@ from functa.tasks.encoding.plan import EncodeJob, fingerprint, plan
 from functa.tasks.evaluation import compression, reconstruction
 from functa.tasks.evaluation.bench import EvaluationJob
 from functa.tasks.trained import load_field
-from functa.tasks.training.meta_train import MetaTrainJob
 from functa.tasks.training.meta_train import run as train_field
+from functa.tasks.training_jobs import MetaTrainJob
 from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.storage.image_files import encoded, noise
 

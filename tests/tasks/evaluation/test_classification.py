@@ -12,7 +12,8 @@ from functa.tasks.evaluation.bench import EvaluationJob, read_arrays
 from functa.tasks.evaluation.classification import by_class
 from functa.tasks.inputs.latents import load_split
 from functa.tasks.trained import load_classifier, logits_of
-from functa.tasks.training.classifier import ClassifierJob, run
+from functa.tasks.training.classifier import run
+from functa.tasks.training_jobs import ClassifierJob
 from tests.helpers.storage.functasets import filled
 
 NAMES = ("<b>zero</b>", "$\\frac", "{{ 7 * 7 }}", "3", "4", "5", "6", "7", "8", "9")

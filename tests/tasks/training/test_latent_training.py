@@ -17,8 +17,7 @@ from functa.storage.runs.checkpoints import load_checkpoint
 from functa.storage.runs.weights import SIDECAR, TENSORS, read_weights
 from functa.tasks.trained import load_classifier, load_denoiser
 from functa.tasks.training import classifier, diffusion, loop
-from functa.tasks.training.classifier import ClassifierJob
-from functa.tasks.training.diffusion import DiffusionJob
+from functa.tasks.training_jobs import ClassifierJob, DiffusionJob
 from tests.helpers.storage.functasets import filled
 
 PROJECT = Path(__file__).parents[3]

@@ -18,8 +18,9 @@ from functa.storage.images.source import open_images
 from functa.tasks.inputs.pictures import Pictures
 from functa.tasks.trained import load_field, refuse_other_field
 from functa.tasks.training import meta_train
-from functa.tasks.training.meta_train import MetaTrainJob, random_positions
+from functa.tasks.training.meta_train import random_positions
 from functa.tasks.training.ranks import Ranks
+from functa.tasks.training_jobs import MetaTrainJob
 
 SMALL = ["field.width=16", "meta_train.steps=4", "meta_train.warmup=0", "meta_train.batch=11", "meta_train.log_every=1"]
 

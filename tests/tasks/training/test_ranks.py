@@ -22,17 +22,13 @@ from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import load_checkpoint
 from functa.tasks.dispatch import child
 from functa.tasks.dispatch.child import TrainingFailed, train_in_child
-from functa.tasks.training.classifier import ClassifierJob
-from functa.tasks.training.diffusion import DiffusionJob
 from functa.tasks.training.launch import JOB
-from functa.tasks.training.meta_train import MetaTrainJob
-from functa.tasks.training.pixel_classifier import PixelClassifierJob
 from functa.tasks.training.ranks import STORE, Ranks
+from functa.tasks.training_jobs import ClassifierJob, DiffusionJob, MetaTrainJob, PixelClassifierJob, TrainingJob
 from tests.helpers.storage.functasets import filled
 from tests.helpers.storage.image_files import class_folders
 
 COMMON = {"seed": 0, "device": "cpu", "digest": "d"}
-Job = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
@@ -54,31 +50,31 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
-def field_job(output: Path, devices: int, *overrides: str) -> Job:
+def field_job(output: Path, devices: int, *overrides: str) -> TrainingJob:
     base = ["field.width=16", "meta_train.steps=12", "meta_train.warmup=0", "meta_train.log_every=1",
             "meta_train.validation_images=8"]  # fmt: skip
     config = load_config("digits", [*base, *overrides])
     return MetaTrainJob(
         **COMMON, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
         output=str(output), devices=devices,
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
 
 
-def classifier_job(output: Path, devices: int, functaset: str) -> Job:
+def classifier_job(output: Path, devices: int, functaset: str) -> TrainingJob:
     sets = ["classifier.steps=6", "classifier.warmup=0", "classifier.batch=7", "classifier.model.dropout=0"]
     config = load_config("digits", sets)
     return ClassifierJob(
         **COMMON, classifier=config.classifier, functaset=functaset, classes=10, output=str(output), devices=devices
-    ).model_dump(mode="json")
+    )
 
 
-def pixels_job(output: Path, devices: int) -> Job:
+def pixels_job(output: Path, devices: int) -> TrainingJob:
     sets = ["pixel_classifier.steps=3", "pixel_classifier.warmup=0", "pixel_classifier.width=16"]
     config = load_config("digits", [f"evaluation.{s}" for s in sets])
     return PixelClassifierJob(
         **COMMON, images=config.images, pixel_classifier=config.evaluation.pixel_classifier, output=str(output),
         devices=devices,
-    ).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
 
 
 def weights(output: Path) -> dict[str, np.ndarray]:
@@ -87,7 +83,7 @@ def weights(output: Path) -> dict[str, np.ndarray]:
     return {k: v for k, v in checkpoint.tensors.items() if not k.startswith("optimizer.")}
 
 
-def equal_on_one_and_two(make: Callable[[Path, int], Job], folder: Path, within: float = 1e-6) -> None:
+def equal_on_one_and_two(make: Callable[[Path, int], TrainingJob], folder: Path, within: float = 1e-6) -> None:
     figures = [train_in_child(make(folder / str(devices), devices), lambda _: None) for devices in (1, 2)]
     assert figures[0].keys() == figures[1].keys()
     one, two = weights(folder / "1"), weights(folder / "2")
@@ -120,19 +116,19 @@ def test_two_processes_train_the_pixel_classifier_that_one_trains(tmp_path: Path
     equal_on_one_and_two(pixels_job, tmp_path, 1e-5)  # nearly zero are the gradients of biases before a group norm
 
 
-def diffusion_job(output: Path, devices: int, functaset: str) -> Job:
+def diffusion_job(output: Path, devices: int, functaset: str) -> TrainingJob:
     sets = ["diffusion.steps=5", "diffusion.warmup=0", "diffusion.batch=7", "diffusion.model.dropout=0"]
     config = load_config("digits", sets)
     return DiffusionJob(
         **COMMON, diffusion=config.diffusion, functaset=functaset, classes=10, output=str(output), devices=devices
-    ).model_dump(mode="json")
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_train_the_diffusion_model_that_one_trains(tmp_path: Path) -> None:
     """Timesteps, noise and dropped labels are of the whole batch."""
     filled(tmp_path / "z")
-    rows: list[Job] = []
+    rows: list[dict[str, Any]] = []
     equal_on_one_and_two(lambda output, devices: diffusion_job(output, devices, str(tmp_path / "z")), tmp_path, 5e-5)
     figures = train_in_child(diffusion_job(tmp_path / "again", 2, str(tmp_path / "z")), rows.append)
     assert len(figures["weights_digest"]) == 16
@@ -199,7 +195,7 @@ def test_a_killed_rank_fails_the_run_at_once_and_leaves_no_process(rank: int, tm
     killed: list[float] = []
     processes: list[psutil.Process] = []
 
-    def kill(row: Job) -> None:
+    def kill(row: dict[str, Any]) -> None:
         if "step" in row and not killed:
             processes.extend(ranks_of_the_run())
             os.kill(processes[rank].pid, signal.SIGKILL)
@@ -217,7 +213,7 @@ def test_a_killed_rank_is_told_at_once_where_a_step_outlasts_the_launchers_patie
     """The launcher's SIGTERM then finds the other rank computing, and only asks it to stop."""
     killed: list[float] = []
 
-    def kill(row: Job) -> None:
+    def kill(row: dict[str, Any]) -> None:
         if "step" in row and not killed:
             ranks_of_the_run()[1].kill()
             killed.append(time.monotonic())
@@ -231,7 +227,7 @@ def test_a_killed_rank_is_told_at_once_where_a_step_outlasts_the_launchers_patie
 
 @pytest.mark.slow
 def test_one_asked_to_stop_stops_all_after_saving_at_the_same_step(tmp_path: Path) -> None:
-    def ask(row: Job) -> None:
+    def ask(row: dict[str, Any]) -> None:
         if "step" in row and not asked:
             asked.append(row["step"])
             ranks_of_the_run()[1].terminate()
@@ -249,11 +245,11 @@ def test_an_interrupted_run_saves_and_goes_on_with_another_number_of_processes(t
     class Interrupted(Exception):
         pass
 
-    def interrupt(row: Job) -> None:
+    def interrupt(row: dict[str, Any]) -> None:
         if row.get("step", 0) >= 3:
             raise Interrupted
 
-    def job(name: str, devices: int) -> Job:
+    def job(name: str, devices: int) -> TrainingJob:
         return field_job(tmp_path / name, devices, "meta_train.steps=40")
 
     with pytest.raises(Interrupted):
@@ -271,7 +267,7 @@ def test_an_interrupted_run_saves_and_goes_on_with_another_number_of_processes(t
 def test_ranks_listen_on_the_loopback_interface_alone(tmp_path: Path) -> None:
     addresses: list[str] = []
 
-    def look(row: Job) -> None:
+    def look(row: dict[str, Any]) -> None:
         if "step" in row and not addresses:
             (launcher,) = child._children
             family = [psutil.Process(launcher.pid), *ranks_of_the_run()]

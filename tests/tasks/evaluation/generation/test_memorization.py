@@ -26,10 +26,9 @@ from functa.tasks.inference.sample import SampleJob, write_slice
 from functa.tasks.inputs.latents import PlainRows
 from functa.tasks.report.blocks import ReportData, Sheet, Table
 from functa.tasks.report.sections.memorization import section
-from functa.tasks.training.diffusion import DiffusionJob
 from functa.tasks.training.diffusion import run as train_diffusion
-from functa.tasks.training.meta_train import MetaTrainJob
 from functa.tasks.training.meta_train import run as train_field
+from functa.tasks.training_jobs import DiffusionJob, MetaTrainJob
 from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.storage.image_files import noise
 from tests.helpers.tasks.evaluated import with_samples

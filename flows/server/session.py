@@ -1,0 +1,75 @@
+"""One preparation of Prefect for everything that runs a flow in this process: the command and the Python API."""
+
+import copy
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from functa.flows.server.api import configured_api, prepare_environment
+
+# What Prefect logs about its own server, which ends with the command: an address that soon answers nobody.
+EMBEDDED = ("Starting temporary server on ", "Stopping temporary server on ", "View at http")
+
+INTERRUPTED = "Crash detected! Execution was aborted by an interrupt signal"
+
+
+@contextmanager
+def prefect_session() -> Iterator[None]:
+    """Within, flows run on the configured server, or on Prefect's embedded one, with the project's settings.
+
+    Raises OperateError if the embedded server does not start.
+    """
+    prepare_prefect()
+    from functa.flows.server.embedded import embedded_server
+
+    quiet_console()
+    with embedded_server():
+        yield
+
+
+def prepare_prefect() -> None:
+    """Apply the project's settings of Prefect, also where the caller imported Prefect before."""
+    prepare_environment()
+    if "prefect" in sys.modules:  # it has read its settings
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
+
+
+def quiet_console() -> None:
+    """Leave out of Prefect's console log what does not help: tracebacks, addresses of an embedded server, its advice.
+
+    Its handlers that send records to a server are left alone; FUNCTA_DEBUG shows everything.
+    """
+    import prefect.main  # noqa: F401  sets up Prefect's logging
+
+    if os.environ.get("FUNCTA_DEBUG"):
+        return
+    loggers = [logging.getLogger(name) for name in ("", *logging.root.manager.loggerDict)]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
+        if "Console" in type(handler).__name__ and not any(isinstance(each, Unhelpful) for each in handler.filters):
+            handler.addFilter(Unhelpful())
+            if handler.formatter is not None:
+                handler.formatter.format = _without_traceback(handler.formatter.format)  # type: ignore[method-assign]
+
+
+class Unhelpful(logging.Filter):
+    """Drops Prefect's lines about its embedded server, and those that report Ctrl-C as a crash."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is shown."""
+        message = record.getMessage()
+        return not (message.startswith(INTERRUPTED) or (not configured_api() and message.startswith(EMBEDDED)))
+
+
+def _without_traceback(render: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:
+    """Render a copy: the handler that sends records to the server has left the traceback's text in the record."""
+
+    def rendered(record: logging.LogRecord) -> str:
+        bare = copy.copy(record)
+        bare.exc_info = bare.exc_text = None
+        return render(bare)
+
+    return rendered

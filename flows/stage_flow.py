@@ -1,0 +1,85 @@
+"""Build the Prefect flow of a stage from its entry in the table and from the function that does its work."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
+from typing import Any
+
+from prefect import Flow, flow, get_run_logger
+
+from functa.flows.config.digests import require_stage
+from functa.flows.config.preflight import preflight
+from functa.flows.config.schema import PipelineConfig
+from functa.flows.ledger import Ledger
+from functa.flows.server.worker import gpu_slot
+from functa.tasks.stage_table import STAGES, Stage
+
+Keyword = inspect.Parameter.KEYWORD_ONLY
+
+ARGUMENTS = """
+Args:
+    root: Folder or s3://bucket/prefix of the run. A config other than the one used there before needs another root.
+    config: All settings of the run.
+    from_root: Finished stages are reused from this root where their digests agree.
+"""
+
+THREADS = "    threads: Threads of the training process; empty: all cores.\n"
+
+
+def stage_flow(work: Callable[..., None]) -> Flow[..., None]:
+    """Make a flow of `work(ledger, **options)`, the function named like its stage in the table.
+
+    The flow does nothing if the stage is up to date, and otherwise requires the stage's inputs. Its options are those
+    of the table, and `threads` for a stage that trains.
+    """
+    stage = STAGES[work.__name__]
+
+    def run(root: str, *, from_root: str | None = None, config: PipelineConfig, **options: Any) -> None:
+        # The slot first: whoever held it until now may have done this very stage.
+        with gpu_slot() if stage.queue == "gpu" else nullcontext():
+            ledger = Ledger(config, root, from_root)
+            if any(options[name] for name, option in stage.options.items() if option.again):
+                ledger.require_begun(stage.name)
+            elif _up_to_date(ledger, stage):
+                return
+            ledger.require_inputs(stage.name)
+            work(ledger, **options)
+
+    run.__name__, run.__qualname__, run.__module__ = work.__name__, work.__qualname__, work.__module__
+    run.__signature__ = _signature(stage)  # type: ignore[attr-defined]  # Prefect makes the run form of it
+    own = [f"    {name}: {option.help}\n" for name, option in stage.options.items()]
+    run.__doc__ = f"{stage.summary}\n{ARGUMENTS}{''.join(own)}{THREADS if stage.trains else ''}"
+    named = f"{stage.command} {{config.name}}"
+    return flow(name=stage.command, flow_run_name=named, persist_result=False)(run)
+
+
+def load_stage(name: str) -> Flow[..., None]:
+    """Return the flow of a stage of the table."""
+    stage = STAGES[name]
+    found: Flow[..., None] = getattr(import_module(stage.module), stage.name)
+    return found
+
+
+def _signature(stage: Stage) -> inspect.Signature:
+    parameters = [
+        inspect.Parameter("root", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str),
+        inspect.Parameter("from_root", Keyword, default=None, annotation=str | None),
+        *(inspect.Parameter(name, Keyword, default=False, annotation=bool) for name in stage.options),
+    ]
+    if stage.trains:
+        parameters.append(inspect.Parameter("threads", Keyword, default=None, annotation=int | None))
+    parameters.append(inspect.Parameter("config", Keyword, annotation=PipelineConfig))
+    return inspect.Signature(parameters, return_annotation=None)
+
+
+def _up_to_date(ledger: Ledger, stage: Stage) -> bool:
+    require_stage(ledger.config, stage.name)
+    record = ledger.current(stage.name, must_ask=True)
+    if record is None:
+        preflight(ledger.config, ledger.root, stage.name)
+        return False
+    get_run_logger().info(
+        f"{stage.command} is up to date in {ledger.output(record)}: nothing to do{ledger.outrun(record)}"
+    )
+    return True

@@ -1,0 +1,88 @@
+"""The jobs of training processes, as a process receives them on standard input. Free of torch."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, TypeAdapter
+
+from functa.models.config import Config, FieldConfig, InnerConfig
+from functa.storage.config import ImagesConfig
+from functa.tasks.config import (
+    MetaTrainConfig,
+    PixelClassifierConfig,
+    TrainClassifierConfig,
+    TrainDiffusionConfig,
+    TrainingConfig,
+)
+
+
+class TrainingJob(Config):
+    """What every training process is given."""
+
+    what: ClassVar[str]  # noun for people
+
+    kind: str  # name of the config section that describes the training
+    seed: int
+    device: str
+    devices: int = 1
+    output: str  # URI of the folder of checkpoints
+    digest: str  # of everything that decides the weights: a checkpoint of another digest is not resumed
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Return the settings of the training loop."""
+        section: TrainingConfig = getattr(self, self.kind)
+        return section
+
+
+class MetaTrainJob(TrainingJob):
+    """One meta-training run."""
+
+    what: ClassVar[str] = "the field"
+
+    kind: Literal["meta_train"] = "meta_train"
+    images: ImagesConfig
+    field: FieldConfig
+    inner: InnerConfig
+    meta_train: MetaTrainConfig
+
+
+class LatentJob(TrainingJob):
+    """A training run on the latents of a functaset."""
+
+    functaset: str  # URI
+    version: int | None = None  # number of the commit; None: the newest
+    classes: int
+
+
+class ClassifierJob(LatentJob):
+    """One training run of a classifier."""
+
+    what: ClassVar[str] = "the classifier"
+
+    kind: Literal["classifier"] = "classifier"
+    classifier: TrainClassifierConfig
+    class_names: tuple[str, ...] = ()
+
+
+class DiffusionJob(LatentJob):
+    """One training run of a diffusion model."""
+
+    what: ClassVar[str] = "the diffusion model"
+
+    kind: Literal["diffusion"] = "diffusion"
+    diffusion: TrainDiffusionConfig
+
+
+class PixelClassifierJob(TrainingJob):
+    """One training run of the classifier on pixels."""
+
+    what: ClassVar[str] = "the pixel classifier"
+
+    kind: Literal["pixel_classifier"] = "pixel_classifier"
+    images: ImagesConfig
+    pixel_classifier: PixelClassifierConfig
+
+
+AnyJob = Annotated[MetaTrainJob | ClassifierJob | DiffusionJob | PixelClassifierJob, Field(discriminator="kind")]
+
+JOBS: TypeAdapter[MetaTrainJob | ClassifierJob | DiffusionJob | PixelClassifierJob] = TypeAdapter(AnyJob)
