@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from functa.storage.places.location import PARTIAL, Entry, Location, check_length, checked_key
@@ -64,11 +63,6 @@ class LocalLocation(Location):
     def delete(self, key: str) -> None:
         with self._told(key), suppress(FileNotFoundError):
             self._writable_path(key).unlink()
-
-    def zarr_store(self, read_only: bool = False) -> Any:
-        from zarr.storage import LocalStore
-
-        return LocalStore(self.uri, read_only=read_only)
 
     def free_bytes(self) -> int | None:
         with self._told(""):

@@ -4,7 +4,6 @@ import os
 import uuid
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
 
 from functa.storage.errors import DamagedObject, StorageError
 
@@ -73,10 +72,6 @@ class Location(ABC):
         """Remove one object; nothing happens where there is none."""
 
     @abstractmethod
-    def zarr_store(self, read_only: bool = False) -> Any:
-        """A zarr Store over this location."""
-
-    @abstractmethod
     def free_bytes(self) -> int | None:
         """Free space, None where there is no such limit."""
 
@@ -108,32 +103,6 @@ class Location(ABC):
                 f"{self.uri}: {needed_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; "
                 "free some space or choose another place"
             )
-
-    def copy_tree(self, destination: "Location") -> None:
-        """Copy every object, create-only: JSON records after the data that they vouch for, commits last of all.
-
-        A copy that was interrupted goes on: what stands already is read and compared. Of commits made meanwhile none
-        is copied. Raises StorageError where the destination holds other bytes under a name, or did not keep ours.
-        """
-        begun = {key for key in self.list() if "commits/" in key}  # first: what these name, the next listing has
-        sources = [entry for entry in self.entries() if "commits/" not in entry.key or entry.key in begun]
-        sources.sort(key=lambda entry: ("commits/" in entry.key, entry.key.endswith(".json"), entry.key))
-        standing = {entry.key: entry.size for entry in destination.entries()}
-        for source in sources:
-            self._copy(source.key, destination, standing.get(source.key))
-        copied = {entry.key: entry.size for entry in destination.entries()}
-        for source in sources:
-            if copied.get(source.key) != source.size:
-                name = f"{destination.uri}/{source.key}"
-                raise StorageError(f"{name}: is not as long as the original; delete it, then copy again")
-
-    def _copy(self, key: str, destination: "Location", standing: int | None) -> None:
-        """One object; `standing` is the size of what the destination has under that name."""
-        data = self.read(key)
-        if standing is None and destination.create(key, data):
-            return
-        if standing not in (None, len(data)) or destination.read(key) != data:
-            raise StorageError(f"{destination.uri}/{key}: holds something else; copy to an empty place")
 
 
 def checked_key(key: str) -> str:

@@ -115,11 +115,6 @@ class S3Location(Location):
         # Who waits here has just typed the address: a wrong one should say so within seconds.
         Location.preflight_write(replace(self, tries=min(2, self.tries)), needed_bytes)
 
-    def zarr_store(self, read_only: bool = False) -> Any:
-        from zarr.storage import FsspecStore
-
-        return FsspecStore.from_url(self.uri, storage_options=_s3_options(), read_only=read_only)
-
     def free_bytes(self) -> int | None:
         return None
 

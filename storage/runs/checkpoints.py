@@ -78,11 +78,6 @@ def load_checkpoint(location: Location, step: int | None = None) -> Checkpoint |
     return None
 
 
-def newest_step(location: Location) -> int | None:
-    """Step of the newest marker, None where there is none. Reads names only."""
-    return next(iter(_steps(location, MARKER)), None)
-
-
 def newest_metadata(location: Location) -> dict[str, Any] | None:
     """Metadata of the newest checkpoint that is whole by its lengths, None where there is none. Reads no tensor."""
     for step in _steps(location, MARKER):

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from functa.storage.places.location import Location
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,14 @@ def clients_of_this_environment() -> Iterator[None]:
         yield
     finally:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def zarr_store(place: Location) -> Any:
+    """Return zarr's own store over the location, to read a functaset without this project's code."""
+    from zarr.storage import FsspecStore, LocalStore
+
+    if not place.uri.startswith("s3://"):
+        return LocalStore(place.uri, read_only=True)
+    from functa.storage.places.s3 import _s3_options
+
+    return FsspecStore.from_url(place.uri, storage_options=_s3_options(), read_only=True)

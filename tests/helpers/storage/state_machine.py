@@ -89,9 +89,6 @@ class Mortal(Location):
     def leftovers(self) -> list[Entry]:
         return self._folder.leftovers()
 
-    def zarr_store(self, read_only: bool = False) -> object:
-        return self._folder.zarr_store(read_only)
-
     def free_bytes(self) -> int | None:
         return self._folder.free_bytes()
 

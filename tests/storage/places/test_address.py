@@ -130,18 +130,6 @@ def test_a_file_system_that_went_away_may_come_back(
     assert not isinstance(error.value, TransientError)
 
 
-def test_a_copied_tree_is_equal_and_a_second_copy_changes_nothing(tmp_path: Path) -> None:
-    source, copy = open_location(str(tmp_path / "a")), open_location(str(tmp_path / "b"))
-    for key in ("z.json", "commits/1.json", "x/data"):
-        source.write(key, key.encode())
-    source.copy_tree(copy)
-    source.copy_tree(copy)
-    assert [copy.read(key) for key in copy.list()] == [b"commits/1.json", b"x/data", b"z.json"]
-    source.write("x/data", b"other")
-    with pytest.raises(StorageError, match="x/data: holds something else"):
-        source.copy_tree(copy)
-
-
 def test_json_is_read_back_and_what_is_none_or_too_large_is_refused(tmp_path: Path) -> None:
     place = open_location(str(tmp_path))
     write_json(place, "a.json", {"b": [1, 2.5, None]})

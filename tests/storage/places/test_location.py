@@ -20,7 +20,7 @@ from functa.storage.upkeep.status import status
 from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import fill, filled, new_store, plan, tree, write
 from tests.helpers.storage.image_files import encoded, noise
-from tests.helpers.storage.locations import Home
+from tests.helpers.storage.locations import Home, zarr_store
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_zarr_opens_the_store_by_itself(home: Home) -> None:
 
     place = filled(home / "zarr")
     fragment = Functaset.open(place).fragments[0].id
-    group = zarr.open_group(place.zarr_store(read_only=True), mode="r", zarr_format=3)
+    group = zarr.open_group(zarr_store(place), mode="r", zarr_format=3)
     codes = np.asarray(group[f"fragments/{fragment}/z"][:])
     np.testing.assert_array_equal(codes, Functaset.open(place).load("train").codes)
 
@@ -204,57 +204,3 @@ def test_checkpoints_and_image_folders_lie_there_too(home: Home) -> None:
     batch = images.split("train").read(range(len(images.split("train"))))
     assert batch.good.all()
     assert len(batch.good) == 3
-
-
-def test_a_copy_that_was_interrupted_goes_on_and_ends_equal(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, copy = filled(home / "a"), open_location(str(home / "b"))
-    real, count = type(copy).create, 0
-
-    def create(self: Location, key: str, data: bytes) -> bool:
-        nonlocal count
-        count += 1
-        if count % 10 == 0:
-            raise StorageError("the line is cut")
-        return real(self, key, data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(copy), "create", create)
-        interruptions = 0
-        while True:
-            try:
-                place.copy_tree(copy)
-                break
-            except StorageError:
-                interruptions += 1
-                assert copy.list("commits/") == [], "visible before it is whole"
-    assert interruptions >= 2
-    assert tree(home / "a") == tree(home / "b")
-    assert verify(copy, deep=True).bad == []
-
-
-@pytest.mark.parametrize("damage", ["flipped", "short"])
-def test_a_copy_to_where_something_else_stands_is_refused(home: Home, damage: str) -> None:
-    place, copy = open_location(str(home / "a")), open_location(str(home / "b"))
-    for key in ("z.json", "commits/1.json", "x/data"):
-        place.write(key, key.encode())
-    place.copy_tree(copy)
-    copy.write("x/data", {"flipped": b"x/dat!", "short": b"x/dat"}[damage])
-    with pytest.raises(StorageError, match="x/data: holds something else"):
-        place.copy_tree(copy)
-
-
-def test_a_commit_made_while_it_is_copied_is_left_out(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, copy = open_location(str(home / "a")), open_location(str(home / "b"))
-    place.write("commits/1.json", b"1")
-    place.write("data", b"1")
-    real = type(place).list
-
-    def listing(self: Location, prefix: str = "") -> list[str]:
-        found = real(self, prefix)
-        place.write("commits/2.json", b"2")
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(place), "list", listing)
-        place.copy_tree(copy)
-    assert copy.list() == ["commits/1.json", "data"]

@@ -24,7 +24,7 @@ from functa.storage.places.s3 import S3Location
 from functa.storage.places.s3_faults import masked
 from tests.helpers.storage.ceph import Ceph, User
 from tests.helpers.storage.functasets import filled
-from tests.helpers.storage.locations import clients_of_this_environment, new_bucket
+from tests.helpers.storage.locations import clients_of_this_environment, new_bucket, zarr_store
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def test_secrets_are_in_nothing_that_is_kept_shown_logged_or_raised(
     told = io.StringIO()
     with caplog.at_level(logging.DEBUG):
         place = filled(f"{bucket}/store")
-        for held in (place, place.child("a"), Functaset.open(place).location, place.zarr_store()):
+        for held in (place, place.child("a"), Functaset.open(place).location, zarr_store(place)):
             told.write(f"{held!r} {held}")
         told.write(repr(pickle.dumps(place)))
         with environment(AWS_ENDPOINT_URL=dead_endpoint()):
@@ -199,10 +199,11 @@ def test_secrets_are_in_nothing_that_is_kept_shown_logged_or_raised(
 FORK = """
 import os, signal, sys
 from functa.storage.places.address import open_location
+from tests.helpers.storage.locations import zarr_store
 place = open_location(sys.argv[1])
 if sys.argv[2] == "used":
     place.write("k", b"x")
-store = place.zarr_store() if sys.argv[2] == "zarr" else None
+store = zarr_store(place) if sys.argv[2] == "zarr" else None
 child = os.fork()
 if child:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -8,7 +8,7 @@ import pytest
 
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
-from functa.storage.runs.checkpoints import load_checkpoint, newest_step, save_checkpoint
+from functa.storage.runs.checkpoints import load_checkpoint, newest_metadata, save_checkpoint
 
 
 def tensors(step: int) -> dict[str, np.ndarray]:
@@ -31,13 +31,13 @@ def save(path: Path, step: int, keep: int = 2) -> None:
 def test_the_newest_is_loaded_and_older_ones_are_pruned(tmp_path: Path) -> None:
     place = open_location(str(tmp_path))
     assert load_checkpoint(place) is None
-    assert newest_step(place) is None
+    assert newest_metadata(place) is None
     for step in (1, 20, 300):
         save(tmp_path, step)
     assert_is(load_checkpoint(place), 300)
     assert_is(load_checkpoint(place, 20), 20)
     assert load_checkpoint(place, 1) is None
-    assert newest_step(place) == 300
+    assert newest_metadata(place) == {"step": 300, "name": "é"}
     names = [f"step-{step:08d}.{ending}" for step in (20, 300) for ending in ("json", "safetensors")]
     assert place.list() == names
 
@@ -86,7 +86,7 @@ def test_tensors_without_a_marker_do_not_count(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
     (tmp_path / "step-00000002.json").unlink()
-    assert newest_step(open_location(str(tmp_path))) == 1
+    assert newest_metadata(open_location(str(tmp_path))) == {"step": 1, "name": "é"}
     assert_is(load_checkpoint(open_location(str(tmp_path))), 1)
 
 
