@@ -57,7 +57,7 @@ class FieldConfig(Config):
 
     @property
     def independent(self) -> bool:
-        """Whether a patch depends on its own latent alone: nearest interpolation after a 1x1 map (paper section 4)."""
+        """True where a patch depends on its own latent alone: nearest interpolation, 1x1 map (paper section 4)."""
         return self.interpolation == "nearest" and self.kernel == 1
 
     @property
@@ -220,5 +220,5 @@ class DiffusionConfig(Config):
 
     @property
     def labelled(self) -> bool:
-        """Whether a sample is one of a class: at guidance 0 a conditional model draws unconditional ones."""
+        """True where a sample is one of a class: at guidance 0 a conditional model draws unconditional ones."""
         return self.conditional and self.guidance != 0

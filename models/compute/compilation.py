@@ -1,4 +1,4 @@
-"""Whether torch.compile can be had here and repays itself, decided once and said in one line."""
+"""Decide once whether torch.compile is available here and repays itself, with the reason in one line."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ GRAPHS = 64  # of one function in one process
 
 
 def missing(device: torch.device) -> dict[str, str]:
-    """What inductor lacks to build code for the device, each with Debian's package; empty: nothing.
+    """Return what inductor lacks to build code for the device, each with Debian's package; empty: nothing.
 
     For the CPU it calls $CXX or g++, and no other compiler; for CUDA triton builds its launchers with $CC, gcc or
     clang. Both include Python.h, without which they fail only once the first graph is built.
@@ -37,7 +37,7 @@ def missing(device: torch.device) -> dict[str, str]:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether inductor can build code for the device."""
+    """Return whether inductor can build code for the device."""
     return not missing(device)
 
 

@@ -1,4 +1,4 @@
-"""Which device a task computes on."""
+"""The choice of the device that a task computes on."""
 
 import threading
 from collections import Counter
@@ -17,7 +17,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("dispatch.device=cuda, but torch sees no GPU: set dispatch.device=auto or mend the driver")
+        raise ValueError("dispatch.device=cuda, but torch sees no GPU: set dispatch.device=auto or fix the driver")
     return torch.device(name)
 
 

@@ -1,4 +1,4 @@
-"""What a network costs, counted on shapes alone, and what the device at hand could do: the two sides of utilisation."""
+"""FLOPs of a network, counted on shapes alone, and of the device at hand, measured: the two sides of utilisation."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat1
 
 
 def forward_flops(build: Callable[[], nn.Module], inputs: Sequence[Tensor | None]) -> int:
-    """Of one call of the network on inputs of these shapes and types; a multiply-add counts two.
+    """Return the FLOPs of one call of the network on inputs of these shapes and types; a multiply-add counts two.
 
     Matmuls, convolutions and attention are counted, as torch's FlopCounterMode does; nothing is computed.
     """

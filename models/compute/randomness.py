@@ -1,4 +1,4 @@
-"""Where a training run's randomness comes from: seeds of several numbers, and the order in which rows are seen."""
+"""The source of a training run's randomness: seeds of several numbers, and the order in which rows are seen."""
 
 import math
 from functools import lru_cache

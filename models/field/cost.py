@@ -1,4 +1,4 @@
-"""What a field costs: floating-point operations, parameters and memory, from its config alone. Free of torch.
+"""The cost of a field: floating-point operations, parameters and memory, from its config alone. Free of torch.
 
 The unit of work is one forward pass of all pixels of one image through the field; an inner step (forward, then back to
 the latent, no weight gradients) is two, and a backward pass through a recorded graph is twice what it records. The
@@ -40,7 +40,7 @@ def coordinate_inputs(field: FieldConfig, resolution: Sequence[int]) -> int:
 
 
 def forward_flops(field: FieldConfig, resolution: Sequence[int], image_channels: int) -> int:
-    """Of one signal of `resolution` (one side per axis) through map and field; a multiply-add counts two."""
+    """Return the FLOPs of one signal of `resolution` through map and field; a multiply-add counts two."""
     width, pixels = field.width, math.prod(resolution)
     inputs = coordinate_inputs(field, resolution)
     layers = inputs * width + (field.depth - 2) * width**2 + image_channels * width
@@ -73,7 +73,7 @@ def outer_passes(field: FieldConfig, inner: InnerConfig) -> int:
 
 
 def checkpoints(field: FieldConfig, inner: InnerConfig) -> bool:
-    """Whether the outer step recomputes activations: always where patches depend on their neighbours' latents."""
+    """Return whether the outer step recomputes activations: always where patches depend on their neighbours."""
     return inner.checkpoint or not field.independent
 
 
@@ -84,7 +84,7 @@ def outer_flops(
     image_channels: int,
     patches_per_image: int | None = None,
 ) -> float:
-    """Of one image in one outer step; a step on some of its patches costs their share."""
+    """Return the FLOPs of one image in one outer step; a step on some of its patches costs their share."""
     share = 1.0 if patches_per_image is None else patches_per_image / field.positions
     return share * outer_passes(field, inner) * forward_flops(field, resolution, image_channels)
 
@@ -100,7 +100,7 @@ def parameter_count(field: FieldConfig, inner: InnerConfig, image_channels: int,
 
 
 def first_step_bytes(field: FieldConfig, pixels: int, image_channels: int) -> int:
-    """Of the Jacobian that the first step shares, over so many different pixels; 0 where it is too large to share.
+    """Return the bytes of the Jacobian that the first step shares over so many pixels; 0: too large to share.
 
     `pixels` are those of one patch where all patches have the same coordinates, else all of the image. There every
     chunk differentiates a part of its own, which costs several times its size.

@@ -87,7 +87,7 @@ class Field(nn.Module):
         return unpatchify(torch.cat(parts), self.config.spatial, resolution)
 
     def _in_parts(self, z: Tensor, x: Tensor, weights: Tensor | None) -> Tensor:
-        """As patches, with the pixels of a large patch taken a part at a time."""
+        """Return the same as `patches`, taking the pixels of a large patch a part at a time."""
         splits = x.split(DECODE_PIXELS, 1)
         mixed = [None] * len(splits) if weights is None else weights.split(DECODE_PIXELS)
         return torch.cat([self.patches(z, part, w) for part, w in zip(splits, mixed)], 1)

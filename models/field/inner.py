@@ -30,7 +30,7 @@ from functa.models.field.stepwise import Stepwise
 
 
 class Engine(Protocol):
-    """How the steps go over a batch's patches. Latents are [N, c], errors are squared errors [N] of patches."""
+    """A way to take the steps over a batch's patches. Latents are [N, c], errors are squared errors [N] of patches."""
 
     def latents(self, patches: Patches, shared: Shared) -> Tensor:
         """Return the latents after the last inner step, without a graph, as all of these but backward."""
@@ -130,7 +130,7 @@ class InnerLoop:
             # What the chunks share is differentiated once, from the sum of the chunks' gradients.
             reached = [(t, g) for t, g in zip(shared.tensors, gradients) if g is not None and t.requires_grad]
             torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
-        # Differentiated as a sum over patches, a mean only now: half precision has no room for 1 / (B s^2).
+        # Differentiated as a sum over patches, a mean only now: half precision cannot hold 1 / (B s^2).
         for parameter, kept in zip(parameters, before):
             if parameter.grad is not None:
                 parameter.grad.mul_(share / len(patches))

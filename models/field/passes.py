@@ -20,7 +20,7 @@ from functa.models.field.sine import sine_cosine
 
 @dataclass(frozen=True)
 class FirstStep:
-    """What the first inner step shares, since every latent starts from zero.
+    """The first inner step, which all latents share because they start from zero.
 
     output: f at zero [Q, P, ch]; jacobian: of f by the latent [Q, P, ch, T c] if `mapped`, else by the modulations
     [Q, P, ch, C]. Q is 1 where all patches have the same coordinates, else the latent positions of an image. Where
@@ -33,7 +33,7 @@ class FirstStep:
     shared: bool = True
 
     def at(self, positions: Tensor) -> "FirstStep":
-        """For patches at these positions [N]."""
+        """Return the part for patches at these positions [N]."""
         if len(self.output) == 1 or not self.shared:
             return self
         return FirstStep(self.output[positions], self.jacobian[positions], self.mapped)

@@ -47,13 +47,13 @@ def alphas_cumprod(config: DiffusionConfig) -> Tensor:
 
 
 def timestep_probabilities(config: DiffusionConfig) -> Tensor:
-    """How often each timestep is trained, float64 [T]: linear from t = 0 to T, the ends in ratio r : 1 (C.4.3)."""
+    """Return how often each timestep is trained, float64 [T]: linear from t = 0 to T, ends in ratio r : 1 (C.4.3)."""
     weights = torch.linspace(config.timestep_ratio, 1, config.timesteps, dtype=torch.float64)
     return weights / weights.sum()
 
 
 class Tables(NamedTuple):
-    """What the loss looks up, on its device: sqrt(alpha_bar), sqrt(1 - alpha_bar) and losses' weights, float32 [T]."""
+    """The tables of the loss, on its device: sqrt(alpha_bar), sqrt(1 - alpha_bar) and losses' weights, float32 [T]."""
 
     signal: Tensor
     noise: Tensor
@@ -61,14 +61,14 @@ class Tables(NamedTuple):
 
 
 def loss_tables(config: DiffusionConfig, device: torch.device | str) -> Tables:
-    """Of the config. The weights are 1, or with `weighted` 1 / (T p(t)): then the expected loss is that of r = 1."""
+    """Return the config's tables. Weights are 1; with `weighted` 1 / (T p(t)): the expected loss is that of r = 1."""
     alpha_bar = alphas_cumprod(config)
     weight = 1 / (config.timesteps * timestep_probabilities(config)) if config.weighted else torch.ones_like(alpha_bar)
     return Tables(*(x.float().to(device) for x in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), weight)))
 
 
 class Draw(NamedTuple):
-    """What is random in the loss of a batch: timesteps int64 [B], noise [B, s, s, c], which labels drop bool [B]."""
+    """The random numbers of a batch's loss: timesteps int64 [B], noise [B, s, s, c], dropped labels bool [B]."""
 
     t: Tensor
     noise: Tensor
@@ -89,7 +89,7 @@ def sample_timesteps(config: DiffusionConfig, n: int, generator: torch.Generator
 
 
 def draw(config: DiffusionConfig, shape: Sequence[int], generator: torch.Generator) -> Draw:
-    """For a batch [B, s, s, c], on the generator's device: on the one that computes, the host never waits."""
+    """Draw them for a batch [B, s, s, c], on the generator's device: on the one that computes, the host never waits."""
     device = generator.device
     t = sample_timesteps(config, shape[0], generator)
     noise = torch.randn(tuple(shape), generator=generator, device=device)

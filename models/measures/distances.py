@@ -1,4 +1,4 @@
-"""How far a set of samples is from a reference set, by features [n, D]: kernel distance, precision and recall.
+"""The distance of a set of samples from a reference set, by features [n, D]: kernel distance, precision and recall.
 
 The Frechet distance, in models/measures/metrics.py, needs moments alone; these need the features of a subset.
 """

@@ -17,9 +17,9 @@ EXACT_NUMBERS = 1 << 24  # float64 numbers at a time
 
 CHANCE = 0.05  # quantile of unseen images: above the 3 % of CIFAR-10's test images that repeat training images
 
-FLAGGED = 0.15  # share of samples from which a model is said to memorise: three times chance, for small test sets
+FLAGGED = 0.15  # share of samples from which a model counts as memorising: three times chance, for small test sets
 
-LEAST = 3  # samples below which no share says anything
+LEAST = 3  # samples below which no share means anything
 
 SAME = 0.01  # distance, of that to another image, at which two images count as one
 
@@ -115,7 +115,7 @@ def distinct_expected(images: int, draws: int) -> tuple[float, float]:
 
 
 def distinct(rows: Tensor) -> int:
-    """How many different training images rows int64 [m] name."""
+    """Return how many different training images rows int64 [m] name."""
     return len(rows.unique())
 
 
@@ -129,7 +129,7 @@ def isolation(distances: Tensor) -> Tensor:
 
 
 def repeats(samples: Tensor, unseen: Tensor) -> Tensor:
-    """Which samples repeat a training image: bool [n], from distances [n, k] to their nearest training images.
+    """Return which samples repeat a training image: bool [n], from distances [n, k] to their nearest training images.
 
     unseen [m, k]: those of images of the same kind that no model has seen, which set the bounds. A sample counts when
     it is nearer *and* more isolated than CHANCE of these; so of a perfect generator's samples at most CHANCE do, and
@@ -141,7 +141,7 @@ def repeats(samples: Tensor, unseen: Tensor) -> Tensor:
 
 
 def can_tell(unseen: Tensor) -> bool:
-    """Whether anything could come below the bounds of `repeats`: not where they are about 0.
+    """Return whether anything could come below the bounds of `repeats`: not where they are about 0.
 
     They are where more than CHANCE of the unseen images repeat training images (same_images).
     """
@@ -150,12 +150,12 @@ def can_tell(unseen: Tensor) -> bool:
 
 
 def same_images(unseen: Tensor) -> Tensor:
-    """Which unseen images repeat a training image themselves, bool [m], from distances [m, k] to their nearest."""
+    """Return which unseen images repeat a training image, bool [m], from distances [m, k] to their nearest."""
     return (unseen[:, 0] <= SAME * _typical(unseen)) | (isolation(unseen) <= SAME)
 
 
 def _bounds(unseen: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the distance to the nearest training image, and of the isolation."""
+    """Return the bounds of the distance to the nearest training image and of the isolation."""
     return unseen[:, 0].quantile(CHANCE), isolation(unseen).quantile(CHANCE)
 
 

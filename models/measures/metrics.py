@@ -169,7 +169,7 @@ def confusion_matrix(predictions: Tensor, labels: Tensor) -> Tensor:
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
-    """What the calibration error sums up: examples, mean confidence and accuracy of each of equal bins of confidence.
+    """Return the calibration error's terms: examples, mean confidence, accuracy of each of equal bins of confidence.
 
     probabilities [B, K], labels int64 [B] -> int64 [bins], float64 [bins] twice, NaN where a bin is empty.
     """

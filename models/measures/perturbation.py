@@ -1,8 +1,8 @@
-"""What a latent number does to the image: one position (locality), one channel everywhere (App. C.5), one entry of a
+"""Effect of a latent number on the image: one position (locality), one channel everywhere (App. C.5), one entry of a
 vector (App. B.3).
 
 Over any decoder. Every call decodes the same latents in the same places of the batch, so that a pixel which does not
-depend on what was perturbed comes out bit for bit the same, and "exactly 1" can be said.
+depend on what was perturbed comes out bit for bit the same, and "exactly 1" is meaningful.
 """
 
 import math
@@ -33,13 +33,13 @@ def squared_by_patch(change: Tensor, grid: int) -> Tensor:
 def reference_grid(resolution: Sequence[int], wanted: int) -> int:
     """Patches per side at which a vector's reach is measured: `wanted`, or fewer so that each has 2x2 pixels.
 
-    1 where there is no room for two: the whole image, of which nothing can be said.
+    1 where two do not fit: the whole image, which shows nothing about locality.
     """
     return max(1, min(wanted, *(side // 2 for side in resolution)))
 
 
 def even_share(resolution: Sequence[int], grid: int) -> float:
-    """What the largest of grid x grid patches has of an even change: its share of the pixels."""
+    """Return what the largest of grid x grid patches has of an even change: its share of the pixels."""
     return math.prod(-(-side // grid) / side for side in resolution)
 
 
@@ -63,7 +63,7 @@ def locality(decode: Decode, z: Tensor, sd: Tensor, positions: Sequence[int], ge
 
 @dataclass(frozen=True, eq=False)
 class EntryEffects:
-    """Of single entries of a vector, [entries, n]: mean absolute error, largest share of the squared change in one
+    """Measure single entries of a vector, [entries, n]: mean absolute error, largest share of the squared change in one
     patch (NaN where nothing changed)."""
 
     mae: Tensor
@@ -74,7 +74,7 @@ def entry_effects(decode: Decode, z: Tensor, sd: Tensor, entries: Sequence[int],
     """Each entry of vectors z [n, 1, 1, c] raised by its own standard deviation, sd [1, 1, c] (Fig. 4).
 
     A vector has no patches of its own: the image is cut into grid x grid, and the largest share that falls into any
-    one of them stands for locality. An even change gives even_share, 1 / grid^2 where the grid divides the image.
+    one of them measures locality. An even change gives even_share, 1 / grid^2 where the grid divides the image.
     """
     base, errors, shares = decode(z), [], []
     for entry in entries:
@@ -89,7 +89,7 @@ def entry_effects(decode: Decode, z: Tensor, sd: Tensor, entries: Sequence[int],
 
 @dataclass(frozen=True, eq=False)
 class ChannelEffects:
-    """Of single channels, moved by the same amount at every position.
+    """Measure single channels, moved by the same amount at every position.
 
     rmse [channels, strengths]: root of the mean squared change of a patch, averaged over patches and images.
     between_patches, between_images [channels]: mean cosine of the change patterns of an image's patches, and of the

@@ -117,7 +117,7 @@ def read_npz(location: str) -> dict[str, ArraySource]:
 
 
 def _read_arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    mend = "expected images uint8 [n,H,W] or [n,H,W,C] and labels [n] from 0, in an .npz"
+    fix = "expected images uint8 [n,H,W] or [n,H,W,C] and labels [n] from 0, in an .npz"
     try:
         with zipfile.ZipFile(file) as archive:
             shapes = {name: _declared(archive, f"{name}.npy") for name in ("images", "labels")}
@@ -133,7 +133,7 @@ def _read_arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
         if labels.min() < 0 or labels.max() > 1_000_000:
             raise ValueError(f"labels run from {labels.min()} to {labels.max()}")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        raise StorageError(f"{file}: {str(error) or type(error).__name__}; {mend}") from None
+        raise StorageError(f"{file}: {str(error) or type(error).__name__}; {fix}") from None
     return _with_channels(images), labels.astype(np.int32)
 
 

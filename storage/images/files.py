@@ -3,7 +3,7 @@
 EXIF orientation is applied; transparency is composited on white; palette, CMYK and other colour spaces become RGB
 (or grey by ITU-R 601); grey of more than 8 bits is scaled by its full range, not clipped, and of 16-bit colour the high
 byte counts, as Pillow reads it; CMYK in a JPEG is inverted, as Adobe writes it; of an animation the first frame counts;
-colour profiles are ignored. Refused: other formats than FORMATS, more pixels than the cap (told from the header, before
+colour profiles are ignored. Refused: other formats than FORMATS, more pixels than the cap (read from the header, before
 decoding), float and 32-bit images (their range is not known), and whatever does not decode.
 """
 
@@ -24,12 +24,12 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".
 
 MAX_FILE_BYTES = 256 << 20
 
-# What Pillow would say of a file on stderr stands in the row's reason, or did no harm.
+# What Pillow would print about a file is in the row's reason, or did no harm.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def is_image(key: str) -> bool:
-    """By ending, hidden files and folders left out."""
+    """Return whether the key has the ending of an image; hidden files and folders do not count."""
     return key.lower().endswith(ENDINGS) and not any(part.startswith(".") for part in key.split("/"))
 
 
@@ -71,7 +71,7 @@ def _scaled(image: "Image.Image", file: "Image.Image") -> "Image.Image":
     netpbm = file.format == "PPM" and image.mode == "I"  # Pillow has scaled it to 16 bits
     if not (netpbm or image.mode.startswith("I;16")):
         return image
-    tags = getattr(file, "tag_v2", {})  # TIFF's: 258 are the bits of a sample, 262 = 0 says that zero is white
+    tags = getattr(file, "tag_v2", {})  # TIFF's: 258 are the bits of a sample, 262 = 0 means that zero is white
     white = (1 << tags.get(258, (16,))[0]) - 1
     deep = np.asarray(image).astype(np.uint32)
     transparent = deep == image.info.get("transparency", -1)

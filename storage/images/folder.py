@@ -70,7 +70,7 @@ def _folder_rows(entries: list[Entry], classes: list[str], depth: int) -> Rows:
 
 
 def _first_resolution(location: Location, rows: dict[str, Rows], channels: int, max_pixels: int) -> int:
-    """Of the first readable image, which the others must agree with."""
+    """Return the resolution of the first readable image, which the others must share."""
     for key in (key for part in rows.values() for key in part.origins):
         try:
             width, height = decode(location.read(key), channels, max_pixels).size

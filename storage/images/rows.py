@@ -28,7 +28,7 @@ class Rows:
 
 
 def limited(rows: Rows, limit: int | None) -> Rows:
-    """At most `limit` rows: the first of each class, classes in turn, in their order."""
+    """Return at most `limit` rows: the first of each class, classes in turn, in their order."""
     if limit is None or len(rows.keys) <= limit:
         return rows
     turn = np.zeros(len(rows.labels), np.int64)

@@ -111,7 +111,7 @@ class Images:
 
 
 def open_images(config: "ImagesConfig") -> Images:
-    """Open a source. Raises StorageError, one line: what is missing or wrong in it, and the mend."""
+    """Open a source. Raises StorageError, one line: what is missing or wrong in it, and the fix."""
     images: Images = find_source(config.source).open(config)
     if config.classes not in (None, len(images.classes)):
         raise StorageError(

@@ -56,11 +56,11 @@ def read_weights(location: Location) -> Weights | None:
     sidecar = _sidecar(location)
     if sidecar is None:
         return None
-    name, mend = f"{location.uri}/{TENSORS}", "train again, or restore a copy"
+    name, fix = f"{location.uri}/{TENSORS}", "train again, or restore a copy"
     data = location.read(TENSORS)
     if len(data) != sidecar.bytes or hashlib.sha256(data).hexdigest() != sidecar.sha256:
-        raise DamagedObject(f"{name}: was altered (length or sha256 does not match); {mend}")
-    return Weights(unpacked(data, name, mend), sidecar.metadata)
+        raise DamagedObject(f"{name}: was altered (length or sha256 does not match); {fix}")
+    return Weights(unpacked(data, name, fix), sidecar.metadata)
 
 
 def _sidecar(location: Location) -> Sidecar | None:
@@ -81,12 +81,12 @@ def packed(tensors: Mapping[str, np.ndarray]) -> bytes:
     return save({name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()})
 
 
-def unpacked(data: bytes, name: str, mend: str) -> dict[str, np.ndarray]:
-    """The tensors. Raises DamagedObject, naming the file and the mend, for bytes that are no such file."""
+def unpacked(data: bytes, name: str, fix: str) -> dict[str, np.ndarray]:
+    """The tensors. Raises DamagedObject, naming the file and the fix, for bytes that are no such file."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
         return dict(load(data))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DamagedObject(f"{name}: not a safetensors file ({error}); {mend}") from None
+        raise DamagedObject(f"{name}: not a safetensors file ({error}); {fix}") from None
