@@ -69,8 +69,8 @@ class Piece:
         """One step of the pipeline's loop, and what it is made of."""
         learner = self.learner(self.config, compilation)
         run = Run(
-            stage=self.kind, config=self.config, seed=0, module=learner.model, gradients=learner.gradients,
-            optimizer=learner.optimizer, output=open_location("."), metadata={}, ranks=self.ranks,
+            stage=self.kind, config=self.config, seed=0, learner=learner, output=open_location("."), metadata={},
+            ranks=self.ranks,
         )  # fmt: skip
         averages, watch, stop = loop._Averages(run), loop._Watch(run), loop._Stop()
         learner.model.train()

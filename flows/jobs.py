@@ -49,7 +49,7 @@ def encode_job(ledger: Ledger, record: StageRecord, **options: bool) -> EncodeJo
     return EncodeJob(
         images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
         field_digest=field.output_digest, functaset=ledger.output(record), device=ledger.config.dispatch.device,
-        **options,
+        compile=ledger.config.inner.compile, **options,
     )  # fmt: skip
 
 
@@ -185,6 +185,7 @@ def _slices(ledger: Ledger, job: EvaluationJob, labels: list[int] | None, count:
             denoiser=job.diffusion, process=config.diffusion.process, seed=seed_of(config, "evaluate"), start=start,
             labels=None if labels is None else tuple(labels[start : start + size]),
             count=min(size, count - start), batch=config.evaluation.batch, device=config.dispatch.device,
+            compile=config.diffusion.compile,
             output=f"{job.output}/{folder}",
         )
         for start in range(0, count, size)

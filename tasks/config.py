@@ -1,4 +1,4 @@
-"""Configuration of the tasks: training runs, encoding, evaluation, dispatch. Free of torch."""
+"""Configuration of training, encoding and dispatch. Does not import torch."""
 
 from typing import Any, Literal
 
@@ -14,24 +14,24 @@ from functa.models.config import (
 )
 from functa.storage.config import QuantizationConfig
 
-# How samples are drawn: keys of diffusion.process that are no part of the trained model.
+# Keys of diffusion.process that decide how samples are drawn, and are not part of the trained model.
 SAMPLING_KEYS = ("sampler", "sampling_steps", "guidance", "clip", "variance")
 
-MEMORY_BYTES = 4 << 30  # so many bytes of a split's pixels training keeps; more are read on demand
+MEMORY_BYTES = 4 << 30  # largest size of a split's pixels that training keeps in memory; others are read on demand
 
 
 MUON_FACTOR: float = Field(3.0, gt=0, le=100, description="Muon's learning rate over Adam's.")
 
 
 class TrainingConfig(Config):
-    """What every training run has: the loop's length, its optimiser, how often it speaks and saves."""
+    """Settings of every training run: length, optimiser, how often it logs and saves."""
 
     steps: int = Field(1000, ge=1, le=10_000_000, description="Optimiser steps.")
     batch: int = Field(64, ge=1, le=65536, description="Examples per step, over all devices.")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate.")
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up.")
     decay: Literal["constant", "cosine", "inverse_sqrt"] = Field(
-        "constant", description="Learning rate after the warm-up: as it is, cosine to zero, or peak sqrt(warmup/step)."
+        "constant", description="Learning rate after the warm-up: constant, cosine to zero, or peak sqrt(warmup/step)."
     )
     clip_norm: float | None = Field(None, gt=0, description="Global gradient norm is clipped to this.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights; 0: none.")
@@ -44,9 +44,9 @@ class TrainingConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _has_a_warmup_to_fall_from(self) -> "TrainingConfig":
+    def _decays_from_a_warmup(self) -> "TrainingConfig":
         if self.decay == "inverse_sqrt" and not self.warmup:
-            raise ValueError("decay inverse_sqrt falls from the end of the warm-up: give a warmup of at least 1 step")
+            raise ValueError("decay inverse_sqrt starts at the end of the warm-up: set warmup to at least 1 step")
         return self
 
     @model_validator(mode="after")
@@ -72,22 +72,26 @@ class MetaTrainConfig(TrainingConfig):
         ge=1,
         description="Images per backward pass, their gradients accumulated; empty: the whole batch.",
     )
-    validation_images: int = Field(64, ge=0, le=100_000, description="Test images whose PSNR is logged on the way.")
+    validation_images: int = Field(
+        64, ge=0, le=100_000, description="Test images whose PSNR is logged during training."
+    )
     validate_every: int = Field(500, ge=1, description="Steps between validations.", json_schema_extra=ENVIRONMENT)
 
 
 class AugmentationConfig(Config):
-    """Augmented training images, each a row of its own beside that of the image as it is (App. B.1 and C.1)."""
+    """Augmented training images, each stored as a row of its own beside the plain image's (App. B.1 and C.1)."""
 
     count: int = Field(0, ge=0, le=10_000, description="Augmentations of each training image (paper, CIFAR-10: 50).")
     kind: Literal["crop", "distort"] = Field(
-        "crop", description="crop: zeros around, then a crop of the image's size (CIFAR-10); distort: a random box of "
-        "other shape, resized (ImageNet).",
+        "crop", description="crop: pad with zeros, crop to the image's size (CIFAR-10); distort: resize a random box "
+        "of another shape (ImageNet).",
     )  # fmt: skip
-    flip: float = Field(0.5, ge=0, le=1, description="Share that is mirrored left to right.")
-    padding: int = Field(4, ge=0, le=512, description="kind=crop: pixels of zeros at every border.")
-    area: tuple[float, float] = Field((0.05, 1.0), description="kind=distort: of the box, as a share of the image.")
-    ratio: tuple[float, float] = Field((0.75, 4 / 3), description="kind=distort: width over height of the box.")
+    flip: float = Field(0.5, ge=0, le=1, description="Share of images that is mirrored left to right.")
+    padding: int = Field(4, ge=0, le=512, description="kind=crop: pixels of zeros added at every border.")
+    area: tuple[float, float] = Field(
+        (0.05, 1.0), description="kind=distort: area of the box, as a share of the image."
+    )
+    ratio: tuple[float, float] = Field((0.75, 4 / 3), description="kind=distort: width of the box over its height.")
     operations: int = Field(0, ge=0, le=14, description="RandAugment operations that follow (paper, ImageNet: 2).")
     magnitude: float = Field(5.0, ge=0, le=10, description="Their magnitude, of 10 (paper, ImageNet: 5).")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="An augmentation depends on this, the image and its number.")
@@ -103,7 +107,7 @@ class AugmentationConfig(Config):
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What determines the augmented images; empty where there are none."""
+        """Return the settings that determine the augmented images; empty if there are none."""
         if self.count == 0:
             return {}
         unused = {"area", "ratio"} if self.kind == "crop" else {"padding"}
@@ -111,7 +115,7 @@ class AugmentationConfig(Config):
 
 
 class EncodeConfig(Config):
-    """Every image into a latent, latents into the functaset."""
+    """Encoding of every image into a latent, which is stored in the functaset."""
 
     batch: int = Field(256, ge=1, le=65536, description="Images encoded at a time.", json_schema_extra=ENVIRONMENT)
     shard_rows: int = Field(1024, ge=1, le=1 << 20, description="Rows per shard: the unit of work and of writing.")
@@ -133,14 +137,15 @@ class EncodeConfig(Config):
 
 
 class LatentTrainingConfig(TrainingConfig):
-    """What both trainings on latents have."""
+    """Settings of both trainings on latents."""
 
     precision: Literal["float32", "tf32", "bf16"] = Field(
-        "float32", description="Of matmuls and convolutions, by autocast; weights and the optimiser stay float32."
+        "float32",
+        description="Precision of matmuls and convolutions, by autocast; weights and optimiser stay float32.",
     )
     compile: Literal["auto", "on", "graphs", "off"] = Field(
         "auto",
-        description="torch.compile: auto = when a compiler is there and the work repays it; graphs: CUDA graphs too.",
+        description="torch.compile: auto = if there is a compiler and the run is long enough; graphs: CUDA graphs too.",
         json_schema_extra=ENVIRONMENT,
     )
     micro_batch: int | None = Field(
@@ -152,16 +157,18 @@ class LatentTrainingConfig(TrainingConfig):
 
 
 class TrainClassifierConfig(LatentTrainingConfig):
-    """Classifier on latents (App. C). An epoch sees every image once, as it is or in a stored augmentation."""
+    """Classifier on latents (App. C). An epoch uses every image once, plain or in a stored augmentation."""
 
     optimizer: Literal["adam", "muon"] = Field(
         "adam", description="AdamW (the paper), or Muon on hidden matrices and AdamW on the rest."
     )
     muon_factor: float = MUON_FACTOR
-    weight_decay: float = Field(0.1, ge=0, le=10, description="AdamW's, on matrices only.")
+    weight_decay: float = Field(0.1, ge=0, le=10, description="Weight decay of AdamW, for matrices only.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="Label smoothing.")
-    noise: float = Field(0.0, ge=0, le=10, description="Gaussian noise on normalised latents while training, its sd.")
-    evaluate_every: int = Field(250, ge=1, description="Steps between test accuracies, of which the best is kept.")
+    noise: float = Field(
+        0.0, ge=0, le=10, description="Standard deviation of Gaussian noise on normalised latents in training."
+    )
+    evaluate_every: int = Field(250, ge=1, description="Steps between test accuracies, of which the best is reported.")
     normalization: NormalizationConfig = Field(NormalizationConfig(), title="Normalization")
     model: ClassifierConfig = Field(ClassifierConfig(), title="Classifier model")
 
@@ -175,20 +182,20 @@ class TrainDiffusionConfig(LatentTrainingConfig):
 
 
 class DispatchConfig(Config):
-    """Where tasks run. Never part of a digest."""
+    """Where tasks run. Not part of any digest."""
 
     runner: Literal["threads", "dask"] = Field(
-        "threads", description="How shard groups are fanned out: threads of one process, or a Dask cluster."
+        "threads", description="How shard groups are distributed: threads of one process, or a Dask cluster."
     )
     workers: int = Field(
-        1, ge=1, le=1024, description="Shard groups at once: threads, or Dask workers on this machine, a GPU each."
+        1, ge=1, le=1024, description="Shard groups at once: threads, or Dask workers on this machine, one GPU each."
     )
     address: str | None = Field(
         None,
         pattern=r"^(tcp|tls|ucx|ws|wss)://[^\s/@]+$",
         description="runner=dask: the scheduler of an existing cluster; empty: workers on this machine.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one.")
     devices: int = Field(
         1, ge=1, le=64, description="Training processes on this machine (torchrun); batches are split."
     )
@@ -203,7 +210,7 @@ class DispatchConfig(Config):
 
 
 class SampleRequest(Config):
-    """What `functa sample` was asked for."""
+    """A request for samples."""
 
     count: int = Field(ge=1)
     label: int | None = Field(None, ge=0)
@@ -221,24 +228,26 @@ class SampleRequest(Config):
     @field_validator("steps")
     @classmethod
     def _steps(cls, value: int | None) -> int | None:
-        # Of how many timesteps only the model can tell.
+        # Only the model knows its number of timesteps.
         return value if value is None else DiffusionConfig(timesteps=10_000, sampling_steps=value).sampling_steps
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """Keys of the diffusion process that were asked for."""
+        """Return the requested keys of the diffusion process."""
         asked = {"guidance": self.guidance, "sampler": self.sampler, "sampling_steps": self.steps}
         return {key: value for key, value in asked.items() if value is not None}
 
 
 class PixelClassifierConfig(TrainingConfig):
-    """A small convolutional network on pixels: the feature space of Frechet distances, trained by the pipeline."""
+    """Small convolutional network on pixels, trained by the pipeline: a feature space for Frechet distances."""
 
     steps: int = Field(400, ge=1, le=1_000_000, description="Optimiser steps.")
     batch: int = Field(128, ge=1, le=65536, description="Images per step.")
     warmup: int = Field(50, ge=0, description="Steps of linear warm-up.")
     decay: Literal["constant", "cosine"] = Field("cosine", description="Learning rate after the warm-up.")
-    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's, on matrices only.")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="Weight decay of AdamW, for matrices only.")
     width: int = Field(32, ge=4, le=1024, description="Channels of the first convolution.")
     features: int = Field(64, ge=2, le=4096, description="Penultimate features.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Its own: runs of several seeds are measured in one space.")
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="Its own seed, so that runs of several seeds are measured in the same space."
+    )

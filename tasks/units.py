@@ -1,6 +1,5 @@
 """The units of dispatched work: one Prefect task each, around plain functions. Jobs and results are small JSON."""
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,9 @@ from prefect.tasks import Task
 
 from functa.storage.errors import StorageError, TransientError
 from functa.tasks.config import DispatchConfig
-from functa.tasks.dispatch.child import GivenUp, TrainingFailed, train_in_child
-from functa.tasks.dispatch.fan_out import given_up
-from functa.tasks.dispatch.progress import Lines, Progress, describe_row, time_left
+from functa.tasks.dispatch.child import RunEnded, TrainingFailed, train_in_child
+from functa.tasks.dispatch.fan_out import run_ended
+from functa.tasks.dispatch.progress import Lines, Pace, Progress, describe_row
 
 if TYPE_CHECKING:  # loaded where the work is done: a worker process needs only what its own units load
     from functa.tasks.encoding.plan import EncodeJob, Planned, ShardGroup
@@ -30,7 +29,7 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
         state.result()
     except TransientError:
         return True
-    except (StorageError, GivenUp, ValueError, KeyError, NotImplementedError):
+    except (StorageError, RunEnded, ValueError, KeyError, NotImplementedError):
         return False
     except TrainingFailed as error:
         return error.may_pass
@@ -53,13 +52,13 @@ def unit(name: str, run_name: str) -> Any:
 @unit("train", "train {job.what}")
 def train(job: "TrainingJob", threads: int | None) -> dict[str, Any]:
     """Run one training in a process of its own; return its figures."""
-    progress = Progress(f"{job.kind.replace('_', '-')}-progress", f"Training of {job.what}")
+    progress, pace = Progress(f"{job.kind.replace('_', '-')}-progress", f"Training of {job.what}"), Pace()
 
     def on_row(row: dict[str, Any]) -> None:
         if "note" in row:
             progress.note(row["note"])
         else:
-            progress.show(row["step"], row["steps"], describe_row(row, job.training.batch))
+            progress.show(row["step"], row["steps"], describe_row(row, pace.left(row["step"], row["steps"])))
 
     return train_in_child(job, on_row, threads)
 
@@ -77,7 +76,7 @@ def encode_shards(job: "EncodeJob", group: "ShardGroup", images: int, run: str) 
     """Encode one group of shards; return its stats. `images` counts all groups, which share the name `run`."""
     from functa.tasks.encoding.encode import encode_group
 
-    return encode_group(job, group, images, Lines().show, run=run, given_up=given_up)
+    return encode_group(job, group, images, Lines().show, run=run, run_ended=run_ended)
 
 
 @unit("finalise-encoding", "finalise encoding")
@@ -88,29 +87,28 @@ def finalise_encoding(job: "EncodeJob", planned: "Planned") -> dict[str, Any]:
     return finalise(job, planned)
 
 
-def _timed(show: Callable[[int, int, str], None], begun: float) -> Callable[[int, int, str], None]:
-    """Show progress with the time left, counted from `begun`. Raises GivenUp once the run has ended."""
+def _timed(show: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
+    """Show progress with the time left. Raises RunEnded once the run that requested the work has ended."""
+    pace = Pace()
 
     def timed(done: int, total: int, text: str) -> None:
-        if given_up():
-            raise GivenUp(f"{text} when their run ended")
-        show(done, total, f"{text}, {time_left(done, total, done / max(1e-9, time.monotonic() - begun))}")
+        if run_ended():
+            raise RunEnded(f"{text} when their run ended")
+        show(done, total, text + pace.left(done, total))
 
     return timed
 
 
 def _evaluation_progress() -> Callable[[str, int, int], None]:
     """Log an evaluator's progress, with the time left for each part of its work."""
-    lines, begun, last = Lines(), dict[str, float](), time.monotonic()
+    lines, parts = Lines(), dict[str, Callable[[int, int, str], None]]()
+
+    def unfinished(done: int, total: int, line: str) -> None:
+        if done < total:  # Prefect itself logs the end of the task
+            lines.show(done, total, line)
 
     def show(what: str, done: int, total: int) -> None:
-        nonlocal last
-        begun.setdefault(what, last)  # a part begins where the last one ended
-        last = time.monotonic()
-        if done < total:  # Prefect itself logs the end of the task
-            _timed(lines.show, begun[what])(done, total, f"{what}: {done}/{total}")
-        elif given_up():
-            raise GivenUp(f"{what}: {done}/{total} were measured when their run ended")
+        parts.setdefault(what, _timed(unfinished))(done, total, f"{what}: {done}/{total}")
 
     return show
 
@@ -132,8 +130,8 @@ def sample_slice(job: "SampleJob") -> str:
     from functa.tasks.inference.sample import write_slice
 
     progress = Progress("sample-progress", f"{job.count} samples from number {job.start}")
-    show = _timed(progress.show, time.monotonic())
-    return write_slice(job, lambda done, total: show(done, total, f"{done}/{total} samples drawn"))
+    show = _timed(progress.show)
+    return write_slice(job, lambda done, total: show(done, total, f"{done}/{total} denoising steps"))
 
 
 @unit("compute-features", "features of {job.kind}, slice {job.part}")
@@ -142,7 +140,7 @@ def compute_features(job: "FeatureJob") -> str:
     from functa.tasks.evaluation.generation.features import write_features
 
     part = f"{job.kind}, part {job.part + 1} of {job.parts}"
-    show = _timed(Lines().show, time.monotonic())
+    show = _timed(Lines().show)
     return write_features(job, lambda done, total: show(done, total, f"{part}: features of {done}/{total} pictures"))
 
 

@@ -98,7 +98,7 @@ def sample(
     check_trained(root, "train_diffusion")
     from functa.tasks.inference.sample_images import sample_images
 
-    with _interruptible(out), ProgressLine("sampling", "images") as show:
+    with _interruptible(out), ProgressLine("sampling", "denoising steps") as show:
         drawn = sample_images(root, request, out, show)
     how = f"{drawn.process.sampler}, {drawn.process.sampling_steps} steps, guidance {drawn.process.guidance:g}"
     of = f" of the first {drawn.shown}" if drawn.shown < count else ""

@@ -1,4 +1,4 @@
-"""How training leaves the flow's process: in a child that ends with it."""
+"""Run training in a child process that ends with this one."""
 
 import contextlib
 import json
@@ -29,20 +29,20 @@ STOP_SECONDS = 30.0
 
 
 class DispatchError(FunctaError):
-    """Workers cannot be had, or were lost: one line. The work itself is not at fault."""
+    """Workers are not available or were lost; one line. The work itself is not at fault."""
 
 
-class GivenUp(Exception):
-    """A unit of work ended early: the run that asked for it has."""
+class RunEnded(Exception):
+    """A unit of work stopped early, since the run that requested it has ended."""
 
 
 class TrainingFailed(FunctaError):
-    """A training process failed; the message is its own last word, or how it ended."""
+    """A training process failed; the message is its last error, or how it ended."""
 
     def __init__(self, message: str, may_pass: bool, by_config: bool = False) -> None:
         super().__init__(message)
-        self.may_pass = may_pass  # the process was killed; what it said itself (bad input, NaN) would come again
-        self.by_config = by_config  # nothing but another config would help: the loss diverged
+        self.may_pass = may_pass  # it was killed, so another try may succeed; bad input or NaN would fail again
+        self.by_config = by_config  # only another config would help: the loss diverged
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (str(self), self.may_pass, self.by_config))
@@ -51,37 +51,37 @@ class TrainingFailed(FunctaError):
 def train_in_child(
     job: "TrainingJob", on_row: Callable[[dict[str, Any]], None], threads: int | None = None
 ) -> dict[str, Any]:
-    """Runs one training job in a process of its own and returns its figures.
+    """Run one training job in a process of its own and return its figures.
 
-    torch's global generator, threads and compiler state are the child's alone. Whatever ends this call early
-    (cancellation, Ctrl-C) stops the child: SIGTERM first, upon which it saves, then SIGKILL. A job for several devices
-    has ranks below the child, which watches them; to this process it looks the same.
+    torch's global generator, threads and compiler state belong to the child. Whatever ends this call early
+    (cancellation, Ctrl-C) stops the child: first SIGTERM, on which it saves, then SIGKILL. A job for several devices
+    has ranks as processes of the child, which watches them; this process sees no difference.
     Raises TrainingFailed.
     """
     if _stopping.is_set():
         raise TrainingFailed(f"the {job.kind} process was not started: the run is being stopped", may_pass=False)
-    # The user's folder stays the current one: relative locations mean the same here as there.
+    # The user's folder stays the current one: relative locations mean the same in the child.
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "functa.tasks.training"],  # -P: a folder `tasks` of the user's is not ours
+            [sys.executable, "-P", "-m", "functa.tasks.training"],  # -P: the user's folder is not searched for modules
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             text=True, start_new_session=True,
         )  # fmt: skip
         _children.add(child)
         try:
-            if _stopping.is_set():  # since it was asked above
+            if _stopping.is_set():  # it was set after the check above
                 _signal(child, signal.SIGTERM)
-            return _converse(child, job, on_row, errors)
+            return _exchange(child, job, on_row, errors)
         finally:
             _stop(child)
             _children.discard(child)
 
 
-def _converse(
+def _exchange(
     child: subprocess.Popen[str], job: "TrainingJob", on_row: Callable[[dict[str, Any]], None], errors: IO[str]
 ) -> dict[str, Any]:
     assert child.stdin and child.stdout
@@ -89,13 +89,13 @@ def _converse(
         child.stdin.write(job.model_dump_json() + "\n")
         child.stdin.flush()
     except BrokenPipeError:
-        pass  # the child died at once; how is told below
+        pass  # the child died at once; the error below reports how
     for line in child.stdout:
         answer = json.loads(line)
         if "error" in answer:
             if os.environ.get("FUNCTA_DEBUG"):
                 child.wait(STOP_SECONDS)
-                print(_tail(errors, 20_000), file=sys.stderr)  # noqa: T201  the traceback that --debug asks for
+                print(_tail(errors, 20_000), file=sys.stderr)  # noqa: T201  --debug asks for the traceback
             raise TrainingFailed(answer["error"], answer["may_pass"], answer.get("by_config", False))
         if "done" in answer:
             return dict(answer["done"])
@@ -129,24 +129,24 @@ def _stop(child: subprocess.Popen[str]) -> None:
 
 
 def _signal(child: "subprocess.Popen[str]", number: int) -> None:
-    """To the child and what it started, unless it has just ended."""
+    """Send a signal to the child and its processes, unless it has just ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, number)
 
 
 def threads_of_a_run() -> int:
-    """Threads that torch takes where nothing else is said: OMP_NUM_THREADS, else every core that this process may use.
+    """Return how many threads torch uses by default: OMP_NUM_THREADS, else every core that this process may use.
 
-    Told without torch, which would have to be loaded.
+    Computed without loading torch.
     """
-    wished = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if wished.isdecimal() and int(wished):
-        return int(wished)
+    requested = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if requested.isdecimal() and int(requested):
+        return int(requested)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stop_children() -> None:
-    """Ends every training process of this one: for a flow that is interrupted while others wait in threads."""
+    """End every training process of this one, for a flow that is interrupted while others wait in threads."""
     _stopping.set()  # a retry must not start what was just stopped
     for child in list(_children):
         if child.poll() is None:
@@ -154,5 +154,5 @@ def stop_children() -> None:
 
 
 def allow_children() -> None:
-    """A new flow may train again after stop_children."""
+    """Allow training again after stop_children, for a new flow."""
     _stopping.clear()

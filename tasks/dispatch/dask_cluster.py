@@ -1,8 +1,8 @@
-"""Dask: processes of this machine, one device each, or an operator's cluster.
+"""Run work on Dask: processes of this machine, one device each, or an operator's cluster.
 
-A unit of work asks for one of a worker's resource GPU, and every worker has one: no device is held twice. A cluster of
-our own speaks over loopback under TLS with a certificate that only it knows: Dask's messages carry pickles, and whoever
-may send one runs code here.
+A unit of work requests one of a worker's resource GPU, and every worker has one, so no device is used twice at once.
+Our own cluster communicates over loopback under TLS, with a certificate that only it knows: Dask's messages carry
+pickles, so whoever can send one can run code here.
 """
 
 import logging
@@ -31,8 +31,8 @@ RESOURCES = {"GPU": 1}
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
-# Of our own cluster: a worker that looks at its own stack a hundred times a second, and at its clock fifty times, takes
-# that time from what it computes.
+# For our own cluster: by default a worker samples its stack 100 times a second and its clock 50 times, which costs
+# computing time.
 QUIET = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
@@ -43,18 +43,18 @@ QUIET = {
 
 CONNECT_SECONDS = 20
 
-WORKER_SECONDS = 90  # until a first worker is there
+WORKER_SECONDS = 90  # to wait for a first worker
 
 
 @contextmanager
 def dask_runner(
     dispatch: DispatchConfig, ended: Callable[[], None] = lambda: None
 ) -> "Iterator[tuple[DaskTaskRunner, Callable[[], None]]]":
-    """A started task runner whose submissions ask for a GPU worker, and a call that raises when the cluster is lost.
+    """Start a task runner whose submissions request a GPU worker; yield it, and a check that the cluster still runs.
 
-    `ended` is called at the end on every worker of an operator's cluster: ours end themselves.
-    Raises DispatchError: no scheduler answers, no worker has the resource, two of them share a device; later that the
-    cluster was lost, or that one unit of work killed worker after worker.
+    `ended` is called at the end on every worker of an operator's cluster; our own workers end themselves.
+    Raises DispatchError if no scheduler answers, no worker has the resource, or two share a device; later if the
+    connection to the cluster is lost, or one unit of work kills worker after worker.
     """
     import dask
     from distributed import CancelledError, Client, KilledWorker
@@ -81,16 +81,16 @@ def dask_runner(
         with runner, dask.annotate(resources=RESOURCES):
             try:
                 yield runner, _watch(runner.client, dispatch)
-            except CancelledError:  # before the loss itself was seen
+            except CancelledError:  # the check had not seen the loss yet
                 raise _lost(dispatch) from None
             except KilledWorker as error:
                 raise DispatchError(
                     f"Dask cluster {_where(dispatch)}: {error.allowed_failures + 1} workers died one after the other "
-                    "of the same work (out of memory?); a smaller batch needs less"
+                    "on the same work (out of memory?); set a smaller batch"
                 ) from None
             finally:
                 if dispatch.address and runner.client.status == "running":
-                    with suppress(Exception):  # a courtesy, which says nothing of the work
+                    with suppress(Exception):  # optional: a failure here does not concern the work
                         runner.client.run(ended)
 
 
@@ -104,7 +104,7 @@ def _cluster(dispatch: DispatchConfig) -> "Iterator[str | SpecCluster]":
     from distributed.security import Security
     from prefect.settings import PREFECT_API_URL
 
-    # They tell of every connection, of each that is not there when workers are ended at work, and of no dashboard.
+    # They log every connection, every broken one when busy workers are ended, and the missing dashboard.
     for name, level in (("distributed", logging.CRITICAL), ("prefect.task_runner.dask", logging.WARNING)):
         logging.getLogger(name).setLevel(level)
     own = environments(dispatch.workers)
@@ -120,26 +120,26 @@ def _cluster(dispatch: DispatchConfig) -> "Iterator[str | SpecCluster]":
         "security": security,
         "protocol": "tls://",
     }
-    # Not every thread of a worker takes Prefect's settings from the run: each would start a server of its own.
-    told = {"PREFECT_API_URL": PREFECT_API_URL.value() or "", "DASK_LOGGING__DISTRIBUTED": "critical"}
-    told |= {name: own[0][name] for name in THREADS}
+    # Not every thread of a worker gets Prefect's settings from the run: without them each would start a server.
+    environment = {"PREFECT_API_URL": PREFECT_API_URL.value() or "", "DASK_LOGGING__DISTRIBUTED": "critical"}
+    environment |= {name: own[0][name] for name in THREADS}
     no_pages = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}  # plain HTTP, for anyone
     with (
-        _environment(told),
+        _environment(environment),
         dask.config.set(QUIET | no_pages),
-        _begun_deaf(
+        _ignoring_interrupts(
             lambda: SpecCluster(workers, scheduler={"cls": Scheduler, "options": scheduler}, security=security)
         ) as cluster,
     ):
         yield cluster
 
 
-def _begun_deaf(begin: "Callable[[], SpecCluster]") -> "SpecCluster":
-    """Begun in a thread that is deaf to SIGINT, as are all threads and processes that it starts.
+def _ignoring_interrupts(begin: "Callable[[], SpecCluster]") -> "SpecCluster":
+    """Start the cluster with SIGINT blocked in this thread, and so in all threads and processes that it starts.
 
-    Of a Ctrl-C, which a terminal sends to all of them, this process alone is to hear; it ends the others.
+    A terminal sends Ctrl-C to all of them; only this process handles it, and ends the others.
     """
-    resource_tracker.ensure_running()  # or a first process would start it, and hear again afterwards
+    resource_tracker.ensure_running()  # else the first process would start it, which unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return begin()
@@ -148,14 +148,14 @@ def _begun_deaf(begin: "Callable[[], SpecCluster]") -> "SpecCluster":
 
 
 @contextmanager
-def _environment(told: Mapping[str, str]) -> Iterator[None]:
-    """Adds to this process's environment, which is afterwards what it was.
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Add variables to this process's environment, and restore it afterwards.
 
-    A worker's torch may be loaded before its nanny gives it an environment of its own, so that it must inherit its
-    number of threads; and a nanny leaves words of its own in this one (a single thread), which trainings would heed.
+    A worker may load torch before its nanny sets the worker's environment, so it must inherit its number of threads.
+    A nanny also sets variables here (a single thread), which trainings would obey.
     """
     before = dict(os.environ)
-    os.environ.update(told)
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -165,9 +165,9 @@ def _environment(told: Mapping[str, str]) -> Iterator[None]:
 
 
 def environments(workers: int) -> list[dict[str, str]]:
-    """What each worker process of this machine has of its own: its device, and its share of the threads.
+    """Return the environment of each worker process of this machine: its device and its share of the threads.
 
-    Raises DispatchError where there are GPUs, but fewer than workers.
+    Raises DispatchError if there are GPUs, but fewer than workers.
     """
     devices = visible_devices()
     if devices and len(devices) < workers and _sees_gpus():
@@ -182,7 +182,7 @@ def environments(workers: int) -> list[dict[str, str]]:
 
 
 def visible_devices() -> list[str]:
-    """Names of the GPUs of this process, as CUDA_VISIBLE_DEVICES takes them."""
+    """Return the names of this process's GPUs, as CUDA_VISIBLE_DEVICES takes them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
@@ -196,7 +196,7 @@ def _sees_gpus() -> int:
 
 
 def _check_workers(client: "Client", dispatch: DispatchConfig) -> None:
-    """There is a worker with the resource, each can import the project, and no two have the same GPU."""
+    """Check that there is a worker with the resource, that each can import the project, and no two share a GPU."""
     where = _where(dispatch)
     begun = time.monotonic()
     while not (able := _able_workers(client)):
@@ -208,7 +208,7 @@ def _check_workers(client: "Client", dispatch: DispatchConfig) -> None:
         time.sleep(0.5)
     try:
         described = client.run(describe_worker, workers=able)
-    except Exception as error:  # what a worker could not even unpickle comes as a plain Exception
+    except Exception as error:  # a worker that cannot unpickle the call answers with a plain Exception
         raise DispatchError(
             f"Dask cluster {where}: a worker cannot run this project ({one_line(error)}): install it there"
         ) from None
@@ -232,7 +232,7 @@ def _able_workers(client: "Client") -> list[str]:
 
 
 def describe_worker() -> dict[str, Any]:
-    """Runs on a worker: its host, its GPUs if there are any, and the Prefect server that it tells."""
+    """Return a worker's host, its GPUs if there are any, and its Prefect server. Runs on the worker."""
     return {
         "host": platform.node(),
         "devices": visible_devices() if _sees_gpus() else [],
@@ -241,7 +241,7 @@ def describe_worker() -> dict[str, Any]:
 
 
 def _watch(client: "Client", dispatch: DispatchConfig) -> Callable[[], None]:
-    """What raises DispatchError once the scheduler is lost: whatever it was asked for has gone with it."""
+    """Return a check that raises DispatchError once the scheduler is lost, and all submitted work with it."""
 
     def check() -> None:
         if client.status != "running":
@@ -252,7 +252,7 @@ def _watch(client: "Client", dispatch: DispatchConfig) -> Callable[[], None]:
 
 def _lost(dispatch: DispatchConfig) -> DispatchError:
     return DispatchError(
-        f"lost the Dask scheduler {_where(dispatch)}; what was written stands, the same command continues"
+        f"lost the Dask scheduler {_where(dispatch)}; written results are kept, and the same command continues"
     )
 
 
@@ -260,14 +260,14 @@ def _where(dispatch: DispatchConfig) -> str:
     return dispatch.address or "of this machine"
 
 
-def given_up() -> bool:
-    """On a worker, in the thread of a unit of work: whether nobody waits for it any more."""
+def run_ended() -> bool:
+    """Return whether the current unit of work was cancelled or its worker is closing. Runs on a worker."""
     from distributed import Status, get_worker
 
     try:
         worker = get_worker()
         key = worker.get_current_task()
-    except ValueError:  # no worker's thread
+    except ValueError:  # not in a worker's thread
         return False
     task = worker.state.tasks.get(key)
     return task is None or task.state == "cancelled" or worker.status in (Status.closing, Status.closed, Status.failed)

@@ -1,4 +1,4 @@
-"""Many units of work at once: in threads of this process, or on a Dask cluster, as the config says."""
+"""Run many units of work at once: in threads of this process or on a Dask cluster, as the config chooses."""
 
 import sys
 import threading
@@ -19,7 +19,7 @@ TICK_SECONDS = 1.0
 
 POLL_SECONDS = 0.25
 
-_over: ContextVar[threading.Event] = ContextVar("over")  # set for the threads of a fan-out, once that has ended
+_over: ContextVar[threading.Event] = ContextVar("over")  # of the fan-out that this thread works for; set at its end
 
 
 def fan_out(
@@ -29,48 +29,48 @@ def fan_out(
     tick: Callable[[list[Any]], None] = lambda results: None,
     ended: Callable[[], None] = lambda: None,
 ) -> list[Any]:
-    """Calls the task with each of the parameters; the results, in their order.
+    """Call the task with each of the parameters; return the results in the same order.
 
-    `tick` is called about every second with the results that are there, in the order in which they came. What a task
-    raises is raised here as soon as it is known: what was not begun is not, and what runs finds itself given_up.
-    `ended` is called afterwards in every process in which tasks ran and which lives on, to let go of what they kept.
-    Raises DispatchError where the Dask cluster cannot be reached, has no workers, or is lost.
+    `tick` is called about every second with the results so far, in the order of their completion. An exception of a
+    task is raised here at once: waiting tasks are not started, and in running ones run_ended() becomes true.
+    `ended` is called afterwards in every surviving process that ran tasks, to free what they kept.
+    Raises DispatchError if the Dask cluster cannot be reached, has no workers, or is lost.
     """
     if not each:
         return []
     with _runner(dispatch, ended) as (runner, check), _ending():
         futures = [runner.submit(unit, parameters=parameters) for parameters in each]
-        came: dict[int, Any] = {}
-        told = time.monotonic()
-        while len(came) < len(futures):
+        results: dict[int, Any] = {}
+        ticked = time.monotonic()
+        while len(results) < len(futures):
             for number, future in enumerate(futures):
-                if number not in came and future.wrapped_future.done():
-                    check()  # futures of a cluster that was lost are cancelled, which says less
-                    came[number] = future.result()
+                if number not in results and future.wrapped_future.done():
+                    check()  # a lost cluster cancels its futures, whose error would be less clear
+                    results[number] = future.result()
             check()
-            if len(came) < len(futures):
+            if len(results) < len(futures):
                 time.sleep(POLL_SECONDS)
-            if time.monotonic() - told >= TICK_SECONDS or len(came) == len(futures):
-                told = time.monotonic()
-                tick(list(came.values()))
-        return [came[number] for number in range(len(futures))]
+            if time.monotonic() - ticked >= TICK_SECONDS or len(results) == len(futures):
+                ticked = time.monotonic()
+                tick(list(results.values()))
+        return [results[number] for number in range(len(futures))]
 
 
-def given_up() -> bool:
-    """In a unit of work: whether its fan-out has ended without it (a failure, Ctrl-C, a run that was killed)."""
+def run_ended() -> bool:
+    """Return whether the fan-out of the current unit of work has ended (failure, Ctrl-C, a killed run)."""
     over = _over.get(None)
     if over is not None:
         return over.is_set()
     if "distributed" not in sys.modules:
         return False
-    from functa.tasks.dispatch import dask_cluster as cluster
+    from functa.tasks.dispatch import dask_cluster
 
-    return cluster.given_up()
+    return dask_cluster.run_ended()
 
 
 @contextmanager
 def _ending() -> Iterator[None]:
-    """Threads that are begun inside hear of its end."""
+    """Let threads that start inside this context see its end."""
     over = threading.Event()
     before = _over.set(over)
     try:
@@ -84,7 +84,7 @@ def _ending() -> Iterator[None]:
 def _runner(
     dispatch: DispatchConfig, ended: Callable[[], None]
 ) -> "Iterator[tuple[TaskRunner[Any], Callable[[], None]]]":
-    """The task runner, started, and what raises DispatchError if it was lost."""
+    """Start the task runner; yield it, and a check that raises DispatchError if it was lost."""
     if dispatch.runner == "dask":
         from functa.tasks.dispatch.dask_cluster import dask_runner
 

@@ -1,4 +1,4 @@
-"""How long work speaks: log lines with rate and time left, and a progress artifact, both throttled."""
+"""Progress of long work: log lines with rate and time left, and a progress artifact, both throttled."""
 
 import time
 from collections.abc import Iterator
@@ -12,27 +12,50 @@ LOG_SECONDS = 5.0
 ARTIFACT_SECONDS = 5.0
 
 
+class Pace:
+    """Measures a rate and the time left, leaving out the first step, which includes start-up and compiling."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def per_second(self, done: int) -> float:
+        """Return units per second since the first call; 0 while there is no rate. Call it after every step."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done, now
+        first, begun = self._first
+        return (done - first) / (now - begun) if done > first and now > begun else 0.0
+
+    def left(self, done: int, total: int) -> str:
+        """Return `, m:ss left` to end a line with; empty while there is no rate, and at the end."""
+        rate = self.per_second(done)
+        return f", {time_left(done, total, rate)}" if rate and done < total else ""
+
+
+def images_per_second(rate: float) -> str:
+    """Return the rate with its unit; slow rates keep two digits."""
+    return f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
+
+
 def time_left(done: int, total: int, per_second: float) -> str:
-    """`m:ss left`, or an empty string before there is a rate."""
+    """Return `m:ss left`, or an empty string while there is no rate."""
     if per_second <= 0:
         return ""
     seconds = round((total - done) / per_second)
     return f"{seconds // 60}:{seconds % 60:02d} left"
 
 
-def describe_row(row: dict[str, Any], batch: int) -> str:
-    """One line of a training row: step, figures, rate, time left."""
+def describe_row(row: dict[str, Any], left: str = "") -> str:
+    """Return one line for a row of a training's curve: step, figures, rate, and `left` as Pace.left returns it."""
     figures = [f"loss {row['loss']:.4g}"]
     figures += [f"training PSNR {row['psnr_train']:.2f} dB"] if "psnr_train" in row else []
     figures += [f"PSNR {row['psnr']:.2f} dB"] if "psnr" in row else []
     figures += [f"accuracy {row['accuracy']:.3f}"] if "accuracy" in row else []
-    speed = row["images_per_s"]
-    left = time_left(row["step"], row["steps"], speed / batch)
-    return ", ".join([f"step {row['step']}/{row['steps']}", *figures, f"{speed:.0f} images/s", left]).rstrip(", ")
+    return ", ".join([f"step {row['step']}/{row['steps']}", *figures, images_per_second(row["images_per_s"])]) + left
 
 
 class Lines:
-    """Lines in the run's log, at most one every few seconds; the last one always."""
+    """Writes lines to the run's log, at most one every few seconds; the last one always."""
 
     def __init__(self) -> None:
         from prefect import get_run_logger
@@ -41,19 +64,19 @@ class Lines:
         self._logged = 0.0
 
     def show(self, done: int, total: int, line: str) -> None:
-        """A line, or none so soon after another."""
+        """Log a line, unless another was logged a moment ago."""
         now = time.monotonic()
         if done >= total or now - self._logged >= LOG_SECONDS:
             self._log.info(line)
             self._logged = now
 
     def note(self, line: str) -> None:
-        """A line of its own."""
+        """Log a line in any case."""
         self._log.info(line)
 
 
 class Progress(Lines):
-    """Publishes (done, total) as a Prefect progress artifact too, as far as the server answers: work goes on anyway."""
+    """Publishes (done, total) as a Prefect progress artifact too; work continues if the server does not answer."""
 
     def __init__(self, key: str, description: str) -> None:
         super().__init__()
@@ -63,7 +86,7 @@ class Progress(Lines):
         self._publish(0.0)
 
     def show(self, done: int, total: int, line: str) -> None:
-        """A log line and the artifact, each at most every few seconds; the last one always."""
+        """Log a line and update the artifact, each at most every few seconds; the last time always."""
         super().show(done, total, line)
         if done >= total or time.monotonic() - self._published >= ARTIFACT_SECONDS:
             self._publish(min(100.0, 100.0 * done / max(1, total)))
@@ -81,7 +104,7 @@ class Progress(Lines):
 
 @contextmanager
 def as_far_as_heard(what: str) -> Iterator[None]:
-    """Around what is only told to the server: one that does not answer is a warning in the log, and no failure."""
+    """Turn a server that does not answer into a warning in the log: for messages that the work does not need."""
     import httpx
     from prefect import get_run_logger
 

@@ -1,6 +1,6 @@
-"""Augmented training images: crops and flips of CIFAR-10, distorted boxes and RandAugment of ImageNet (App. B.1, C).
+"""Augment training images: crops and flips for CIFAR-10, random boxes and RandAugment for ImageNet (App. B.1, C).
 
-An augmentation is a function of (seed, image, number), whoever makes it and in whatever order.
+An augmentation depends on (seed, image, number) alone, in any process and any order.
 """
 
 import hashlib
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-GREY = (128, 128, 128)  # of corners that a rotation or a shear leaves empty
+GREY = (128, 128, 128)  # fills corners that a rotation or a shear leaves empty
 
-TRIES = 10  # boxes drawn before the largest centred one is taken
+TRIES = 10  # boxes drawn before falling back to the largest centred one
 
 _drawing = threading.Lock()  # timm draws from Python's own generator
 
 
 class Augmentation:
-    """The augmented versions of images, uint8 [resolution, resolution, C]."""
+    """Makes augmented versions of images, uint8 [resolution, resolution, C]."""
 
     def __init__(self, config: AugmentationConfig, resolution: int) -> None:
         self.config, self.resolution = config, resolution
 
     def view(self, key: str, number: int) -> Callable[["Image.Image"], np.ndarray]:
-        """What makes the augmentation of this number from the decoded image; number 0 is the image as it is."""
+        """Return the function from the decoded image to this augmentation; number 0 is the plain image."""
         if number == 0:
             return lambda image: fit(image, self.resolution)
         seed = hashlib.sha256(f"{self.config.seed}\0{key}\0{number}".encode()).digest()
@@ -61,7 +61,7 @@ class Augmentation:
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
     def _randomly(self, pixels: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """RandAugment (Cubuk et al. 2020), with timm's operations and its probability of one half for each."""
+        """Apply RandAugment (Cubuk et al. 2020) with timm's operations, each with its probability of one half."""
         from PIL import Image
 
         channels = pixels.shape[-1]
@@ -90,7 +90,7 @@ class Augmentation:
 def _box(
     size: tuple[int, int], config: AugmentationConfig, draw: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of a box of random area and shape inside the image (Szegedy et al. 2016)."""
+    """Draw a box (left, top, width, height) of random area and shape inside the image (Szegedy et al. 2016)."""
     whole_width, whole_height = size
     for _ in range(TRIES):
         area = draw.uniform(*config.area) * whole_width * whole_height

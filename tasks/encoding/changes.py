@@ -1,8 +1,8 @@
-"""What an image source has that the functaset has not, and the reverse: only that is encoded, or retired.
+"""Compare an image source with the functaset: new images are encoded, rows of missing ones are retired.
 
-An image is the one that was encoded if its version token and its label are the same. Others mean new rows, and the old
-ones are retired in the same commit; so are those of images that are gone. Whoever was retired by name stays away.
-A place that is not mounted looks like one whose images are gone: of many the operator must say that they are.
+An image is unchanged if its version token and label are the same. A changed image gets new rows, and its old rows are
+retired in the same commit, as are those of missing images. Images that were retired by name are not encoded again.
+A location that is not mounted looks like one whose images are missing, so the operator must confirm a great loss.
 """
 
 from collections import Counter
@@ -24,20 +24,21 @@ from functa.tasks.encoding.keyed_images import some
 
 @dataclass(frozen=True)
 class Changes:
-    """Rows to be encoded, and rows of fragments that the commit no longer shows.
+    """Rows to encode, and rows of fragments to retire.
 
-    known: the labels of the split's images that the functaset has; gone: of those that the source's split has not.
+    known: how many images of each label the functaset has of the split; missing: labels of those that the source's
+    split lacks, by key.
     """
 
     rows: RowTable
     retire: dict[str, list[int]]
     known: Counter[int]
-    gone: dict[str, int]
+    missing: dict[str, int]
 
 
 @dataclass
 class _Known:
-    """An image of the functaset: token, label, its rows by fragment, its augmentations, whether one of them is bad."""
+    """An image in the functaset: token, label, (fragment, row) pairs, augmentations, whether a row is bad."""
 
     token: str
     label: int
@@ -47,7 +48,10 @@ class _Known:
 
 
 def changes(location: Location, newest: Commit, split: str, source: RowTable, retry_bad: bool = False) -> Changes:
-    """Of one split. retry_bad: images of which a row is bad are encoded again. Raises MissingObject, DamagedObject."""
+    """Return the changes of one split. retry_bad: images with a bad row are encoded again.
+
+    Raises MissingObject, DamagedObject.
+    """
     known = _known(location, newest, split)
     wanted: list[int] = []
     retire: dict[str, list[int]] = {}
@@ -64,24 +68,24 @@ def changes(location: Location, newest: Commit, split: str, source: RowTable, re
             continue
         wanted += rows
         _retire(retire, found)
-    gone = {key: image.label for key, image in known.items() if key not in seen}
-    for key in gone:
+    missing = {key: image.label for key, image in known.items() if key not in seen}
+    for key in missing:
         _retire(retire, known[key])
-    return Changes(source.take(wanted), retire, Counter(image.label for image in known.values()), gone)
+    return Changes(source.take(wanted), retire, Counter(image.label for image in known.values()), missing)
 
 
 def refuse_great_loss(found: Mapping[str, Changes], config: ImagesConfig) -> None:
-    """Raises StorageError where more than images.max_gone_fraction of all images are gone, or a class of a split."""
-    if config.max_gone_fraction == 1 or not any(each.gone for each in found.values()):
+    """Raise StorageError if more than images.max_gone_fraction of all images are missing, or a class of a split."""
+    if config.max_gone_fraction == 1 or not any(each.missing for each in found.values()):
         return
-    # Others may have moved them over the border of their split, or over the limit.
+    # New files may have moved them to the other split, or beyond the limit: those are not missing.
     splits = open_images(config.model_copy(update={"limit": None, "classes": None})).splits.values()
     here = {key for split in splits for key in split.keys}
-    gone = {name: {key: n for key, n in each.gone.items() if key not in here} for name, each in found.items()}
-    everything = {key for keys in gone.values() for key in keys}
+    missing = {name: {key: n for key, n in each.missing.items() if key not in here} for name, each in found.items()}
+    everything = {key for keys in missing.values() for key in keys}
     known = sum(each.known.total() for each in found.values())
     fault = ""
-    for split, keys in gone.items():
+    for split, keys in missing.items():
         for label, count in Counter(keys.values()).items():
             if count == found[split].known[label]:
                 fault = f"all of a class of split '{split}' among them"
@@ -89,19 +93,19 @@ def refuse_great_loss(found: Mapping[str, Changes], config: ImagesConfig) -> Non
         fault = f"more than images.max_gone_fraction={config.max_gone_fraction:g} allows"
     if fault:
         raise StorageError(
-            f"{config.location or config.source}: {len(everything)} of {known} encoded images are no longer there "
-            f"({some(everything)}), {fault}; mount or restore what is missing, or retire their rows: "
+            f"{config.location or config.source}: {len(everything)} of {known} encoded images are missing "
+            f"({some(everything)}), {fault}; mount or restore them, or retire their rows: "
             "functa encode --retire-lost"
         )
 
 
-def standing_quantizer(location: Location, newest: Commit) -> Quantizer | None:
-    """By which the functaset's rows are coded: its ranges were frozen when its first fragment was planned."""
+def stored_quantizer(location: Location, newest: Commit) -> Quantizer | None:
+    """Return the quantiser of the functaset's rows: its ranges were fixed when the first fragment was planned."""
     return next((each.quantizer for each in shown_fragments(location, newest) if each.quantizer is not None), None)
 
 
 def _images(source: RowTable) -> Iterator[tuple[str, str, list[int]]]:
-    """(key, token, its rows) of each image; they lie side by side."""
+    """Yield (key, token, rows) of each image; an image's rows are adjacent."""
     start = 0
     for row in range(1, len(source.keys) + 1):
         if row == len(source.keys) or source.keys[row] != source.keys[start]:
@@ -115,7 +119,7 @@ def _retire(retire: dict[str, list[int]], found: _Known | None) -> None:
 
 
 def _known(location: Location, newest: Commit, split: str) -> dict[str, _Known]:
-    """Every image of the split that is not retired, bad ones too."""
+    """Return every image of the split that is not retired, bad ones too, by key."""
     known: dict[str, _Known] = {}
     for shard in live_shards(location, newest, split):
         _add(known, shard)
@@ -130,4 +134,4 @@ def _add(known: dict[str, _Known], shard: Shard) -> None:
         image.augmentations.add(int(table.augmentations[row]))
         image.bad |= row in bad
         if image.token != table.tokens[row]:
-            image.token = ""  # rows of two versions: neither is the one
+            image.token = ""  # rows of two versions: encode it again

@@ -1,7 +1,7 @@
-"""Encoding of a group of shards: read, encode, write, receipt. Running it twice changes nothing.
+"""Encode a group of shards: read images, compute latents, write shards with their receipts. Safe to repeat.
 
-The three go side by side: while the device computes a batch, the next one is read and decoded in one thread and the
-shard before is written in another.
+The three steps overlap: while the device computes a batch, one thread reads and decodes the next batch and another
+writes the previous shard.
 """
 
 import time
@@ -27,8 +27,8 @@ from functa.storage.functaset.writing import write_shard
 from functa.storage.images.source import ImageBatch, Images
 from functa.storage.places.address import open_location
 from functa.storage.readers.prefetch import prefetched
-from functa.tasks.dispatch.child import GivenUp
-from functa.tasks.dispatch.progress import time_left
+from functa.tasks.dispatch.child import RunEnded
+from functa.tasks.dispatch.progress import Pace, images_per_second
 from functa.tasks.encoding.keyed_images import PlannedImages, planned_images
 from functa.tasks.encoding.plan import EncodeJob, ShardGroup, check_fits, environment
 from functa.tasks.inputs.pictures import as_float
@@ -36,12 +36,12 @@ from functa.tasks.trained import load_field
 
 Stats = dict[str, Any]
 
-Tell = Callable[[int, int, str], None]
+ProgressCallback = Callable[[int, int, str], None]  # (shards done, shards in all, one line)
 
 
 @dataclass
 class _Shard:
-    """A shard in the making: its rows, and what has been encoded of them so far."""
+    """A shard that is being encoded: its rows, and the results so far."""
 
     shard: Shard
     rows: RowTable
@@ -52,7 +52,7 @@ class _Shard:
 
     @property
     def encoded(self) -> int:
-        """Rows so far."""
+        """Return the number of rows encoded so far."""
         return sum(len(batch.good) for batch in self.read)
 
 
@@ -60,66 +60,67 @@ def encode_group(
     job: EncodeJob,
     group: ShardGroup,
     images_in_run: int,
-    progress: Tell | None = None,
+    progress: ProgressCallback | None = None,
     *,
     run: str = "",
-    given_up: Callable[[], bool] = lambda: False,
+    run_ended: Callable[[], bool] = lambda: False,
 ) -> Stats:
-    """Encodes every shard of the group that has no receipt yet; returns its stats.
+    """Encode every shard of the group that has no receipt yet; return the group's statistics.
 
-    They are images, bad, psnr (a sum), adopted (shards), seconds from start (`begun`, seconds since the epoch) to end,
-    those that reading, encoding and writing took side by side, and mode (compiled or eager, and why). `progress` is
-    called after each shard with (shards done, shards, one line). Groups of one `run` share what this process has
-    listed of the images. Raises GivenUp before the next batch once `given_up` says so; shards that are whole are
-    written.
+    They are images, bad, psnr (a sum), adopted (shards that existed), seconds from start (`begun`, seconds since the
+    epoch) to end, seconds spent in the overlapping steps read, encode and write, and mode (compiled or eager, and
+    why). `progress` is called after each shard. Groups of one `run` share one listing of the images in this process.
+    Raises RunEnded before the next batch once `run_ended` returns True; complete shards are written first.
     """
     begun = time.monotonic()
     fragment = Fragment.load(open_location(job.functaset), group.fragment)
     left = [shard for number in group.shards if (shard := fragment.shards[number]).find_receipt() is None]
     stats: Stats = {"images": 0, "bad": 0, "read": 0.0, "encode": 0.0, "write": 0.0, "psnr": 0.0, "mode": ""}
     stats |= {"adopted": len(group.shards) - len(left), "begun": time.time(), "seconds": 0.0}
-    tell = progress or (lambda done, shards, line: None)
+    report = progress or (lambda done, shards, line: None)
     if not left:
-        tell(len(group.shards), len(group.shards), describe_stats(stats))
+        report(len(group.shards), len(group.shards), describe_stats(stats))
         return stats
     images = planned_images(job.images, job.encode.augmentation, run)
     with lent_device(job.device) as device:
         loop, stats["mode"] = _loop(job, images.images, images_in_run, device)
-        work = _Work(job, group, images, loop, stats, tell, given_up, begun)
-        work.encode(left)
+        _Work(job, group, left, images, loop, stats, report, run_ended, begun).encode()
     return stats
 
 
 @dataclass
 class _Work:
-    """A group's encoding in progress."""
+    """The encoding of a group while it runs."""
 
     job: EncodeJob
     group: ShardGroup
+    left: Sequence[Shard]  # to encode
     images: PlannedImages
     loop: InnerLoop
     stats: Stats
-    tell: Tell
-    given_up: Callable[[], bool]
-    begun: float  # of the group, opening and compiling included
+    report: ProgressCallback
+    run_ended: Callable[[], bool]
+    begun: float  # when the group began, before opening and compiling
     written: int = 0
+    encoded_rows: int = 0
+    pace: Pace = field(default_factory=Pace)
 
-    def encode(self, left: Sequence[Shard]) -> None:
+    def encode(self) -> None:
         """Encode and write shards in turn: while the device encodes one, a thread writes the one before."""
-        for _ in prefetched(partial(self._write, shard) for shard in self._encoded(left)):
+        for _ in prefetched(partial(self._write, shard) for shard in self._encoded()):
             pass
 
-    def _encoded(self, left: Sequence[Shard]) -> Iterator[_Shard]:
+    def _encoded(self) -> Iterator[_Shard]:
         """Yield each shard once all its batches are encoded; a thread reads the next batch meanwhile."""
         pieces = [
             (shard, rows)
-            for shard in (_Shard(each, each.table()) for each in left)
+            for shard in (_Shard(each, each.table()) for each in self.left)
             for rows in _pieces(shard.rows, self.job.encode.batch)
         ]
         batches = prefetched(partial(self._read, rows) for _, rows in pieces)
         for (shard, _), batch in zip(pieces, batches, strict=True):
-            if self.given_up():
-                raise GivenUp(f"shard {shard.shard.number} of {self.group.split} was left: its run has ended")
+            if self.run_ended():
+                raise RunEnded(f"shard {shard.shard.number} of {self.group.split} was not encoded: its run has ended")
             self._encode(shard, batch)
             if shard.encoded == len(shard.rows.keys):
                 yield shard
@@ -129,7 +130,7 @@ class _Work:
         batch = self.images.read(rows)
         if self.group.readable and batch.reasons:
             row, reason = min(batch.reasons.items())
-            raise StorageError(f"{rows.keys[row]}: {reason}; restore the image, or give its row up: --retire-lost")
+            raise StorageError(f"{rows.keys[row]}: {reason}; restore the image, or retire its row: --retire-lost")
         self.stats["read"] += time.monotonic() - begun
         return batch
 
@@ -142,6 +143,8 @@ class _Work:
         shard.read.append(ImageBatch(batch.images[:0], batch.good, batch.reasons, batch.sha256, batch.tokens))
         shard.seconds += time.monotonic() - begun
         self.stats["encode"] += time.monotonic() - begun
+        self.encoded_rows += len(batch.good)
+        self.pace.per_second(self.encoded_rows)
 
     def _write(self, shard: _Shard) -> None:
         begun = time.monotonic()
@@ -153,8 +156,8 @@ class _Work:
             sha256=np.concatenate([batch.sha256 for batch in shard.read]),
             good=np.concatenate([batch.good for batch in shard.read]),
             reasons={int(at) + p: why for at, batch in zip(starts, shard.read) for p, why in batch.reasons.items()},
-            # Of a few rows more may lie outside than of the many that the range was set by.
-            max_clip_fraction=1.0 if self.group.standing else self.job.encode.quantization.max_clip_fraction,
+            # A few new rows may exceed the range more often than the many rows that set it.
+            max_clip_fraction=1.0 if self.group.frozen_ranges else self.job.encode.quantization.max_clip_fraction,
             seconds=shard.seconds,
             versions=environment(self.loop),
         )
@@ -170,9 +173,13 @@ class _Work:
         shard.latents.clear()
         shard.errors.clear()
         done, total = self.stats["adopted"] + self.written, len(self.group.shards)
-        left = time_left(done, total, self.written / max(1e-9, self.stats["seconds"]))
         line = f"shard {done} of {total} of {self.group.split}: {describe_stats(self.stats)}"
-        self.tell(done, total, f"{line} ({self.stats['mode']})" if done == total else f"{line}, {left}")
+        end = (
+            f" ({self.stats['mode']})"
+            if done == total
+            else self.pace.left(self.encoded_rows, sum(each.size for each in self.left))
+        )
+        self.report(done, total, line + end)
 
 
 def _pieces(rows: RowTable, size: int) -> Iterator[RowTable]:
@@ -182,34 +189,33 @@ def _pieces(rows: RowTable, size: int) -> Iterator[RowTable]:
 
 def _loop(job: EncodeJob, images: Images, images_in_run: int, device: torch.device) -> tuple[InnerLoop, str]:
     field, inner, metadata = load_field(job.field)
-    check_fits(images, metadata, job.field)  # once more: the source may have changed since it was planned
+    check_fits(images, metadata, job.field)  # checked again: the source may have changed since planning
     resolution = (metadata["resolution"], metadata["resolution"])
     work = float(encode_passes(inner) * forward_flops(field.config, resolution, field.image_channels)) * images_in_run
-    compiled, why = should_compile(inner.compile, work, device)
+    compiled, why = should_compile(job.compile or inner.compile, work, device)
     return InnerLoop(field.to(device), inner, resolution, compiled).prepared(images_in_run), why
 
 
 def describe_stats(stats: Stats) -> str:
-    """One line: images, rate, the read / encode / write split, PSNR, what was bad or stood already.
+    """Return one line: images, rate, shares of reading, encoding and writing, PSNR, number of bad inputs.
 
-    The three shares are of the time that passed; they ran side by side, so that they may add up to more than all of it.
+    The three shares are of the elapsed time; the steps overlap, so they may add up to more than 100 %.
     """
     if not stats["images"]:
-        return f"all {stats['adopted']} shards stood already"
+        return f"all {stats['adopted']} shards exist already"
     seconds = max(1e-9, stats["seconds"])
     split = " / ".join(f"{name} {stats[name] / seconds:.0%}" for name in ("read", "encode", "write"))
     good = stats["images"] - stats["bad"]
     psnr = f", PSNR {stats['psnr'] / good:.2f} dB" if good else ""
-    return (
-        f"{stats['images']} images, {stats['images'] / seconds:.0f} images/s ({split}){psnr}, {stats['bad']} bad inputs"
-    )
+    rate = images_per_second(stats["images"] / seconds)
+    return f"{stats['images']} images, {rate} ({split}){psnr}, {stats['bad']} bad inputs"
 
 
 def encode_images(loop: InnerLoop, images: np.ndarray, batch: int) -> tuple[Tensor, Tensor]:
-    """uint8 [n, H, W, ch] -> latents [n, s, s, c] and squared errors [n], on the CPU.
+    """Encode uint8 images [n, H, W, ch]; return latents [n, s, s, c] and mean squared errors [n], on the CPU.
 
-    The last batch is filled up, so that every call has one shape: one compiled graph, and the same bits for an
-    image wherever it stands.
+    The last batch is padded, so that every call has one shape: one compiled graph, and the same bits for an image
+    whatever its position.
     """
     device = next(loop.field.parameters()).device
     latents, errors = [], []

@@ -1,4 +1,4 @@
-"""Finalising: every receipt is there, so the rows become visible in one commit."""
+"""Finalise an encoding run: check its receipts, then make all its rows visible in one commit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from functa.tasks.inputs.pictures import refuse_too_many_bad
 
 
 def finalise(job: EncodeJob, planned: Planned) -> dict[str, Any]:
-    """Commits what was planned; {info: the functaset's, bad_inputs: [{key, reason}] of all that it holds}.
+    """Commit what was planned; return {info, bad_inputs: [{key, reason}]} of the whole functaset.
 
-    Raises StorageError when more images are bad than images.max_bad_fraction allows, a shard is missing, or a repair
-    came out with other images than it was to.
+    Raises StorageError if more images are bad than images.max_bad_fraction allows, a shard is missing, or a repair
+    encoded other images than the damaged fragment held.
     """
     location = open_location(job.functaset)
     for fragment, content in planned.contents.items():
@@ -39,7 +39,7 @@ def _check_content(job: EncodeJob, fragment_id: str, content: str) -> None:
 
 
 def _check_bad(job: EncodeJob, fragment_ids: Sequence[str]) -> None:
-    """The bad ones among what is added, as a share of that and of what the split shows: one is no reason to stop."""
+    """Refuse too many bad images, as a share of the added rows and the split's visible ones together."""
     location = open_location(job.functaset)
     newest, planned = latest(location), [Fragment.load(location, name) for name in fragment_ids]
     for split in SPLITS:

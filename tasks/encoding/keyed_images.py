@@ -1,4 +1,4 @@
-"""The images of a plan, found again by their keys: what came, went or changed since then shifts no other row."""
+"""Find the images of a plan by their keys, so that images added, removed or changed since shift no other row."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ from functa.storage.images.source import ImageBatch, Images, ImageSplit, open_im
 from functa.tasks.config import AugmentationConfig
 from functa.tasks.encoding.augment import Augmentation
 
-_listed: "dict[str, PlannedImages]" = {}  # of one run at most
+_listed: "dict[str, PlannedImages]" = {}  # at most one entry: the current run's
 
 _listing = threading.Lock()
 
-NAMED = 5  # keys that a message names
+NAMED_KEYS = 5  # in a message
 
 READ_ROWS = 256  # images in memory at once while their digests are compared
 
 
 @dataclass(frozen=True)
 class Former:
-    """What is still known of a row that was encoded: its key or "", label, and its image's token and sha256."""
+    """What is still known about an encoded row: its key or "", label, and its image's token and sha256."""
 
     key: str
     token: str | None
@@ -36,83 +36,83 @@ class PlannedImages:
     """An image source as it is now, read by the keys and version tokens of a plan."""
 
     def __init__(self, config: ImagesConfig, augmentation: AugmentationConfig) -> None:
-        # Of all splits and without a limit: one file more moves others over either border.
+        # All splits and no limit: one more file may move others to the other split or beyond the limit.
         self.images: Images = open_images(config.model_copy(update={"limit": None, "classes": None}))
         self._augmentation = Augmentation(augmentation, self.images.resolution)
         splits = self.images.splits.items()
-        self._places = {key: (name, row) for name, split in splits for row, key in enumerate(split.keys)}
+        self._positions = {key: (name, row) for name, split in splits for row, key in enumerate(split.keys)}
 
     def read(self, rows: RowTable) -> ImageBatch:
-        """The planned rows, in the plan's order. One that is gone or of another version is bad, with its reason."""
+        """Read the planned rows, in the plan's order. One that is missing or has changed is bad, with a reason."""
         count, side = len(rows.keys), self.images.resolution
         whole = ImageBatch(
             images=np.zeros((count, side, side, self.images.channels), np.uint8),
             good=np.zeros(count, bool),
-            reasons={p: "no longer there" for p, key in enumerate(rows.keys) if key not in self._places},
+            reasons={p: "no longer there" for p, key in enumerate(rows.keys) if key not in self._positions},
             sha256=np.zeros((count, 32), np.uint8),
             tokens=list(rows.tokens),
         )
         for name in self.images.splits:
-            here = [p for p, key in enumerate(rows.keys) if self._places.get(key, ("", 0))[0] == name]
+            here = [p for p, key in enumerate(rows.keys) if self._positions.get(key, ("", 0))[0] == name]
             if here:
                 numbers = [int(rows.augmentations[p]) for p in here]
                 views = [
                     self._augmentation.view(rows.keys[p], number) if number else None
                     for p, number in zip(here, numbers, strict=True)
                 ]
-                read = self.images.split(name).read([self._places[rows.keys[p]][1] for p in here], views)
+                read = self.images.split(name).read([self._positions[rows.keys[p]][1] for p in here], views)
                 _put(whole, here, read)
         return whole
 
-    def again(self, former: Mapping[Name, Former], leave_lost: bool = False) -> RowTable:
-        """The rows of these names, in any split, with the labels that they had.
+    def again(self, former: Mapping[Name, Former], skip_lost: bool = False) -> RowTable:
+        """Return the rows of these names, in any split, with the labels that they had.
 
-        Raises StorageError where an image is gone or changed; with leave_lost they are left out. Changed means other
-        bytes or, where their sha256 is not known any more, another version token.
+        Raises StorageError if an image is missing or has changed; with skip_lost it is left out. Changed means other
+        bytes or, if its sha256 is no longer known, another version token.
         """
-        found = {row_id(key): key for key in self._places}
-        gone = {row.key or name[0].hex() for name, row in former.items() if name[0] not in found}
+        found = {row_id(key): key for key in self._positions}
+        missing = {row.key or name[0].hex() for name, row in former.items() if name[0] not in found}
         here = {name: found[name[0]] for name in former if name[0] in found}
         changed = self._changed({key: former[name] for name, key in here.items()})
-        if not leave_lost and (gone or changed):
-            both = (("are gone", gone), ("changed", changed))
+        if not skip_lost and (missing or changed):
+            both = (("are missing", missing), ("changed", changed))
             fault = " and ".join(f"{len(keys)} {what} ({some(keys)})" for what, keys in both if keys)
             count = len({name[0] for name in former})
             raise StorageError(
                 f"of {count} images of damaged shards {fault}; restore them, or the damaged objects from a copy, "
-                "or give their rows up: --retire-lost"
+                "or retire their rows: --retire-lost"
             )
         kept = {name: key for name, key in here.items() if key not in changed}
-        places = [self._places[key] for key in kept.values()]
-        today = [self.images.split(name).labels[row] for name, row in places]
+        positions = [self._positions[key] for key in kept.values()]
+        today = [self.images.split(name).labels[row] for name, row in positions]
         labels = [now if (label := former[name].label) is None else label for name, now in zip(kept, today)]
-        tokens = [self.images.split(name).tokens[row] for name, row in places]
+        tokens = [self.images.split(name).tokens[row] for name, row in positions]
         numbers = np.array([number for _, number in kept], np.int32)
         return RowTable.of(list(kept.values()), np.array(labels, np.int32), tokens, numbers)
 
     def _changed(self, former: Mapping[str, Former]) -> set[str]:
-        """Keys of the images that are not what they were, or cannot be read."""
+        """Return the keys of the images that have changed or cannot be read."""
         changed = set()
         sha256 = {key: row.sha256 for key, row in former.items() if row.sha256 is not None}
         for split in self.images.splits:
             of_split = self.images.split(split)
-            for key in (key for key in former if self._places[key][0] == split and key not in sha256):
+            for key in (key for key in former if self._positions[key][0] == split and key not in sha256):
                 token = former[key].token
-                changed |= {key} if token not in (None, of_split.tokens[self._places[key][1]]) else set()
-            keys = [key for key in sha256 if self._places[key][0] == split]
+                changed |= {key} if token not in (None, of_split.tokens[self._positions[key][1]]) else set()
+            keys = [key for key in sha256 if self._positions[key][0] == split]
             for start in range(0, len(keys), READ_ROWS):
                 some = keys[start : start + READ_ROWS]
-                batch = of_split.read([self._places[key][1] for key in some])
+                batch = of_split.read([self._positions[key][1] for key in some])
                 changed |= {key for key, found in zip(some, batch.sha256, strict=True) if bytes(found) != sha256[key]}
         return changed
 
 
 def planned_images(config: ImagesConfig, augmentation: AugmentationConfig, run: str) -> PlannedImages:
-    """The source as it is now; for groups of one run in one process, as it was when the first of them opened it.
+    """Open the source; groups of one run in one process share the listing of the first group.
 
-    To list a large folder, or to read a large array, takes longer than many a group. Nothing is read that is not of
-    the planned version: only an image that came back in between counts as gone. Kept until `forget_images`, or until
-    another run; "" is no run.
+    Listing a large folder or reading a large array may take longer than encoding a group. Versions are still checked
+    when an image is read; only an image that reappeared after the listing counts as missing. The listing is kept until
+    `forget_images` or until another run; "" is no run.
     """
     if not run:
         return PlannedImages(config, augmentation)
@@ -125,18 +125,18 @@ def planned_images(config: ImagesConfig, augmentation: AugmentationConfig, run: 
 
 
 def forget_images() -> None:
-    """Lets go of what planned_images has kept."""
+    """Discard the listing that planned_images keeps."""
     with _listing:
         _listed.clear()
 
 
 def some(keys: set[str]) -> str:
-    """The first few by name, for a message."""
-    return ", ".join(sorted(keys)[:NAMED]) + (", ..." if len(keys) > NAMED else "")
+    """Name the first few, for a message."""
+    return ", ".join(sorted(keys)[:NAMED_KEYS]) + (", ..." if len(keys) > NAMED_KEYS else "")
 
 
 def of_split(split: ImageSplit, augmentations: int = 0) -> RowTable:
-    """Every image of a split as it is, and so many augmentations of each."""
+    """Return every image of a split and `augmentations` augmentations of each."""
     each = 1 + augmentations
     keys, tokens = ([value for value in column for _ in range(each)] for column in (split.keys, split.tokens))
     labels = np.repeat(np.asarray(split.labels, np.int32), each)
@@ -144,7 +144,7 @@ def of_split(split: ImageSplit, augmentations: int = 0) -> RowTable:
 
 
 def _put(whole: ImageBatch, here: Sequence[int], part: ImageBatch) -> None:
-    """What was read of one split into its places, as far as it is the version that was planned."""
+    """Put what was read from one split into its positions, if it is the planned version."""
     for found, position in enumerate(here):
         whole.sha256[position] = part.sha256[found]
         if part.tokens[found] not in ("", whole.tokens[position]):  # "": not even its version could be read

@@ -1,8 +1,8 @@
-"""Planning of an encoding run: which rows go where, and the quantiser's ranges, before any worker starts."""
+"""Plan an encoding run before any worker starts: which rows go where, and the quantiser's ranges."""
 
 from collections.abc import Collection
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,15 +20,14 @@ from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
-from functa.storage.runs.checkpoints import load_checkpoint
 from functa.storage.upkeep.status import bytes_left
 from functa.tasks.config import EncodeConfig
-from functa.tasks.encoding.changes import changes, refuse_great_loss, standing_quantizer
+from functa.tasks.encoding.changes import changes, refuse_great_loss, stored_quantizer
 from functa.tasks.encoding.keyed_images import PlannedImages, of_split
 from functa.tasks.encoding.ranges import choose_quantizer
 from functa.tasks.encoding.repair import find_damage, held_names, other_images, put_back, wanted_rows
 from functa.tasks.inputs.pictures import as_float, spread
-from functa.tasks.trained import best_weights, load_field
+from functa.tasks.trained import load_field
 
 
 class EncodeJob(Config):
@@ -40,9 +39,10 @@ class EncodeJob(Config):
     field_digest: str
     functaset: str  # URI
     device: str
-    retry_bad: bool = False  # encode again what could not be encoded
-    repair: bool = False  # encode damaged shards again, rather than what is not there yet
-    retire_lost: bool = False  # give up rows of images that are gone, however many, and in a repair of changed ones
+    compile: Literal["auto", "on", "off"] | None = None  # None: as the field was trained
+    retry_bad: bool = False  # encode bad rows again
+    repair: bool = False  # encode damaged shards again, rather than new images
+    retire_lost: bool = False  # retire the rows of missing images, however many; in a repair of changed ones too
 
 
 class ShardGroup(Config):
@@ -52,33 +52,31 @@ class ShardGroup(Config):
     split: str
     shards: tuple[int, ...]
     images: int
-    readable: bool = False  # an image that is not readable ends it, and is no bad row
-    standing: bool = False  # by ranges that were set by others' latents: however many numbers they clip, they stay
+    readable: bool = False  # an unreadable image fails the task instead of becoming a bad row
+    frozen_ranges: bool = False  # other images set the quantiser's ranges: clipping does not refuse a shard
 
 
 class Planned(Config):
-    """The work to map over, and what the commit that ends it does to fragments that stand."""
+    """The work to distribute, and what the final commit does to existing fragments."""
 
     groups: tuple[ShardGroup, ...]
-    fragments: tuple[str, ...]  # to be shown
+    fragments: tuple[str, ...]  # to make visible
     retire: dict[str, Ranges] = {}  # fragment -> rows
     drop: tuple[str, ...] = ()
-    contents: dict[str, str] = {}  # fragment -> the content that it must come out with
+    contents: dict[str, str] = {}  # fragment -> digest of the content that it must have
 
 
 def plan(job: EncodeJob) -> Planned:
-    """Creates the functaset, or adopts what stands; a fragment per split of what is new, or one of what is damaged."""
+    """Create the functaset or open the existing one; plan a fragment per split of new images, or repairs of damage."""
     location = open_location(job.functaset)
     location.preflight_write()  # before the images are opened, which may take a while
     images = open_images(job.images)
     field, inner, metadata = load_field(job.field)
-    checkpoint = load_checkpoint(open_location(job.field))
-    assert checkpoint is not None
     check_fits(images, metadata, job.field)
     create_functaset(
         location,
         fingerprint=fingerprint(job, metadata),
-        field={k: v.numpy() for k, v in best_weights(checkpoint.tensors).items()},
+        field={name: value.numpy() for name, value in field.state_dict().items()},
         field_config={k: metadata[k] for k in ("field", "inner", "image_channels", "resolution")},
         field_digest=job.field_digest,
     )
@@ -97,24 +95,24 @@ def plan(job: EncodeJob) -> Planned:
         if not job.retire_lost:
             refuse_great_loss(found, job.images)
         rows = {split: each.rows for split, each in found.items()}
-        retire = {fragment: gone for each in found.values() for fragment, gone in each.retire.items()}
+        retire = {fragment: rows for each in found.values() for fragment, rows in each.retire.items()}
         taken = (*newest.retired_fragments, *(entry.fragment for entry in newest.fragments))
     plans = []
     if any(each.keys for each in rows.values()):
-        quantizer = (newest and standing_quantizer(location, newest)) or _calibrated(job, images, loop)
+        quantizer = (newest and stored_quantizer(location, newest)) or _calibrated(job, images, loop)
         plans = [
             _plan_rows(job, each, split, quantizer, loop, taken=taken) for split, each in rows.items() if each.keys
         ]
     location.preflight_write(bytes_left(location, plans))
     return Planned(
-        groups=_groups(plans, job.encode.group_shards, standing=newest is not None),
+        groups=_groups(plans, job.encode.group_shards, frozen_ranges=newest is not None),
         fragments=tuple(each.id for each in plans),
-        retire={fragment: as_ranges(gone) for fragment, gone in retire.items()},
+        retire={fragment: as_ranges(rows) for fragment, rows in retire.items()},
     )
 
 
 def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
-    """Each damaged fragment's rows in a fragment of their own, by the quantiser that it had."""
+    """Plan a new fragment for the rows of each damaged one, with the same quantiser."""
     location = open_location(job.functaset)
     damage = find_damage(location)
     put_back(location, damage)
@@ -141,7 +139,9 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
             contents |= {plans[-1].id: each.content} if each.content else {}
     location.preflight_write(bytes_left(location, plans))
     return Planned(
-        groups=_groups(plans, job.encode.group_shards, {plan.id for plan in plans} - contents.keys(), standing=True),
+        groups=_groups(
+            plans, job.encode.group_shards, {plan.id for plan in plans} - contents.keys(), frozen_ranges=True
+        ),
         fragments=tuple(each.id for each in plans),
         retire={each.entry.fragment: as_ranges(each.retire) for each in wanted if each.retire},
         drop=tuple(sorted(damage.fragments)),
@@ -150,17 +150,17 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
 
 
 def _source_rows(job: EncodeJob, images: Images, split: str) -> RowTable:
-    """All rows of a split; test images are never augmented."""
+    """Return all rows of a split; test images are never augmented."""
     return of_split(images.split(split), job.encode.augmentation.count if split == "train" else 0)
 
 
 def fingerprint(job: EncodeJob, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a user chose that determines latents (design section 6)."""
+    """Return everything a user chose that determines latents."""
     images = job.images.model_dump(mode="json", include={"source", "channels", "resolution"})
     quantization = job.encode.quantization.model_dump(mode="json", exclude={"max_clip_fraction"})
     if job.encode.quantization.bits < 32:
         quantization["calibration_images"] = job.encode.calibration_images
-        if job.encode.quantization.range == "auto":  # then it does not only refuse shards, it has a say in the range
+        if job.encode.quantization.range == "auto":  # then it decides the range too
             quantization["max_clip_fraction"] = job.encode.quantization.max_clip_fraction
     return {
         "field": job.field_digest,
@@ -172,7 +172,7 @@ def fingerprint(job: EncodeJob, metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_fits(images: Images, metadata: dict[str, Any], field: str) -> None:
-    """Raises StorageError if the images are not of the field's resolution and channels."""
+    """Raise StorageError if the images do not have the field's resolution and channels."""
     ours = (images.resolution, images.channels)
     trained = (metadata["resolution"], metadata["image_channels"])
     if ours != trained:
@@ -227,7 +227,7 @@ def _plan_rows(
 
 
 def _groups(
-    fragments: list[Fragment], size: int, readable: Collection[str] = (), standing: bool = False
+    fragments: list[Fragment], size: int, readable: Collection[str] = (), frozen_ranges: bool = False
 ) -> tuple[ShardGroup, ...]:
     return tuple(
         ShardGroup(
@@ -236,7 +236,7 @@ def _groups(
             shards=tuple(shard.number for shard in shards),
             images=sum(shard.size for shard in shards),
             readable=fragment.id in readable,
-            standing=standing,
+            frozen_ranges=frozen_ranges,
         )
         for fragment in fragments
         for start in range(0, fragment.plan.shards, size)
@@ -245,7 +245,7 @@ def _groups(
 
 
 def environment(loop: InnerLoop) -> dict[str, str]:
-    """Versions of what computes and stores, device, threads, compiled or eager."""
+    """Return library versions, device, number of threads, and compiled or eager: recorded in plans and receipts."""
     device = next(loop.field.parameters()).device
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {name: version(name) for name in ("torch", "numpy", "zarr")} | {

@@ -1,4 +1,4 @@
-"""The quantiser's range, chosen by what it leaves of the calibration images (`range: auto`)."""
+"""Choose the quantiser's range by the PSNR of the decoded calibration images (`range: auto`)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.quantizer import Quantizer, calibrate
 from functa.tasks.inputs.pictures import spread
 
-# From wide to narrow: of equals the first is taken, which clips least.
+# From wide to narrow: among equals the first is chosen, which clips least.
 CANDIDATES: Mapping[str, Mapping[str, str | float]] = {
     "minmax": {"range": "minmax"},
     "sigma 6": {"range": "sigma", "sigma": 6.0},
@@ -25,7 +25,7 @@ CANDIDATES: Mapping[str, Mapping[str, str | float]] = {
     "sigma 3": {"range": "sigma", "sigma": 3.0},
 }
 
-JUDGED = 128  # images decoded for each candidate: all see the same ones, so few tell them apart
+JUDGED_IMAGES = 128  # decoded for each candidate; all see the same images, so a few suffice
 
 DECODED = 64  # at a time
 
@@ -35,22 +35,22 @@ FOLDS = 4
 def choose_quantizer(
     config: QuantizationConfig, loop: InnerLoop, latents: Tensor, pixels: Callable[[np.ndarray], Tensor]
 ) -> Quantizer | None:
-    """The quantiser for latents like these, [n, s, s, c] on the CPU; None for 32 bits.
+    """Return the quantiser for latents like these, [n, s, s, c] on the CPU; None for 32 bits.
 
-    With range=auto it is the candidate of best PSNR, mean over images that took no part in setting its range: each
-    quarter of the latents is coded by ranges of the others, and the winner is then calibrated on all. Ranges set by
-    few images clip many numbers of others, which the images that set them could not tell. Candidates that clip more
-    than half of max_clip_fraction are passed over, since shards differ; if all do, the one that clips least is taken,
-    and writing a shard will say what is wrong. `pixels` gives the images [k, H, W, ch] in [0, 1] of rows of `latents`.
-    Raises StorageError: latents that are not finite, fewer than two for range=auto.
+    With range=auto it is the candidate with the best mean PSNR over images that did not set its range: each quarter of
+    the latents is coded with ranges of the others, and the winner is then calibrated on all. (Ranges set by few images
+    clip many values of others, which their own images would not show.) Candidates that clip more than half of
+    max_clip_fraction are excluded, since shards differ; if all do, the one that clips least is chosen, and writing a
+    shard will report the excess. `pixels` returns images [k, H, W, ch] in [0, 1] for rows of `latents`.
+    Raises StorageError if latents are not finite, or fewer than two for range=auto.
     """
     if config.bits == 32 or config.range != "auto":
         return calibrate(config, latents.numpy())
     if len(latents) < 2:
         raise StorageError("range=auto needs two calibration images at least; set encode.calibration_images higher")
     tried = {name: _try(_with(config, name), loop, latents, pixels) for name in CANDIDATES}
-    within = {name: told for name, told in tried.items() if told["clip_fraction"] <= config.max_clip_fraction / 2}
-    # To a hundredth of a dB: less is rounding, and another machine's rounding must not choose another range.
+    within = {name: each for name, each in tried.items() if each["clip_fraction"] <= config.max_clip_fraction / 2}
+    # Compared to 0.01 dB: smaller differences are rounding, which must not choose another range on another machine.
     best = max(within, key=lambda name: round(within[name]["psnr"], 2)) if within else _least_clipping(tried)
     chosen = calibrate(_with(config, best), latents.numpy())
     assert chosen is not None
@@ -68,7 +68,7 @@ def _least_clipping(tried: Mapping[str, Mapping[str, float]]) -> str:
 def _try(
     config: QuantizationConfig, loop: InnerLoop, latents: Tensor, pixels: Callable[[np.ndarray], Tensor]
 ) -> dict[str, float]:
-    """{psnr, clip_fraction} of latents coded by ranges that others of them set."""
+    """Return {psnr, clip_fraction} of latents coded with ranges that the other folds set."""
     coded, clipped = np.empty(latents.shape, np.float32), 0
     folds = np.arange(len(latents)) % min(FOLDS, len(latents))
     for fold in np.unique(folds):
@@ -77,7 +77,7 @@ def _try(
         codes, outside = quantizer.encode(latents[folds == fold].numpy())
         coded[folds == fold] = quantizer.decode(codes)
         clipped += outside
-    judged = spread(len(latents), JUDGED)
+    judged = spread(len(latents), JUDGED_IMAGES)
     errors = [
         _errors(loop, torch.from_numpy(coded[rows]), pixels(rows))
         for rows in np.split(judged, range(DECODED, len(judged), DECODED))
@@ -87,7 +87,7 @@ def _try(
 
 
 def _errors(loop: InnerLoop, z: Tensor, pixels: Tensor) -> Tensor:
-    """Mean squared error of each image [k], on the CPU."""
+    """Return the mean squared error of each image, [k], on the CPU."""
     device = next(loop.field.parameters()).device
     with torch.no_grad():
         return (loop.field(z.to(device), loop.resolution) - pixels.to(device)).square().mean((1, 2, 3)).cpu()

@@ -1,4 +1,4 @@
-"""Repair: the rows of damaged shards are encoded again into new fragments; one commit shows those and retires these."""
+"""Repair a functaset: encode the rows of damaged shards into new fragments; one commit replaces the damaged rows."""
 
 import re
 from collections.abc import Callable
@@ -39,9 +39,9 @@ MARK = re.compile(r"commits/(\d{8})\.sha256")
 
 @dataclass
 class Damage:
-    """What verify found: shards by fragment, fragments of which nothing can be trusted, and what follows from others.
+    """The damage that verify found: shards by fragment, whole fragments, and objects that can be computed again.
 
-    That is merged moments, marks of older commits and the group of fragments.
+    The latter are merged moments, marks of older commits and the group of fragments.
     """
 
     shards: dict[str, set[int]] = field(default_factory=dict)
@@ -53,10 +53,10 @@ class Damage:
 
 @dataclass
 class Wanted:
-    """Rows of one damaged fragment to be encoded again.
+    """The rows of one damaged fragment that are to be encoded again.
 
-    rows: None where the plan is lost: then it is all that the split does not show, and what comes out must have this
-    content. quantizer: None where there is none, or it is damaged. retire: rows of the fragment.
+    rows: None if the plan is damaged: then all images of the split that are not visible, and the result must have this
+    content digest. quantizer: None if there is none or it is damaged. retire: rows of the fragment.
     """
 
     entry: FragmentEntry
@@ -67,9 +67,9 @@ class Wanted:
 
 
 def find_damage(location: Location) -> Damage:
-    """Re-reads every object. Raises StorageError naming damage that no encoding can mend.
+    """Read every object again and return the damage. Raises StorageError for damage that encoding cannot repair.
 
-    But not an older commit, which can be given up (gc --keep-versions).
+    A damaged older commit is no error: it can be expired (gc --keep-versions).
     """
     damage, newest = Damage(), latest(location)
     for bad in verify(location, deep=True).bad:
@@ -89,7 +89,7 @@ def find_damage(location: Location) -> Damage:
 
 
 def put_back(location: Location, damage: Damage) -> None:
-    """What needs no image. Moments only where no shard is damaged: else the commit of the repair merges them anew."""
+    """Restore what needs no image. Moments only if no shard is damaged: else the repair's commit merges them again."""
     for version in damage.marks:
         mark(location, version)
     if damage.group:
@@ -99,9 +99,9 @@ def put_back(location: Location, damage: Damage) -> None:
 
 
 def wanted_rows(location: Location, damage: Damage, retire_lost: bool = False) -> list[Wanted]:
-    """What must be encoded again, by damaged fragment. Retired rows stay retired.
+    """Return what must be encoded again, by damaged fragment. Retired rows stay retired.
 
-    Raises StorageError where it is not even known what a shard held; with retire_lost its rows are given up.
+    Raises StorageError if the content of a shard is unknown; with retire_lost its rows are retired.
     """
     newest = latest(location)
     assert newest is not None  # verify refuses a functaset without commits
@@ -115,7 +115,7 @@ def wanted_rows(location: Location, damage: Damage, retire_lost: bool = False) -
 
 
 def _of_fragment(location: Location, entry: FragmentEntry) -> Wanted:
-    """It will be dropped whole. What can still be read of its plan says what to encode, and how."""
+    """Return all rows of a fragment that will be retired as a whole, from what is readable of its plan."""
     try:
         fragment = Fragment.committed(location, entry)
     except StorageError as error:
@@ -134,7 +134,7 @@ def _of_fragment(location: Location, entry: FragmentEntry) -> Wanted:
 
 
 def _content(location: Location, entry: FragmentEntry) -> str:
-    """Of a fragment without its plan, from the receipts, which the commit vouches for."""
+    """Return the content digest of a fragment without a plan, from the receipts that its commit lists."""
     keys = [f"{fragment_path(entry.fragment)}/{receipt_name(shard)}" for shard in range(len(entry.receipts))]
     return sum_of_contents(
         unseal(read_vouched(location, key, record), f"{location.uri}/{key}", Receipt).content
@@ -157,7 +157,7 @@ def _of_shards(location: Location, entry: FragmentEntry, numbers: list[int], ret
 
 
 def _former(shard: Shard) -> dict[Name, Former]:
-    """The rows that readers saw, by their names. Where the receipt is damaged it is not known which others were bad."""
+    """Return the visible rows by name. If the receipt is damaged, bad rows are included: they are not known."""
     location, names, seen = shard.fragment.location, shard.names(), ~shard.retired
     table = _readable(location, shard.table)
     columns = {}
@@ -179,7 +179,7 @@ def _former(shard: Shard) -> dict[Name, Former]:
 
 
 def _readable(location: Location, read: Callable[[], Found]) -> Found | None:
-    """What is read, or None where it is damaged."""
+    """Return what `read` returns, or None if it is damaged."""
     try:
         return read()
     except StorageError as error:
@@ -189,7 +189,7 @@ def _readable(location: Location, read: Callable[[], Found]) -> Found | None:
 
 
 def held_names(location: Location, split: str, damage: Damage) -> set[tuple[str, int]]:
-    """(key, augmentation) of the rows of whole shards that are not retired in the newest version, bad ones too."""
+    """Return (key, augmentation) of all rows in undamaged shards that are not retired, bad ones too."""
     held: set[tuple[str, int]] = set()
     newest = latest(location)
     for entry in newest.fragments if newest else ():
@@ -203,8 +203,8 @@ def held_names(location: Location, split: str, damage: Damage) -> set[tuple[str,
 
 
 def other_images(fragment: str) -> StorageError:
-    """What is wrong where the plan of a fragment is lost and what could be encoded again is not what it held."""
+    """Return the error for a fragment whose plan is damaged and whose images cannot all be found again."""
     return StorageError(
-        f"fragment {fragment}: its plan is lost, and the images that the store does not show are not those that it "
-        f"held (some are new, gone, changed or erased); restore its plan.json from a copy"
+        f"fragment {fragment}: its plan is damaged, and the images that are not encoded elsewhere are not those that "
+        f"it held (some are new, missing, changed or erased); restore its plan.json from a copy"
     )

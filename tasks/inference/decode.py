@@ -1,4 +1,4 @@
-"""Latents to PNG files: rows of a functaset, or fresh samples; written as they come, so that memory holds a batch."""
+"""Decode latents to PNG files: rows of a functaset or samples, batch by batch, so that memory holds one batch."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,18 +26,20 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 def silent(done: int, total: int) -> None:
-    """Tells nobody."""
+    """Report nothing."""
 
 
 def decode_rows(
     uri: str, split: str, rows: tuple[int, int], resolution: int | None, out: Path, progress: Progress = silent
 ) -> int:
-    """Writes the rows' images as PNG files named by row; returns how many. Only these rows' shards are read."""
+    """Write the rows' images as PNG files named by row; return how many. Reads only the shards of these rows."""
     functaset = Functaset.open(uri)
     start, stop = rows
     present = functaset.rows(split)
     if stop > present:
-        raise StorageError(f"{uri}: split '{split}' has {present} rows, {start}:{stop} reaches past them")
+        raise StorageError(
+            f"{uri}: split '{split}' has {present} rows, {start}:{stop} is beyond them; choose rows below {present}"
+        )
     decoded = decoder(functaset, resolution)
     prepare_folder(out)
     row = start
@@ -50,7 +52,7 @@ def decode_rows(
 
 
 def _read_rows(functaset: Functaset, split: str, start: int, stop: int) -> Iterator[np.ndarray]:
-    """float32 [n, s, s, c] of each shard that has some of the rows, in the order of the store."""
+    """Yield float32 [n, s, s, c] of each shard that has some of the rows, in the store's order."""
     shards = SplitShards(functaset, split)
     first = 0
     for shard in shards.shards:
@@ -62,7 +64,7 @@ def _read_rows(functaset: Functaset, split: str, start: int, stop: int) -> Itera
 
 
 def decoder(functaset: Functaset, resolution: int | None) -> Decode:
-    """From latents [n, s, s, c] to images uint8 [m, H, W, ch], some at a time. Raises StorageError at once."""
+    """Return a decoder of latents [n, s, s, c] into images uint8 [m, H, W, ch], some at a time. Raises StorageError."""
     field, _, fitted = field_of(functaset)
     side = fitted if resolution is None else resolution
     try:

@@ -13,7 +13,7 @@ from functa.storage.errors import StorageError
 
 SHEET_COLUMNS = 8
 
-SHEET_IMAGES = 256  # at most: a sheet is one picture, held in memory
+SHEET_IMAGES = 256  # at most: a sheet is one image in memory
 
 SHEET_SIDE = 64  # pixels that small images are enlarged to, so that a person can see them
 
@@ -22,7 +22,7 @@ LARGEST_SIDE = 256  # and large ones are reduced to
 
 @contextmanager
 def naming_errors(out: Path) -> Iterator[None]:
-    """Around what writes: a full disk or a forbidden folder is one line."""
+    """Turn a full disk or a forbidden folder into a StorageError of one line."""
     try:
         yield
     except OSError as error:
@@ -30,7 +30,7 @@ def naming_errors(out: Path) -> Iterator[None]:
 
 
 def prepare_folder(out: Path) -> None:
-    """Makes the folder. Raises StorageError where no file can be written there."""
+    """Make the folder. Raises StorageError if no file can be written there."""
     with naming_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -43,7 +43,7 @@ def write_images(images: Iterable[np.ndarray], out: Path, name: str, first: int)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """All of the file at once, so that an interruption leaves no half of one."""
+    """Write the file at once, so that an interruption leaves no half of it."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     with naming_errors(path.parent):
@@ -55,7 +55,7 @@ def to_picture(image: np.ndarray) -> Image.Image:
 
 
 def tile(image: np.ndarray) -> Image.Image:
-    """An image as the sheet shows it: a small one enlarged without smoothing, a large one reduced."""
+    """Scale an image for the sheet: a small one is enlarged without smoothing, a large one reduced."""
     side, picture = image.shape[0], to_picture(image).convert("RGB")
     if side > LARGEST_SIDE:
         return picture.resize((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
@@ -64,7 +64,7 @@ def tile(image: np.ndarray) -> Image.Image:
 
 
 def contact_sheet(tiles: Sequence[Image.Image], columns: int = SHEET_COLUMNS) -> Image.Image:
-    """Pictures of one size in rows of eight."""
+    """Arrange images of one size in rows."""
     width, height = tiles[0].size
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (min(columns, len(tiles)) * (width + 4) + 4, rows * (height + 4) + 4), (128, 128, 128))

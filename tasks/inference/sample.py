@@ -1,9 +1,9 @@
-"""Sampling of latents, sliced by index: any slice can be made, retried and merged on its own."""
+"""Sample latents, in slices by index: each slice can be drawn, retried and merged independently."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from functa.tasks.trained import load_denoiser
 
 
 class SampleJob(Config):
-    """One slice of samples; sample i depends on (seed, i) and its label alone."""
+    """One slice of samples; sample i depends on (seed, i) and its label only."""
 
     denoiser: str  # URI of the checkpoint
     process: DiffusionConfig
@@ -32,29 +32,31 @@ class SampleJob(Config):
     count: int
     batch: int
     device: str
+    compile: Literal["auto", "on", "graphs", "off"] | None = None  # None: as the denoiser was trained
     output: str  # URI of the folder that the slice's file goes to
 
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # (denoiser steps done, steps in all), over all batches
 
 
 def sample_latents(job: SampleJob, progress: Progress = lambda done, total: None) -> Tensor:
-    """Latents [count, s, s, c], denormalised, on the CPU. `progress` is told samples' worth of work done, and all."""
+    """Draw latents [count, s, s, c], denormalised, on the CPU."""
     return torch.cat(list(sample_batches(job, progress)))
 
 
 def sample_batches(job: SampleJob, progress: Progress = lambda done, total: None) -> Iterator[Tensor]:
-    """The same, batch by batch as they are drawn: [n, s, s, c] each."""
+    """Yield the same batch by batch, [n, s, s, c] each."""
     device = choose_device(job.device)
     model, normalizer, meta = load_denoiser(job.denoiser)
     denoise, size = _denoiser(model.to(device), job, meta, device)
     seeds = [mix(job.seed, stage_number("sample"), job.start + i) for i in range(job.count)]
-    for begin in range(0, job.count, size):
-        rows = [min(row, job.count - 1) for row in range(begin, begin + size)]  # a graph has one shape: filled up
+    begins = range(0, job.count, size)
+    for number, begin in enumerate(begins):
+        rows = [min(row, job.count - 1) for row in range(begin, begin + size)]  # padded: a graph has one shape
         labels = None if job.labels is None else torch.tensor([job.labels[row] for row in rows], device=device)
 
-        def steps(done: int, total: int, begin: int = begin) -> None:
-            progress(begin + min(size, job.count - begin) * done // total, job.count)
+        def steps(done: int, total: int, number: int = number) -> None:
+            progress(number * total + done, len(begins) * total)
 
         x = sample(
             denoise,
@@ -70,7 +72,7 @@ def sample_batches(job: SampleJob, progress: Progress = lambda done, total: None
 
 
 def _denoiser(model: nn.Module, job: SampleJob, meta: dict[str, Any], device: torch.device) -> tuple[Denoise, int]:
-    """The denoiser in the precision that it was trained in, compiled where that repays itself; samples at a time."""
+    """Return the denoiser in its training precision, compiled if the work is enough, and the batch size."""
     trained, size = meta.get("config", {}), min(job.batch, job.count)
     number = torch.zeros(size, dtype=torch.int64)
     inputs = [torch.empty(size, *meta["latent_shape"]), number, None if meta["classes"] is None else number]
@@ -78,25 +80,26 @@ def _denoiser(model: nn.Module, job: SampleJob, meta: dict[str, Any], device: to
     build = partial(build_denoiser, DenoiserConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]))
     one = forward_flops(lambda: build(meta["classes"]), inputs)
     work = float(one * halves * job.process.sampling_steps * -(-job.count // size))
-    precision, mode = trained.get("precision", "float32"), _compilation(trained.get("compile", "auto"), device)
+    precision = trained.get("precision", "float32")
+    mode = _compilation(job.compile or trained.get("compile", "auto"), device)
     function, _ = graphed(model, precision, mode, work, device, "diffusion.compile")
 
     def denoise(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        # A CUDA graph's next run writes where its last one's output lies.
+        # A CUDA graph's next run overwrites the output of its last one.
         return function(x, t, labels).clone() if mode == "graphs" else function(x, t, labels)
 
     return denoise, size
 
 
 def _compilation(trained: str, device: torch.device) -> str:
-    """How to compile here: what the training's machine had to have, this one need not have."""
+    """Choose how to compile: this machine may lack what the training's machine had."""
     if trained == "graphs" and device.type == "cuda" and has_compiler(device):
         return "graphs"
     return "off" if trained == "off" else "auto"
 
 
 def write_slice(job: SampleJob, progress: Progress = lambda done, total: None) -> str:
-    """Samples the slice and writes it as one .npy file; returns its URI. What stands is kept."""
+    """Draw the slice and write it as one .npy file; return its URI. An existing file is kept."""
     location, key = open_location(job.output), f"latents-{job.start:06d}-{job.start + job.count:06d}.npy"
     if not location.exists(key):
         buffer = io.BytesIO()
@@ -106,17 +109,18 @@ def write_slice(job: SampleJob, progress: Progress = lambda done, total: None) -
 
 
 def read_samples(uris: Sequence[str], start: int, stop: int) -> np.ndarray:
-    """Samples start to stop of all slices in order, from the files that hold them: float32 [n, s, s, c]."""
+    """Read samples start to stop of all slices in order, only from files that hold some: float32 [n, s, s, c]."""
     parts = []
     for uri in uris:
-        first, end = (int(number) for number in uri.removesuffix(".npy").rsplit("-", 2)[1:])  # as write_slice names it
+        numbers = uri.removesuffix(".npy").rsplit("-", 2)[1:]  # as write_slice names them
+        first, end = map(int, numbers)
         if first < stop and end > start:
             parts.append(read_slices([uri])[max(0, start - first) : stop - first])
     return np.concatenate(parts)
 
 
 def read_slices(uris: Sequence[str]) -> np.ndarray:
-    """All slices in order: float32 [n, s, s, c]."""
+    """Read all slices in order: float32 [n, s, s, c]."""
     parts = []
     for uri in uris:
         folder, _, key = uri.rpartition("/")

@@ -1,4 +1,4 @@
-"""What a step trains on: which rows it takes, and these rows on the device."""
+"""Batches of latents for training: which rows a step uses, and these rows on the device."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -18,11 +18,11 @@ from functa.tasks.inputs.prefetch import Prefetcher
 
 Choose = Callable[[int], np.ndarray]  # the rows of a step, for the whole global batch
 
-UPLOADED_STEPS = 128  # whose rows travel to a GPU at once
+UPLOADED_STEPS = 128  # whose row numbers are copied to a GPU at once
 
 
 class Batches(Protocol):
-    """Of one training: x float32 [b, s, s, c], normalised, and labels int64 [b], of this rank's part of a step."""
+    """Maps a step to this rank's part of its batch: x float32 [b, s, s, c], normalised, and labels int64 [b]."""
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]: ...
 
@@ -39,11 +39,11 @@ def training_batches(
     classes: int | None,
     plain: bool = False,
 ) -> Batches:
-    """Batches of the training split, in epochs; plain: without the images' augmentations, else one of each image.
+    """Return batches of the training split, in epochs; plain: without augmentations, else one version of each image.
 
-    The split lies on the device where it fits (codes as bytes), else in this machine's memory or mapped files, from
-    which batches are read ahead. Which rows a step takes is a function of seed and step alone. Raises StorageError
-    where the split fits nowhere, or where a label is none of the classes.
+    The split is kept on the device if it fits (codes as bytes), else in this machine's memory or mapped files, from
+    which batches are prefetched. Seed and step alone decide which rows a step uses. Raises StorageError if the split
+    fits nowhere, or a label is none of the classes.
     """
     reader = open_reader(functaset, "train", plain=plain)
     if not isinstance(reader, Indexed):
@@ -61,7 +61,7 @@ def training_batches(
 
 
 def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
-    """Raises StorageError where one is none of so many classes. The loss on a GPU would only abort."""
+    """Raise StorageError if a label is not below the number of classes. On a GPU the loss would only abort."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         bad = int(labels.min() if labels.min() < 0 else labels.max())
         raise StorageError(
@@ -75,8 +75,8 @@ def _bytes(reader: Indexed) -> int:
 
 
 def _choice(reader: Indexed, batch: int, seed: int, images_alone: bool) -> Choose:
-    """Every row once an epoch, or every image once in one of its rows, drawn anew."""
-    count = len(reader)  # not the reader: on a GPU its copy in memory is not needed any more
+    """Use every row once per epoch, or every image once per epoch in one of its rows, drawn again each time."""
+    count = len(reader)  # not the reader itself: on a GPU its copy in memory can be freed
     if images_alone:
         return lambda step: batch_rows(count, batch, seed, step)
     order, starts, counts = rows_by_image(reader)
@@ -91,9 +91,9 @@ def _choice(reader: Indexed, batch: int, seed: int, images_alone: bool) -> Choos
 
 
 def rows_by_image(reader: Indexed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows ordered by image, int64 [n], and where each image's begin in that order and how many they are, [images].
+    """Return rows ordered by image, int64 [n], and each image's first position in that order and count, [images].
 
-    Images come in the order of their first rows.
+    Images are in the order of their first rows.
     """
     keys = np.ascontiguousarray(reader.ids).view("V16").reshape(-1)
     _, first, image = np.unique(keys, return_index=True, return_inverse=True)
@@ -106,7 +106,7 @@ def rows_by_image(reader: Indexed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class OnDevice:
-    """The whole split on the device; a GPU is told the rows of many steps at once, and never waited for."""
+    """Keeps the whole split on the device; row numbers of many steps are copied to a GPU at once, without waiting."""
 
     def __init__(
         self, reader: Resident, normalizer: Normalizer, choose: Choose, part: slice, device: torch.device
@@ -116,14 +116,14 @@ class OnDevice:
             self._affine = normalizer.fused(*reader.affine).to(device)
             self._which = None if reader.which is None else torch.from_numpy(reader.which.astype(np.int64)).to(device)
         self._normalizer = normalizer.to(device)
-        self._stored = torch.from_numpy(reader.z).to(device)  # as stored: normalised whole it would be there twice
+        self._stored = torch.from_numpy(reader.z).to(device)  # as stored: a normalised copy would need the memory twice
         self._labels = torch.from_numpy(reader.labels.astype(np.int64)).to(device)
         self._choose, self._part, self._device = choose, part, device
         self._uploaded = 1 if device.type == "cpu" else UPLOADED_STEPS
         self._first, self._rows = -1, torch.empty(0)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """x and labels of a step."""
+        """Return x and labels of a step."""
         if not self._first <= step < self._first + len(self._rows):
             chosen = np.stack([self._choose(s)[self._part] for s in range(step, step + self._uploaded)])
             self._first, self._rows = step, torch.from_numpy(chosen).to(self._device)
@@ -135,7 +135,7 @@ class OnDevice:
 
 
 class FromHost:
-    """Batches read from memory or mapped files while the step before computes, and normalised on the device."""
+    """Reads batches from memory or mapped files while the previous step computes; normalises them on the device."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class FromHost:
         self._prefetcher = Prefetcher(prepare, steps, threaded=True)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """x and labels of a step."""
+        """Return x and labels of a step."""
         stored, labels, *which = (tensor.to(self._device, non_blocking=True) for tensor in self._prefetcher(step))
         if self._affine is None:
             return self._normalizer.normalize(stored), labels

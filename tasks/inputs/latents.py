@@ -1,4 +1,4 @@
-"""Latents of a functaset for training and measuring: normalised, with labels."""
+"""Latents of a functaset for training and evaluation, with labels and normaliser."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Split:
 
 
 def load_split(functaset: Functaset, split: str) -> Split:
-    """Latents and labels of a split's images as they are: of their augmentations none."""
+    """Load the latents and labels of a split's images, without augmentations."""
     latents = functaset.load(split)
     rows = np.flatnonzero(latents.augmentation == 0)
     z = latents.dequantized() if len(rows) == len(latents) else latents.dequantized(rows)
@@ -31,15 +31,15 @@ def load_split(functaset: Functaset, split: str) -> Split:
 
 
 class PlainRows:
-    """The latents of a split's images as they are, in the order of the store, any of them read from its shards alone.
+    """The latents of a split's images without augmentations, in the store's order; reads only the shards it needs.
 
-    Raises StorageError where the split has no rows.
+    Raises StorageError if the split has no rows.
     """
 
     def __init__(self, functaset: Functaset, split: str) -> None:
         self._shards = SplitShards(functaset, split, plain=True)
         self._ends = np.cumsum(self._shards.counts)
-        self._held: tuple[int, np.ndarray] | None = None  # the shard read last: rows come in order, batch by batch
+        self._held: tuple[int, np.ndarray] | None = None  # the last shard: rows are read in order, batch by batch
         self.shape = functaset.latent_shape
 
     def __len__(self) -> int:
@@ -47,11 +47,11 @@ class PlainRows:
 
     @property
     def shards(self) -> list[Shard]:
-        """Where the rows lie, in their order."""
+        """Return the shards of the rows, in order."""
         return self._shards.shards
 
     def read(self, rows: np.ndarray) -> Tensor:
-        """z [n, s, s, c] float32 of ascending rows."""
+        """Return z [n, s, s, c] float32 of ascending rows."""
         parts = [np.empty((0, *self.shape), np.float32)]
         which = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(which):
@@ -67,9 +67,9 @@ class PlainRows:
 
 
 def training_normalizer(functaset: Functaset, config: NormalizationConfig, plain: bool = False) -> Normalizer:
-    """From the moments of the training split, which the functaset's commit carries.
+    """Return the normaliser from the moments of the training split, which the functaset's commit contains.
 
-    plain: of the images as they are; where there are augmentations beside them, the latents are read for it.
+    plain: without augmentations; if the functaset has some, the latents are read to compute the moments.
     """
     augmented = "augmentation.count" in functaset.fingerprint
     moments = _plain_moments(functaset) if plain and augmented else functaset.moments()

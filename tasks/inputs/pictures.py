@@ -1,4 +1,4 @@
-"""Images for training, in memory while they fit, read on demand beyond that; unreadable ones never reach a batch."""
+"""Images for training, in memory if they fit, else read on demand; unreadable ones never reach a batch."""
 
 import hashlib
 
@@ -19,7 +19,7 @@ WHOLE = slice(None)
 class Pictures:
     """One split of an image source as training batches of float32 [B, H, W, ch] in [0, 1].
 
-    With `limit` only so many rows, spread over the split; then max_bad_fraction, which is of the whole split, does not
+    With `limit` only that many rows, spread over the split; then max_bad_fraction, a share of the whole split, does not
     apply: one bad image among 64 would exceed it.
     """
 
@@ -34,18 +34,18 @@ class Pictures:
         self._rows = rows
         self._name = split
         self._max_bad_fraction = config.max_bad_fraction if limit is None else 1.0
-        self._bad: dict[int, str] = {}  # rows that this process found unreadable on demand, and why
+        self._bad: dict[int, str] = {}  # rows that this process could not read on demand: file and reason
         self._pixels: np.ndarray | None = None
         if len(rows) * images.resolution**2 * images.channels <= MEMORY_BYTES:
             self._load()
 
     def _load(self) -> None:
-        """Into one array, filled in place: a copy more would be gigabytes. What the source holds is not copied."""
+        """Read all into one array, in place: another copy may take gigabytes. The source's own array is not copied."""
         held, rows = self.split.pixels, len(self._rows)
         if held is not None:
             self._pixels = held if rows == len(held) else held[self._rows]
             return
-        pixels, good, reason = np.empty((rows, *self.split.shape), np.uint8), np.zeros(rows, bool), ""
+        pixels, good, first = np.empty((rows, *self.split.shape), np.uint8), np.zeros(rows, bool), ""
         filled = 0
         for start in range(0, rows, READ_ROWS):
             batch = self.split.read(self._rows[start : start + READ_ROWS])
@@ -53,8 +53,8 @@ class Pictures:
             pixels[filled : filled + len(kept)] = kept
             filled += len(kept)
             good[start : start + READ_ROWS] = batch.good
-            reason = reason or next(iter(batch.reasons.values()), "")
-        refuse_too_many_bad(rows - filled, rows, self._max_bad_fraction, self._name, reason)
+            first = first or next((self._named(start + at, why) for at, why in batch.reasons.items()), "")
+        refuse_too_many_bad(rows - filled, rows, self._max_bad_fraction, self._name, first)
         self._pixels = pixels[:filled]
         self._rows, self.labels = self._rows[good], self.labels[good]
 
@@ -63,30 +63,30 @@ class Pictures:
 
     @property
     def in_memory(self) -> bool:
-        """Whether batches need no reading."""
+        """Return whether all images are in memory."""
         return self._pixels is not None
 
     @property
     def keys(self) -> list[str]:
-        """Stable keys of the rows."""
+        """Return the stable keys of the rows."""
         keys = self.split.keys
         return [keys[i] for i in self._rows]
 
     @property
     def digest(self) -> str:
-        """64 hex digits of which rows these are, in order."""
+        """Return 64 hex digits that identify the rows and their order."""
         return digest_of(self.keys)
 
     def batch(self, rows: np.ndarray, part: slice = WHOLE) -> Tensor:
-        """Rows of this split -> float32 [B, H, W, ch]. An unreadable one repeats another: see batch_with_rows."""
+        """Read rows as float32 [B, H, W, ch]; another image replaces an unreadable one, see batch_with_rows."""
         return self.batch_with_rows(rows, part)[0]
 
     def batch_with_rows(self, rows: np.ndarray, part: slice = WHOLE) -> tuple[Tensor, np.ndarray]:
-        """Pixels float32 [B, H, W, ch], and the rows [B] that they really are: labels and keys go by those.
+        """Return pixels float32 [B, H, W, ch] and the rows [B] that were read, which decide labels and keys.
 
-        Of the global batch `rows` only `part` is read. Read on demand, a row may turn out unreadable; the batch's
-        first good one then stands in its place, whichever process asks.
-        Raises StorageError when none is readable, or too many of the split were not so far.
+        Only `part` of the global batch `rows` is read. If a row turns out to be unreadable, the batch's first good
+        image replaces it, the same one in every process.
+        Raises StorageError if none is readable, or too many of the split were unreadable so far.
         """
         rows = np.asarray(rows)
         own = rows[part]
@@ -95,12 +95,12 @@ class Pictures:
         batch = self._read(own)
         if batch.good.all():
             return as_float(batch.images), own
-        instead, picture = self._stand_in(rows)
+        substitute, picture = self._first_readable(rows)
         batch.images[~batch.good] = picture
-        return as_float(batch.images), np.where(batch.good, own, instead)
+        return as_float(batch.images), np.where(batch.good, own, substitute)
 
-    def _stand_in(self, rows: np.ndarray) -> tuple[int, np.ndarray]:
-        """The first row that can be read, and its pixels."""
+    def _first_readable(self, rows: np.ndarray) -> tuple[int, np.ndarray]:
+        """Return the first readable row and its pixels."""
         for row in rows:
             read = self._read(np.array([row]))
             if read.good[0]:
@@ -110,36 +110,39 @@ class Pictures:
 
     def _read(self, rows: np.ndarray) -> ImageBatch:
         batch = self.split.read(self._rows[rows])
-        self._bad |= {int(rows[position]): reason for position, reason in batch.reasons.items()}
+        self._bad |= {int(rows[at]): self._named(int(rows[at]), why) for at, why in batch.reasons.items()}
         first = next(iter(self._bad.values()), "")
         refuse_too_many_bad(len(self._bad), len(self), self._max_bad_fraction, self._name, first)
         return batch
 
+    def _named(self, row: int, reason: str) -> str:
+        return f"{self.split.keys[self._rows[row]]}: {reason}"
+
 
 def digest_of(keys: list[str]) -> str:
-    """64 hex digits of keys, in order."""
+    """Return 64 hex digits of keys, in order."""
     return hashlib.sha256("\0".join(keys).encode()).hexdigest()
 
 
 def as_float(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, ch] -> float32 in [0, 1]."""
+    """Convert uint8 [B, H, W, ch] to float32 in [0, 1]."""
     return torch.from_numpy(images).float() / 255
 
 
 def spread(rows: int, count: int) -> np.ndarray:
-    """`count` rows spread evenly over all."""
+    """Return `count` rows spread evenly over all."""
     return np.unique(np.linspace(0, rows - 1, count).round().astype(np.int64))
 
 
-def refuse_too_many_bad(bad: int, rows: int, limit: float, split: str, reason: str) -> None:
-    """Raises StorageError when more than the share `limit` of a split's images is unreadable."""
+def refuse_too_many_bad(bad: int, rows: int, limit: float, split: str, first: str) -> None:
+    """Raise StorageError if more than the share `limit` of a split's images is bad. `first` is one: `FILE: reason`."""
     if bad > limit * rows:
         raise StorageError(
             f"{bad} of {rows} {split} images cannot be used, more than images.max_bad_fraction={limit:g} allows; "
-            f"the first: {reason}"
+            f"the first: {first}"
         )
 
 
 def as_uint8(images: Tensor) -> np.ndarray:
-    """Float images in [0, 1] -> uint8, rounded."""
+    """Convert float images in [0, 1] to uint8, rounded."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).numpy()

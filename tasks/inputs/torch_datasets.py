@@ -1,4 +1,4 @@
-"""torch data sets over a functaset's readers, for training loops other than ours."""
+"""torch data sets over a functaset's readers, for training loops of your own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from functa.storage.readers.reader import Batch, Indexed, Reader
 
 @dataclass(frozen=True)
 class _Source:
-    """What a worker process needs to open the reader for itself."""
+    """The arguments with which a worker process opens its own reader."""
 
     uri: str
     split: str
@@ -34,9 +34,9 @@ class _Source:
 
 
 class _Latents:
-    """A reader that is opened anew where it is unpickled, and its batches as tensors.
+    """A reader that is opened again after unpickling, and its batches as tensors.
 
-    A worker that was spawned opens its own; one that was forked still has its parent's, which refuses (StorageError).
+    A spawned worker opens its own reader; a forked one has its parent's, which refuses to read (StorageError).
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class _Latents:
         hydrated: str | None = None,
         buffer_shards: int = 8,
     ) -> None:
-        version = Functaset.open(uri, version).version  # pinned: workers must not see a commit that comes meanwhile
+        version = Functaset.open(uri, version).version  # fixed: workers must not see a newer commit
         self._source = _Source(uri, split, version, kind, hydrated, buffer_shards)
         self._normalizer, self._codes = normalizer, codes
         self._reader: Reader | None = self._source.open()
 
     @property
     def reader(self) -> Reader:
-        """This process's reader. Raises StorageError in a fork of the process that opened it."""
+        """Return this process's reader. Raises StorageError in a fork of the process that opened it."""
         if self._reader is None:
             self._reader = self._source.open()
         self._reader.own()
@@ -69,7 +69,7 @@ class _Latents:
 
     @property
     def affine(self) -> Affine | None:
-        """Dequantises and normalises codes, on any device after .to(device); None where rows are float32."""
+        """Return what dequantises and normalises codes, on any device after .to(device); None if rows are float32."""
         if not self.reader.quantizers:
             return None
         plain = Normalizer(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))
@@ -87,10 +87,10 @@ class _Latents:
 
 
 class LatentDataset(_Latents, Dataset):
-    """Map-style: (x float32 [s, s, c], label int64), normalised if a normaliser is given; rows as they are stored.
+    """Map-style: (x float32 [s, s, c], label int64) in the store's order, normalised if a normaliser is given.
 
-    With codes=True (x as stored, label, quantiser's number), for `affine` after the trip to the device. `kind` as in
-    open_reader, without streamed: auto that would stream is a ValueError. A DataLoader takes whole batches at once.
+    With codes=True (x as stored, label, quantiser's number), for `affine` on the device. `kind` is as in open_reader,
+    without streamed: ValueError if auto would stream. A DataLoader reads whole batches at once.
     """
 
     def __init__(self, uri: str, split: str, **options: Any) -> None:
@@ -113,10 +113,10 @@ class LatentDataset(_Latents, Dataset):
 class LatentStream(_Latents, IterableDataset):
     """Iterable: whole batches (x float32 [b, s, s, c], labels int64 [b]) of an Order; DataLoader(..., batch_size=None).
 
-    With codes=True (x as stored, labels, quantisers' numbers [b]). Each iteration is one epoch, from (epoch, step) as
-    `resume` set it, and the next iteration the next epoch; workers of a DataLoader get a copy, so that with them
-    `resume` is called before every epoch. Several workers deal the same batches in the same order; a streamed reader
-    has a thread of its own and takes one worker at most (ValueError).
+    With codes=True (x as stored, labels, quantisers' numbers [b]). Each iteration is one epoch, starting at the
+    (epoch, step) that `resume` set; the next iteration is the next epoch. Workers of a DataLoader get a copy, so with
+    them call `resume` before every epoch. Several workers yield the same batches in the same order; a streamed reader
+    has its own thread and allows one worker at most (ValueError).
     """
 
     def __init__(self, uri: str, split: str, order: Order, **options: Any) -> None:
@@ -124,7 +124,7 @@ class LatentStream(_Latents, IterableDataset):
         self._order, self._next = order, (0, 0)
 
     def resume(self, epoch: int, step: int = 0) -> None:
-        """The next iteration begins here. In the process that makes the DataLoader's iterator."""
+        """Set where the next iteration begins. Call it in the process that makes the DataLoader's iterator."""
         self._next = epoch, step
 
     def __len__(self) -> int:
@@ -139,9 +139,9 @@ class LatentStream(_Latents, IterableDataset):
         return self._of_worker(epoch, step, worker.id, worker.num_workers)
 
     def _of_worker(self, epoch: int, step: int, worker: int, workers: int) -> Iterator[tuple[Tensor, ...]]:
-        """Every workers-th batch: DataLoader asks its workers in turn."""
+        """Yield every workers-th batch: a DataLoader asks its workers in turn."""
         reader = self.reader
         if not isinstance(reader, Indexed):
-            raise ValueError(f"{reader.name}: is streamed, by a thread of its own; use num_workers=0 or 1")
+            raise ValueError(f"{reader.name}: is streamed by its own thread; use num_workers=0 or 1")
         for number in range(step + worker, self._order.steps(len(reader)), workers):
             yield self._tensors(next(reader.batches(self._order, epoch, number)))

@@ -1,8 +1,8 @@
 """The training process: reads one job as a JSON line, writes its progress as JSON lines.
 
-Its standard input stays open as long as the parent lives: when it closes, the process ends, so that no orphan
-goes on training after its parent was killed. A job for several devices is launched as so many ranks, each of which
-runs this module again.
+Its standard input stays open as long as the parent lives: when it closes, the process ends, so that it does not
+continue after its parent was killed. A job for several devices is launched as as many ranks, each of which runs this
+module again.
 """
 
 import json
@@ -28,9 +28,11 @@ PACKAGE = "functa"
 
 STOP_SECONDS = 30.0
 
-LAUNCHER_SECONDS = 30.0  # to notice a dead rank: at once, but on a busy machine it took more than 5
+LAUNCHER_SECONDS = 30.0  # for the launcher to notice a dead rank; on a busy machine it took more than 5
 
-TEXT_BYTES = 3000  # of a row, which is one write of less than a pipe's 4096 bytes and so cannot mix with another rank's
+TEXT_BYTES = (
+    3000  # of a text: a row of less than a pipe's 4096 bytes is one write, which cannot mix with another rank's
+)
 
 
 class Notes(logging.Handler):
@@ -46,11 +48,11 @@ class Notes(logging.Handler):
 
 
 def main() -> int:
-    """Exit status 0 done, 1 failed (the last line says why), 143 stopped by SIGTERM after saving."""
+    """Return the exit status: 0 done, 1 failed (the last row has the error), 143 stopped by SIGTERM after saving."""
     answers = os.fdopen(os.dup(1), "w")
 
     def emit(row: dict[str, Any]) -> None:
-        answers.write(line(row))  # one write a row: ranks share the pipe
+        answers.write(line(row))  # one write per row: ranks share the pipe
         answers.flush()
 
     as_rank = JOB in os.environ
@@ -59,32 +61,32 @@ def main() -> int:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if job.devices > 1 and not as_rank:
         return launch(job, emit)
-    os.dup2(2, 1)  # libraries that print to stdout must not garble the answers
-    return _train(job, emit, speaks=os.environ.get("RANK", "0") == "0")
+    os.dup2(2, 1)  # libraries that print to stdout must not corrupt the rows
+    return _train(job, emit, first=os.environ.get("RANK", "0") == "0")
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as a line of JSON, its texts cut to what one write may hold."""
+    """Return a row as a line of JSON, its texts cut so that it fits into one write."""
     return json.dumps({key: cut(value) if isinstance(value, str) else value for key, value in row.items()}) + "\n"
 
 
 def cut(text: str) -> str:
-    """As much of a text as takes TEXT_BYTES in JSON, where one character may take 12."""
+    """Return as much of a text as fits into TEXT_BYTES of JSON, where one character may take 12."""
     ends = accumulate(len(json.dumps(character)) - 2 for character in text[:TEXT_BYTES])
     return text[: sum(end <= TEXT_BYTES for end in ends)]
 
 
-def _train(job: TrainingJob, emit: Callable[[dict[str, Any]], None], speaks: bool) -> int:
-    """Does the job in this process. Rows and figures are the first rank's to tell; a fault is anybody's."""
-    tell = emit if speaks else lambda row: None
-    logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(sys.stderr), Notes(tell)])
+def _train(job: TrainingJob, emit: Callable[[dict[str, Any]], None], first: bool) -> int:
+    """Do the job in this process. Only the first rank sends rows and figures; every rank sends its error."""
+    report = emit if first else lambda row: None
+    logging.basicConfig(level=logging.WARNING, handlers=[logging.StreamHandler(sys.stderr), Notes(report)])
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
     try:
-        tell({"done": _run(job, tell)})
+        report({"done": _run(job, report)})
     except Exception as error:
         if isinstance(error, RankLost):
-            time.sleep(LAUNCHER_SECONDS)  # if a rank died, the launcher now ends this one and tells how that one ended
-        text = told(job, error)
+            time.sleep(LAUNCHER_SECONDS)  # if a rank died, the launcher ends this one now and reports the dead one
+        text = error_line(job, error)
         may_pass = isinstance(error, TransientError | RankLost)
         emit({"error": text, "may_pass": may_pass, "by_config": isinstance(error, NonFiniteLoss)})
         if os.environ.get("FUNCTA_DEBUG"):
@@ -94,21 +96,21 @@ def _train(job: TrainingJob, emit: Callable[[dict[str, Any]], None], speaks: boo
     return 0
 
 
-def told(job: TrainingJob, error: Exception) -> str:
-    """The error in one line; of a memory that is full, also which keys make the step smaller."""
+def error_line(job: TrainingJob, error: Exception) -> str:
+    """Return the error in one line; if memory is full, with the settings that make the step smaller."""
     text = one_line(error)
     if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in text:
         return text
     kind, batch = job.kind, job.training.batch
     if kind == "pixel_classifier":
-        mend = f"evaluation.pixel_classifier.batch (now {batch})"
+        fix = f"evaluation.pixel_classifier.batch (now {batch})"
     else:
         now = getattr(job.training, "micro_batch", None) or f"empty: the whole batch of {batch}"
         other = "inner.checkpoint=true" if kind == "meta_train" else f"{kind}.precision=bf16"
-        mend = f"{kind}.micro_batch (now {now}), or set {other}"
+        fix = f"{kind}.micro_batch (now {now}), or set {other}"
     asked = re.search(r"ried to allocate ([\d.]+ \w+)", text)
     amount = f" ({asked[1]} more were asked for)" if asked else ""
-    return f"{kind}: out of memory{amount}: lower {mend}; what is saved is kept"
+    return f"{kind}: out of memory{amount}: lower {fix}; saved steps are kept"
 
 
 def _run(job: TrainingJob, emit: Any) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _run(job: TrainingJob, emit: Any) -> dict[str, Any]:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when the descriptor does: whoever holds the other end has gone."""
+    """End this process when the descriptor closes, since the parent has ended."""
     while os.read(parent, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)  # the loop saves at the end of its step
@@ -128,7 +130,7 @@ def _end_with(parent: int) -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends at once: all is written, and threads of other ranks' connections can abort an interpreter that winds up."""
+    """Exit at once: everything is written, and threads of connections to other ranks can abort a normal shutdown."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""A training run's checkpoints and curve: written, resumed from, and read once it has finished."""
+"""Save a training run's checkpoints and curve, and resume from them."""
 
 import json
 import logging
@@ -18,16 +18,16 @@ CURVE = "metrics.jsonl"
 
 
 def save(run: Run, average: nn.Module | None, step: int) -> None:
-    """Writes a checkpoint of weights, average and optimiser, and the curve so far. For the first rank alone."""
-    tensors = {f"model.{k}": v for k, v in run.module.state_dict().items()}
+    """Write a checkpoint of weights, averages and optimiser, and the curve so far. Only the first rank calls it."""
+    tensors = {f"model.{k}": v for k, v in run.learner.model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
-    for i, state in run.optimizer.state_dict()["state"].items():
+    for i, state in run.learner.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
     arrays = {k: v.detach().cpu().numpy() for k, v in tensors.items()}
     finished = step == run.config.steps
     lines = "".join(json.dumps(row) + "\n" for row in run.rows)
-    run.output.write(CURVE, lines.encode())  # before the checkpoint: it may know more steps, never fewer
+    run.output.write(CURVE, lines.encode())  # before the checkpoint: the curve may have more steps, never fewer
     if finished:
         run.metadata["weights_digest"] = weights_digest(arrays)
         described = {"stage": run.stage, "step": step, "config": run.config.model_dump(mode="json")}
@@ -37,37 +37,37 @@ def save(run: Run, average: nn.Module | None, step: int) -> None:
 
 
 def resume(run: Run, average: nn.Module | None) -> int:
-    """Loads the newest checkpoint of this digest; returns the step to go on from. Another digest's are removed."""
+    """Load the newest checkpoint of this digest; return its step. Checkpoints of another digest are deleted."""
     checkpoint = load_checkpoint(run.output)
     if checkpoint is None:
         return 0
     if checkpoint.metadata.get("digest") != run.metadata["digest"]:
         if run.ranks.first:
-            _start_anew(run)
+            _start_again(run)
         return 0
     tensors = {k: torch.from_numpy(v) for k, v in checkpoint.tensors.items()}
-    run.module.load_state_dict(tensors_below(tensors, "model."))
+    run.learner.model.load_state_dict(tensors_below(tensors, "model."))
     if average is not None:
         average.load_state_dict(tensors_below(tensors, "average."))
-    state = run.optimizer.state_dict()
+    state = run.learner.optimizer.state_dict()
     for key, value in tensors_below(tensors, "optimizer.").items():
         index, _, name = key.partition(".")
         state["state"].setdefault(int(index), {})[name] = value
-    run.optimizer.load_state_dict(state)
+    run.learner.optimizer.load_state_dict(state)
     run.rows[:] = _rows_until(run.output, checkpoint.step)
     run.metadata |= {k: v for k, v in checkpoint.metadata.items() if k in ("seconds", "weights_digest")}
     logger.info("%s: resumed at step %d of %d", run.stage, checkpoint.step, run.config.steps)
     return checkpoint.step
 
 
-def _start_anew(run: Run) -> None:
-    logger.warning("%s: inputs changed since its checkpoint was written; training starts anew", run.stage)
+def _start_again(run: Run) -> None:
+    logger.warning("%s: inputs have changed since its checkpoint was written; training starts again", run.stage)
     for key in run.output.list():
         run.output.delete(key)
 
 
 def _rows_until(output: Location, step: int) -> list[Row]:
-    """The curve's rows up to a step: what a later, lost leg wrote is not part of this run."""
+    """Return the curve's rows up to a step: later rows belong to steps that are computed again."""
     if not output.exists(CURVE):
         return []
     rows = [json.loads(line) for line in output.read(CURVE).decode().splitlines()]

@@ -1,19 +1,15 @@
-"""Training of a classifier on latents (App. C)."""
+"""Train a classifier on latents (App. C)."""
 
-import logging
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from functa.models.compute.graph import graphed
-from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import mix, stage_number
 from functa.models.latents.classifier import build_classifier, classification_loss, token_count
 from functa.models.latents.normalize import Normalizer
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.places.address import open_location
 from functa.tasks.config import TrainClassifierConfig
 from functa.tasks.inputs.batches import Batches, check_labels, training_batches
 from functa.tasks.inputs.latents import Split, load_split, training_normalizer
@@ -21,17 +17,15 @@ from functa.tasks.trained import logits_of
 from functa.tasks.training.loop import train
 from functa.tasks.training.optimizer import classifier_optimizer
 from functa.tasks.training.ranks import Ranks, join_ranks
-from functa.tasks.training.run import Emit, Learner, Run
-from functa.tasks.training.step import accumulated, compilation, parts, step_work
+from functa.tasks.training.run import Emit, Learner, latent_metadata, run_of
+from functa.tasks.training.step import batch_loss, step_work
 from functa.tasks.training_jobs import ClassifierJob
-
-logger = logging.getLogger(__name__)
 
 
 def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
-    """Trains the classifier; returns last and best test accuracy (the paper reports the best).
+    """Train the classifier; return last and best test accuracy (the paper reports the best).
 
-    Over several devices the order of the rows and their noise stay those of one; dropout's masks do not.
+    With several devices the order of rows and their noise are those of one device; dropout's masks are not.
     """
     ranks = join_ranks(job.device)
     device, config = ranks.device, job.classifier
@@ -45,34 +39,16 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
         classes=job.classes,
     )  # fmt: skip
     learner = classifier_learner(config, functaset.latent_shape, job.classes, batches, ranks, seed)
-    run = Run(
-        stage="classifier",
-        config=config,
-        seed=job.seed,
-        module=learner.model,
-        gradients=learner.gradients,
-        optimizer=learner.optimizer,
-        output=open_location(job.output),
-        metadata=_metadata(job, functaset, normalizer),
-        emit=emit,
-        evaluate=_test_accuracy(test, normalizer, device) if ranks.first else None,
-        evaluate_every=config.evaluate_every,
-        ranks=ranks,
-        work=learner.work,
-    )
-    logger.info("classifier: %s", learner.mode)
-    fit_threads(learner.work.flops, ranks.device)
-    metadata = train(run)
+    metadata = latent_metadata(functaset, normalizer) | {
+        "model": config.model.model_dump(mode="json"), "classes": job.classes, "class_names": list(job.class_names),
+    }  # fmt: skip
+    evaluate = _test_accuracy(test, normalizer, device) if ranks.first else None
+    run = run_of(job, learner, ranks, emit, metadata, evaluate=evaluate, evaluate_every=config.evaluate_every)
+    figures = train(run)
     if not ranks.first:
         return {}
     accuracies = [row["accuracy"] for row in run.rows if "accuracy" in row]
-    return {
-        "weights_digest": metadata["weights_digest"],
-        "seconds": metadata["seconds"],
-        "commit": functaset.version,
-        "top1_last": accuracies[-1],
-        "top1_best": max(accuracies),
-    }
+    return figures | {"commit": functaset.version, "top1_last": accuracies[-1], "top1_best": max(accuracies)}
 
 
 def classifier_learner(
@@ -83,7 +59,7 @@ def classifier_learner(
     ranks: Ranks,
     seed: int,
 ) -> Learner:
-    """The classifier of the config as `seed` starts it, and its step on these batches."""
+    """Build the classifier of the config, initialised from `seed`, and its step on these batches."""
     device, part = ranks.device, ranks.part(config.batch)
     shape = (config.batch, *latent_shape)
     build = partial(build_classifier, config.model, latent_shape, classes)
@@ -94,31 +70,16 @@ def classifier_learner(
     def loss(x: Tensor, labels: Tensor) -> Tensor:
         return classification_loss(model(x), labels, config.label_smoothing)
 
-    some = parts(part.stop - part.start, config.micro_batch)
-    total = work.flops * config.steps
     tokens = token_count(config.model, latent_shape)
-    how = compilation(config, some)
-    loss_of, mode = graphed(loss, config.precision, how, total, device, "classifier.compile", tokens)
+    batch_gradients, mode = batch_loss(loss, config, ranks, work, "classifier.compile", tokens)
 
     def gradients(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         x, labels = batches(step)
-        if config.noise:  # drawn for the whole batch: an example's, whoever computes it
+        if config.noise:  # drawn for the whole batch, so that an example's noise does not depend on the rank
             x = x + config.noise * torch.randn(shape, generator=generator, device=device)[part]
-        return {"loss": accumulated(loss_of, some, config.batch, [x, labels])}
+        return {"loss": batch_gradients([x, labels])}
 
     return Learner(model, classifier_optimizer(model, config), gradients, work, mode)
-
-
-def _metadata(job: ClassifierJob, functaset: Functaset, normalizer: Normalizer) -> dict[str, Any]:
-    return {
-        "digest": job.digest,
-        "model": job.classifier.model.model_dump(mode="json"),
-        "latent_shape": list(functaset.latent_shape),
-        "classes": job.classes,
-        "class_names": list(job.class_names),
-        "normalizer": normalizer.state(),
-        "functaset": {"fingerprint": functaset.fingerprint, "version": functaset.version},
-    }
 
 
 def _test_accuracy(test: Split, normalizer: Normalizer, device: torch.device) -> Any:

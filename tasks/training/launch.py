@@ -1,8 +1,8 @@
-"""Several training processes on this machine, started and watched by torchrun's agent in this one.
+"""Start and watch several training processes on this machine with torchrun's agent.
 
-What starts a run stays as with one process: the job comes on standard input, answers leave on standard output, and
-the end of standard input is the end of the run. The ranks are given a pipe that only this process holds open, so that
-they end with it however it ends.
+The interface is that of one process: the job comes on standard input, rows leave on standard output, and the end of
+standard input ends the run. The ranks get a pipe that only this process holds open, so that they end with it in any
+case.
 """
 
 import logging
@@ -20,7 +20,7 @@ from functa.tasks.training_jobs import TrainingJob
 
 JOB = "FUNCTA_RANKS_JOB"  # environment variable: the job, as every rank receives it
 
-GRACE_SECONDS = 25  # ranks save within it; less than the parent gives this process, which must outlive them
+GRACE_SECONDS = 25  # for ranks to save; less than the parent gives this process, which must end after them
 
 
 def launch(job: TrainingJob, emit: Callable[[dict[str, Any]], None]) -> int:
@@ -30,11 +30,11 @@ def launch(job: TrainingJob, emit: Callable[[dict[str, Any]], None]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     world = job.devices
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a dead rank is told of in one line
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a dead rank is reported in one line
     _hold_ranks()
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads_of_a_run() // world))  # its ranks share them
     with tempfile.TemporaryDirectory(prefix="functa-ranks-") as folder:
-        # Files instead of ports: torchrun's own stores would listen on every address of the machine.
+        # Files instead of ports: torchrun's own stores would listen on all addresses of the machine.
         os.environ |= {JOB: job.model_dump_json(), STORE: str(Path(folder, "ranks"))}
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(GRACE_SECONDS)
@@ -46,7 +46,7 @@ def launch(job: TrainingJob, emit: Callable[[dict[str, Any]], None]) -> int:
         try:
             elastic_launch(config, sys.executable)("-P", "-m", "functa.tasks.training")
         except ChildFailedError as error:
-            emit({"error": _told(error.failures, world), "may_pass": True})
+            emit({"error": _first_failure(error.failures, world), "may_pass": True})
             return 1
         except SignalException as error:
             return 128 + error.sigval
@@ -54,13 +54,13 @@ def launch(job: TrainingJob, emit: Callable[[dict[str, Any]], None]) -> int:
 
 
 def _hold_ranks() -> None:
-    """Standard input becomes a pipe whose other end is here and nowhere else."""
+    """Replace standard input by a pipe whose other end only this process has."""
     reading, _writing = os.pipe()  # the writing end stays open, and is not inherited
     os.dup2(reading, 0)
 
 
-def _told(failures: Mapping[int, Any], world: int) -> str:
-    """How the rank ended that took the others with it, which torchrun's agent ended by SIGTERM in their turn."""
+def _first_failure(failures: Mapping[int, Any], world: int) -> str:
+    """Describe how the rank ended that failed first; torchrun's agent ended the others by SIGTERM."""
 
     def blame(item: tuple[int, Any]) -> tuple[bool, bool]:
         code = item[1].exitcode

@@ -1,4 +1,4 @@
-"""Meta-training of the field: the outer loop (paper section 4)."""
+"""Meta-train the field: the outer loop (paper section 4)."""
 
 import math
 from collections.abc import Callable
@@ -25,43 +25,33 @@ from functa.tasks.trained import refuse_other_field
 from functa.tasks.training.loop import train
 from functa.tasks.training.optimizer import outer_optimizer
 from functa.tasks.training.ranks import Ranks, join_ranks
-from functa.tasks.training.run import Emit, Run
+from functa.tasks.training.run import Emit, Gradients, Learner, run_of
 from functa.tasks.training_jobs import MetaTrainJob
 
-FALLEN = 3.0  # dB below its best on the way: the noise of 64 validation images is a tenth of that
+FALLEN = 3.0  # dB below the best PSNR so far; the noise of 64 validation images is a tenth of that
 
 
 def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
-    """Trains the field to the end of its schedule; returns its figures.
+    """Train the field to the end of its schedule; return its figures.
 
-    Raises StorageError where the output holds another field that has been trained to its end.
+    Raises StorageError if the output holds another field whose training has finished.
     """
-    standing = newest_metadata(open_location(job.output))
-    if standing is not None and standing.get("finished"):  # one that failed does not stand in the way
-        refuse_other_field(job.output, standing, job.field)
+    stored = newest_metadata(open_location(job.output))
+    if stored is not None and stored.get("finished"):  # an unfinished one is replaced
+        refuse_other_field(job.output, stored, job.field)
     ranks = join_ranks(job.device)
     images = open_images(job.images)
     training = Pictures(images, "train", job.images)
     loop, why = _loop(job, training, ranks.device)
     emit({"note": why})
-    metadata = train(
-        Run(
-            stage="meta_train",
-            config=job.meta_train,
-            seed=job.seed,
-            module=loop.field,
-            gradients=_outer_step(job, loop, training, ranks),
-            optimizer=outer_optimizer(loop.field, job.meta_train),
-            output=open_location(job.output),
-            metadata=_metadata(job, training),
-            emit=emit,
-            evaluate=_validation(job, images, loop, ranks, emit) if ranks.first else None,
-            evaluate_every=job.meta_train.validate_every,
-            ranks=ranks,
-            examples=(len(training), training.digest),
-        )
-    )
-    return {k: metadata[k] for k in ("weights_digest", "seconds")} if ranks.first else {}
+    gradients = _outer_step(job, loop, training, ranks)
+    learner = Learner(loop.field, outer_optimizer(loop.field, job.meta_train), gradients)
+    run = run_of(
+        job, learner, ranks, emit, _metadata(job, training),
+        evaluate=_validation(job, images, loop, ranks, emit) if ranks.first else None,
+        evaluate_every=job.meta_train.validate_every, examples=(len(training), training.digest),
+    )  # fmt: skip
+    return train(run)
 
 
 def _loop(job: MetaTrainJob, training: Pictures, device: torch.device) -> tuple[InnerLoop, str]:
@@ -75,13 +65,11 @@ def _loop(job: MetaTrainJob, training: Pictures, device: torch.device) -> tuple[
     return InnerLoop(field, job.inner, training.resolution, compiled), why
 
 
-def _outer_step(
-    job: MetaTrainJob, loop: InnerLoop, training: Pictures, ranks: Ranks
-) -> Callable[[int, torch.Generator], dict[str, Tensor]]:
-    """The gradients of one outer step: this rank's part of the batch, a few images per backward pass.
+def _outer_step(job: MetaTrainJob, loop: InnerLoop, training: Pictures, ranks: Ranks) -> Gradients:
+    """Return the gradients of an outer step: of this rank's part of the batch, a few images per backward pass.
 
-    Its `psnr_train` costs no inner loop of its own: it is of the errors that the outer loss is made of, of the drawn
-    patches where not all are.
+    `psnr_train` needs no inner loop of its own: it is computed from the errors of the outer loss, which are those of
+    the drawn patches if patches are drawn.
     """
     config, device = job.meta_train, ranks.device
     part, size = ranks.part(config.batch), _images_at_once(config, ranks)
@@ -115,10 +103,10 @@ def _images_at_once(config: MetaTrainConfig, ranks: Ranks) -> int:
 
 
 def random_positions(batch: int, positions: int, count: int, seed: int) -> Tensor:
-    """int64 [batch, count]: the patches of every image that a step trains on, each at most once.
+    """Draw the patches of every image that a step trains on, each at most once: int64 [batch, count].
 
-    Drawn for the whole global batch whoever asks, so that it does not matter which rank has an image.
-    Raises ValueError where an image has fewer.
+    Drawn for the whole global batch, so that an image's patches do not depend on its rank.
+    Raises ValueError if an image has fewer.
     """
     if count > positions:
         raise ValueError(f"meta_train.patches_per_image={count}, but an image has {positions} patches: lower it")
@@ -128,7 +116,6 @@ def random_positions(batch: int, positions: int, count: int, seed: int) -> Tenso
 
 def _metadata(job: MetaTrainJob, training: Pictures) -> dict[str, Any]:
     return {
-        "digest": job.digest,
         "field": job.field.model_dump(mode="json"),
         "inner": job.inner.model_dump(mode="json"),
         "image_channels": training.channels,
@@ -146,7 +133,7 @@ def _validation(
     count = len(held_out)
     if not count:
         return None
-    # Parts of one size, the last one filled up: a compiled graph serves one shape. Training has shown that it fits.
+    # Parts of one size, the last one padded: a compiled graph has one shape. Training uses the same size, so it fits.
     size = min(_images_at_once(job.meta_train, ranks), count)
     pixels = held_out.batch(np.arange(-(-count // size) * size) % count)
 
@@ -159,16 +146,16 @@ def _validation(
         errors = torch.cat([judge.errors(part.to(ranks.device)) for part in pixels.split(size)])[:count]
         psnr = psnr_of_errors(errors).mean().item()
         if psnr < best - FALLEN:
-            emit({"note": fallen(best, psnr, job.meta_train.learning_rate)})
+            emit({"note": divergence_note(best, psnr, job.meta_train.learning_rate)})
         best = max(best, psnr)
         return {"psnr": psnr}
 
     return evaluate
 
 
-def fallen(best: float, psnr: float, learning_rate: float) -> str:
-    """What an operator is told of a training that no longer is what it was: its loss stays finite, so it goes on."""
+def divergence_note(best: float, psnr: float, learning_rate: float) -> str:
+    """Return the message for a diverging training, which continues since its loss stays finite."""
     return (
-        f"PSNR of the test images fell from {best:.1f} to {psnr:.1f} dB: the training diverges; interrupt it, and "
+        f"PSNR of the test images fell from {best:.1f} to {psnr:.1f} dB: the training diverges; interrupt it and "
         f"start again with a meta_train.learning_rate below {learning_rate:g} or a smaller meta_train.clip_norm"
     )

@@ -1,4 +1,4 @@
-"""Optimisers: Adam and AdamW as the paper, or Muon on hidden matrices beside them."""
+"""Optimisers: Adam and AdamW as in the paper, or Muon on hidden matrices and Adam on the rest."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,10 +12,10 @@ from functa.tasks.config import MetaTrainConfig, TrainClassifierConfig
 
 
 def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimizer:
-    """Adam on everything, or Muon on hidden weights and modulation map and Adam on the rest.
+    """Return Adam for everything, or Muon for hidden weights and the modulation map and Adam for the rest.
 
-    The map is among them since it decides how well the few inner steps are conditioned. First layer, output layer,
-    biases and rates stay with Adam.
+    Muon includes the map since it decides how well the few inner steps are conditioned. First layer, output layer,
+    biases and rates always use Adam.
     """
     if config.optimizer == "adam":
         return torch.optim.Adam(field.parameters(), lr=config.learning_rate, fused=True)
@@ -26,9 +26,9 @@ def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimi
 
 
 def classifier_optimizer(model: nn.Module, config: TrainClassifierConfig) -> torch.optim.Optimizer:
-    """AdamW on everything, or Muon on the matrices of blocks and hidden layers and AdamW on the rest.
+    """Return AdamW for everything, or Muon for the matrices of blocks and hidden layers and AdamW for the rest.
 
-    Both decay matrices alone, and weights by the same factor a step.
+    Both apply weight decay to matrices only, with the same factor per step.
     """
     if config.optimizer == "adam":
         return torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate, fused=True)
@@ -42,11 +42,11 @@ def classifier_optimizer(model: nn.Module, config: TrainClassifierConfig) -> tor
 
 
 class MuonAndAdam(torch.optim.Optimizer):
-    """torch's Muon on matrices, its AdamW on other parameters, under one roof: one state, one list of groups.
+    """torch's Muon for matrices and its AdamW for other parameters as one optimiser: one state, one list of groups.
 
-    Muon takes the orthogonal factor of the momentum as its step (Jordan et al. 2024), scaled to the size of an Adam
-    step (Liu et al. 2025) and then by `factor`, which its groups carry for whoever sets their rates. `weight_decay` is
-    the matrices', relative to Adam's rate; others bring their own, by groups, or have none.
+    Muon's step is the orthogonal factor of the momentum (Jordan et al. 2024), scaled to the size of an Adam step
+    (Liu et al. 2025) and then by `factor`, which its groups keep for the learning-rate schedule. `weight_decay` applies
+    to the matrices, relative to Adam's rate; groups of other parameters bring their own, or have none.
     """
 
     def __init__(
@@ -65,15 +65,17 @@ class MuonAndAdam(torch.optim.Optimizer):
         for group in self._parts[0].param_groups:
             group["factor"] = factor
         super().__init__([group for part in self._parts for group in part.param_groups], {})
-        self.param_groups = [group for part in self._parts for group in part.param_groups]  # theirs, not copies
+        self.param_groups = [
+            group for part in self._parts for group in part.param_groups
+        ]  # the parts' own groups, not copies
 
     def step(self, closure: Any = None) -> None:
-        """One step of both."""
+        """Do one step of both."""
         for part in self._parts:
             part.step(closure)
 
     def state_dict(self) -> dict[str, Any]:
-        """As one optimiser's: parameters are numbered through, matrices first."""
+        """Return the state like one optimiser's: parameters are numbered consecutively, matrices first."""
         state, groups = {}, []
         for first, part in zip(self._firsts(), self._parts):
             own = part.state_dict()
@@ -82,7 +84,7 @@ class MuonAndAdam(torch.optim.Optimizer):
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of state_dict."""
+        """Load what state_dict returned."""
         groups = iter(state_dict["param_groups"])
         for first, part in zip(self._firsts(), self._parts):
             own = part.state_dict()["param_groups"]

@@ -1,4 +1,4 @@
-"""Training of a small classifier on pixels, whose penultimate features are a space for Frechet distances."""
+"""Train a small classifier on pixels, whose penultimate features are a space for Frechet distances."""
 
 from functools import partial
 from typing import Any
@@ -12,19 +12,18 @@ from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import batch_rows, mix, stage_number
 from functa.models.latents.classifier import build_pixel_classifier, classification_loss, decay_groups
 from functa.storage.images.source import open_images
-from functa.storage.places.address import open_location
 from functa.tasks.inputs.pictures import Pictures
 from functa.tasks.trained import logits_of
 from functa.tasks.training.loop import train
 from functa.tasks.training.ranks import join_ranks
-from functa.tasks.training.run import Emit, Run
+from functa.tasks.training.run import Emit, Learner, run_of
 from functa.tasks.training_jobs import PixelClassifierJob
 
-TEST_IMAGES = 2000  # enough to tell a feature space that works from one that does not
+TEST_IMAGES = 2000  # enough to see whether a feature space works
 
 
 def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
-    """Trains the pixel classifier; returns its test accuracy."""
+    """Train the pixel classifier; return its test accuracy."""
     ranks = join_ranks(job.device)
     device = ranks.device
     images = open_images(job.images)
@@ -51,25 +50,11 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
         logits = logits_of(judged, test.batch(np.arange(len(test))).to(device), 256)
         return {"accuracy": float((logits.argmax(1).cpu().numpy() == test.labels).mean())}
 
-    run = Run(
-        stage="pixel_classifier",
-        config=config,
-        seed=job.seed,
-        module=model,
-        gradients=gradients,
-        optimizer=torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.learning_rate, fused=True),
-        output=open_location(job.output),
-        metadata={"digest": job.digest, "model": [config.width, config.features, *shape]},
-        emit=emit,
-        evaluate=accuracy,
-        ranks=ranks,
-        examples=(len(training), training.digest),
-    )
-    metadata = train(run)
-    if not ranks.first:
-        return {}
-    return {
-        "weights_digest": metadata["weights_digest"],
-        "seconds": metadata["seconds"],
-        "top1_pixels": run.rows[-1]["accuracy"],
-    }
+    decayed = decay_groups(model, config.weight_decay)
+    optimizer = torch.optim.AdamW(decayed, lr=config.learning_rate, fused=True)
+    run = run_of(
+        job, Learner(model, optimizer, gradients), ranks, emit, {"model": [config.width, config.features, *shape]},
+        evaluate=accuracy, examples=(len(training), training.digest),
+    )  # fmt: skip
+    figures = train(run)
+    return figures | {"top1_pixels": run.rows[-1]["accuracy"]} if ranks.first else {}

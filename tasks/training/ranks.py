@@ -1,7 +1,7 @@
-"""The processes of one training run: which part of the batch is whose, and the one sum that they share every step.
+"""The processes (ranks) of one training run: each one's part of the batch, and the sum that they share every step.
 
-Every rank holds the whole model and computes its part of the same global batch; one all-reduce over a flat buffer
-carries gradients, figures and the wish to stop. So all ranks take the same decisions (a loss that is no number, the
+Every rank holds the whole model and computes its part of the same global batch. One all-reduce over a flat buffer
+carries gradients, figures and the request to stop, so all ranks take the same decisions (a loss that is not finite, the
 end) at the same step without another message, and equal updates keep their weights equal.
 """
 
@@ -21,13 +21,13 @@ from functa.storage.errors import FunctaError, StorageError, TransientError, one
 
 CPU = torch.device("cpu")
 
-DIGEST_DIGITS = 15  # hex digits that an int64 holds whatever they are
+DIGEST_DIGITS = 15  # hex digits that always fit into an int64
 
 STOPPED = 128 + signal.SIGTERM  # exit status of a rank that was asked to stop
 
 STORE = "FUNCTA_RANKS_STORE"  # environment variable: the file through which ranks find each other
 
-# Others wait while the first rank validates. A rank that dies is noticed by the launcher, not by this.
+# The others wait while the first rank evaluates. The launcher notices a rank that dies, not this timeout.
 TIMEOUT = timedelta(hours=2)
 
 
@@ -37,7 +37,7 @@ class RankLost(FunctaError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its run."""
+    """This process and its position among those of its run."""
 
     rank: int = 0
     world: int = 1
@@ -45,29 +45,29 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that evaluates, saves and speaks."""
+        """Return whether this rank evaluates, saves and reports."""
         return self.rank == 0
 
     def part(self, batch: int) -> slice:
-        """This rank's contiguous part of a global batch; parts differ by one example at most.
+        """Return this rank's contiguous part of a global batch; parts differ by one example at most.
 
-        Raises ValueError where there are more ranks than examples.
+        Raises ValueError if there are more ranks than examples.
         """
         if batch < self.world:
             raise ValueError(f"a batch of {batch} cannot be split over dispatch.devices={self.world}: lower it")
         return slice(batch * self.rank // self.world, batch * (self.rank + 1) // self.world)
 
     def share(self, batch: int) -> float:
-        """The size of this rank's part over the whole: what its mean loss weighs."""
+        """Return this rank's fraction of the batch: the weight of its mean loss."""
         part = self.part(batch)
         return (part.stop - part.start) / batch
 
     def sum_up(
         self, parameters: Sequence[nn.Parameter], figures: dict[str, Tensor], asked: bool
     ) -> tuple[dict[str, Tensor], Tensor | bool]:
-        """Sums gradients (in place) and figures over the ranks; also whether any rank was asked to stop.
+        """Sum gradients (in place) and figures over the ranks; return figures and whether a rank was asked to stop.
 
-        Of several ranks a tensor, which is not waited for here: bool() of it is.
+        With several ranks the latter is a tensor that may still be computed: bool() of it waits.
         """
         if self.world == 1:
             return figures, asked
@@ -81,9 +81,9 @@ class Ranks:
         return dict(zip(figures, own[:-1])), own[-1] > 0
 
     def check_equal(self, step: int, count: int, digest: str) -> None:
-        """Raises StorageError unless all ranks go on from the same step with the same training images.
+        """Raise StorageError unless all ranks continue from the same step with the same training images.
 
-        TransientError where the images differ: a read failed in one rank that succeeded in another.
+        Raises TransientError if the images differ: a read failed in one rank and succeeded in another.
         """
         if self.world == 1:
             return
@@ -94,32 +94,32 @@ class Ranks:
         if most[0] != least[0]:
             raise StorageError(
                 f"training processes found different checkpoints (steps {least[0]} and {most[0]}): "
-                f"does every one of them see the same files?"
+                f"check that all of them see the same files"
             )
         if most != least:
             raise TransientError(
                 f"training processes see different training images (from {least[1]} to {most[1]} of them): one could "
-                f"not read what another could, or they changed meanwhile; run the same command again"
+                f"not read what another could, or they have changed; run the same command again"
             )
 
 
 def _number(asked: bool, device: torch.device) -> Tensor:
-    return torch.full((), float(asked), device=device)  # filled there: a copy from the host would be waited for
+    return torch.full((), float(asked), device=device)  # filled on the device: a copy from the host would wait
 
 
 def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
     try:
         dist.all_reduce(tensor, operation)
-    except RuntimeError as error:  # how both backends tell that a peer's connection was closed
-        told = one_line(error).split(". ")[0]  # what follows is advice for another program
-        raise RankLost(f"lost the other training processes: {told}") from error
+    except RuntimeError as error:  # both backends raise it when a peer's connection was closed
+        reason = one_line(error).split(". ")[0]  # the rest is advice for other programs
+        raise RankLost(f"lost the other training processes: {reason}") from error
 
 
 def join_ranks(device: str) -> Ranks:
-    """This process's place, from the launcher's environment; alone where there is none.
+    """Return this process's rank, from the launcher's environment; without a launcher it is the only one.
 
-    Ranks meet through a file and speak over the loopback interface alone: nothing listens to the network.
-    Raises ValueError where the device cannot be had.
+    Ranks find each other through a file and communicate over the loopback interface only: nothing listens to the
+    network. Raises ValueError if the device is not available.
     """
     chosen = choose_device(device)
     if STORE not in os.environ:
@@ -140,6 +140,6 @@ def join_ranks(device: str) -> Ranks:
 
 
 def leave_ranks() -> None:
-    """After the last step; a run that failed leaves by ending."""
+    """Close the connections after the last step; a run that failed just ends."""
     if dist.is_initialized():
         dist.destroy_process_group()

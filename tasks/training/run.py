@@ -1,4 +1,4 @@
-"""What one training run is made of: the words between a kind of training and the loop."""
+"""The parts of one training run: what each kind of training gives to the loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,61 +7,92 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from functa.storage.errors import FunctaError
+from functa.models.latents.normalize import Normalizer
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.tasks.config import TrainingConfig
 from functa.tasks.training.ranks import Ranks
-from functa.tasks.training.step import Work
+from functa.tasks.training_jobs import TrainingJob
 
 Row = dict[str, Any]
 
 Emit = Callable[[Row], None]
 
 
-class NonFiniteLoss(FunctaError):
-    """The loss or its gradient is NaN or infinite; the last good checkpoint stands."""
+class NonFiniteLoss(Exception):
+    """The loss or its gradient is NaN or infinite; the last good checkpoint is kept."""
 
 
 # Adds the gradients of this rank's part of the step to the parameters; returns the step's figures, "loss" among them,
-# scalar tensors on the module's device. Gradients and figures are summed over the ranks, so each rank weighs its own by
-# its share of the batch.
+# as scalar tensors on the model's device. Gradients and figures are summed over the ranks, so each rank weighs its own
+# by its share of the batch.
 Gradients = Callable[[int, torch.Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
+class Work:
+    """The cost of one step over all processes: FLOPs (three forward passes), and the FLOP/s of their matmuls."""
+
+    flops: float
+    peak: float
+
+    def rates(self, steps_per_second: float) -> dict[str, float]:
+        """Return {flops_per_s, utilization} for a row of the curve."""
+        rate = steps_per_second * self.flops
+        return {"flops_per_s": round(rate), "utilization": float(f"{rate / self.peak:.4g}")}
+
+
+@dataclass(frozen=True)
 class Learner:
-    """A model, what updates it, and its step; what a step costs, and how it is computed (eager, compiled)."""
+    """A model, its optimiser and its training step."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     gradients: Gradients
-    work: Work
-    mode: str
+    work: Work | None = None  # None: rows do not report FLOP/s
+    mode: str = ""  # how a step is computed: eager or compiled, and why
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that the optimiser updates, in its order."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
 
 @dataclass
 class Run:
-    """What the loop needs to know of one training run."""
+    """One training run, as the loop needs it."""
 
     stage: str  # its name in logs, rows and seeds
     config: TrainingConfig
     seed: int
-    module: nn.Module
-    gradients: Gradients
-    optimizer: torch.optim.Optimizer
+    learner: Learner
     output: Location
-    metadata: dict[str, Any]  # stored in every checkpoint; its "digest" tells whose checkpoint it is
+    metadata: dict[str, Any]  # stored in every checkpoint; a checkpoint with another "digest" is not resumed
     emit: Emit = lambda row: None
-    # Called with the module to judge (the average, where there is one) -> figures such as {"accuracy": .97}.
+    # Evaluates the model (the averaged one, if there is one); returns figures such as {"accuracy": 0.97}.
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     evaluate_every: int = 0
     ranks: Ranks = field(default_factory=Ranks)
-    work: Work | None = None  # what a step costs; None: rows tell no rate of it
-    # How many images it trains on, and hex digits of which: ranks that read them each for themselves must agree.
+    # Number of training images, and hex digits that identify them: all ranks, which read them separately, must agree.
     examples: tuple[int, str] = (0, "0")
     rows: list[Row] = field(default_factory=list)
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser updates, in its order."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+def run_of(
+    job: TrainingJob, learner: Learner, ranks: Ranks, emit: Emit, metadata: dict[str, Any], **others: Any
+) -> Run:
+    """Return the run of a job; `metadata` is added to the job's digest, `others` are fields of Run."""
+    return Run(
+        stage=job.kind, config=job.training, seed=job.seed, learner=learner, output=open_location(job.output),
+        metadata={"digest": job.digest} | metadata, emit=emit, ranks=ranks, **others,
+    )  # fmt: skip
+
+
+def latent_metadata(functaset: Functaset, normalizer: Normalizer) -> dict[str, Any]:
+    """Return what a model on latents records about them."""
+    return {
+        "latent_shape": list(functaset.latent_shape),
+        "normalizer": normalizer.state(),
+        "functaset": {"fingerprint": functaset.fingerprint, "version": functaset.version},
+    }

@@ -19,6 +19,7 @@ from functa.tasks.config import EncodeConfig
 from functa.tasks.encoding.encode import encode_group
 from functa.tasks.encoding.finalise import finalise
 from functa.tasks.encoding.plan import EncodeJob, plan
+from functa.tasks.trained import load_field
 from functa.tasks.training import meta_train
 from functa.tasks.training_jobs import MetaTrainJob
 from tests.helpers.benchmark_script import PROJECT, answer, run
@@ -112,7 +113,7 @@ def test_psnr_of_a_trained_field_is_reported_beside_patch_pca(trained: tuple[Pat
     row = answer("psnr", *trained)
     assert row["test_images"] == 8
     root, folder = trained
-    field, inner, _ = meta_train.load_field(str(root / "checkpoints" / "field"))
+    field, inner, _ = load_field(str(root / "checkpoints" / "field"))
     arrays = read_npz(str(folder))
     train, test = (torch.from_numpy(arrays[split].images).float() / 255 for split in ("train", "test"))
     decoded = field(InnerLoop(field, inner, (8, 8)).encode(test), (8, 8)).detach()

@@ -1,4 +1,4 @@
-"""What a GPU computes against a CPU: encoding, outer step, training, sampling. Skipped where torch sees none."""
+"""A GPU computes what a CPU computes: encoding, outer step, training, sampling. Skipped if torch sees no GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ from functa.models.config import FieldConfig, InnerConfig
 from functa.models.field.field import Field
 from functa.models.field.inner import InnerLoop
 from functa.tasks.inference.sample import sample_latents
-from tests.tasks.inference.test_sample import job as sampling
-from tests.tasks.inference.test_sample import save_denoiser
-from tests.tasks.training.test_latent_training import job as training
-from tests.tasks.training.test_latent_training import run, tensors
+from tests.helpers.storage.functasets import filled
+from tests.helpers.tasks.latent_training import run_training, stored_tensors, training_job
+from tests.helpers.tasks.sampling import sample_job, save_denoiser
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 SIDE = 32
@@ -49,7 +48,7 @@ def apart(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("variant", "precision", "compiled"), LOOPS, ids=str)
-def test_latents_and_outer_gradients_are_those_of_a_cpu(
+def test_latents_and_outer_gradients_equal_those_of_a_cpu(
     variant: dict[str, Any], precision: str, compiled: bool
 ) -> None:
     found = []
@@ -66,35 +65,31 @@ def test_latents_and_outer_gradients_are_those_of_a_cpu(
 
 @pytest.mark.parametrize("compilation", ["off", "on", "graphs"])
 @pytest.mark.parametrize("kind", ["classifier", "diffusion", "vector"])
-def test_a_training_ends_near_a_cpus(kind: str, compilation: str, tmp_path: Path) -> None:
-    """Dropout and noise are drawn on the device: they are left out here."""
-    from tests.helpers.storage.functasets import filled
-
+def test_training_ends_near_the_loss_of_a_cpu(kind: str, compilation: str, tmp_path: Path) -> None:
+    """Without dropout and noise, which are drawn on the device."""
     functaset = str(filled(str(tmp_path / "z")).uri)
     quiet = ["noise=0"] if kind == "classifier" else []
     quiet += [] if kind == "vector" else ["model.dropout=0"]
     losses: dict[str, float] = {}
     for device, mode in (("cpu", "off"), ("cuda", compilation)):
-        of = training(kind, functaset, tmp_path / device, *quiet, f"compile={mode}")
+        job = training_job(kind, functaset, tmp_path / device, *quiet, f"compile={mode}")
         rows: list[dict[str, Any]] = []
-        run(of.model_copy(update={"device": device}), rows.append)
+        run_training(job.model_copy(update={"device": device}), rows.append)
         losses[device] = rows[-1]["loss"]
-        floats = [tensor for tensor in tensors(tmp_path / device).values() if tensor.dtype.kind == "f"]
+        floats = [tensor for tensor in stored_tensors(tmp_path / device).values() if tensor.dtype.kind == "f"]
         assert all(np.isfinite(tensor).all() for tensor in floats)
-    if kind == "classifier":  # what a step of diffusion draws, a GPU's generator draws otherwise
+    if kind == "classifier":  # a GPU's generator draws other noise for diffusion
         assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "diffusion"])
-def test_a_training_goes_on_from_its_checkpoint(kind: str, tmp_path: Path) -> None:
-    from tests.helpers.storage.functasets import filled
-
+def test_training_resumes_from_its_checkpoint(kind: str, tmp_path: Path) -> None:
     functaset = str(filled(str(tmp_path / "z")).uri)
     for name, steps in (("whole", (9,)), ("halves", (4, 9))):
         for count in steps:
-            of = training(kind, functaset, tmp_path / name, f"steps={count}", "decay=constant")
-            run(of.model_copy(update={"device": "cuda"}))
-    whole, halves = tensors(tmp_path / "whole"), tensors(tmp_path / "halves")
+            job = training_job(kind, functaset, tmp_path / name, f"steps={count}", "decay=constant")
+            run_training(job.model_copy(update={"device": "cuda"}))
+    whole, halves = stored_tensors(tmp_path / "whole"), stored_tensors(tmp_path / "halves")
     weights = [name for name in whole if name.startswith("model.") and whole[name].dtype.kind == "f"]
     assert weights
     for name in weights:
@@ -104,9 +99,9 @@ def test_a_training_goes_on_from_its_checkpoint(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("compilation", ["off", "on", "graphs"])
-def test_samples_are_those_of_a_cpu(compilation: str, tmp_path: Path) -> None:
-    """Per-index seeds are drawn from where they do not depend on the device."""
+def test_samples_equal_those_of_a_cpu(compilation: str, tmp_path: Path) -> None:
+    """Noise is drawn from per-index seeds on the CPU."""
     denoiser = save_denoiser(str(tmp_path / "denoiser"), compile=compilation)
-    expected = sample_latents(sampling(denoiser, "", 0, 10, batch=10))
-    got = sample_latents(sampling(denoiser, "", 0, 10, batch=4).model_copy(update={"device": "cuda"}))
+    expected = sample_latents(sample_job(denoiser, "", 0, 10, batch=10))
+    got = sample_latents(sample_job(denoiser, "", 0, 10, batch=4).model_copy(update={"device": "cuda"}))
     torch.testing.assert_close(got, expected, atol=2e-3, rtol=2e-3)

@@ -16,7 +16,7 @@ PROJECT = Path(__file__).parents[3]
 
 @contextmanager
 def scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Its address, and its process."""
+    """Start a scheduler; yield its address and its process."""
     port = free_port()
     with _running("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard") as process:
         _await_line(process, "Scheduler at")
@@ -25,7 +25,7 @@ def scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
 
 @contextmanager
 def worker(address: str, *options: str, before: str = "", **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """One that has connected; `before` is Python that it runs first."""
+    """Start a worker and wait until it has connected; `before` is Python code that it runs first."""
     plain = ("--nthreads", "1", "--no-nanny", "--no-dashboard")
     with _running("worker", address, *plain, *options, before=before, environment=environment) as process:
         _await_line(process, "Registered to")
@@ -51,8 +51,8 @@ def _running(
 def _await_line(process: "subprocess.Popen[str]", text: str, seconds: float = 60) -> None:
     errors: IO[str] | None = process.stderr
     assert errors
-    deadline, said = time.monotonic() + seconds, ""
-    while text not in said:
+    deadline, output = time.monotonic() + seconds, ""
+    while text not in output:
         line = errors.readline()
-        assert line and time.monotonic() < deadline, said
-        said += line
+        assert line and time.monotonic() < deadline, output
+        output += line

@@ -1,4 +1,4 @@
-"""A functaset of digits as meta-training and encoding leave it, in seconds."""
+"""A small functaset of digits, meta-trained and encoded within seconds."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.helpers.flows.tiny_config import TINY
 
 
 def encoded(folder: Path, *overrides: str) -> tuple[PipelineConfig, EncodeJob]:
-    """200 digits per split in float32, under a field of 20 steps: the config, and where everything is."""
+    """Encode 200 digits per split in float32 with a field of 20 steps; return the config and the job."""
     config = load_config("digits", [*TINY, "encode.quantization.bits=32", *overrides])
     train_field(
         MetaTrainJob(

@@ -1,4 +1,4 @@
-"""Units of work that are played, for fan_out: here, on Dask workers, and in processes that are killed."""
+"""Units of work that only wait, for tests of fan_out: here, on Dask workers, and in processes that are killed."""
 
 import os
 import sys
@@ -7,39 +7,41 @@ from pathlib import Path
 from typing import Any
 
 from functa.tasks.config import DispatchConfig
-from functa.tasks.dispatch.child import GivenUp
-from functa.tasks.dispatch.fan_out import fan_out, given_up
+from functa.tasks.dispatch.child import RunEnded
+from functa.tasks.dispatch.fan_out import fan_out, run_ended
 from functa.tasks.units import retried, unit
 
 
-@unit("play", "play {number}")
-def play(number: int, folder: str, seconds: float = 0.0, fault: str = "") -> dict[str, Any]:
-    """Leaves a file, waits for so long, fails where it is to; tells where it ran."""
+@unit("pretend", "pretend {number}")
+def pretend(number: int, folder: str, seconds: float = 0.0, fault: str = "") -> dict[str, Any]:
+    """Leave a file, wait, fail with `fault` if there is one; return where it ran."""
     begun = time.time()
     Path(folder, f"{number}-begun-{os.getpid()}").touch()
     while time.time() - begun < seconds:
-        if given_up():
-            Path(folder, f"{number}-given-up").touch()
-            raise GivenUp("played for nobody")
+        if run_ended():
+            Path(folder, f"{number}-run-ended").touch()
+            raise RunEnded("its run has ended")
         time.sleep(0.05)
     if fault:
         raise ValueError(fault)
     import torch
 
-    told = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PREFECT_API_URL")}
-    return told | {
+    environment = {
+        name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PREFECT_API_URL")
+    }
+    return environment | {
         "number": number, "pid": os.getpid(), "begun": begun, "ended": time.time(), "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
 def all_of(each: list[dict[str, Any]], **dispatch: Any) -> list[Any]:
-    """Plays them."""
+    """Run a unit for each of the parameters."""
     config = DispatchConfig(retry_delay=0.0, **dispatch)
-    return fan_out(retried(play, config), each, config)
+    return fan_out(retried(pretend, config), each, config)
 
 
 def pids(folder: Path, number: int) -> list[int]:
-    """Of the processes in which this one was begun."""
+    """Return the ids of the processes that began this unit."""
     return [int(path.name.rpartition("-")[2]) for path in folder.glob(f"{number}-begun-*")]
 
 

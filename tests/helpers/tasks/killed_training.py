@@ -1,4 +1,4 @@
-"""A training in a process of its own that is killed before its k-th durable step: python -m ... KIND JOB.json K."""
+"""Run a training that kills its process before the k-th durable write: python -m ... KIND JOB.json K."""
 
 import sys
 from pathlib import Path

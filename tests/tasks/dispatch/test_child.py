@@ -1,4 +1,4 @@
-"""Training in a child process: its figures, its last word, and that it never outlives whoever asked for it."""
+"""Training in a child process: its figures, its errors, and that it never outlives its parent."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from functa.flows.config.load import load_config
 from functa.tasks.config import PixelClassifierConfig, TrainClassifierConfig
 from functa.tasks.dispatch import child
 from functa.tasks.dispatch.child import TrainingFailed, train_in_child
-from functa.tasks.training.__main__ import line, told
+from functa.tasks.training.__main__ import error_line, line
 from functa.tasks.training_jobs import ClassifierJob, MetaTrainJob, PixelClassifierJob, TrainingJob
 
 PROJECT = Path(__file__).parents[3]
@@ -36,7 +36,7 @@ def job(output: Path, *overrides: str) -> MetaTrainJob:
     )  # fmt: skip
 
 
-def test_a_run_returns_its_figures_and_speaks_on_the_way(tmp_path: Path) -> None:
+def test_a_run_returns_its_figures_and_reports_progress(tmp_path: Path) -> None:
     rows: list[dict] = []  # type: ignore[type-arg]
     figures = train_in_child(job(tmp_path), rows.append)
     assert len(figures["weights_digest"]) == 16
@@ -49,7 +49,7 @@ def test_two_runs_of_one_job_give_the_same_weights(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
-def test_a_failing_run_says_why_in_one_line_and_would_fail_again(tmp_path: Path) -> None:
+def test_a_failing_run_reports_one_line_and_is_not_retried(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed) as caught:
         train_in_child(job(tmp_path, "images.source=folder", f"images.location={tmp_path}/none"), lambda _: None)
     assert "none: no such folder" in str(caught.value)
@@ -58,7 +58,7 @@ def test_a_failing_run_says_why_in_one_line_and_would_fail_again(tmp_path: Path)
     assert not caught.value.by_config
 
 
-def test_a_diverged_run_is_its_configs_own_fault(tmp_path: Path) -> None:
+def test_a_diverged_run_failed_by_its_config(tmp_path: Path) -> None:
     rate = ["meta_train.learning_rate=10", "field.w0=1000", "meta_train.clip_norm=null", "meta_train.steps=1000"]
     with pytest.raises(TrainingFailed, match="so training stopped before the update") as caught:
         train_in_child(job(tmp_path, *rate, "meta_train.optimizer=adam"), lambda _: None)
@@ -68,17 +68,17 @@ def test_a_diverged_run_is_its_configs_own_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["x" * 9000, "\N{GRINNING FACE}" * 9000, "\n" * 9000, "\udcff" * 9000, "caf\xe9"])
-def test_a_word_of_a_rank_is_one_write_that_cannot_mix_with_anothers(text: str) -> None:
+def test_a_row_of_a_rank_is_one_write_that_cannot_mix_with_another_row(text: str) -> None:
     for row in ({"error": text, "may_pass": False}, {"note": text}):
         written = line(row)
         assert len(written.encode()) < 4096
-        (key, told), *rest = json.loads(written).items()
-        assert text.startswith(told)
-        assert len(told) >= min(len(text), 200)
+        (key, cut), *rest = json.loads(written).items()
+        assert text.startswith(cut)
+        assert len(cut) >= min(len(text), 200)
         assert [(key, text), *rest] == list(row.items())
 
 
-def test_a_relative_location_means_the_callers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_location_is_relative_to_the_callers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(40) % 2)
     monkeypatch.chdir(tmp_path)
@@ -86,7 +86,7 @@ def test_a_relative_location_means_the_callers_folder(tmp_path: Path, monkeypatc
     assert list((tmp_path / "out").glob("step-*.json"))
 
 
-def test_a_killed_run_may_be_tried_again(tmp_path: Path) -> None:
+def test_a_killed_run_may_be_retried(tmp_path: Path) -> None:
     def kill(_: object) -> None:
         for process in child._children:
             os.kill(process.pid, signal.SIGKILL)
@@ -168,7 +168,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("of", "mend"),
+    ("job", "fix"),
     [
         (
             ClassifierJob(**COMMON, functaset="", classes=2, classifier=TrainClassifierConfig(batch=1024)),
@@ -186,16 +186,16 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_memory_that_is_full_is_told_with_the_keys_that_mend_it(of: TrainingJob, mend: str) -> None:
+def test_a_full_memory_is_reported_with_the_settings_that_help(job: TrainingJob, fix: str) -> None:
     with pytest.raises(RuntimeError) as full:
         torch.empty(1 << 60, dtype=torch.uint8)
     asked = "CUDA out of memory. Tried to allocate 2.25 GiB. GPU 0 has a total capacity of 79.18 GiB of which 1 is free"
     for error, amount in ((full.value, f"{1 << 60} bytes"), (torch.OutOfMemoryError(asked), "2.25 GiB")):
-        assert told(of, error) == (
-            f"{of.kind}: out of memory ({amount} more were asked for): {mend}; what is saved is kept"
+        assert error_line(job, error) == (
+            f"{job.kind}: out of memory ({amount} more were asked for): {fix}; saved steps are kept"
         )
 
 
-def test_other_faults_are_told_as_they_are() -> None:
-    assert told(job(Path("out")), ValueError("one\n  thing")) == "one thing"
-    assert told(job(Path("out")), KeyError()) == "KeyError"
+def test_other_errors_are_reported_unchanged() -> None:
+    assert error_line(job(Path("out")), ValueError("one\n  thing")) == "one thing"
+    assert error_line(job(Path("out")), KeyError()) == "KeyError"

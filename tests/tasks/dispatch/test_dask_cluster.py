@@ -1,4 +1,4 @@
-"""Dask clusters, ours and an operator's: what is wrong with one is told in one line that names the mend."""
+"""Dask clusters, our own and an operator's: each fault is reported in one line that names the fix."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ DEVICE = ("--resources", "GPU=1")
 
 
 def fault(**dispatch: Any) -> str:
-    """The one line that a cluster is refused with."""
+    """Return the one line with which a cluster is refused."""
     with pytest.raises(DispatchError) as caught, dask_cluster.dask_runner(DispatchConfig(runner="dask", **dispatch)):
         pass
     line = str(caught.value)
@@ -28,7 +28,7 @@ def fault(**dispatch: Any) -> str:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 5)
     monkeypatch.setattr(dask_cluster, "WORKER_SECONDS", 1)
 
@@ -39,7 +39,7 @@ def address() -> Iterator[str]:
         yield address
 
 
-def test_an_address_where_nobody_listens_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_a_scheduler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 1)
     nobody = f"tcp://127.0.0.1:{free_port()}"
     line = fault(address=nobody)
@@ -47,29 +47,29 @@ def test_an_address_where_nobody_listens_is_told(monkeypatch: pytest.MonkeyPatch
     assert line.endswith("start one with `dask scheduler`, or leave the address empty for processes of this machine")
 
 
-def test_a_tls_address_without_certificates_is_told() -> None:
+def test_a_tls_address_without_certificates_is_refused() -> None:
     assert "needs certificates; name them in Dask's configuration" in fault(address=f"tls://127.0.0.1:{free_port()}")
 
 
-def test_a_cluster_whose_workers_have_no_device_is_told(address: str) -> None:
+def test_a_cluster_whose_workers_have_no_device_is_refused(address: str) -> None:
     expected = "no worker with resource GPU in 1 s; start them with `CUDA_VISIBLE_DEVICES=0 dask worker ADDRESS"
     assert expected in fault(address=address)
     with worker(address, **API):
         assert expected in fault(address=address)
 
 
-def test_a_worker_that_cannot_import_the_project_is_told(address: str) -> None:
+def test_a_worker_that_cannot_import_the_project_is_refused(address: str) -> None:
     with worker(address, *DEVICE, before="import sys; sys.modules['functa'] = None", **API):
         assert "a worker cannot run this project (" in (line := fault(address=address))
         assert line.endswith("): install it there")
 
 
-def test_a_worker_that_knows_no_server_is_told(address: str) -> None:
+def test_a_worker_without_a_server_is_refused(address: str) -> None:
     with worker(address, *DEVICE, before="import os; os.environ.pop('PREFECT_API_URL', None)"):
         assert "has no PREFECT_API_URL: start it with this server's" in fault(address=address)
 
 
-def test_two_workers_that_see_one_device_are_told(address: str) -> None:
+def test_two_workers_that_see_the_same_device_are_refused(address: str) -> None:
     with_gpus = "import functa.tasks.dispatch.dask_cluster; functa.tasks.dispatch.dask_cluster._sees_gpus = lambda: 2"
     first = worker(address, *DEVICE, before=with_gpus, CUDA_VISIBLE_DEVICES="0,1", **API)
     second = worker(address, *DEVICE, before=with_gpus, CUDA_VISIBLE_DEVICES="1", **API)
@@ -78,7 +78,7 @@ def test_two_workers_that_see_one_device_are_told(address: str) -> None:
         assert line.endswith("see GPU 1: start each with a CUDA_VISIBLE_DEVICES of its own")
 
 
-def test_more_workers_than_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask_cluster, "_sees_gpus", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert fault(workers=3) == "dispatch.workers=3, but this process sees 2 GPUs (one for each): lower it"
@@ -87,13 +87,13 @@ def test_more_workers_than_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [each["CUDA_VISIBLE_DEVICES"] for each in dask_cluster.environments(2)] == ["GPU-a", "MIG-b"]
 
 
-def test_workers_share_the_threads_that_this_process_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_the_threads_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     assert {each["OMP_NUM_THREADS"] for each in dask_cluster.environments(3)} == {"2"}
     assert {each["OMP_NUM_THREADS"] for each in dask_cluster.environments(9)} == {"1"}
 
 
-def test_a_cluster_of_our_own_listens_on_loopback_and_only_to_its_certificate() -> None:
+def test_our_own_cluster_listens_on_loopback_and_accepts_only_its_certificate() -> None:
     before = dict(os.environ)
     with dask_cluster._cluster(DispatchConfig(runner="dask", workers=1)) as ours:
         assert not isinstance(ours, str)

@@ -1,4 +1,4 @@
-"""Many units at once, in threads and on Dask workers: order, failures, and that nothing outlives whoever asked."""
+"""Many units of work at once, in threads and on Dask workers: order, failures, and nothing that outlives them."""
 
 import logging
 import os
@@ -30,16 +30,15 @@ from functa.storage.errors import StorageError, TransientError
 from functa.storage.functaset.functaset import Functaset
 from functa.tasks import units
 from functa.tasks.config import AugmentationConfig, DispatchConfig
-from functa.tasks.dispatch.child import DispatchError, GivenUp
+from functa.tasks.dispatch.child import DispatchError, RunEnded
 from functa.tasks.encoding import keyed_images
 from functa.tasks.encoding.encode import encode_group
 from functa.tasks.encoding.finalise import finalise
 from functa.tasks.encoding.plan import EncodeJob, Planned, ShardGroup, plan
 from functa.tasks.encoding.progress import Following
 from tests.helpers.tasks.dask_processes import scheduler, worker
+from tests.helpers.tasks.encoding import encode_job, file_bytes, write_noise
 from tests.helpers.tasks.fan_out_process import all_of, pids
-from tests.tasks.encoding.test_encode import bytes_of, job, put
-from tests.tasks.encoding.test_encode import field as field
 
 PROJECT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -47,14 +46,14 @@ RUNNERS = ("threads", "dask")
 
 
 def below() -> set[int]:
-    """Processes that this one has started, without Python's own helper that ends with it."""
+    """Return the processes that this one has started, without Python's own helper, which ends with it."""
     children = psutil.Process().children(recursive=True)
     return {child.pid for child in children if "resource_tracker" not in " ".join(child.cmdline())}
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(prefect_server: None) -> Iterator[None]:
-    """Neither a process nor a word in this process's environment outlives a fan-out."""
+    """Neither a process nor an environment variable outlives a fan-out."""
     processes, environment = below(), dict(os.environ)
     yield
     assert below() <= processes
@@ -74,7 +73,7 @@ def eventually(true: Callable[[], object], seconds: float = 60) -> None:
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_results_come_in_order_and_no_two_units_hold_a_device_at_once(
+def test_results_are_in_order_and_no_two_units_use_a_device_at_once(
     runner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
@@ -101,9 +100,9 @@ def test_the_first_failure_is_raised_soon_and_ends_the_others(runner: str, tmp_p
         all_of(each, runner=runner, workers=2)
     begun = {number for number in range(8) if pids(tmp_path, number)}
     assert 0 in begun
-    assert len(begun) <= 3  # the third: where 0 ran, before its failure was heard of; Dask chooses which
-    ended = {number for number in range(8) if (tmp_path / f"{number}-given-up").exists()}
-    assert ended == begun - {0} if runner == "threads" else ended <= begun - {0}  # or their processes were ended
+    assert len(begun) <= 3  # a third may start where 0 ran, before its failure is known; Dask chooses which
+    ended = {number for number in range(8) if (tmp_path / f"{number}-run-ended").exists()}
+    assert ended == begun - {0} if runner == "threads" else ended <= begun - {0}  # or their processes were ended first
 
 
 def test_nothing_to_do_starts_nothing() -> None:
@@ -112,7 +111,7 @@ def test_nothing_to_do_starts_nothing() -> None:
 
 @pytest.mark.parametrize("runner", ["threads", pytest.param("dask", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_whoever_asked_is_killed_or_interrupted_and_nothing_is_left(
+def test_no_process_is_left_when_the_caller_is_killed_or_interrupted(
     runner: str, how: signal.Signals, tmp_path: Path
 ) -> None:
     environment = os.environ | {"PREFECT_API_URL": api(), "OMP_NUM_THREADS": "1"}
@@ -124,7 +123,7 @@ def test_whoever_asked_is_killed_or_interrupted_and_nothing_is_left(
     started = [psutil.Process(asking.pid), *psutil.Process(asking.pid).children(recursive=True)]
     assert len(started) >= (3 if runner == "dask" else 1)
     if how == signal.SIGINT:
-        os.killpg(asking.pid, how)  # as a terminal does: to all of them
+        os.killpg(asking.pid, how)  # to all of them, as a terminal does
     else:
         asking.kill()
     _, errors = asking.communicate(timeout=60)
@@ -134,7 +133,7 @@ def test_whoever_asked_is_killed_or_interrupted_and_nothing_is_left(
         assert errors.count("Traceback") == 1, errors
 
 
-def test_a_scheduler_that_is_lost_while_units_run_is_told_and_its_worker_works_on_for_nobody(tmp_path: Path) -> None:
+def test_a_lost_scheduler_is_reported_and_its_worker_stops(tmp_path: Path) -> None:
     with scheduler() as (address, process), worker(address, "--resources", "GPU=1", PREFECT_API_URL=api()):
 
         def lose() -> None:
@@ -147,16 +146,20 @@ def test_a_scheduler_that_is_lost_while_units_run_is_told_and_its_worker_works_o
         with pytest.raises(DispatchError) as caught:
             all_of(each, runner="dask", address=address)
         losing.join()
-        said = f"lost the Dask scheduler {address}; what was written stands, the same command continues"
-        assert str(caught.value) == said
-        eventually((tmp_path / "0-given-up").exists)
+        message = f"lost the Dask scheduler {address}; written results are kept, and the same command continues"
+        assert str(caught.value) == message
+        eventually((tmp_path / "0-run-ended").exists)
 
 
-def test_a_server_that_does_not_answer_for_a_while_ends_nothing(
+def test_a_server_that_does_not_answer_for_a_while_does_not_end_the_work(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("encoding.following.LOOK_SECONDS", "progress.ARTIFACT_SECONDS", "progress.LOG_SECONDS"):
-        monkeypatch.setattr(f"tasks.{name}", 0.0)
+    for name in (
+        "encoding.progress.LOOK_SECONDS",
+        "dispatch.progress.ARTIFACT_SECONDS",
+        "dispatch.progress.LOG_SECONDS",
+    ):
+        monkeypatch.setattr(f"functa.tasks.{name}", 0.0)
     groups = [ShardGroup(fragment="f", split="train", shards=(n,), images=20) for n in range(3)]
     todo = Planned(groups=tuple(groups), fragments=("f",))
     (receipts := tmp_path / "fragments" / "f" / "receipts").mkdir(parents=True)
@@ -165,13 +168,13 @@ def test_a_server_that_does_not_answer_for_a_while_ends_nothing(
         httpx.get("http://127.0.0.1:9/api")  # a real refusal; a flow's own client never changes its server
 
     def follow() -> None:
-        told = Following(str(tmp_path), todo)
+        follow = Following(str(tmp_path), todo)
         for shard in range(2):
             (receipts / f"{shard:06d}.0.json").touch()
             with monkeypatch.context() as away:
                 if shard == 0:
                     away.setattr("prefect.artifacts.update_progress_artifact", nobody)
-                told([])
+                follow([])
 
     logging.getLogger("prefect.flow_runs").addHandler(caplog.handler)
     try:
@@ -184,19 +187,19 @@ def test_a_server_that_does_not_answer_for_a_while_ends_nothing(
 
 
 def encoding(field: Path, store: Path) -> tuple[EncodeJob, Planned]:
-    """A job and its plan: groups of one shard."""
-    work = job(field, store, "encode.group_shards=1", "encode.batch=8")[0]
+    """Return a job and its plan: groups of one shard."""
+    work = encode_job(field, store, "encode.group_shards=1", "encode.batch=8")[0]
     return work, plan(work)
 
 
 def arrays(store: Path) -> dict[str, bytes]:
-    """What determines all that is ever read; receipts and plans tell times too."""
-    return {name: data for name, data in bytes_of(store).items() if "/c/" in name or "/moments/" in name}
+    """Return the files that determine everything that is read; receipts and plans also contain times."""
+    return {name: data for name, data in file_bytes(store).items() if "/c/" in name or "/moments/" in name}
 
 
 @pytest.fixture(scope="module")
 def serial(field: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The arrays of a plain loop over the groups, on one thread."""
+    """Return the arrays of a plain loop over the groups, on one thread."""
     store = tmp_path_factory.mktemp("serial")
     work, todo = encoding(field, store)
     before = torch.get_num_threads()
@@ -217,7 +220,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def in_a_flow(call: Callable[[], Any]) -> tuple[Any, str]:
-    """What the call returns within a flow, and the id of its run."""
+    """Return what the call returns in a flow, and the id of the flow's run."""
 
     @flow(persist_result=False)
     def around() -> tuple[Any, str]:
@@ -226,15 +229,15 @@ def in_a_flow(call: Callable[[], Any]) -> tuple[Any, str]:
     return around()
 
 
-def told(run: str) -> Counter[str]:
-    """States of the run's tasks, as an operator sees them."""
+def task_states(run: str) -> Counter[str]:
+    """Return the states of the run's tasks, as an operator sees them."""
     with get_client(sync_client=True) as client:
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run]))
         return Counter(task.state_name for task in client.read_task_runs(flow_run_filter=chosen))
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_shards_are_byte_for_byte_those_of_a_plain_loop(
+def test_shards_equal_those_of_a_plain_loop_byte_for_byte(
     runner: str, field: Path, serial: dict[str, bytes], one_thread: None, tmp_path: Path
 ) -> None:
     work, todo = encoding(field, tmp_path)
@@ -242,12 +245,12 @@ def test_shards_are_byte_for_byte_those_of_a_plain_loop(
     stats, run = in_a_flow(lambda: encode_groups(work, todo, dispatch))
     assert arrays(tmp_path) == serial
     assert [each["images"] for each in stats] == [group.images for group in todo.groups]
-    # Workers end only when they have told how their tasks ended.
-    eventually(lambda: told(run) == {"Completed": len(todo.groups)})
+    # Workers end only after they have reported how their tasks ended.
+    eventually(lambda: task_states(run) == {"Completed": len(todo.groups)})
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_changes_no_byte(
+def test_a_killed_worker_changes_no_byte(
     field: Path, serial: dict[str, bytes], one_thread: None, tmp_path: Path
 ) -> None:
     work, todo = encoding(field, tmp_path)
@@ -267,22 +270,24 @@ def test_a_worker_that_is_killed_changes_no_byte(
     assert killed and arrays(tmp_path) == serial
 
 
-def test_a_group_that_nobody_waits_for_leaves_before_its_next_batch(field: Path, tmp_path: Path) -> None:
-    work = job(field, tmp_path, "encode.batch=8")[0]
+def test_a_group_whose_run_has_ended_stops_before_its_next_batch(field: Path, tmp_path: Path) -> None:
+    work = encode_job(field, tmp_path, "encode.batch=8")[0]
     group = plan(work).groups[0]
     looks = iter([False] * 10 + [True])
-    with pytest.raises(GivenUp, match="shard 1 of train was left"):
-        encode_group(work, group, 200, given_up=lambda: next(looks))
-    assert [path.name for path in tmp_path.glob("fragments/*/receipts/*")] == ["000000.0.json"]  # a whole one stays
+    with pytest.raises(RunEnded, match="shard 1 of train was left"):
+        encode_group(work, group, 200, run_ended=lambda: next(looks))
+    assert [path.name for path in tmp_path.glob("fragments/*/receipts/*")] == [
+        "000000.0.json"
+    ]  # a complete shard is kept
     encode_group(work, group, 200)
     assert len(list(tmp_path.glob("fragments/*/receipts/*"))) == len(group.shards)
 
 
-def test_what_is_given_up_or_bad_is_not_retried_and_what_may_pass_is(prefect_server: None) -> None:
+def test_only_transient_failures_are_retried(prefect_server: None) -> None:
     def worth(error: Exception) -> bool:
         return units.worth_retrying(units.train, None, Failed(data=error))  # type: ignore[arg-type]
 
-    assert not any(worth(error) for error in (GivenUp(), StorageError("gone"), ValueError()))
+    assert not any(worth(error) for error in (RunEnded(), StorageError("gone"), ValueError()))
     assert all(worth(error) for error in (TransientError("timeout"), OSError()))
 
 
@@ -290,20 +295,20 @@ def pictures(folder: Path, count: int) -> None:
     for label in "ab":
         (folder / label).mkdir(parents=True)
     for place in range(count):
-        put(folder / "ab"[place % 2] / f"{place:03d}.png", place)
+        write_noise(folder / "ab"[place % 2] / f"{place:03d}.png", place)
 
 
-def test_groups_of_a_run_list_the_images_once_and_what_goes_meanwhile_is_bad(
+def test_groups_of_a_run_list_the_images_once_and_images_removed_since_are_bad(
     field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In place, with its reason, and no label shifts, though the listing still has it."""
+    """Bad with a reason, and no label shifts, though the listing still has them."""
     folder = tmp_path / "images"
     pictures(folder, 60)
     overrides = ["images.source=folder", f"images.location={folder}", "images.channels=1"]
     sizes = ["images.max_bad_fraction=0.5", "encode.group_shards=1", "encode.shard_rows=8", "encode.chunk_rows=8"]
 
     def encoded(name: str, between: Callable[[], None]) -> tuple[Functaset, list[dict[str, str]]]:
-        work = job(field, tmp_path / name, *overrides, *sizes, "encode.quantization.bits=32")[0]
+        work = encode_job(field, tmp_path / name, *overrides, *sizes, "encode.quantization.bits=32")[0]
         todo = plan(work)
         for number, group in enumerate(todo.groups):
             encode_group(work, group, 60, run=name)
@@ -317,8 +322,8 @@ def test_groups_of_a_run_list_the_images_once_and_what_goes_meanwhile_is_bad(
 
     def change() -> None:
         (folder / late[0]).unlink()
-        put(folder / late[1], 4711)
-        put(folder / "a" / "!.png", 0)
+        write_noise(folder / late[1], 4711)
+        write_noise(folder / "a" / "!.png", 0)
 
     opened: list[object] = []
     listing = keyed_images.open_images
@@ -336,7 +341,7 @@ def test_groups_of_a_run_list_the_images_once_and_what_goes_meanwhile_is_bad(
     np.testing.assert_array_equal(stormy.dequantized(), calm.dequantized()[kept])
 
 
-def test_an_image_that_comes_back_is_there_for_the_next_run(tmp_path: Path) -> None:
+def test_an_image_that_reappears_is_found_by_the_next_run(tmp_path: Path) -> None:
     pictures(tmp_path, 8)
     config = ImagesConfig(source="folder", location=str(tmp_path), channels=1)
     first = keyed_images.planned_images(config, AugmentationConfig(), "first")

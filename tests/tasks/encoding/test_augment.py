@@ -1,4 +1,4 @@
-"""Augmentations: what they are made of, that they are a function of (seed, image, number), and rows of their own."""
+"""Augmentations: their operations, their dependence on (seed, image, number) only, and their rows."""
 
 import random
 from collections import Counter
@@ -21,9 +21,7 @@ from functa.tasks.encoding.augment import Augmentation, _box
 from functa.tasks.encoding.keyed_images import PlannedImages, of_split
 from functa.tasks.inputs.batches import training_batches
 from functa.tasks.inputs.latents import load_split, training_normalizer
-from tests.tasks.encoding.test_encode import encode, job
-from tests.tasks.encoding.test_encode import field as field
-from tests.tasks.encoding.test_repair import flip, repair
+from tests.helpers.tasks.encoding import encode, encode_job, flip_bit, repair
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -31,7 +29,7 @@ def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, shape, np.uint8))
 
 
-def test_crops_are_windows_of_the_padded_image_each_as_likely_and_half_are_mirrored() -> None:
+def test_crops_are_equally_likely_windows_of_the_padded_image_and_half_are_mirrored() -> None:
     image = picture(8, 8)
     pixels = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
     windows = {(y, x): pixels[y : y + 8, x : x + 8] for y in range(5) for x in range(5)}
@@ -45,7 +43,7 @@ def test_crops_are_windows_of_the_padded_image_each_as_likely_and_half_are_mirro
     assert np.array_equal(augment.view("a", 0)(image), np.asarray(image))
 
 
-def test_boxes_have_the_areas_and_shapes_asked_for_and_stay_inside() -> None:
+def test_boxes_have_the_configured_areas_and_shapes_and_stay_inside() -> None:
     config = AugmentationConfig(count=1, kind="distort", area=(0.2, 0.6), ratio=(0.5, 2))
     draw = np.random.default_rng(0)
     boxes = np.array([_box((300, 200), config, draw) for _ in range(1000)])
@@ -55,13 +53,13 @@ def test_boxes_have_the_areas_and_shapes_asked_for_and_stay_inside() -> None:
     area, ratio = width * height / 60_000, width / height
     assert 0.2 <= area.min() < 0.21 and 0.55 < area.max() <= 0.6 + 1e-9
     assert 0.5 <= ratio.min() < 0.6 and 1.7 < ratio.max() <= 2
-    narrow = _box((1000, 1), config, draw)  # nothing fits: the largest of a shape that is allowed, in the middle
+    narrow = _box((1000, 1), config, draw)  # nothing fits: the largest allowed shape, in the middle
     assert narrow == (499, 0, 2, 1)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("kind", ["crop", "distort"])
-def test_an_augmentation_is_a_function_of_seed_image_and_number(kind: str, mode: str) -> None:
+def test_an_augmentation_depends_on_seed_image_and_number_only(kind: str, mode: str) -> None:
     image = picture(40, 30, mode)
     config = AugmentationConfig(count=9, kind=kind, operations=2)  # type: ignore[arg-type]
     views = {}
@@ -78,10 +76,10 @@ def test_an_augmentation_is_a_function_of_seed_image_and_number(kind: str, mode:
         pixels = again.view("b", number)(image)
         assert pixels.shape == (16, 16, len(mode.replace("L", "1")) if mode == "L" else 3)
         assert pixels.tobytes() == views[0, "b", number]
-    assert random.getstate() == state  # timm's draws are nobody else's
+    assert random.getstate() == state  # timm's draws do not change Python's generator
 
 
-def test_randaugment_leaves_two_fifths_alone() -> None:
+def test_randaugment_leaves_two_fifths_of_the_images_unchanged() -> None:
     """Of 15 operations 4 do nothing at magnitude 5 of 10, and each of the two is applied with probability one half."""
     y, x = np.mgrid[:16, :16]
     image = Image.fromarray(np.stack([60 + 6 * y, 70 + 5 * x, 200 - 4 * x - 4 * y], -1).astype(np.uint8))
@@ -90,7 +88,7 @@ def test_randaugment_leaves_two_fifths_alone() -> None:
     assert abs(same - 400 * (1 - 0.5 * 11 / 15) ** 2) < 33  # 3.3 standard deviations
 
 
-def test_ranges_that_make_no_sense_are_refused() -> None:
+def test_invalid_ranges_are_refused() -> None:
     for wrong in ({"area": (0.5, 0.2)}, {"area": (0, 1)}, {"area": (0.5, 1.5)}, {"ratio": (-1, 1)}):
         with pytest.raises(ValidationError, match=r"area|ratio"):
             AugmentationConfig.model_validate(wrong)
@@ -117,17 +115,17 @@ def test_an_image_is_decoded_once_for_all_its_augmentations(tmp_path: Path, monk
     assert len({image.tobytes() for image in batch.images[:5]}) > 3
 
 
-def test_augmented_training_images_are_rows_of_their_own_and_test_images_are_not_augmented(
+def test_augmented_training_images_have_their_own_rows_and_test_images_are_not_augmented(
     field: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "s"
-    work, _ = job(
+    work, _ = encode_job(
         field, store, "images.limit=60", "encode.augmentation.count=3", "encode.augmentation.padding=1",
         "encode.quantization.max_clip_fraction=0.2",
     )  # fmt: skip
     encode(work)
     functaset = Functaset.open(str(store))
-    plain_work, _ = job(field, tmp_path / "p", "images.limit=60", "encode.quantization.max_clip_fraction=0.2")
+    plain_work, _ = encode_job(field, tmp_path / "p", "images.limit=60", "encode.quantization.max_clip_fraction=0.2")
     encode(plain_work)
     plain = Functaset.open(str(tmp_path / "p"))
     assert functaset.rows("train") == 4 * plain.rows("train")
@@ -142,7 +140,7 @@ def test_augmented_training_images_are_rows_of_their_own_and_test_images_are_not
     assert functaset.fingerprint["augmentation.count"] == 3
     before = dict(zip(zip(train.keys, train.augmentation.tolist()), map(bytes, train.codes)))  # type: ignore[arg-type]
     each = functaset.fragments[0].plan
-    flip(store / each.path / "z/c/1/0/0/0")
+    flip_bit(store / each.path / "z/c/1/0/0/0")
     repair(work)
     loaded = Functaset.open(str(store)).load("train")
     after = dict(zip(zip(loaded.keys, loaded.augmentation.tolist()), map(bytes, loaded.codes)))  # type: ignore[arg-type]
@@ -150,14 +148,14 @@ def test_augmented_training_images_are_rows_of_their_own_and_test_images_are_not
     assert verify(open_location(str(store)), deep=True).bad == []
     key = train.keys[0]
     retire(open_location(str(store)), "train", [key])
-    assert Functaset.open(str(store)).rows("train") == len(before) - 4  # the image is gone, not one view of it
+    assert Functaset.open(str(store)).rows("train") == len(before) - 4  # all rows of the image are retired
 
 
 @pytest.mark.parametrize("bits", [8, 32])
-def test_the_classifier_learns_from_augmentations_too_and_the_diffusion_model_from_images_as_they_are(
+def test_the_classifier_trains_on_augmentations_and_the_diffusion_model_on_plain_images(
     field: Path, tmp_path: Path, bits: int
 ) -> None:
-    work, _ = job(
+    work, _ = encode_job(
         field, tmp_path / "s", "images.limit=40", "encode.augmentation.count=2", "encode.augmentation.padding=1",
         "encode.quantization.max_clip_fraction=0.2", f"encode.quantization.bits={bits}",
     )  # fmt: skip

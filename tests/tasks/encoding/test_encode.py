@@ -1,4 +1,4 @@
-"""Encoding: plan, shards, finalise. What is stored is what the field says, whoever runs it and however often."""
+"""Encoding (plan, shards, finalise): stored latents are the field's, in any order of work and after any repetition."""
 
 import shutil
 from collections.abc import Callable
@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from functa.flows.config.digests import stage_config
 from functa.flows.config.load import load_config
-from functa.flows.config.schema import PipelineConfig
 from functa.models.field.inner import InnerLoop
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
@@ -21,51 +19,16 @@ from functa.storage.places.local import LocalLocation
 from functa.tasks.encoding import keyed_images
 from functa.tasks.encoding.encode import encode_group, encode_images
 from functa.tasks.encoding.finalise import finalise
-from functa.tasks.encoding.plan import EncodeJob, fingerprint, plan
+from functa.tasks.encoding.plan import fingerprint, plan
 from functa.tasks.evaluation import compression, reconstruction
 from functa.tasks.evaluation.bench import EvaluationJob
 from functa.tasks.trained import load_field
-from functa.tasks.training.meta_train import run as train_field
-from functa.tasks.training_jobs import MetaTrainJob
 from tests.helpers.flows.tiny_config import TINY
-from tests.helpers.storage.image_files import encoded, noise
+from tests.helpers.tasks.encoding import encode, encode_job, encode_planned, file_bytes, write_noise
 
 
-@pytest.fixture(scope="module")
-def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("field")
-    config = load_config("digits", TINY)
-    train_field(
-        MetaTrainJob(
-            seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
-            device="cpu", output=str(folder), digest="d",
-        ),
-        lambda row: None,
-    )  # fmt: skip
-    return folder
-
-
-def job(field: Path, store: Path, *overrides: str) -> tuple[EncodeJob, PipelineConfig]:
-    config = load_config("digits", [*TINY, *overrides])
-    return EncodeJob(
-        images=config.images, encode=config.encode, field=str(field), field_digest="feed", functaset=str(store),
-        device="cpu",
-    ), config  # fmt: skip
-
-
-def encode(work: EncodeJob) -> dict:  # type: ignore[type-arg]
-    todo = plan(work)
-    for group in todo.groups:
-        encode_group(work, group, 400)
-    return finalise(work, todo)
-
-
-def bytes_of(store: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
-
-
-def test_a_stored_latent_is_that_of_its_image(field: Path, tmp_path: Path) -> None:
-    work, _ = job(field, tmp_path / "s", "encode.quantization.bits=32")
+def test_a_stored_latent_is_the_latent_of_its_image(field: Path, tmp_path: Path) -> None:
+    work, _ = encode_job(field, tmp_path / "s", "encode.quantization.bits=32")
     encode(work)
     stored = Functaset.open(str(tmp_path / "s")).load("test")
     images = open_images(work.images).split("test")
@@ -76,8 +39,8 @@ def test_a_stored_latent_is_that_of_its_image(field: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(stored.labels, np.asarray(images.labels)[stored.source_rows])
 
 
-def test_the_stored_psnr_is_that_of_the_reconstruction(field: Path, tmp_path: Path) -> None:
-    work, _ = job(field, tmp_path / "s", "encode.quantization.bits=32")
+def test_the_stored_psnr_is_the_psnr_of_the_reconstruction(field: Path, tmp_path: Path) -> None:
+    work, _ = encode_job(field, tmp_path / "s", "encode.quantization.bits=32")
     encode(work)
     stored = Functaset.open(str(tmp_path / "s")).load("test")
     pixels = torch.from_numpy(open_images(work.images).split("test").read(stored.source_rows).images).float() / 255
@@ -88,7 +51,7 @@ def test_the_stored_psnr_is_that_of_the_reconstruction(field: Path, tmp_path: Pa
 
 def test_eight_bits_are_within_half_a_step_of_float32(field: Path, tmp_path: Path) -> None:
     for bits in (8, 32):
-        encode(job(field, tmp_path / str(bits), f"encode.quantization.bits={bits}")[0])
+        encode(encode_job(field, tmp_path / str(bits), f"encode.quantization.bits={bits}")[0])
     coded, exact = (Functaset.open(str(tmp_path / str(bits))).load("train") for bits in (8, 32))
     np.testing.assert_array_equal(coded.ids, exact.ids)
     quantizer = coded.shards[0].fragment.quantizer
@@ -98,27 +61,27 @@ def test_eight_bits_are_within_half_a_step_of_float32(field: Path, tmp_path: Pat
 
 
 def test_encoding_twice_changes_no_byte(field: Path, tmp_path: Path) -> None:
-    work, _ = job(field, tmp_path / "s")
+    work, _ = encode_job(field, tmp_path / "s")
     encode(work)
-    before = bytes_of(tmp_path / "s")
+    before = file_bytes(tmp_path / "s")
     encode(work)
-    assert bytes_of(tmp_path / "s") == before
+    assert file_bytes(tmp_path / "s") == before
 
 
 def test_groups_in_any_order_give_the_same_latents(field: Path, tmp_path: Path) -> None:
     contents = []
     for name, turn in (("a", 1), ("b", -1)):
-        work, _ = job(field, tmp_path / name)
+        work, _ = encode_job(field, tmp_path / name)
         todo = plan(work)
         for group in todo.groups[::turn]:
             encode_group(work, group, 400)
         finalise(work, todo)
-        contents.append({k: v for k, v in bytes_of(tmp_path / name).items() if "/c/" in k})
+        contents.append({k: v for k, v in file_bytes(tmp_path / name).items() if "/c/" in k})
     assert contents[0] == contents[1]
 
 
 def test_nothing_is_visible_before_all_shards_are_done(field: Path, tmp_path: Path) -> None:
-    work, _ = job(field, tmp_path / "s")
+    work, _ = encode_job(field, tmp_path / "s")
     todo = plan(work)
     for group in todo.groups[:-1]:
         encode_group(work, group, 400)
@@ -129,19 +92,17 @@ def test_nothing_is_visible_before_all_shards_are_done(field: Path, tmp_path: Pa
 
 
 def test_another_field_is_refused_by_the_functaset(field: Path, tmp_path: Path) -> None:
-    work, _ = job(field, tmp_path / "s")
+    work, _ = encode_job(field, tmp_path / "s")
     encode(work)
     with pytest.raises(StorageError, match="field: feed -> beef"):
         plan(work.model_copy(update={"field_digest": "beef"}))
 
 
-def test_clipping_limits_are_no_part_of_the_fingerprint_but_what_ranges_come_from_is(
-    field: Path, tmp_path: Path
-) -> None:
-    """The one refuses a shard and changes no latent; the other changes codes."""
+def test_the_clipping_limit_is_not_in_the_fingerprint_but_what_sets_the_ranges_is(field: Path, tmp_path: Path) -> None:
+    """The limit refuses a shard and changes no latent; the range changes codes."""
 
     def of(*overrides: str) -> dict[str, object]:
-        return fingerprint(job(field, tmp_path, *overrides)[0], load_field(str(field))[2])
+        return fingerprint(encode_job(field, tmp_path, *overrides)[0], load_field(str(field))[2])
 
     bits = "encode.quantization.bits=8"
     assert of(bits, "encode.quantization.max_clip_fraction=0.5") == of(bits)
@@ -151,8 +112,8 @@ def test_clipping_limits_are_no_part_of_the_fingerprint_but_what_ranges_come_fro
     assert stage_config(loose, "encode") == stage_config(load_config("digits", TINY), "encode")
 
 
-def test_what_a_latent_was_computed_with_stands_in_plan_and_receipt(field: Path, tmp_path: Path) -> None:
-    work, _ = job(field, tmp_path / "s")
+def test_plan_and_receipt_record_what_a_latent_was_computed_with(field: Path, tmp_path: Path) -> None:
+    work, _ = encode_job(field, tmp_path / "s")
     encode(work)
     store = Functaset.open(str(tmp_path / "s"))
     for fragment in store.fragments:
@@ -162,10 +123,10 @@ def test_what_a_latent_was_computed_with_stands_in_plan_and_receipt(field: Path,
             assert (versions["device"], versions["mode"]) == ("cpu", "eager")
 
 
-def test_a_disk_without_room_is_told_before_a_shard_is_computed(
+def test_a_disk_without_space_is_reported_before_a_shard_is_computed(
     field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work, _ = job(field, tmp_path / "s", "encode.quantization.bits=32")
+    work, _ = encode_job(field, tmp_path / "s", "encode.quantization.bits=32")
     latents = 400 * 4 * int(np.prod(load_field(str(field))[0].config.latent_shape))  # bytes of both splits
     free = latents
     monkeypatch.setattr(LocalLocation, "free_bytes", lambda self: free)
@@ -175,20 +136,20 @@ def test_a_disk_without_room_is_told_before_a_shard_is_computed(
     todo = plan(work)
     for group in todo.groups:
         encode_group(work, group, 400)
-    free = latents // 4  # what stands is not needed again
+    free = latents // 4  # what is written needs no space again
     assert plan(work) == todo
 
 
-def test_progress_is_told_after_each_shard(field: Path, tmp_path: Path) -> None:
-    work, _ = job(field, tmp_path / "s")
-    told: list[tuple[int, int, str]] = []
+def test_progress_is_reported_after_each_shard(field: Path, tmp_path: Path) -> None:
+    work, _ = encode_job(field, tmp_path / "s")
+    reported: list[tuple[int, int, str]] = []
     group = plan(work).groups[0]
-    stats = encode_group(work, group, 400, lambda *row: told.append(row))
-    assert [row[:2] for row in told] == [(1, 2), (2, 2)]
-    assert "images/s (read " in told[0][2]
+    stats = encode_group(work, group, 400, lambda *row: reported.append(row))
+    assert [row[:2] for row in reported] == [(1, 2), (2, 2)]
+    assert "images/s (read " in reported[0][2]
     assert stats["mode"].startswith("eager: ")
-    encode_group(work, group, 400, lambda *row: told.append(row))
-    assert told[2:] == [(2, 2, "all 2 shards stood already")]
+    encode_group(work, group, 400, lambda *row: reported.append(row))
+    assert reported[2:] == [(2, 2, "all 2 shards exist already")]
 
 
 @pytest.fixture
@@ -197,16 +158,12 @@ def pictures(tmp_path: Path) -> Path:
     for label in ("cat", "dog"):
         (folder / label).mkdir(parents=True)
         for i in range(30):
-            put(folder / label / f"{i:03d}.png", 1000 * ord(label[0]) + i)
+            write_noise(folder / label / f"{i:03d}.png", 1000 * ord(label[0]) + i)
     return folder
 
 
-def put(path: Path, seed: int, side: int = 8) -> None:
-    path.write_bytes(encoded(Image.fromarray(noise(seed, side, channels=1))))
-
-
 def stored(store: Path) -> dict[str, tuple[bytes, int]]:
-    """key -> (latent, label) of all that is visible."""
+    """Return (latent, label) of every visible row by key."""
     functaset = Functaset.open(str(store))
     found = {}
     for split in ("train", "test"):
@@ -217,49 +174,47 @@ def stored(store: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def changed_between(field: Path, folder: Path, store: Path, change: Callable[[], object]) -> dict[str, str]:
-    """Encodes with a change of the source between plan and groups; key -> reason of what became bad."""
+    """Change the source between planning and encoding; return the reasons of bad rows by key."""
     overrides = (
         "images.source=folder", f"images.location={folder}", "images.channels=1", "images.limit=40",
         "encode.quantization.bits=32", "images.max_bad_fraction=0.5",
     )  # fmt: skip
-    work, _ = job(field, store, *overrides)
+    work, _ = encode_job(field, store, *overrides)
     todo = plan(work)
     change()
-    for group in todo.groups:
-        encode_group(work, group, 400)
-    return {bad["key"]: bad["reason"] for bad in finalise(work, todo)["bad_inputs"]}
+    return {bad["key"]: bad["reason"] for bad in encode_planned(work, todo)["bad_inputs"]}
 
 
-def test_a_source_that_changes_while_it_is_encoded_shifts_nothing(field: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_source_that_changes_while_it_is_encoded_shifts_no_row(field: Path, pictures: Path, tmp_path: Path) -> None:
     """Files are added before and between the planned ones, removed, replaced, and a class appears."""
     assert changed_between(field, pictures, tmp_path / "calm", lambda: None) == {}
     calm = stored(tmp_path / "calm")
-    gone, replaced, spoilt, *_ = sorted(calm)[5:]
+    missing, replaced, emptied, *_ = sorted(calm)[5:]
 
     def change() -> None:
         for i in range(50):
-            put(pictures / "cat" / f"000-{i}.png", i)
+            write_noise(pictures / "cat" / f"000-{i}.png", i)
         (pictures / "ant").mkdir()
         for i in range(9):
-            put(pictures / "ant" / f"{i}.png", i)
-        (pictures / gone).unlink()
-        put(pictures / replaced, 4711)
-        (pictures / spoilt).write_bytes(b"")
+            write_noise(pictures / "ant" / f"{i}.png", i)
+        (pictures / missing).unlink()
+        write_noise(pictures / replaced, 4711)
+        (pictures / emptied).write_bytes(b"")
 
     bad = changed_between(field, pictures, tmp_path / "stormy", change)
     changed = "changed since it was planned"
-    assert bad == {gone: "no longer there", replaced: changed, spoilt: changed}
+    assert bad == {missing: "no longer there", replaced: changed, emptied: changed}
     assert stored(tmp_path / "stormy") == {key: row for key, row in calm.items() if key not in bad}
 
 
-def test_a_file_replaced_after_the_group_listed_them_is_bad_too(
+def test_a_file_replaced_after_the_group_listed_the_images_is_bad(
     field: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = keyed_images.PlannedImages.__init__
 
     def late(self: keyed_images.PlannedImages, *config: Any) -> None:
         listed(self, *config)
-        put(pictures / "cat" / "003.png", 4711)
+        write_noise(pictures / "cat" / "003.png", 4711)
 
     def change() -> None:
         monkeypatch.setattr(keyed_images.PlannedImages, "__init__", late)
@@ -275,17 +230,19 @@ def stored_keys(field: Path, folder: Path, store: Path) -> set[str]:
     return set(stored(store))
 
 
-def test_a_source_whose_images_became_another_size_stops_the_group(field: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_source_whose_images_have_another_size_now_stops_the_group(
+    field: Path, pictures: Path, tmp_path: Path
+) -> None:
     def change() -> None:
-        put(pictures / "cat" / "!.png", 1, side=16)  # the first of all, which sets the resolution
+        write_noise(pictures / "cat" / "!.png", 1, side=16)  # the first of all, which sets the resolution
         for file in pictures.glob("*/0*.png"):
-            put(file, 1, side=16)
+            write_noise(file, 1, side=16)
 
     with pytest.raises(StorageError, match="trained on 8x8 images of 1 channels, these are 16x16"):
         changed_between(field, pictures, tmp_path / "s", change)
 
 
-def test_content_is_the_same_wherever_the_same_images_are_encoded(field: Path, pictures: Path, tmp_path: Path) -> None:
+def test_equal_images_have_equal_content_digests_in_any_folder(field: Path, pictures: Path, tmp_path: Path) -> None:
     def content(folder: Path, name: str) -> str:
         changed_between(field, folder, tmp_path / name, lambda: None)
         return Functaset.open(str(tmp_path / name)).content
@@ -294,19 +251,19 @@ def test_content_is_the_same_wherever_the_same_images_are_encoded(field: Path, p
     copy = tmp_path / "copy"
     shutil.copytree(pictures, copy, copy_function=shutil.copyfile)  # other file times
     assert content(copy, "b") == first
-    put(next(iter(copy.glob("cat/*.png"))), 4711)
-    put(copy / "dog" / "000.png", 4712)
+    write_noise(next(iter(copy.glob("cat/*.png"))), 4711)
+    write_noise(copy / "dog" / "000.png", 4712)
     assert content(copy, "c") != first
 
 
 def test_images_that_the_field_was_not_trained_on_are_refused(field: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=np.zeros((20, 16, 16), np.uint8), labels=np.arange(20) % 2)
     with pytest.raises(StorageError, match="trained on 8x8 images of 1 channels, these are 16x16 of 1"):
-        plan(job(field, tmp_path / "s", "images.source=npz", f"images.location={tmp_path}/x.npz")[0])
+        plan(encode_job(field, tmp_path / "s", "images.source=npz", f"images.location={tmp_path}/x.npz")[0])
 
 
 def test_an_image_has_the_same_latent_in_any_batch(field: Path) -> None:
-    """The last batch is filled up, so every call has one shape."""
+    """The last batch is padded, so every call has one shape."""
     module, inner, _ = load_field(str(field))
     loop = InnerLoop(module, inner, (8, 8))
     images = np.random.default_rng(0).integers(0, 255, (13, 8, 8, 1), dtype=np.uint8)
@@ -316,26 +273,28 @@ def test_an_image_has_the_same_latent_in_any_batch(field: Path) -> None:
     assert len(z) == len(errors) == 13
 
 
-def test_a_range_that_chose_itself_stands_with_its_candidates_in_the_plan(field: Path, tmp_path: Path) -> None:
+def test_an_automatic_range_is_recorded_with_its_candidates(field: Path, tmp_path: Path) -> None:
     auto = ("encode.quantization.range=auto", "encode.quantization.bits=6", "encode.calibration_images=64")
-    work, _ = job(field, tmp_path / "s", *auto)
+    work, _ = encode_job(field, tmp_path / "s", *auto)
     info = encode(work)["info"]
     (ranges,) = info["ranges"]
     assert ranges["policy"].startswith("auto: ")
     assert ranges["candidates"].keys() >= {"minmax", "sigma 6"}
     assert info["fingerprint"]["quantization.range"] == "auto"
     assert info["clip_fraction"] <= 0.01
-    before = bytes_of(tmp_path / "s")
+    before = file_bytes(tmp_path / "s")
     assert encode(work)["info"] == info
-    assert bytes_of(tmp_path / "s") == before
-    strict = job(field, tmp_path / "s", *auto, "encode.quantization.max_clip_fraction=0.001")[0]
-    with pytest.raises(StorageError, match="max_clip_fraction"):  # it had a say in the choice
+    assert file_bytes(tmp_path / "s") == before
+    strict = encode_job(field, tmp_path / "s", *auto, "encode.quantization.max_clip_fraction=0.001")[0]
+    with pytest.raises(StorageError, match="max_clip_fraction"):  # it is part of the choice
         plan(strict)
 
 
 @pytest.mark.parametrize("ranges", ["auto", "minmax"])
-def test_psnr_by_bits_falls_from_that_of_float32(field: Path, tmp_path: Path, ranges: str) -> None:
-    work, config = job(field, tmp_path / "s", "encode.quantization.bits=32", f"encode.quantization.range={ranges}")
+def test_psnr_falls_with_the_number_of_bits(field: Path, tmp_path: Path, ranges: str) -> None:
+    work, config = encode_job(
+        field, tmp_path / "s", "encode.quantization.bits=32", f"encode.quantization.range={ranges}"
+    )
     encode(work)
     asked = EvaluationJob(
         seed=0, images=config.images, quantization=config.encode.quantization, evaluation=config.evaluation,

@@ -1,6 +1,6 @@
-"""Processes killed while real photographs are encoded: the run or its rerun ends with an undisturbed run's bytes.
+"""Kill processes while photographs are encoded: the run or its rerun ends with the bytes of an undisturbed run.
 
-A server, a worker for each of two devices (there by name alone), and SIGKILL for each kind of process in turn.
+A server, a worker for each of two devices (which exist by name only), and SIGKILL for each kind of process in turn.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ pytestmark = [
 
 SHARDS = 24
 RUN_SECONDS = 400  # for one encoding on a busy machine
-WATCH_SECONDS = 240  # the automation needs 90 and the server's own leisure
+WATCH_SECONDS = 240  # the automation needs 90, and the server adds its own delays
 OVERRIDES = [
     "meta_train.steps=20",
     "meta_train.warmup=0",
@@ -67,10 +67,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(workplace: Cluster, config: PipelineConfig) -> dict[str, str]:
-    """The stored bytes of a run that nobody disturbs; another root lends the field to all."""
+    """The stored bytes of an undisturbed run; all runs reuse the field of one other root."""
     workplace.start_worker("gpu", "0")
-    told = config.model_dump(mode="json")
-    ends(workplace, workplace.run("meta-train", root=str(place(workplace, "field")), config=told), "COMPLETED")
+    parameters = config.model_dump(mode="json")
+    ends(workplace, workplace.run("meta-train", root=str(place(workplace, "field")), config=parameters), "COMPLETED")
     ends(workplace, begin(workplace, config, "undisturbed"), "COMPLETED")
     end_workers(workplace)
     return stored(place(workplace, "undisturbed"))
@@ -78,7 +78,7 @@ def undisturbed(workplace: Cluster, config: PipelineConfig) -> dict[str, str]:
 
 @pytest.fixture
 def two_workers(workplace: Cluster, undisturbed: dict[str, str]) -> Iterator[list[str]]:
-    """Names of workers with a device each; what a test left of them and their runs is ended."""
+    """Names of workers with a device each; they and their runs are ended after the test."""
     eventually(lambda: workplace.slots_held() == 0, WATCH_SECONDS, "all slots are free")
     yield [workplace.start_worker("gpu", device) for device in "01"]
     end_workers(workplace)
@@ -89,7 +89,7 @@ def place(workplace: Cluster, name: str) -> Path:
 
 
 def end_workers(workplace: Cluster) -> None:
-    """At once; and runs that a failed test left behind."""
+    """End them at once, and runs that a failed test left behind."""
     for name in workplace.processes:
         if name.startswith("gpu-"):
             workplace.kill(name)
@@ -98,7 +98,7 @@ def end_workers(workplace: Cluster) -> None:
 
 
 def stored(root: Path) -> dict[str, str]:
-    """Digests of the stored arrays by split and place; fragments are named otherwise in each run."""
+    """Return digests of the stored arrays by split and path; fragments have other names in each run."""
     found = {}
     for plan in sorted((root / "functaset.zarr" / "fragments").glob("*/plan.json")):
         split = json.loads(plan.read_text())["split"]
@@ -112,11 +112,11 @@ def stored(root: Path) -> dict[str, str]:
 
 
 def begin(workplace: Cluster, config: PipelineConfig, name: str, **dispatch: Any) -> str:
-    """Starts the encoding into a root of that name; its run."""
-    told = config.model_copy(update={"dispatch": config.dispatch.model_copy(update=dispatch)})
-    lender = place(workplace, "field")
+    """Start the encoding into a root of that name; return its run."""
+    changed = config.model_copy(update={"dispatch": config.dispatch.model_copy(update=dispatch)})
+    source = place(workplace, "field")
     return workplace.run(
-        "encode", root=str(place(workplace, name)), from_root=str(lender), config=told.model_dump(mode="json")
+        "encode", root=str(place(workplace, name)), from_root=str(source), config=changed.model_dump(mode="json")
     )
 
 
@@ -125,7 +125,7 @@ def receipts(workplace: Cluster, name: str) -> int:
 
 
 def middle(workplace: Cluster, name: str, run: str) -> None:
-    """Waits until some shards are written and most are not."""
+    """Wait until some shards are written and most are not."""
     eventually(
         lambda: receipts(workplace, name) >= 4 or workplace.state(run) not in ("SCHEDULED", "PENDING", "RUNNING"),
         RUN_SECONDS,
@@ -137,11 +137,11 @@ def middle(workplace: Cluster, name: str, run: str) -> None:
 
 def ends(workplace: Cluster, run: str, state: str, seconds: float = RUN_SECONDS) -> None:
     eventually(lambda: workplace.state(run) not in ("SCHEDULED", "PENDING", "RUNNING"), seconds, f"run {run} ends")
-    told = workplace.ask(f"flow_runs/{run}")["state"]
-    assert told["type"] == state, told["message"]
+    ended = workplace.ask(f"flow_runs/{run}")["state"]
+    assert ended["type"] == state, ended["message"]
 
 
-def test_a_dask_worker_is_killed_and_the_run_ends_as_if_nothing_was(
+def test_a_run_whose_dask_worker_is_killed_completes_with_the_same_bytes(
     workplace: Cluster, config: PipelineConfig, two_workers: list[str], undisturbed: dict[str, str]
 ) -> None:
     run = begin(workplace, config, "dask", runner="dask", workers=2)
@@ -161,7 +161,7 @@ def is_dask_worker(process: psutil.Process) -> bool:
         return False
 
 
-def test_the_flows_process_is_killed_and_its_rerun_ends_the_work(
+def test_a_rerun_completes_the_work_of_a_killed_flow_process(
     workplace: Cluster, config: PipelineConfig, two_workers: list[str], undisturbed: dict[str, str]
 ) -> None:
     run = begin(workplace, config, "flow")
@@ -170,7 +170,7 @@ def test_the_flows_process_is_killed_and_its_rerun_ends_the_work(
     (process,) = workplace.flow_processes()
     process.kill()
     ends(workplace, run, "CRASHED", 60)
-    # Its lease runs out, unless the server took the slot back at once.
+    # Its lease expires, unless the server freed the slot at once.
     eventually(lambda: workplace.slots_held() == 0, LEASE_SECONDS + 60, "the slot is free")
     again = begin(workplace, config, "flow")
     ends(workplace, again, "COMPLETED")
@@ -178,7 +178,7 @@ def test_the_flows_process_is_killed_and_its_rerun_ends_the_work(
     assert stored(place(workplace, "flow")) == undisturbed
 
 
-def test_the_prefect_worker_is_killed_and_its_run_goes_on_alone(
+def test_a_run_continues_when_its_prefect_worker_is_killed(
     workplace: Cluster, config: PipelineConfig, two_workers: list[str], undisturbed: dict[str, str]
 ) -> None:
     run = begin(workplace, config, "worker")
@@ -190,10 +190,10 @@ def test_the_prefect_worker_is_killed_and_its_run_goes_on_alone(
     assert stored(place(workplace, "worker")) == undisturbed
 
 
-def test_a_machine_dies_and_the_automation_marks_its_run_as_crashed(
+def test_the_automation_marks_a_run_as_crashed_when_worker_and_flow_are_killed(
     workplace: Cluster, config: PipelineConfig, two_workers: list[str], undisturbed: dict[str, str]
 ) -> None:
-    """Worker and flow at once: nobody is left to say how the run ended."""
+    """As when a machine fails: no process is left to report how the run ended."""
     run = begin(workplace, config, "machine")
     middle(workplace, "machine", run)
     (process,) = workplace.flow_processes()
@@ -213,13 +213,13 @@ def for_half_a_minute(workplace: Cluster) -> None:
 
 
 def when_the_run_ends(workplace: Cluster) -> None:
-    """The slot's lease cannot be given back then, which must not fail what was done."""
+    """The slot's lease cannot be returned then, which must not fail the finished work."""
     eventually(lambda: receipts(workplace, "when_the_run_ends") == SHARDS, RUN_SECONDS, "every shard is written")
     time.sleep(5)
 
 
 @pytest.mark.parametrize("away", [for_half_a_minute, when_the_run_ends])
-def test_the_server_is_away_and_hears_of_the_run_later(
+def test_a_run_completes_while_the_server_is_down_and_is_reported_later(
     away: Callable[[Cluster], None],
     workplace: Cluster,
     config: PipelineConfig,

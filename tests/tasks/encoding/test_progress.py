@@ -1,4 +1,4 @@
-"""What is told of an encoding run on the way: its line, and that nobody who is away for a while ends it."""
+"""Progress lines of an encoding run; a store that does not answer for a while does not end it."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 
 from functa.storage.errors import TransientError
 from functa.storage.places.local import LocalLocation
+from functa.tasks.dispatch import progress
 from functa.tasks.encoding import progress as following
 from functa.tasks.encoding.plan import Planned, ShardGroup
 from functa.tasks.encoding.progress import Following, encoding_speed
@@ -19,7 +20,7 @@ STATS: dict[str, Any] = {"images": 20, "bad": 1, "psnr": 19 * 30.0, "begun": 100
 
 
 class Clock:
-    """A time that passes when it is told to."""
+    """A clock that the test sets."""
 
     now = 0.0
 
@@ -31,11 +32,12 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(following, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     return clock
 
 
-class Told:
-    """In place of the log and the artifact."""
+class Shown:
+    """Collects lines in place of the log and the artifact."""
 
     def __init__(self, key: str, description: str) -> None:
         self.rows: list[tuple[int, int, str]] = []
@@ -45,9 +47,9 @@ class Told:
 
 
 def followed(store: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Following, list[tuple[int, int, str]]]:
-    monkeypatch.setattr(following, "Progress", Told)
-    told = Following(str(store), PLANNED)
-    return told, told._progress.rows  # type: ignore[attr-defined]
+    monkeypatch.setattr(following, "Progress", Shown)
+    follow = Following(str(store), PLANNED)
+    return follow, follow._progress.rows  # type: ignore[attr-defined]
 
 
 def receipt(store: Path, shard: int) -> None:
@@ -56,29 +58,32 @@ def receipt(store: Path, shard: int) -> None:
     place.touch()
 
 
-def test_a_line_tells_rate_psnr_bad_inputs_and_the_time_left(
+def test_a_line_shows_rate_psnr_bad_inputs_and_the_time_left_without_the_first_shard(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receipt(tmp_path, 0)  # of an earlier run: no part of the rate
-    told, rows = followed(tmp_path, monkeypatch)
+    receipt(tmp_path, 0)  # of an earlier run: not part of the rate
+    follow, rows = followed(tmp_path, monkeypatch)
     clock.now = 10.0
-    told([])
+    follow([])
     receipt(tmp_path, 1)
     clock.now = 20.0
-    told([STATS])
+    follow([STATS])
     clock.now = 22.0
-    told([STATS])  # too soon after the last one
-    for shard in (2, 3):
-        receipt(tmp_path, shard)
-    told([STATS, STATS | {"bad": 0, "psnr": 20 * 31.0}])  # the last one always
+    follow([STATS])  # too soon after the last line
+    receipt(tmp_path, 2)
+    clock.now = 40.0
+    follow([STATS])
+    receipt(tmp_path, 3)
+    follow([STATS, STATS | {"bad": 0, "psnr": 20 * 31.0}])  # the last line is always shown
     assert rows == [
         (1, 4, "1 of 4 shards, 0 bad inputs"),
-        (2, 4, "2 of 4 shards, 0 images/s, PSNR 30.00 dB, 1 bad inputs, 0:40 left"),
+        (2, 4, "2 of 4 shards, PSNR 30.00 dB, 1 bad inputs"),  # its time is mostly start-up
+        (3, 4, "3 of 4 shards, 0.5 images/s, PSNR 30.00 dB, 1 bad inputs, 0:20 left"),
         (4, 4, "4 of 4 shards, 1 images/s, PSNR 30.51 dB, 1 bad inputs"),
     ]
 
 
-def test_a_store_that_is_away_for_a_while_is_looked_at_again(
+def test_a_store_that_does_not_answer_is_read_again_later(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: object) -> list[str]:
@@ -87,28 +92,28 @@ def test_a_store_that_is_away_for_a_while_is_looked_at_again(
     receipt(tmp_path, 0)
     with monkeypatch.context() as broken:
         broken.setattr(LocalLocation, "list", away)
-        told, rows = followed(tmp_path, monkeypatch)
+        follow, rows = followed(tmp_path, monkeypatch)
         clock.now = 10.0
-        told([])
+        follow([])
         assert rows == []
     clock.now = 20.0
-    told([])
+    follow([])
     receipt(tmp_path, 1)
     clock.now = 30.0
-    told([])
+    follow([])
     assert [line for _, _, line in rows] == [
         "1 of 4 shards, 0 bad inputs",
-        "2 of 4 shards, 0 images/s, 0 bad inputs, 1:00 left",
+        "2 of 4 shards, 1 images/s, 0 bad inputs, 0:20 left",
     ]
 
 
-def test_the_speed_is_that_of_all_groups_from_the_first_begin_to_the_last_end() -> None:
+def test_the_rate_is_of_all_groups_from_the_first_start_to_the_last_end() -> None:
     stats = [STATS, STATS | {"begun": 103.0, "seconds": 7.0}, STATS | {"images": 0, "begun": 500.0}]
     assert encoding_speed(stats) == {"encode_images_per_s": 4.0}
     assert encoding_speed([]) == {}
 
 
-def test_a_few_newcomers_do_not_replace_the_rate_of_all() -> None:
+def test_a_few_new_images_do_not_replace_the_rate_of_the_whole_run() -> None:
     few, before = [STATS | {"images": 3}], {"encode_images_per_s": 4.0, "bad_inputs": []}
     assert encoding_speed(few, before) == {"encode_images_per_s": 4.0}
     assert encoding_speed(few, {}) == {}

@@ -1,4 +1,4 @@
-"""range=auto: the range whose codes reconstruct images that took no part in setting it best, clipping within limits."""
+"""range=auto: the range with the best reconstructions of images that did not set it, with limited clipping."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ def images_of(loop: InnerLoop, z: torch.Tensor) -> torch.Tensor:
 
 
 def chosen_of(quantizer: Quantizer) -> str:
-    """The candidate whose policy the quantiser has."""
+    """Return the candidate with the quantiser's policy."""
     words = quantizer.policy.removeprefix("auto: ").split(",")[0]
     if words.startswith("minmax"):
         return "minmax"
     return f"quantile {float(words.split()[1])}" if words.startswith("quantiles") else f"sigma {words.split()[2]}"
 
 
-def test_the_best_on_images_not_seen_is_chosen_and_all_are_recorded(loop: InnerLoop) -> None:
+def test_the_best_range_on_held_out_images_is_chosen_and_all_are_recorded(loop: InnerLoop) -> None:
     z = heavy_tailed(600)
     pixels = images_of(loop, z)
     quantizer = choose_quantizer(AUTO, loop, z, lambda rows: pixels[rows])
@@ -60,7 +60,7 @@ def test_the_best_on_images_not_seen_is_chosen_and_all_are_recorded(loop: InnerL
             psnr_of_errors((images_of(loop, decoded) - images_of(loop, fresh)).square().mean((1, 2, 3))).mean().item()
         )
 
-    assert psnr(name) > psnr("minmax") + 0.5  # of a heavy tail minmax wastes bins
+    assert psnr(name) > psnr("minmax") + 0.5  # minmax wastes bins on a heavy tail
     assert psnr(name) >= max(psnr(other) for other in within) - 0.3
     again = choose_quantizer(AUTO, loop, z, lambda rows: pixels[rows])
     assert again is not None
@@ -68,8 +68,8 @@ def test_the_best_on_images_not_seen_is_chosen_and_all_are_recorded(loop: InnerL
     assert again.candidates == quantizer.candidates
 
 
-def test_ranges_of_few_images_that_clip_others_are_passed_over(loop: InnerLoop) -> None:
-    """Per element of 12 images, minmax clips nothing of them and much of all others."""
+def test_ranges_of_few_images_that_clip_others_are_excluded(loop: InnerLoop) -> None:
+    """Per element of 12 images, minmax clips none of them and many values of others."""
     z = heavy_tailed(12)
     config = AUTO.model_copy(update={"granularity": "element", "bits": 8})
     quantizer = choose_quantizer(config, loop, z, lambda rows: images_of(loop, z)[rows])
@@ -78,7 +78,7 @@ def test_ranges_of_few_images_that_clip_others_are_passed_over(loop: InnerLoop) 
     assert "sd" in quantizer.policy
 
 
-def test_where_all_clip_too_much_the_least_clipping_is_taken(loop: InnerLoop) -> None:
+def test_if_all_ranges_clip_too_much_the_one_that_clips_least_is_chosen(loop: InnerLoop) -> None:
     z = heavy_tailed(12)
     config = AUTO.model_copy(update={"granularity": "element", "max_clip_fraction": 0.0})
     quantizer = choose_quantizer(config, loop, z, lambda rows: images_of(loop, z)[rows])
@@ -87,7 +87,7 @@ def test_where_all_clip_too_much_the_least_clipping_is_taken(loop: InnerLoop) ->
     assert quantizer.candidates[chosen_of(quantizer)]["clip_fraction"] == least
 
 
-def test_one_image_is_too_few_and_other_ranges_are_not_judged(loop: InnerLoop) -> None:
+def test_one_image_is_too_few_and_a_fixed_range_is_not_compared(loop: InnerLoop) -> None:
     z = heavy_tailed(1)
     with pytest.raises(StorageError, match="two calibration images"):
         choose_quantizer(AUTO, loop, z, lambda rows: images_of(loop, z)[rows])

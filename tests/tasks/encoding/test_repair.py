@@ -1,4 +1,4 @@
-"""Repair: exactly the damaged shards are encoded again, under new names, and readers see what they saw before."""
+"""Repair: only damaged shards are encoded again, under new names, and readers see the same rows as before."""
 
 import errno
 import os
@@ -20,22 +20,13 @@ from functa.storage.upkeep.gc import collect
 from functa.storage.upkeep.verify import verify
 from functa.tasks.encoding.encode import encode_group
 from functa.tasks.encoding.finalise import finalise
-from functa.tasks.encoding.plan import EncodeJob, Planned, plan
+from functa.tasks.encoding.plan import EncodeJob, plan
 from tests.helpers.storage.functasets import table_of
-from tests.tasks.encoding.test_encode import bytes_of, encode, job
-from tests.tasks.encoding.test_encode import field as field
-
-
-def repair(work: EncodeJob) -> Planned:
-    todo = plan(work.model_copy(update={"repair": True}))
-    for group in todo.groups:
-        encode_group(work, group, 400)
-    finalise(work, todo)
-    return todo
+from tests.helpers.tasks.encoding import encode, encode_job, file_bytes, flip_bit, repair
 
 
 def encoded(field: Path, store: Path) -> EncodeJob:
-    work, _ = job(field, store)
+    work, _ = encode_job(field, store)
     encode(work)
     return work
 
@@ -46,22 +37,16 @@ def by_key(store: Path) -> dict[str, bytes]:
     return {key: code.tobytes() for key, code in zip(loaded.keys, loaded.codes, strict=True)}
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-
-
 DAMAGE: dict[str, Callable[[Path], None]] = {
-    "a flipped bit of latents": lambda fragment: flip(fragment / "z/c/1/0/0/0"),
+    "a flipped bit of latents": lambda fragment: flip_bit(fragment / "z/c/1/0/0/0"),
     "a missing column": lambda fragment: (fragment / "label/c/0").unlink(),
-    "a receipt": lambda fragment: flip(fragment / "receipts/000001.0.json"),
+    "a receipt": lambda fragment: flip_bit(fragment / "receipts/000001.0.json"),
     "a shard's moments": lambda fragment: (fragment / "moments/000000.f8").write_bytes(b""),
     "two swapped shards": lambda fragment: (fragment / "psnr/c/0").write_bytes((fragment / "psnr/c/1").read_bytes()),
-    "a table of rows": lambda fragment: flip(fragment / "rows/000001.json"),
-    "an array's metadata": lambda fragment: flip(fragment / "z/zarr.json"),
-    "the quantiser's range": lambda fragment: flip(fragment / "quantization/low/c/0/0/0"),
-    "the plan": lambda fragment: flip(fragment / "plan.json"),
+    "a table of rows": lambda fragment: flip_bit(fragment / "rows/000001.json"),
+    "an array's metadata": lambda fragment: flip_bit(fragment / "z/zarr.json"),
+    "the quantiser's range": lambda fragment: flip_bit(fragment / "quantization/low/c/0/0/0"),
+    "the plan": lambda fragment: flip_bit(fragment / "plan.json"),
 }
 
 
@@ -69,18 +54,18 @@ OFTEN = ("a flipped bit of latents", "a table of rows", "the plan")
 
 
 @pytest.mark.parametrize("what", [pytest.param(w, marks=() if w in OFTEN else pytest.mark.slow) for w in DAMAGE])
-def test_what_is_damaged_is_encoded_again_and_only_that(field: Path, tmp_path: Path, what: str) -> None:
+def test_only_damaged_shards_are_encoded_again(field: Path, tmp_path: Path, what: str) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
     if what != "the plan":
         retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys[:3])
-    shown, content, count = by_key(store), Functaset.open(str(store)).content, len(bytes_of(store))
+    shown, content, count = by_key(store), Functaset.open(str(store)).content, len(file_bytes(store))
     entry = Functaset.open(str(store)).commit.fragments[0]
     DAMAGE[what](store / "fragments" / entry.fragment)
     bad = [each["path"] for each in verify(open_location(str(store)), deep=True).bad]
     assert len(bad) == 1
-    damaged = bytes_of(store)
-    if "moments" not in what:  # those are read when they are merged
+    damaged = file_bytes(store)
+    if "moments" not in what:  # moments are read only to merge them
         with pytest.raises(StorageError):
             by_key(store)
     todo = repair(work)
@@ -88,41 +73,41 @@ def test_what_is_damaged_is_encoded_again_and_only_that(field: Path, tmp_path: P
     rows = sum(group.images for group in todo.groups)
     assert todo.drop == ((entry.fragment,) if whole else ())
     assert (rows == len(shown)) == whole
-    assert damaged.items() <= bytes_of(store).items()  # nothing is overwritten
-    assert len(bytes_of(store)) > count
+    assert damaged.items() <= file_bytes(store).items()  # nothing is overwritten
+    assert len(file_bytes(store)) > count
     assert Functaset.open(str(store)).content == content
     after = by_key(store)
-    assert after == shown  # the range too comes out as it was, calibrated on the same images
+    assert after == shown  # the range is the same too, calibrated on the same images
     assert verify(open_location(str(store)), deep=True).bad == []
     assert repair(work).groups == ()
 
 
-def test_damage_that_encoding_cannot_mend_is_named_and_nothing_changes(field: Path, tmp_path: Path) -> None:
+def test_damage_that_encoding_cannot_repair_is_named_and_nothing_changes(field: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
     retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys[:3])
     entry = Functaset.open(str(store)).commit.fragments[0]
-    flip(store / "fragments" / entry.fragment / "plan.json")
-    before = bytes_of(store)
+    flip_bit(store / "fragments" / entry.fragment / "plan.json")
+    before = file_bytes(store)
     with pytest.raises(StorageError, match="its plan is damaged, so that it is not known which images were retired"):
         repair(work)
-    assert bytes_of(store) == before
-    flip(next((store / "fields").glob("*.safetensors")))
+    assert file_bytes(store) == before
+    flip_bit(next((store / "fields").glob("*.safetensors")))
     with pytest.raises(StorageError, match=r"fields/feed\.safetensors: .* encoding again does not bring it back"):
         repair(work)
-    flip(store / "commits" / "00000002.json")
+    flip_bit(store / "commits" / "00000002.json")
     with pytest.raises(StorageError, match=r"commits/00000002\.json: .* restore it from a copy"):
         repair(work)
 
 
-def test_damage_of_an_older_commit_does_not_hinder_repair_and_can_be_given_up(field: Path, tmp_path: Path) -> None:
+def test_damage_of_an_older_commit_does_not_prevent_repair_and_can_expire(field: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
     place = open_location(str(store))
     retire(place, "train", Functaset.open(place).load("train").keys[:3])
     shown = by_key(store)
-    flip(store / Functaset.open(place).fragments[0].plan.path / "z/c/1/0/0/0")
-    flip(store / "commits" / "00000001.json")
+    flip_bit(store / Functaset.open(place).fragments[0].plan.path / "z/c/1/0/0/0")
+    flip_bit(store / "commits" / "00000001.json")
     repair(work)
     assert by_key(store) == shown
     assert [each["path"] for each in verify(place, deep=True).bad] == ["commits/00000001.json"]
@@ -131,18 +116,18 @@ def test_damage_of_an_older_commit_does_not_hinder_repair_and_can_be_given_up(fi
     assert collect(place, delete=True).removed == []
 
 
-def test_after_a_lost_plan_was_repaired_encoding_goes_on(field: Path, tmp_path: Path) -> None:
+def test_encoding_continues_after_the_repair_of_a_damaged_plan(field: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
-    flip(store / Functaset.open(str(store)).fragments[0].plan.path / "plan.json")
+    flip_bit(store / Functaset.open(str(store)).fragments[0].plan.path / "plan.json")
     repair(work)
-    before = bytes_of(store)
+    before = file_bytes(store)
     encode(work)
-    assert bytes_of(store) == before
+    assert file_bytes(store) == before
 
 
 @pytest.mark.parametrize("damage", ["latents", "latents and receipt", "latents and digests"])
-def test_a_repaired_row_has_its_old_label_and_is_of_its_old_image(field: Path, tmp_path: Path, damage: str) -> None:
+def test_a_repaired_row_has_its_former_label_and_image(field: Path, tmp_path: Path, damage: str) -> None:
     pictures, store = tmp_path / "pictures", tmp_path / "s"
 
     def put(label: str, number: int, seed: int) -> None:
@@ -153,7 +138,7 @@ def test_a_repaired_row_has_its_old_label_and_is_of_its_old_image(field: Path, t
     for label in "bcd":
         for number in range(20):
             put(label, number, ord(label) * 100 + number)
-    work, _ = job(
+    work, _ = encode_job(
         field, store, "images.source=folder", "images.channels=1", f"images.location={pictures}",
         "encode.shard_rows=16", "encode.chunk_rows=16", "encode.quantization.max_clip_fraction=0.5",
     )  # fmt: skip
@@ -162,11 +147,11 @@ def test_a_repaired_row_has_its_old_label_and_is_of_its_old_image(field: Path, t
     labels = dict(zip(before.keys, before.labels.tolist()))
     each = Functaset.open(str(store)).fragments[0].plan
     inside = table_of(open_location(str(store)), each, 1).keys
-    flip(store / each.path / "z/c/1/0/0/0")
+    flip_bit(store / each.path / "z/c/1/0/0/0")
     if "receipt" in damage:
-        flip(store / each.path / "receipts/000001.0.json")
+        flip_bit(store / each.path / "receipts/000001.0.json")
     if "digests" in damage:
-        flip(store / each.path / "source_sha256/c/1/0")
+        flip_bit(store / each.path / "source_sha256/c/1/0")
     put("a", 0, 7)
     put("a", 1, 8)
     label, name = inside[0].split("/")[-2:]
@@ -177,7 +162,7 @@ def test_a_repaired_row_has_its_old_label_and_is_of_its_old_image(field: Path, t
     status = (pictures / label / name).stat()
     (pictures / label / name).write_bytes(whole)
     os.utime(pictures / label / name, ns=(status.st_atime_ns, status.st_mtime_ns))
-    if damage == "latents":  # with other times, but the same bytes
+    if damage == "latents":  # other file times, same bytes
         repair(work)
     else:
         repair(work.model_copy(update={"retire_lost": True}))
@@ -187,25 +172,25 @@ def test_a_repaired_row_has_its_old_label_and_is_of_its_old_image(field: Path, t
     assert labels.keys() - known.keys() == (set() if damage == "latents" else {inside[0]})
 
 
-def test_an_image_that_cannot_be_read_while_it_is_repaired_ends_the_repair(field: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_ends_the_repair(field: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (60, 8, 8), np.uint8)
     for number, image in enumerate(pixels):
         folder = tmp_path / "x" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{number}.png")
     store = tmp_path / "s"
-    work, _ = job(
+    work, _ = encode_job(
         field, store, "images.source=folder", "images.channels=1", f"images.location={tmp_path / 'x'}",
         "encode.quantization.max_clip_fraction=0.5", "images.max_bad_fraction=1",
     )  # fmt: skip
     encode(work)
     shown = by_key(store)
-    flip(store / Functaset.open(str(store)).fragments[0].plan.path / "z/c/0/0/0/0")
+    flip_bit(store / Functaset.open(str(store)).fragments[0].plan.path / "z/c/0/0/0/0")
     todo = plan(work.model_copy(update={"repair": True}))
     victim = tmp_path / "x" / next(iter(shown)).split("train/")[-1]
     whole, times = victim.read_bytes(), victim.stat()
     victim.write_bytes(b"no picture")
-    with pytest.raises(StorageError, match=r"\.png: .*; restore the image, or give its row up: --retire-lost"):
+    with pytest.raises(StorageError, match=r"\.png: .*; restore the image, or retire its row: --retire-lost"):
         for group in todo.groups:
             encode_group(work, group, 400)
     victim.write_bytes(whole)
@@ -214,30 +199,30 @@ def test_an_image_that_cannot_be_read_while_it_is_repaired_ends_the_repair(field
     assert by_key(store) == shown
 
 
-def test_a_lost_connection_is_no_damage(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_connection_is_not_damage(field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
-    flip(store / Functaset.open(str(store)).fragments[0].plan.path / "z/c/1/0/0/0")
-    before = bytes_of(store)
+    flip_bit(store / Functaset.open(str(store)).fragments[0].plan.path / "z/c/1/0/0/0")
+    before = file_bytes(store)
 
     def away(*_: object) -> None:
-        raise TransientError("the place does not answer")
+        raise TransientError("the store does not answer")
 
     monkeypatch.setattr("functa.storage.functaset.fragment.Shard.array", away)
     with pytest.raises(TransientError):
         repair(work)
-    assert bytes_of(store) == before
+    assert file_bytes(store) == before
 
 
-def test_a_shard_of_which_nothing_is_known_is_given_up_where_that_is_asked_for(field: Path, tmp_path: Path) -> None:
+def test_a_shard_of_unknown_content_is_retired_on_request(field: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
     shown = by_key(store)
     each = Functaset.open(str(store)).fragments[0].plan
     lost = table_of(open_location(str(store)), each, 1).keys
-    flip(store / each.path / "rows/000001.json")
-    flip(store / each.path / "receipts/000001.0.json")
-    flip(store / each.path / "z/c/0/0/0/0")
+    flip_bit(store / each.path / "rows/000001.json")
+    flip_bit(store / each.path / "receipts/000001.0.json")
+    flip_bit(store / each.path / "z/c/0/0/0/0")
     with pytest.raises(StorageError, match=r"receipts/000001\.0\.json"):
         repair(work)
     repair(work.model_copy(update={"retire_lost": True}))
@@ -245,36 +230,36 @@ def test_a_shard_of_which_nothing_is_known_is_given_up_where_that_is_asked_for(f
     assert verify(open_location(str(store)), deep=True).bad == []
 
 
-def test_a_lost_plan_brings_no_erased_image_back(field: Path, tmp_path: Path) -> None:
+def test_repair_of_a_damaged_plan_does_not_encode_erased_images(field: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
     retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys[:3])
     collect(open_location(str(store)), delete=True, erase_retired=True)
     entry = next(e for e in Functaset.open(str(store)).commit.fragments if e.split == "train")
-    flip(store / "fragments" / entry.fragment / "plan.json")
-    before = bytes_of(store)
-    with pytest.raises(StorageError, match=r"its plan is lost, .* restore its plan\.json from a copy"):
+    flip_bit(store / "fragments" / entry.fragment / "plan.json")
+    before = file_bytes(store)
+    with pytest.raises(StorageError, match=r"its plan is damaged, .* restore its plan\.json from a copy"):
         repair(work)
-    assert bytes_of(store) == before
+    assert file_bytes(store) == before
 
 
-def test_a_lost_plan_is_replaced_by_the_same_images_only(field: Path, tmp_path: Path) -> None:
+def test_a_damaged_plan_is_replaced_only_with_the_same_images(field: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
     entry = Functaset.open(str(store)).commit.fragments[0]
-    flip(store / "fragments" / entry.fragment / "plan.json")
+    flip_bit(store / "fragments" / entry.fragment / "plan.json")
     todo = plan(work.model_copy(update={"repair": True}))
     for group in todo.groups:
         encode_group(work, group, 400)
     (fragment,) = todo.contents
-    with pytest.raises(StorageError, match=f"fragment {entry.fragment}: its plan is lost, and the images"):
+    with pytest.raises(StorageError, match=f"fragment {entry.fragment}: its plan is damaged, and the images"):
         finalise(work, todo.model_copy(update={"contents": {fragment: "0" * 64}}))
     assert latest(open_location(str(store))).version == 1  # type: ignore[union-attr]
     finalise(work, todo)
     assert verify(open_location(str(store)), deep=True).bad == []
 
 
-def test_images_that_are_gone_or_changed_end_a_repair_unless_their_rows_are_given_up(
+def test_missing_or_changed_images_end_a_repair_unless_their_rows_are_to_be_retired(
     field: Path, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 1), np.uint8)
@@ -285,7 +270,7 @@ def test_images_that_are_gone_or_changed_end_a_repair_unless_their_rows_are_give
 
     write(60)
     store = tmp_path / "s"
-    work, _ = job(
+    work, _ = encode_job(
         field,
         store,
         "images.source=npz",
@@ -298,22 +283,22 @@ def test_images_that_are_gone_or_changed_end_a_repair_unless_their_rows_are_give
     shown = by_key(store)
     each = Functaset.open(str(store)).fragments[0].plan
     inside = table_of(open_location(str(store)), each, 1)
-    flip(store / each.path / "z/c/1/0/0/0")
+    flip_bit(store / each.path / "z/c/1/0/0/0")
     by_number = {int(re.findall(r"\d+", key)[-1]): key for key in inside.keys}
     last, other = sorted(by_number)[-1], sorted(by_number)[0]
     pixels[other] ^= 1
     write(last)
     lost = [key for number, key in by_number.items() if number == other or number >= last]
-    before = bytes_of(store)
-    with pytest.raises(StorageError, match=rf" {len(lost) - 1} are gone \(.*\) and 1 changed \(.*: --retire-lost$"):
+    before = file_bytes(store)
+    with pytest.raises(StorageError, match=rf" {len(lost) - 1} are missing \(.*\) and 1 changed \(.*: --retire-lost$"):
         repair(work)
-    assert bytes_of(store) == before
+    assert file_bytes(store) == before
     repair(work.model_copy(update={"retire_lost": True}))
     assert by_key(store) == {key: code for key, code in shown.items() if key not in lost}
     assert verify(open_location(str(store)), deep=True).bad == []
 
 
-def test_what_a_disk_cannot_read_any_more_is_damage_and_is_encoded_again(
+def test_a_file_that_the_disk_cannot_read_is_damaged_and_is_encoded_again(
     field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = tmp_path / "s"
@@ -339,31 +324,31 @@ def test_what_a_disk_cannot_read_any_more_is_damage_and_is_encoded_again(
 
 @pytest.mark.parametrize("what", ["commits/00000001.sha256", "fragments/zarr.json"])
 @pytest.mark.parametrize("how", ["missing", "altered"])
-def test_what_only_follows_from_the_rest_is_put_back(field: Path, tmp_path: Path, what: str, how: str) -> None:
+def test_objects_that_follow_from_others_are_restored(field: Path, tmp_path: Path, what: str, how: str) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
     retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys[:3])
-    before = bytes_of(store)
+    before = file_bytes(store)
     (store / what).unlink()
     if how == "altered":
         (store / what).write_text("{}")
     bad = [each["path"] for each in verify(open_location(str(store))).bad]
-    if (what, how) == ("commits/00000001.sha256", "altered"):  # who can tell which of the two it was?
+    if (what, how) == ("commits/00000001.sha256", "altered"):  # either of the two may be the damaged one
         assert bad == ["commits/00000001.json"]
         return
     assert bad == [what]
     assert repair(work).groups == ()
-    assert bytes_of(store) == before
+    assert file_bytes(store) == before
 
 
 def test_a_fragment_that_was_retired_as_a_whole_is_not_encoded_again(field: Path, tmp_path: Path) -> None:
     store = tmp_path / "s"
     work = encoded(field, store)
     retire(open_location(str(store)), "train", Functaset.open(str(store)).load("train").keys)
-    before = bytes_of(store)
+    before = file_bytes(store)
     assert plan(work).groups == ()
     encode(work)
-    assert bytes_of(store) == before
+    assert file_bytes(store) == before
     assert Functaset.open(str(store)).rows("train") == 0
 
 
@@ -373,7 +358,7 @@ def test_merged_moments_are_merged_again(field: Path, tmp_path: Path) -> None:
     moments = Functaset.open(str(store)).moments()
     stored = Functaset.open(str(store)).commit.moments
     assert stored is not None
-    flip(store / stored.key)
+    flip_bit(store / stored.key)
     with pytest.raises(StorageError, match="was altered"):
         Functaset.open(str(store)).moments()
     repair(work)

@@ -1,4 +1,4 @@
-"""Fields of every interpolation go through training, store and decoding; what cannot be decoded says so."""
+"""Train, store and decode fields of every interpolation; a resolution that cannot be decoded is refused."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.helpers.tasks.encoded import encoded
 
 
 def functaset(folder: Path, *overrides: str) -> str:
-    """A functaset of the digits, from a field that was trained for a moment."""
+    """A functaset of digits under a field of a few training steps."""
     return encoded(folder, *overrides)[1].functaset
 
 
@@ -33,15 +33,15 @@ BILINEAR = "field.interpolation=bilinear"
     ],
     ids=str,
 )
-def test_a_finer_picture_has_the_stored_ones_pixels(overrides: list[str], tmp_path: Path) -> None:
-    """At three times the resolution every third pixel is one that was fitted."""
+def test_a_larger_image_contains_the_pixels_of_the_stored_resolution(overrides: list[str], tmp_path: Path) -> None:
+    """At three times the resolution every third pixel was fitted."""
     uri = functaset(tmp_path, *overrides)
     coarse, fine = decoded(uri, None, tmp_path / "coarse"), decoded(uri, 24, tmp_path / "fine")
     assert coarse.shape == (4, 8, 8)
     assert np.abs(fine[:, 1::3, 1::3] - coarse).max() <= 1  # rounding to uint8
 
 
-def test_binary_coordinates_are_decoded_at_their_own_resolution_alone(tmp_path: Path) -> None:
+def test_binary_coordinates_are_decoded_only_at_their_own_resolution(tmp_path: Path) -> None:
     uri = functaset(tmp_path, BILINEAR)
     assert decoded(uri, 8, tmp_path / "own").shape == (4, 8, 8)
     with pytest.raises(StorageError, match="--resolution 16: a field of binary coordinates exists at the resolution"):

@@ -1,4 +1,4 @@
-"""What a training step sees of a functaset: every image once an epoch, in one of its rows, whoever computes it."""
+"""Training batches: every image once per epoch, in one of its rows, the same in every process."""
 
 from collections import Counter
 
@@ -26,7 +26,7 @@ IMAGES, EACH = 20, 4  # rows of an image
 
 @pytest.fixture(scope="module")
 def augmented(tmp_path_factory: pytest.TempPathFactory) -> Functaset:
-    """Images of a row as they are and three augmentations. (Their latents depend on the image alone.)"""
+    """A functaset of plain images and three augmentations each. (Their latents depend on the image only.)"""
     store = new_store(str(tmp_path_factory.mktemp("z")), FINGERPRINT | {"augmentation.count": EACH - 1})
     keys = [f"train/{i:05d}" for i in range(IMAGES) for _ in range(EACH)]
     labels = np.repeat(np.arange(IMAGES, dtype=np.int32) % 10, EACH)
@@ -46,7 +46,7 @@ def indexed(functaset: Functaset) -> Indexed:
     return reader
 
 
-def test_rows_are_found_by_their_image(augmented: Functaset) -> None:
+def test_rows_are_grouped_by_image(augmented: Functaset) -> None:
     reader = indexed(augmented)
     order, starts, counts = rows_by_image(reader)
     assert counts.tolist() == [EACH] * IMAGES
@@ -61,7 +61,7 @@ def batches(functaset: Functaset, size: int, steps: int, **options: object) -> B
     return training_batches(functaset, normalizer, size, 7, **given)  # type: ignore[arg-type]
 
 
-def test_an_epoch_sees_every_image_once_in_a_row_drawn_anew(augmented: Functaset) -> None:
+def test_an_epoch_uses_every_image_once_in_a_randomly_drawn_row(augmented: Functaset) -> None:
     epochs, seen = 300, []
     of_step = batches(augmented, IMAGES, epochs)
     assert isinstance(of_step, OnDevice)
@@ -77,13 +77,13 @@ def test_an_epoch_sees_every_image_once_in_a_row_drawn_anew(augmented: Functaset
     assert torch.equal(again(5)[0], of_step(5)[0])
 
 
-def test_plain_batches_are_of_images_as_they_are(augmented: Functaset) -> None:
+def test_plain_batches_contain_no_augmentations(augmented: Functaset) -> None:
     x, labels = batches(augmented, IMAGES, 1, plain=True)(0)
     assert x.shape == (IMAGES, *SHAPE)
     assert sorted(labels.tolist()) == sorted(i % 10 for i in range(IMAGES))
 
 
-def test_ranks_see_their_parts_of_one_batch(augmented: Functaset) -> None:
+def test_ranks_get_their_parts_of_one_batch(augmented: Functaset) -> None:
     whole = batches(augmented, 7, 4)
     parts = [batches(augmented, 7, 4, part=part) for part in (slice(0, 3), slice(3, 7))]
     for step in range(4):
@@ -91,7 +91,7 @@ def test_ranks_see_their_parts_of_one_batch(augmented: Functaset) -> None:
             assert torch.equal(torch.cat(pieces), one)
 
 
-def test_what_does_not_fit_on_the_device_comes_from_the_host_alike(augmented: Functaset) -> None:
+def test_batches_from_the_host_equal_those_kept_on_the_device(augmented: Functaset) -> None:
     reader, normalizer = indexed(augmented), training_normalizer(augmented, NormalizationConfig(kind="array"))
     choose = lambda step: np.array([3, 3, 70, step])  # noqa: E731
     resident = OnDevice(reader, normalizer, choose, slice(1, 4), CPU)  # type: ignore[arg-type]
@@ -101,8 +101,8 @@ def test_what_does_not_fit_on_the_device_comes_from_the_host_alike(augmented: Fu
             assert torch.equal(one, other)
 
 
-def test_rows_of_many_steps_are_uploaded_at_once_and_are_the_same(augmented: Functaset) -> None:
-    """As for a GPU, resumed in the middle."""
+def test_uploading_rows_of_many_steps_at_once_changes_nothing(augmented: Functaset) -> None:
+    """As on a GPU, resumed in the middle."""
     plain, ahead = batches(augmented, 6, 40), batches(augmented, 6, 40)
     assert isinstance(ahead, OnDevice)
     ahead._uploaded = 16
@@ -111,7 +111,7 @@ def test_rows_of_many_steps_are_uploaded_at_once_and_are_the_same(augmented: Fun
 
 
 @pytest.mark.parametrize("label", [10, -1])
-def test_a_label_that_is_no_class_is_told_before_training(label: int) -> None:
+def test_a_label_that_is_no_class_is_refused_before_training(label: int) -> None:
     with pytest.raises(StorageError, match=rf"it: has a row of label {label}, but there are 10 classes \(0 to 9\)"):
         check_labels("it", np.array([0, 9, label], np.int32), 10)
 
@@ -119,4 +119,4 @@ def test_a_label_that_is_no_class_is_told_before_training(label: int) -> None:
 def test_a_functaset_with_labels_beyond_the_classes_is_refused(augmented: Functaset) -> None:
     with pytest.raises(StorageError, match=r"has a row of label 9, but there are 9 classes \(0 to 8\)"):
         batches(augmented, 4, 1, classes=9)
-    assert batches(augmented, 4, 1, classes=None)(0)[0].shape[0] == 4  # unconditional: nobody asks
+    assert batches(augmented, 4, 1, classes=None)(0)[0].shape[0] == 4  # unconditional: labels are not used

@@ -1,4 +1,4 @@
-"""Classifiers and diffusion models on a small functaset: exact resume, exported weights, what a GPU's loop does."""
+"""Train classifiers and diffusion models on a small functaset: exact resume, exported weights, the loop of a GPU."""
 
 import signal
 import subprocess
@@ -10,33 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from functa.flows.config.load import load_config
 from functa.storage.errors import DamagedObject
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import load_checkpoint
 from functa.storage.runs.weights import SIDECAR, TENSORS, read_weights
 from functa.tasks.trained import load_classifier, load_denoiser
-from functa.tasks.training import classifier, diffusion, loop
-from functa.tasks.training_jobs import ClassifierJob, DiffusionJob
+from functa.tasks.training import loop
 from tests.helpers.storage.functasets import filled
+from tests.helpers.tasks.latent_training import SETTINGS, run_training, stored_tensors, training_job
 
 PROJECT = Path(__file__).parents[3]
 STEPS = 9
-COMMON = {"seed": 0, "device": "cpu", "digest": "d", "classes": 10}
-SETS = {
-    "classifier": ["steps=9", "warmup=3", "batch=6", "ema=0.9", "ema_ramp=true", "noise=0.1", "log_every=3",
-                   "model.width=16", "model.depth=1", "model.heads=2", "model.dropout=0.2", "evaluate_every=3",
-                   "normalization.kind=fixed", "normalization.factor=0.05"],
-    "diffusion": ["steps=9", "warmup=3", "batch=6", "ema=0.9", "decay=inverse_sqrt", "log_every=3",
-                  "model.channels=32", "model.groups=4", "model.head_channels=32", "model.multipliers=[1]",
-                  "model.dropout=0.2", "process.timestep_ratio=3", "process.weighted=true"],
-    "vector": ["steps=9", "warmup=3", "batch=6", "ema=0.9", "log_every=3", "model.kind=mlp", "model.channels=64",
-               "process.conditional=false", "process.guidance=1"],
-}  # fmt: skip
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the loop runs after it."""
+    """Simulates SIGKILL: nothing of the loop runs after it."""
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +32,8 @@ def functaset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(filled(str(tmp_path_factory.mktemp("z"))).uri)
 
 
-def job(kind: str, functaset: str, output: Path, *more: str) -> Any:
-    section = "classifier" if kind == "classifier" else "diffusion"
-    config = load_config("digits", [f"{section}.{each}" for each in [*SETS[kind], "checkpoint_seconds=1e-9", *more]])
-    if section == "classifier":
-        return ClassifierJob(**COMMON, classifier=config.classifier, functaset=functaset, output=str(output))
-    return DiffusionJob(**COMMON, diffusion=config.diffusion, functaset=functaset, output=str(output))
-
-
-def run(of: Any, emit: Any = lambda row: None) -> dict[str, Any]:
-    return classifier.run(of, emit) if isinstance(of, ClassifierJob) else diffusion.run(of, emit)
-
-
-def tensors(output: Path) -> dict[str, np.ndarray]:
-    found = load_checkpoint(open_location(str(output)))
-    assert found is not None
-    return found.tensors
-
-
 RESUMED = [
-    *((kind, ()) for kind in SETS),
+    *((kind, ()) for kind in SETTINGS),
     ("classifier", ("optimizer=muon", "precision=bf16")),
     ("diffusion", ("precision=bf16",)),
     pytest.param("classifier", ("compile=on",), marks=pytest.mark.slow),
@@ -71,10 +41,10 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("kind", "more"), RESUMED)
-def test_steps_then_a_kill_then_the_rest_are_all_steps_bit_for_bit(
+def test_a_killed_and_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     kind: str, more: tuple[str, ...], functaset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(job(kind, functaset, tmp_path / "whole", *more))
+    run_training(training_job(kind, functaset, tmp_path / "whole", *more))
     update, kill_at = loop._update, [2, 6]
 
     def killed(run: Any, average: Any, step: int, *rest: Any) -> Any:
@@ -86,56 +56,56 @@ def test_steps_then_a_kill_then_the_rest_are_all_steps_bit_for_bit(
     monkeypatch.setattr(loop, "_update", killed)
     for _ in range(2):
         with pytest.raises(Killed):
-            run(job(kind, functaset, tmp_path / "killed", *more))
-    run(job(kind, functaset, tmp_path / "killed", *more))
+            run_training(training_job(kind, functaset, tmp_path / "killed", *more))
+    run_training(training_job(kind, functaset, tmp_path / "killed", *more))
     same(tmp_path / "whole", tmp_path / "killed")
 
 
 def same(one: Path, other: Path) -> None:
-    whole, resumed = tensors(one), tensors(other)
+    whole, resumed = stored_tensors(one), stored_tensors(other)
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "diffusion"])
-def test_a_training_killed_before_each_of_its_writes_ends_as_one_that_was_not(
+def test_a_training_killed_before_any_of_its_writes_ends_with_the_same_weights(
     kind: str, functaset: str, tmp_path: Path
 ) -> None:
-    """SIGKILL in a process of its own before its k-th fsync, rename or unlink: in the middle of a save too."""
-    run(job(kind, functaset, tmp_path / "whole"))
+    """SIGKILL before the process's k-th fsync, rename or unlink: in the middle of a save too."""
+    run_training(training_job(kind, functaset, tmp_path / "whole"))
     described = tmp_path / "job.json"
-    described.write_text(job(kind, functaset, tmp_path / "killed").model_dump_json())
+    described.write_text(training_job(kind, functaset, tmp_path / "killed").model_dump_json())
     ends = []
     for k in (3, 8, 2, 11, 5):
         command = [sys.executable, "-m", "tests.helpers.tasks.killed_training", kind, described, str(k)]
         ends.append(subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=240, check=False).returncode)
     assert -signal.SIGKILL in ends, ends
-    run(job(kind, functaset, tmp_path / "killed"))
+    run_training(training_job(kind, functaset, tmp_path / "killed"))
     same(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("kind", SETTINGS)
 def test_a_loop_that_runs_ahead_of_its_device_trains_the_same_weights(
     kind: str, functaset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: figures are read when a line is due, rows of many steps are uploaded at once."""
-    run(job(kind, functaset, tmp_path / "looking"))
+    """As on a GPU: figures are read when a row is due, and row numbers of many steps are uploaded at once."""
+    run_training(training_job(kind, functaset, tmp_path / "reading"))
     watch = loop._Watch.__init__
 
-    def blind(self: Any, run: Any) -> None:
+    def running_ahead(self: Any, run: Any) -> None:
         watch(self, run)
-        self.looks_always = False
+        self.reads_always = False
 
-    monkeypatch.setattr(loop._Watch, "__init__", blind)
-    run(job(kind, functaset, tmp_path / "ahead"))
-    looking, ahead = tensors(tmp_path / "looking"), tensors(tmp_path / "ahead")
-    for name, value in looking.items():
+    monkeypatch.setattr(loop._Watch, "__init__", running_ahead)
+    run_training(training_job(kind, functaset, tmp_path / "ahead"))
+    reading, ahead = stored_tensors(tmp_path / "reading"), stored_tensors(tmp_path / "ahead")
+    for name, value in reading.items():
         np.testing.assert_array_equal(ahead[name], value, err_msg=name)
     with pytest.raises(loop.NonFiniteLoss, match=r"at step 5, so training stopped before the update"):
-        run(_with_a_bad_step(monkeypatch, job(kind, functaset, tmp_path / "bad", "log_every=3")))
+        run_training(_with_a_bad_step(monkeypatch, training_job(kind, functaset, tmp_path / "bad", "log_every=3")))
     kept = load_checkpoint(open_location(str(tmp_path / "bad")))
-    assert kept is not None and kept.step == 3  # the line before
+    assert kept is not None and kept.step == 3  # the row before
     assert all(np.isfinite(value).all() for value in kept.tensors.values())
 
 
@@ -151,13 +121,13 @@ def _with_a_bad_step(monkeypatch: pytest.MonkeyPatch, of: Any) -> Any:
     return of
 
 
-@pytest.mark.parametrize("kind", SETS)
-def test_exported_weights_are_the_averaged_ones_with_all_that_is_needed_to_use_them(
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_exported_weights_are_the_averaged_ones_and_suffice_to_use_the_model(
     kind: str, functaset: str, tmp_path: Path
 ) -> None:
     rows: list[dict[str, Any]] = []
-    figures = run(job(kind, functaset, tmp_path), rows.append)
-    stored, exported = tensors(tmp_path), read_weights(open_location(str(tmp_path)))
+    figures = run_training(training_job(kind, functaset, tmp_path), rows.append)
+    stored, exported = stored_tensors(tmp_path), read_weights(open_location(str(tmp_path)))
     assert exported is not None
     assert {f"average.{name}" for name in exported.tensors} == {name for name in stored if name.startswith("average.")}
     for name, value in exported.tensors.items():
@@ -168,7 +138,7 @@ def test_exported_weights_are_the_averaged_ones_with_all_that_is_needed_to_use_t
     assert meta["functaset"]["fingerprint"] and meta["normalizer"]["scale"]
     rates = [row for row in rows if "utilization" in row]
     assert rates and all(row["flops_per_s"] > 0 and row["utilization"] > 0 for row in rates)
-    # Copied alone they are enough.
+    # The two exported files are enough.
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in (TENSORS, SIDECAR):
@@ -178,9 +148,9 @@ def test_exported_weights_are_the_averaged_ones_with_all_that_is_needed_to_use_t
     assert not model.training and described["latent_shape"] == [2, 2, 8]
     if kind == "classifier":
         assert normalizer.scale.flatten().tolist() == pytest.approx([0.05]) and normalizer.mean.abs().max() == 0
-    spoilt = bytearray((elsewhere / TENSORS).read_bytes())
-    spoilt[-1] ^= 1
-    (elsewhere / TENSORS).write_bytes(bytes(spoilt))
+    damaged = bytearray((elsewhere / TENSORS).read_bytes())
+    damaged[-1] ^= 1
+    (elsewhere / TENSORS).write_bytes(bytes(damaged))
     with pytest.raises(DamagedObject, match="was altered"):
         load(str(elsewhere))
 
@@ -193,24 +163,26 @@ def test_ramped_averages_forget_the_start() -> None:
     assert loop.average_decay(TrainingConfig(ema=0.9999), 0) == 0.9999
 
 
-def test_the_inverse_square_root_goes_on_from_the_end_of_the_warmup() -> None:
+def test_the_inverse_square_root_starts_at_the_end_of_the_warmup() -> None:
     from functa.tasks.config import TrainingConfig
 
     config = TrainingConfig(steps=10**6, learning_rate=3e-4, warmup=4000, decay="inverse_sqrt")
     rates = [loop.learning_rate(config, step) for step in (0, 1999, 3999, 4000, 15_999)]
     assert rates == pytest.approx([3e-4 / 4000, 1.5e-4, 3e-4, 3e-4, 1.5e-4], rel=2e-4)
-    with pytest.raises(ValueError, match="give a warmup"):
+    with pytest.raises(ValueError, match="set warmup to at least 1 step"):
         TrainingConfig(decay="inverse_sqrt")
 
 
-@pytest.mark.parametrize(("kind", "micro"), [*((kind, 4) for kind in SETS), ("classifier", 1)])
+@pytest.mark.parametrize(("kind", "micro"), [*((kind, 4) for kind in SETTINGS), ("classifier", 1)])
 def test_a_batch_in_parts_trains_the_same_weights(kind: str, micro: int, functaset: str, tmp_path: Path) -> None:
-    """6 examples in parts of 3 and 1; dropout's masks would differ."""
+    """6 examples in parts of 3 and 1, without dropout, whose masks would differ."""
     plain = [] if kind == "vector" else ["model.dropout=0"]
     rows: dict[str, list[dict[str, Any]]] = {"whole": [], "parts": []}
-    run(job(kind, functaset, tmp_path / "whole", *plain), rows["whole"].append)
-    run(job(kind, functaset, tmp_path / "parts", *plain, f"micro_batch={micro}"), rows["parts"].append)
-    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    run_training(training_job(kind, functaset, tmp_path / "whole", *plain), rows["whole"].append)
+    run_training(
+        training_job(kind, functaset, tmp_path / "parts", *plain, f"micro_batch={micro}"), rows["parts"].append
+    )
+    whole, parts = stored_tensors(tmp_path / "whole"), stored_tensors(tmp_path / "parts")
     for name, value in whole.items():
         if name.startswith(("model.", "average.")):
             np.testing.assert_allclose(parts[name], value, rtol=2e-3, atol=2e-4, err_msg=name)

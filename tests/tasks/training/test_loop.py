@@ -1,10 +1,12 @@
-"""The training loop: exact resume, schedules, and what it does when the loss is no number."""
+"""The training loop: exact resume, schedules, progress rows, and a loss that is not finite."""
 
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +23,11 @@ from functa.tasks.config import TrainingConfig
 from functa.tasks.dispatch.progress import describe_row
 from functa.tasks.trained import finished_checkpoint
 from functa.tasks.training.loop import learning_rate, train
-from functa.tasks.training.run import NonFiniteLoss, Run
+from functa.tasks.training.run import Learner, NonFiniteLoss, Run
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the loop runs after it."""
+    """Simulates SIGKILL: nothing of the loop runs after it."""
 
 
 def run(path, config: TrainingConfig, kill_at: int | None = None, digest: str = "d", bad_at: int | None = None) -> Run:  # type: ignore[no-untyped-def]
@@ -45,8 +47,8 @@ def run(path, config: TrainingConfig, kill_at: int | None = None, digest: str = 
         return {"loss": loss}
 
     return Run(
-        stage="test", config=config, seed=3, module=model, gradients=gradients,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=1), output=open_location(str(path)),
+        stage="test", config=config, seed=3, output=open_location(str(path)),
+        learner=Learner(model, torch.optim.AdamW(model.parameters(), lr=1), gradients),
         metadata={"digest": digest}, evaluate=lambda m: {"accuracy": float(m[0].weight.sum())}, evaluate_every=10,
     )  # fmt: skip
 
@@ -95,7 +97,7 @@ def test_an_unfinished_checkpoint_is_refused_as_a_result(tmp_path) -> None:  # t
         finished_checkpoint(str(tmp_path), "thing", "make")
 
 
-def test_a_checkpoint_of_other_inputs_is_not_continued(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_checkpoint_of_other_inputs_is_not_resumed(tmp_path) -> None:  # type: ignore[no-untyped-def]
     train(run(tmp_path, CONFIG, digest="old"))
     other = run(tmp_path, CONFIG, digest="new", kill_at=0)
     with pytest.raises(Killed):
@@ -103,7 +105,7 @@ def test_a_checkpoint_of_other_inputs_is_not_continued(tmp_path) -> None:  # typ
     assert load_checkpoint(open_location(str(tmp_path))) is None
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_loss_that_is_not_finite_stops_training_before_the_update(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(NonFiniteLoss, match="step 13, so training stopped before the update"):
         train(run(tmp_path, CONFIG, bad_at=12))
     kept = load_checkpoint(open_location(str(tmp_path)))
@@ -112,30 +114,32 @@ def test_a_loss_that_is_no_number_stops_before_the_update(tmp_path) -> None:  # 
     assert all(np.isfinite(value).all() for value in kept.tensors.values())
 
 
-def test_the_average_is_the_closed_form_of_the_weights(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_average_equals_its_closed_form(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """average_t = ema average_{t-1} + (1 - ema) w_t, from w_0."""
     weights: list[Tensor] = []
     job = run(tmp_path, CONFIG)
-    start = job.module[0].weight.detach().clone()
-    job.optimizer.register_step_post_hook(lambda *_: weights.append(job.module[0].weight.detach().clone()))
+    start = job.learner.model[0].weight.detach().clone()
+    job.learner.optimizer.register_step_post_hook(
+        lambda *_: weights.append(job.learner.model[0].weight.detach().clone())
+    )
     train(job)
     expected = start
-    for weight in weights:
-        expected = 0.9 * expected + 0.1 * weight
+    for trained in weights:
+        expected = 0.9 * expected + 0.1 * trained
     stored = load_checkpoint(open_location(str(tmp_path)))
     assert stored is not None
     np.testing.assert_allclose(stored.tensors["average.0.weight"], expected.numpy(), rtol=1e-5)
 
 
-def test_curves_are_written_for_people_too(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_curve_is_written_as_json_lines(tmp_path) -> None:  # type: ignore[no-untyped-def]
     train(run(tmp_path, CONFIG))
     rows = [json.loads(line) for line in io.StringIO((tmp_path / "metrics.jsonl").read_text())]
     assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30]
     assert [("accuracy" in row) for row in rows] == [False, True, False, True, False, True]
 
 
-def test_a_long_silence_is_broken_without_a_word_in_the_curve(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """The first line of a slow field's curve may be half an hour away."""
+def test_rows_are_sent_between_rows_of_the_curve_after_a_long_silence(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """The first row of a slow field's curve may be half an hour away."""
     monkeypatch.setattr("functa.tasks.training.loop.SILENT_SECONDS", 0.0)
     emitted: list[dict] = []  # type: ignore[type-arg]
     job = run(tmp_path, CONFIG)
@@ -146,9 +150,24 @@ def test_a_long_silence_is_broken_without_a_word_in_the_curve(tmp_path, monkeypa
     assert [row["step"] for row in job.rows] == [5, 10, 15, 20, 25, 30]
 
 
-def test_a_row_says_how_far_how_fast_and_how_long() -> None:
+def test_the_rate_leaves_out_the_first_step_which_includes_startup_and_compiling(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    now = [0.0]
+    monkeypatch.setattr("functa.tasks.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    job = run(tmp_path, CONFIG)
+    gradients = job.learner.gradients
+
+    def slow_at_first(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        now[0] += 1000.0 if step == 0 else 2.0
+        return gradients(step, generator)
+
+    job.learner = replace(job.learner, gradients=slow_at_first)
+    train(job)
+    assert {row["images_per_s"] for row in job.rows} == {8 / 2.0}
+
+
+def test_a_row_is_described_by_step_figures_rate_and_time_left() -> None:
     row = {"step": 40, "steps": 100, "loss": 0.01, "psnr_train": 20.04, "images_per_s": 32.0}
-    assert describe_row(row, 16) == "step 40/100, loss 0.01, training PSNR 20.04 dB, 32 images/s, 0:30 left"
+    assert describe_row(row, ", 0:30 left") == "step 40/100, loss 0.01, training PSNR 20.04 dB, 32 images/s, 0:30 left"
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
@@ -162,13 +181,13 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
 
 @given(rows=st.integers(1, 60), batch=st.integers(1, 25), seed=st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
-def test_every_epoch_sees_every_row_once(rows: int, batch: int, seed: int) -> None:
+def test_every_epoch_uses_every_row_once(rows: int, batch: int, seed: int) -> None:
     seen = np.concatenate([batch_rows(rows, batch, seed, step) for step in range(3 * rows)])
     for epoch in range(len(seen) // rows):
         assert Counter(seen[epoch * rows : (epoch + 1) * rows].tolist()) == Counter(range(rows))
 
 
-def test_seeds_of_neighbouring_steps_have_nothing_in_common() -> None:
+def test_seeds_of_neighbouring_steps_are_unrelated() -> None:
     seeds = [mix(seed, step) for seed in range(30) for step in range(30)]
     assert len(set(seeds)) == 900
     ones = np.mean([bin(a ^ b).count("1") for a, b in pairwise(seeds)])

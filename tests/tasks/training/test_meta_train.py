@@ -1,4 +1,4 @@
-"""The outer step: parts of a batch add up to the whole, random patches, validation, and whose field lies where."""
+"""Meta-training: micro-batches, ranks, random patches, validation, and fields of another config."""
 
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ def test_the_parts_of_ranks_add_up_to_the_whole_batch() -> None:
         torch.testing.assert_close(sum(part[1][i] for part in parts), whole, rtol=0, atol=1e-6)
 
 
-def test_all_patches_drawn_at_random_are_all_patches() -> None:
-    """Another way through the same code, of which a closed form is known: drawing all of them changes nothing."""
+def test_drawing_all_patches_equals_training_on_all_patches() -> None:
+    """Another path through the code with the same result."""
     figures, gradients = one_step(job(""))
     drawn, drawn_gradients = one_step(job("", "meta_train.patches_per_image=4"))
     assert drawn == pytest.approx(figures, rel=1e-5)
@@ -73,7 +73,7 @@ def test_all_patches_drawn_at_random_are_all_patches() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
-def test_random_patches_never_repeat_within_an_image_and_come_equally_often() -> None:
+def test_random_patches_never_repeat_within_an_image_and_are_equally_frequent() -> None:
     counts = torch.zeros(16)
     for seed in range(200):
         positions = random_positions(25, 16, 5, seed)
@@ -95,7 +95,7 @@ def test_rows_carry_the_training_psnr_of_their_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("validation_images", [5, 11, 30])
-def test_validation_counts_every_image_once_whatever_the_parts(validation_images: int) -> None:
+def test_validation_counts_every_image_once_for_any_batch_size(validation_images: int) -> None:
     made = job("", f"meta_train.validation_images={validation_images}", "meta_train.micro_batch=7")
     images = open_images(made.images)
     pictures = Pictures(images, "test", made.images, limit=validation_images)
@@ -108,7 +108,7 @@ def test_validation_counts_every_image_once_whatever_the_parts(validation_images
 
 
 def test_images_read_on_demand_train_the_same_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that makes inputs ahead changes nothing."""
+    """Prefetching changes nothing."""
     figures = [meta_train.run(job(tmp_path / "memory"), lambda _: None)]
     monkeypatch.setattr("functa.tasks.inputs.pictures.MEMORY_BYTES", 0)
     assert not Pictures(open_images(ImagesConfig(source="digits")), "train", ImagesConfig(source="digits")).in_memory
@@ -119,35 +119,34 @@ def test_images_read_on_demand_train_the_same_field(tmp_path: Path, monkeypatch:
 def test_a_field_of_another_config_is_refused_naming_the_keys(tmp_path: Path) -> None:
     meta_train.run(job(tmp_path), lambda _: None)
     made = config()
-    assert load_field(str(tmp_path), made.field)[0].config == made.field
     other = config("field.channels=4", "field.w0=20").field
-    said = r"holds another field \(channels is 8 there and 4 here, w0 is 10\.0 there and 20\.0 here\)"
-    with pytest.raises(StorageError, match=said):
-        load_field(str(tmp_path), other)
-    with pytest.raises(StorageError, match=said):  # a finished field is nobody's to delete
+    message = r"holds another field \(channels is 8 there and 4 here, w0 is 10\.0 there and 20\.0 here\)"
+    with pytest.raises(StorageError, match=message):
+        refuse_other_field(str(tmp_path), load_field(str(tmp_path))[2], other)
+    with pytest.raises(StorageError, match=message):  # a finished field is never deleted
         meta_train.run(job(tmp_path, "field.channels=4", "field.w0=20"), lambda _: None)
     assert load_field(str(tmp_path))[0].config == made.field
 
 
-def test_a_field_of_before_a_key_existed_is_not_refused_for_it() -> None:
+def test_a_field_stored_before_a_config_key_existed_is_accepted() -> None:
     stored = {k: v for k, v in config().field.model_dump(mode="json").items() if k != "axes"}
     refuse_other_field("here", {"field": stored}, config().field)
 
 
-def test_a_field_that_gets_far_worse_is_told_of_while_it_trains() -> None:
-    """Its loss stays finite, so nothing else would say it before the last step."""
-    made, told = job("", "meta_train.validation_images=16"), []
+def test_a_diverging_field_is_reported_while_it_trains() -> None:
+    """Its loss stays finite, so nothing else would report it before the last step."""
+    made, notes = job("", "meta_train.validation_images=16"), []
     images = open_images(made.images)
     pictures = Pictures(images, "train", made.images)
     field = Field(made.field, made.inner, pictures.channels, 0)
     loop = InnerLoop(field, made.inner, pictures.resolution)
-    evaluate = meta_train._validation(made, images, loop, Ranks(), told.append)
+    evaluate = meta_train._validation(made, images, loop, Ranks(), notes.append)
     assert evaluate is not None
     before = evaluate(field)["psnr"]
-    assert evaluate(field)["psnr"] == before and not told
+    assert evaluate(field)["psnr"] == before and not notes
     with torch.no_grad():
         field.biases[-1] += 1.0
     after = evaluate(field)["psnr"]
     assert after < before - 3
-    assert len(told) == 1
-    assert f"fell from {before:.1f} to {after:.1f} dB" in told[0]["note"] and "learning_rate" in told[0]["note"]
+    assert len(notes) == 1
+    assert f"fell from {before:.1f} to {after:.1f} dB" in notes[0]["note"] and "learning_rate" in notes[0]["note"]

@@ -1,4 +1,4 @@
-"""Optimisers: two under one roof."""
+"""Muon and Adam as one optimiser."""
 
 import copy
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
 
 
-def test_it_moves_each_parameter_as_its_own_optimiser_would() -> None:
+def test_each_parameter_moves_as_with_its_own_optimiser() -> None:
     together, apart = make(), make()
     ours = outer_optimizer(together, MetaTrainConfig(optimizer="muon", learning_rate=3e-3, muon_factor=2))
     matrices = [*list(apart.weights)[1:-1], apart.modulation_weight]
@@ -53,7 +53,7 @@ def test_it_moves_each_parameter_as_its_own_optimiser_would() -> None:
     assert not equal(together, make())
 
 
-def test_a_rate_set_on_its_groups_reaches_both() -> None:
+def test_a_rate_set_on_the_groups_applies_to_both() -> None:
     field = make()
     before = copy.deepcopy(field)
     optimizer = outer_optimizer(field, MetaTrainConfig(optimizer="muon"))
@@ -69,7 +69,7 @@ def classifier(kind: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_muon_takes_a_classifiers_hidden_matrices_and_both_let_the_same_weights_decay(kind: str) -> None:
+def test_muon_updates_a_classifiers_hidden_matrices_and_both_decay_the_same_weights(kind: str) -> None:
     config = TrainClassifierConfig(optimizer="muon", learning_rate=3e-3, muon_factor=2, weight_decay=0.5)
     together, apart = classifier(kind), classifier(kind)
     ours = classifier_optimizer(together, config)
@@ -100,7 +100,7 @@ LEARNERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], torch.optim.O
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_state_that_was_saved_and_loaded_goes_on_bit_for_bit(learner: str) -> None:
+def test_saved_and_loaded_state_continues_bit_for_bit(learner: str) -> None:
     build, optimizer = LEARNERS[learner]
     whole, parted = build(), build()
     first, second = optimizer(whole), optimizer(parted)

@@ -1,4 +1,4 @@
-"""Training over several processes of this machine: the same result as one, and none is left when one is lost."""
+"""Training in several processes of this machine: the same result as with one, and none is left when one dies."""
 
 import json
 import os
@@ -33,7 +33,7 @@ COMMON = {"seed": 0, "device": "cpu", "digest": "d"}
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that ranks and the process beside which they are measured add in the same order."""
+    """So that ranks and the single process that they are compared with add in the same order."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -46,7 +46,7 @@ def nothing_left() -> Iterator[None]:
 def cmdline(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())
-    except psutil.NoSuchProcess:  # a zombie is one: another test's child that has ended
+    except psutil.NoSuchProcess:  # a zombie: another test's child that has ended
         return []
 
 
@@ -107,13 +107,13 @@ def test_two_processes_train_the_field_that_one_trains(overrides: tuple[str, ...
 @pytest.mark.slow
 def test_two_processes_train_the_classifier_that_one_trains(tmp_path: Path) -> None:
     filled(tmp_path / "z")
-    # Attention does not see the bias of its keys: Adam makes steps of the rounding in a gradient that is zero.
+    # Attention does not depend on the bias of its keys: Adam amplifies rounding in a zero gradient.
     equal_on_one_and_two(lambda output, devices: classifier_job(output, devices, str(tmp_path / "z")), tmp_path, 1e-5)
 
 
 @pytest.mark.slow
 def test_two_processes_train_the_pixel_classifier_that_one_trains(tmp_path: Path) -> None:
-    equal_on_one_and_two(pixels_job, tmp_path, 1e-5)  # nearly zero are the gradients of biases before a group norm
+    equal_on_one_and_two(pixels_job, tmp_path, 1e-5)  # gradients of biases before a group norm are nearly zero
 
 
 def diffusion_job(output: Path, devices: int, functaset: str) -> TrainingJob:
@@ -126,16 +126,16 @@ def diffusion_job(output: Path, devices: int, functaset: str) -> TrainingJob:
 
 @pytest.mark.slow
 def test_two_processes_train_the_diffusion_model_that_one_trains(tmp_path: Path) -> None:
-    """Timesteps, noise and dropped labels are of the whole batch."""
+    """Timesteps, noise and dropped labels are drawn for the whole batch."""
     filled(tmp_path / "z")
     rows: list[dict[str, Any]] = []
     equal_on_one_and_two(lambda output, devices: diffusion_job(output, devices, str(tmp_path / "z")), tmp_path, 5e-5)
     figures = train_in_child(diffusion_job(tmp_path / "again", 2, str(tmp_path / "z")), rows.append)
     assert len(figures["weights_digest"]) == 16
-    assert [row["step"] for row in rows if "step" in row] == [5]  # one process speaks
+    assert [row["step"] for row in rows if "step" in row] == [5]  # only one process reports
 
 
-def test_parts_of_a_batch_are_disjoint_and_whole_and_weigh_one() -> None:
+def test_parts_of_a_batch_are_disjoint_and_complete_and_their_weights_add_up_to_one() -> None:
     for batch, world in ((15, 2), (16, 16), (17, 5)):
         parts = [Ranks(rank, world) for rank in range(world)]
         assert [i for ranks in parts for i in range(batch)[ranks.part(batch)]] == list(range(batch))
@@ -145,14 +145,14 @@ def test_parts_of_a_batch_are_disjoint_and_whole_and_weigh_one() -> None:
 
 
 def test_ranks_that_could_not_read_the_same_images_refuse_to_train(tmp_path: Path) -> None:
-    """Each decides for itself which images are readable; the same rows would then be of other images."""
+    """Each rank finds out which images are readable; if they differ, equal rows mean different images."""
     ranks = []
     everything = ImagesConfig(source="folder", location=str(class_folders(tmp_path / "all", per_class=24)))
     unreadable = open_images(everything).split("train").keys[5]
     for rank in range(2):
         seen = class_folders(tmp_path / f"seen-by-{rank}", per_class=24)
         if rank:
-            (seen / unreadable).write_bytes(b"spoilt")
+            (seen / unreadable).write_bytes(b"damaged")
         sets = ["images.source=folder", f"images.location={seen}", "images.max_bad_fraction=0.5"]
         job = field_job(tmp_path / "out", 2, *sets, "meta_train.validation_images=0")
         place = {"RANK": str(rank), "WORLD_SIZE": "2", STORE: str(tmp_path / "store"), JOB: json.dumps(job)}
@@ -172,12 +172,12 @@ def test_ranks_that_could_not_read_the_same_images_refuse_to_train(tmp_path: Pat
         process.stdin.close()
 
 
-def test_alone_nothing_is_exchanged() -> None:
+def test_a_single_process_exchanges_nothing() -> None:
     figures = {"loss": torch.tensor(2.0)}
     assert Ranks().sum_up([], figures, asked=True) == (figures, True)
 
 
-def test_a_fault_of_all_ranks_is_told_once_in_one_line(tmp_path: Path) -> None:
+def test_an_error_of_all_ranks_is_reported_once_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed) as caught:
         train_in_child(field_job(tmp_path, 2, "meta_train.batch=1"), lambda _: None)
     assert str(caught.value) == "a batch of 1 cannot be split over dispatch.devices=2: lower it"
@@ -204,13 +204,13 @@ def test_a_killed_rank_fails_the_run_at_once_and_leaves_no_process(rank: int, tm
     with pytest.raises(TrainingFailed, match=f"^training process {rank + 1} of 2 was killed by SIGKILL$") as caught:
         train_in_child(field_job(tmp_path, 2, "meta_train.steps=1000000"), kill)
     assert caught.value.may_pass
-    assert time.monotonic() - killed[0] < 30  # a second or two; it hung for hours if the others were left waiting
+    assert time.monotonic() - killed[0] < 30  # a second or two; it would be hours if the others were left waiting
     assert not psutil.wait_procs(processes, timeout=5)[1]
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_told_at_once_where_a_step_outlasts_the_launchers_patience(tmp_path: Path) -> None:
-    """The launcher's SIGTERM then finds the other rank computing, and only asks it to stop."""
+def test_a_killed_rank_is_reported_at_once_even_if_a_step_takes_longer_than_the_launcher_waits(tmp_path: Path) -> None:
+    """The other rank is computing when the launcher's SIGTERM arrives, which only asks it to stop."""
     killed: list[float] = []
 
     def kill(row: dict[str, Any]) -> None:
@@ -222,11 +222,13 @@ def test_a_killed_rank_is_told_at_once_where_a_step_outlasts_the_launchers_patie
     with pytest.raises(TrainingFailed, match=r"^training process 2 of 2 was killed by SIGKILL$") as caught:
         train_in_child(field_job(tmp_path, 2, *long_steps, "meta_train.validation_images=0"), kill)
     assert caught.value.may_pass
-    assert time.monotonic() - killed[0] < 15  # a step and some process ends; waiting for the launcher took over 30
+    assert (
+        time.monotonic() - killed[0] < 15
+    )  # a step and the end of some processes; waiting for the launcher would take over 30
 
 
 @pytest.mark.slow
-def test_one_asked_to_stop_stops_all_after_saving_at_the_same_step(tmp_path: Path) -> None:
+def test_a_request_to_stop_one_rank_stops_all_after_saving_at_the_same_step(tmp_path: Path) -> None:
     def ask(row: dict[str, Any]) -> None:
         if "step" in row and not asked:
             asked.append(row["step"])
@@ -241,7 +243,7 @@ def test_one_asked_to_stop_stops_all_after_saving_at_the_same_step(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_saves_and_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+def test_an_interrupted_run_saves_and_resumes_with_another_number_of_processes(tmp_path: Path) -> None:
     class Interrupted(Exception):
         pass
 
@@ -264,7 +266,7 @@ def test_an_interrupted_run_saves_and_goes_on_with_another_number_of_processes(t
         np.testing.assert_allclose(broken[name], value, rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_ranks_listen_on_the_loopback_interface_alone(tmp_path: Path) -> None:
+def test_ranks_listen_on_the_loopback_interface_only(tmp_path: Path) -> None:
     addresses: list[str] = []
 
     def look(row: dict[str, Any]) -> None:
