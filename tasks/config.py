@@ -182,7 +182,7 @@ class TrainDiffusionConfig(LatentTrainingConfig):
 
 
 class DispatchConfig(Config):
-    """Where tasks run. Not part of any digest."""
+    """Devices, workers and retries of tasks. Not part of any digest."""
 
     runner: Literal["threads", "dask"] = Field(
         "threads", description="How shard groups are distributed: threads of one process, or a Dask cluster."

@@ -149,7 +149,7 @@ def logits_of(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:
 
 
 def stage_output(root: Location, stage: str) -> Location:
-    """Return where a finished stage's output is. Raises StorageError, saying why there is none."""
+    """Return where a finished stage's output is. Raises StorageError with the reason if there is none."""
     record = read_record(root, stage)
     # A functaset that is receiving new images can be read at its newest commit.
     if record is not None and (record.state == "finished" or (record.state == "running" and record.output_digest)):

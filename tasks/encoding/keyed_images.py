@@ -24,7 +24,7 @@ READ_ROWS = 256  # images in memory at once while their digests are compared
 
 @dataclass(frozen=True)
 class Former:
-    """What is still known about an encoded row: its key or "", label, and its image's token and sha256."""
+    """The known facts about an encoded row: its key or "", label, and its image's token and sha256."""
 
     key: str
     token: str | None

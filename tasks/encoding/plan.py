@@ -31,7 +31,7 @@ from functa.tasks.trained import load_field
 
 
 class EncodeJob(Config):
-    """What every task of one encoding run needs; small and JSON, as it travels to workers."""
+    """The input of every task of one encoding run: small JSON, which is sent to workers."""
 
     images: ImagesConfig
     encode: EncodeConfig

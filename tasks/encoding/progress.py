@@ -10,7 +10,7 @@ from functa.storage.upkeep.status import written
 from functa.tasks.dispatch.progress import Pace, Progress, images_per_second
 from functa.tasks.encoding.plan import Planned
 
-RATED_IMAGES = 32  # fewer say more about start-up than about the rate
+RATED_IMAGES = 32  # with fewer, start-up dominates the rate
 
 LOOK_SECONDS = 5.0  # between listings
 

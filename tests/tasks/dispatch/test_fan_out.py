@@ -287,7 +287,7 @@ def test_only_transient_failures_are_retried(prefect_server: None) -> None:
     def worth(error: Exception) -> bool:
         return units.worth_retrying(units.train, None, Failed(data=error))  # type: ignore[arg-type]
 
-    assert not any(worth(error) for error in (RunEnded(), StorageError("gone"), ValueError()))
+    assert not any(worth(error) for error in (RunEnded(), StorageError("missing"), ValueError()))
     assert all(worth(error) for error in (TransientError("timeout"), OSError()))
 
 

@@ -80,7 +80,7 @@ def test_an_augmentation_depends_on_seed_image_and_number_only(kind: str, mode: 
 
 
 def test_randaugment_leaves_two_fifths_of_the_images_unchanged() -> None:
-    """Of 15 operations 4 do nothing at magnitude 5 of 10, and each of the two is applied with probability one half."""
+    """4 of 15 operations do nothing at magnitude 5 of 10, and each of the two is applied with probability one half."""
     y, x = np.mgrid[:16, :16]
     image = Image.fromarray(np.stack([60 + 6 * y, 70 + 5 * x, 200 - 4 * x - 4 * y], -1).astype(np.uint8))
     augment = Augmentation(AugmentationConfig(count=1, padding=0, flip=0, operations=2), 16)

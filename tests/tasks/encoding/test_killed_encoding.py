@@ -193,7 +193,7 @@ def test_a_run_continues_when_its_prefect_worker_is_killed(
 def test_the_automation_marks_a_run_as_crashed_when_worker_and_flow_are_killed(
     workplace: Cluster, config: PipelineConfig, two_workers: list[str], undisturbed: dict[str, str]
 ) -> None:
-    """As when a machine fails: no process is left to report how the run ended."""
+    """The same happens when a machine fails: no process is left to report how the run ended."""
     run = begin(workplace, config, "machine")
     middle(workplace, "machine", run)
     (process,) = workplace.flow_processes()

@@ -83,7 +83,7 @@ def test_if_all_ranges_clip_too_much_the_one_that_clips_least_is_chosen(loop: In
     config = AUTO.model_copy(update={"granularity": "element", "max_clip_fraction": 0.0})
     quantizer = choose_quantizer(config, loop, z, lambda rows: images_of(loop, z)[rows])
     assert quantizer is not None
-    least = min(told["clip_fraction"] for told in quantizer.candidates.values())
+    least = min(each["clip_fraction"] for each in quantizer.candidates.values())
     assert quantizer.candidates[chosen_of(quantizer)]["clip_fraction"] == least
 
 

@@ -102,7 +102,7 @@ def test_batches_from_the_host_equal_those_kept_on_the_device(augmented: Functas
 
 
 def test_uploading_rows_of_many_steps_at_once_changes_nothing(augmented: Functaset) -> None:
-    """As on a GPU, resumed in the middle."""
+    """The mode of a GPU, resumed in the middle."""
     plain, ahead = batches(augmented, 6, 40), batches(augmented, 6, 40)
     assert isinstance(ahead, OnDevice)
     ahead._uploaded = 16

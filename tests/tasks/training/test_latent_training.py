@@ -89,7 +89,7 @@ def test_a_training_killed_before_any_of_its_writes_ends_with_the_same_weights(
 def test_a_loop_that_runs_ahead_of_its_device_trains_the_same_weights(
     kind: str, functaset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: figures are read when a row is due, and row numbers of many steps are uploaded at once."""
+    """A GPU's loop reads figures when a row is due, and uploads row numbers of many steps at once."""
     run_training(training_job(kind, functaset, tmp_path / "reading"))
     watch = loop._Watch.__init__
 

@@ -81,7 +81,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(kills,
 
 
 def test_a_finished_run_is_recognised_with_its_weights(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """As after a crash between the last checkpoint and the stage's record."""
+    """A crash may happen between the last checkpoint and the stage's record."""
     first = train(run(tmp_path, CONFIG))["weights_digest"]
     before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert train(run(tmp_path, CONFIG))["weights_digest"] == first
