@@ -1,4 +1,4 @@
-"""Classes of image files: encoded by a root's field, judged by its classifier."""
+"""Classify images with a root's field and classifier."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,8 +70,8 @@ def classify_images(root: str, images: str) -> Iterator[Row]:
     """Yield a row for each image file in a folder (or the one file), in the order of their names, as it is classified.
 
     {image, class, label, probability, top: [[class, probability], ...]}, or {image, error} for a file that cannot be
-    read. The image is made a square of the field's resolution as those were that it was trained on, and may have as
-    many pixels as those. Raises StorageError: nothing trained there, no image there, a classifier of another functaset.
+    read. An image is resized and cropped to the field's resolution like the training images, with the same limit of
+    pixels. Raises StorageError: nothing trained there, no image there, a classifier of another functaset.
     """
     folder, keys = _files(images)
     max_pixels = _max_pixels(open_location(root))
@@ -91,7 +91,7 @@ def _row(probabilities: Tensor, names: list[str]) -> Row:
 
 
 def _files(images: str) -> tuple[Location, list[str]]:
-    """Where the files are, and their names below it."""
+    """Return the folder of the files, and their names."""
     location = open_location(images)
     if isinstance(location, LocalLocation):
         path = Path(location.uri)
@@ -106,7 +106,7 @@ def _files(images: str) -> tuple[Location, list[str]]:
 
 
 def _max_pixels(root: Location) -> int:
-    """Of an image, by the config that the root was encoded with."""
+    """Return the limit of an image's pixels from the config that the root was encoded with."""
     record = read_record(root, "encode")
     return int((record.config if record else {}).get("images.max_pixels", ImagesConfig().max_pixels))
 
@@ -114,7 +114,7 @@ def _max_pixels(root: Location) -> int:
 def _read(
     folder: Location, keys: list[str], resolution: int, channels: int, max_pixels: int
 ) -> tuple[np.ndarray, list[str]]:
-    """uint8 [n, H, W, ch], unreadable ones black, and what is wrong with each ("": nothing)."""
+    """Return images uint8 [n, H, W, ch], unreadable ones black, and each one's error ("" if there is none)."""
     pixels, errors = np.zeros((len(keys), resolution, resolution, channels), np.uint8), []
     for row, key in enumerate(keys):
         try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # it loads diffusers
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was sampled: the contact sheet, how many images it shows, and the process that drew them."""
+    """The result of sampling: the contact sheet, how many images it shows, and the process that drew them."""
 
     sheet: Path
     shown: int
@@ -71,7 +71,7 @@ def prepare_samples(root: str, request: SampleRequest) -> "tuple[SampleJob, Deco
 
 
 def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest, root: str) -> DiffusionConfig:
-    """The trained process, sampled as the request says, else the root's config. Raises StorageError."""
+    """Return the trained process with the request's sampling settings, else those of the root's config."""
     trained, conditional = DiffusionConfig.model_validate(meta["process"]), meta["classes"] is not None
     for name in ("guidance", "label"):
         if not conditional and getattr(request, name) is not None:
@@ -85,16 +85,16 @@ def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest
     asked = trained.model_dump() | _configured(location, trained) | request.chosen
     if conditional and asked["guidance"] != 1 and trained.label_drop == 0:
         raise StorageError(
-            f"{root}: guidance {asked['guidance']:g} needs what the model makes of no label, which it never learned "
+            f"{root}: guidance {asked['guidance']:g} needs predictions without a label, which the model never learned "
             f"(trained with label_drop=0); choose --guidance 1, or train with diffusion.process.label_drop above 0"
         )
     return DiffusionConfig.model_validate(asked)
 
 
 def _configured(root: Location, trained: DiffusionConfig) -> dict[str, Any]:
-    """How the root's config draws samples from this model, by the newest record that says so; empty where none does.
+    """Return the sampling settings of the newest record of this model; empty if there is none.
 
-    Of training and evaluation, for the same model may be sampled in another manner later.
+    Records of training and evaluation count, since a model may later be sampled with other settings.
     """
     sampling = set(SAMPLING_KEYS)
     records = [record for stage in ("evaluate", "train_diffusion") if (record := read_record(root, stage))]
@@ -102,7 +102,7 @@ def _configured(root: Location, trained: DiffusionConfig) -> dict[str, Any]:
         section = record.pipeline.get("diffusion") or {}  # null: that run had no diffusion model
         try:
             process = DiffusionConfig.model_validate(section["process"])
-        except (KeyError, ValidationError):  # of a version that recorded something else
+        except (KeyError, ValidationError):  # written by another version
             continue
         if process.model_dump(exclude=sampling) == trained.model_dump(exclude=sampling):
             return process.model_dump(include=sampling)

@@ -152,6 +152,22 @@ def test_progress_is_reported_after_each_shard(field: Path, tmp_path: Path) -> N
     assert reported[2:] == [(2, 2, "all 2 shards exist already")]
 
 
+@pytest.mark.parametrize("chosen", ["off", "on", None])
+def test_the_compile_setting_of_the_encoding_run_is_used_before_the_fields(
+    field: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    modes: list[str] = []
+
+    def decide(mode: str, *_: Any) -> tuple[bool, str]:
+        modes.append(mode)
+        return False, "eager: in a test"
+
+    monkeypatch.setattr("functa.tasks.encoding.encode.should_compile", decide)
+    work = encode_job(field, tmp_path / "s")[0].model_copy(update={"compile": chosen})
+    encode_group(work, plan(work).groups[0], 400)
+    assert modes == [chosen or load_field(str(field))[1].compile]
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
