@@ -63,9 +63,10 @@ def _file_name(stage: str) -> str:
 
 
 def curves(rows: Sequence[Row]) -> bytes | None:
-    """Draw loss (log scale) over steps and, below it, PSNR and accuracy; None where nothing was logged twice."""
-    known = [(title, logged(rows, words)) for title, words in PANELS]
-    panels = [(title, series) for title, series in known if any(len(steps) > 1 for steps, _ in series.values())]
+    """Draw loss (log scale) over steps and, below it, PSNR and accuracy where they were logged; None without points."""
+    known = [(title, series) for title, words in PANELS for series in [logged(rows, words)] if series]
+    # A figure that was measured once is in the note; its panel would be empty but for a point.
+    panels = [panel for panel in known if any(len(steps) > 1 for steps, _ in panel[1].values())] or known
     if not panels:
         return None
     with matplotlib.rc_context(STYLE):
