@@ -68,6 +68,9 @@ def command(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.server
+@pytest.mark.timeout(900)
 def test_a_stage_added_to_the_table_is_a_command_that_runs_and_has_a_state(tmp_path: Path) -> None:
     root = tmp_path / "root"
     ledger = trained_root(root, stages=("meta_train", "encode"))
