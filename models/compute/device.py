@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-_lent: Counter[int] = Counter()
+_users: Counter[int] = Counter()
 
-_lending = threading.Lock()
+_lock = threading.Lock()
 
 
 def choose_device(name: str) -> torch.device:
@@ -22,17 +22,17 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextmanager
-def lent_device(name: str) -> Iterator[torch.device]:
+def least_used_device(name: str) -> Iterator[torch.device]:
     """choose_device, and where several threads of this process ask at once, the GPU that fewest of them have."""
     device = choose_device(name)
     if device.type != "cuda":
         yield device
         return
-    with _lending:
-        index = min(range(torch.cuda.device_count()), key=lambda i: (_lent[i], i))
-        _lent[index] += 1
+    with _lock:
+        index = min(range(torch.cuda.device_count()), key=lambda i: (_users[i], i))
+        _users[index] += 1
     try:
         yield torch.device("cuda", index)
     finally:
-        with _lending:
-            _lent[index] -= 1
+        with _lock:
+            _users[index] -= 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from functa.storage.places.location import PARTIAL, Entry, Location, check_length, checked_key
 
-MAY_PASS = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)  # what a network file system says of a server that went away
+MAY_PASS = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)  # reported by a network file system whose server went away
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class LocalLocation(Location):
     """A folder of this machine."""
 
     def read(self, key: str, limit: int | None = None) -> bytes:
-        with self._told(key), open(self._path(key), "rb", opener=_open_at_once) as file:
+        with self._translated(key), open(self._path(key), "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DamagedObject(f"{self.uri}/{key}: is not a file; remove it")
@@ -29,15 +29,15 @@ class LocalLocation(Location):
             return file.read()
 
     def write(self, key: str, data: bytes) -> None:
-        with self._told(key):
+        with self._translated(key):
             _place(self._writable_path(key), data, replace=True)
 
     def create(self, key: str, data: bytes) -> bool:
-        with self._told(key):
+        with self._translated(key):
             return _place(self._writable_path(key), data, replace=False)
 
     def entry(self, key: str) -> Entry | None:
-        with self._told(key):
+        with self._translated(key):
             try:
                 status = self._path(key).stat()
             except (FileNotFoundError, NotADirectoryError):
@@ -47,7 +47,7 @@ class LocalLocation(Location):
     def entries(self, prefix: str = "") -> list[Entry]:
         folder, _, beginning = prefix.rpartition("/")
         start = self._path(folder) if folder else Path(self.uri)
-        with self._told(folder):
+        with self._translated(folder):
             found = [
                 _entry(key, status)
                 for key, status in _walk(start, f"{folder}/" if folder else "", set(), beginning)
@@ -56,16 +56,16 @@ class LocalLocation(Location):
         return sorted(found, key=lambda entry: entry.key)
 
     def leftovers(self) -> list[Entry]:
-        with self._told(""):
+        with self._translated(""):
             walked = _walk(Path(self.uri), "", set())
             return [_entry(key, status) for key, status in walked if key.endswith(PARTIAL)]
 
     def delete(self, key: str) -> None:
-        with self._told(key), suppress(FileNotFoundError):
+        with self._translated(key), suppress(FileNotFoundError):
             self._writable_path(key).unlink()
 
     def free_bytes(self) -> int | None:
-        with self._told(""):
+        with self._translated(""):
             return shutil.disk_usage(self.uri).free
 
     def _path(self, key: str) -> Path:
@@ -80,7 +80,7 @@ class LocalLocation(Location):
         return path
 
     @contextmanager
-    def _told(self, key: str) -> Iterator[None]:
+    def _translated(self, key: str) -> Iterator[None]:
         name = f"{self.uri}/{key}" if key else self.uri
         try:
             yield
@@ -88,11 +88,11 @@ class LocalLocation(Location):
             raise MissingObject(f"{name}: is missing") from None
         except OSError as error:
             kind = TransientError if error.errno in MAY_PASS else StorageError
-            raise kind(f"{name}: {error.strerror or error}; {_mend(error)}") from error
+            raise kind(f"{name}: {error.strerror or error}; {_fix(error)}") from error
 
 
 def may_pass(location: Location, error: StorageError) -> bool:
-    """Whether the place did not answer, which says nothing of the object.
+    """Whether the place did not answer, which shows nothing about the object.
 
     A local disk's I/O error is most often of that file alone, and stays.
     """
@@ -110,7 +110,7 @@ def _entry(key: str, status: os.stat_result) -> Entry:
     return Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", status.st_mtime)
 
 
-def _mend(error: OSError) -> str:
+def _fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space, then run the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -188,7 +188,7 @@ def _walk(
 
 
 def _status(item: "os.DirEntry[str]") -> os.stat_result | None:
-    """Of what a link leads to; None where it leads nowhere, in a circle, or is gone since the listing."""
+    """Return the status of a link's target; None if it is broken, circular or removed since the listing."""
     try:
         return item.stat()
     except OSError as error:

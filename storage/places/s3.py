@@ -1,6 +1,6 @@
 """A prefix of an S3 bucket as a place, through s3fs. One PUT is one object; create-only is If-None-Match.
 
-Retries are our own: bounded, alike for every operation, and told apart from faults that would come again.
+Retries are our own: bounded, alike for every operation, and distinguished from faults that would come again.
 """
 
 import logging
@@ -149,11 +149,11 @@ class S3Location(Location):
         return system
 
     def _tried(self, key: str, act: Callable[[], Answer]) -> Answer:
-        """What `act` answers, tried again while its fault may pass."""
+        """Return what `act` returns, tried again while its fault may pass."""
         first_fault, tried = 0.0, 0
         while True:
             try:
-                with self._told(key):
+                with self._translated(key):
                     return act()
             except TransientError as error:
                 tried += 1
@@ -165,7 +165,7 @@ class S3Location(Location):
             self.sleep(min(LONGEST_PAUSE, 2.0 ** (tried - 1)) * random.SystemRandom().uniform(0.5, 1.0))
 
     @contextmanager
-    def _told(self, key: str) -> Iterator[None]:
+    def _translated(self, key: str) -> Iterator[None]:
         name = f"{self.uri.rstrip('/')}/{key}"
         try:
             yield

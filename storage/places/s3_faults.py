@@ -1,6 +1,6 @@
-"""What an S3 client's exceptions mean: one sentence for people, the mend, and whether the same call may yet succeed.
+"""The meaning of an S3 client's exceptions: one sentence, the fix, and whether a repetition may succeed.
 
-s3fs turns several causes into the same PermissionError or FileNotFoundError; the server's own code stands in the
+s3fs turns several causes into the same PermissionError or FileNotFoundError; the server's own code is in the
 exception that it was raised from. Secrets are in none of what is said here, a key id only in part.
 """
 
@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-# By class names up the inheritance: botocore and aiohttp have no common root, and need not be loaded to be told apart.
+# By class names up the inheritance: botocore and aiohttp have no common root, and need not be loaded for this.
 LOST = {
     "HTTPClientError", "ClientPayloadError", "ClientConnectionError", "IncompleteReadError", "ResponseParserError",
     "ConnectionError",  # botocore's own, too: the endpoint refuses, as while its server is started again
 }  # fmt: skip
 
-# 503 and 500, as s3fs translates them, and what a broken socket says.
+# 503 and 500, as s3fs translates them, and the message of a broken socket.
 LOST_ERRNO = {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO), errno.EPIPE, errno.ETIMEDOUT}
 
 LOST_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -86,8 +86,8 @@ def masked(key: str | None) -> str:
 
 def fault(error: BaseException, of: Account) -> str:
     """'what is wrong (bucket, endpoint, key); what to do', in one line."""
-    what, mend = _meaning(error, of)
-    return scrubbed(f"{what} ({of}); {mend}")
+    what, fix = _meaning(error, of)
+    return scrubbed(f"{what} ({of}); {fix}")
 
 
 def code(error: BaseException) -> str:
@@ -98,7 +98,7 @@ def code(error: BaseException) -> str:
 
 
 def operation(error: BaseException) -> str:
-    """What was asked of the server, such as PutObject; '' where it did not answer."""
+    """Return what was asked of the server, such as PutObject; '' where it did not answer."""
     return next((str(each.operation_name) for each in _chain(error) if hasattr(each, "operation_name")), "")
 
 
@@ -125,13 +125,13 @@ def _meaning(error: BaseException, of: Account) -> tuple[str, str]:
     names, known = _names(error), code(error)
     if known in BY_CODE:
         words = {"key": of.key, "bucket": of.bucket, "operation": operation(error) or "do this"}
-        what, mend = BY_CODE[known]
-        return what.format(**words), mend.format(**words)
+        what, fix = BY_CODE[known]
+        return what.format(**words), fix.format(**words)
     if names & NO_CREDENTIALS:
         return "no credentials were found", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     if "SSLError" in names:
-        mend = "http:// or https://, whichever the server speaks, in AWS_ENDPOINT_URL"
-        return f"TLS fails: {error}", f"{mend}; AWS_CA_BUNDLE for a certificate of your own"
+        fix = "http:// or https://, whichever the server uses, in AWS_ENDPOINT_URL"
+        return f"TLS fails: {error}", f"{fix}; AWS_CA_BUNDLE for a certificate of your own"
     if names & {"EndpointConnectionError", "ConnectTimeoutError", "ConnectionError"}:
         return "the endpoint does not answer", "start it, look at the network, or correct AWS_ENDPOINT_URL"
     if isinstance(error, ValueError) and "endpoint" in str(error):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from functa.models.compute.compilation import should_compile
-from functa.models.compute.device import lent_device
+from functa.models.compute.device import least_used_device
 from functa.models.field.cost import encode_passes, forward_flops
 from functa.models.field.inner import InnerLoop
 from functa.models.measures.metrics import psnr_of_errors
@@ -82,7 +82,7 @@ def encode_group(
         report(len(group.shards), len(group.shards), describe_stats(stats))
         return stats
     images = planned_images(job.images, job.encode.augmentation, run)
-    with lent_device(job.device) as device:
+    with least_used_device(job.device) as device:
         loop, stats["mode"] = _loop(job, images.images, images_in_run, device)
         _Work(job, group, left, images, loop, stats, report, run_ended, begun).encode()
     return stats

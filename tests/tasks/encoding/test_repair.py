@@ -308,7 +308,7 @@ def test_a_file_that_the_disk_cannot_read_is_damaged_and_is_encoded_again(
     read = LocalLocation.read
 
     def failing(self: LocalLocation, key: str, limit: int | None = None) -> bytes:
-        with self._told(key):
+        with self._translated(key):
             if key == sick:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return read(self, key, limit)
