@@ -211,7 +211,7 @@ class Shard:
 
     @cached_property
     def count(self) -> int:
-        """How many rows are to be read."""
+        """Number of rows to be read."""
         return int(self.visible.sum()) if self.chosen is None else len(self.chosen)
 
     def table(self) -> RowTable:
@@ -224,7 +224,7 @@ class Shard:
                 return table
         except ValueError:
             pass
-        raise DamagedObject(f"{self.fragment.name}/{key}: has another number of rows than the plan says")
+        raise DamagedObject(f"{self.fragment.name}/{key}: has another number of rows than the plan")
 
     def names(self) -> list[Name]:
         """Return the names of all its rows, from its table or, where that is damaged, from the columns."""

@@ -10,14 +10,14 @@ BLOCK_ROWS = 256
 
 @dataclass(frozen=True)
 class Moments:
-    """Of `count` latents: mean and var (population), float64 [s, s, c]."""
+    """Mean and population variance of `count` latents, float64 [s, s, c]."""
 
     count: int
     mean: np.ndarray
     var: np.ndarray
 
     def to_bytes(self) -> bytes:
-        """Mean and sum of squared deviations, little-endian float64 [2, s, s, c]."""
+        """Return mean and sum of squared deviations, little-endian float64 [2, s, s, c]."""
         return np.stack([self.mean, self.var * self.count]).astype("<f8").tobytes()
 
     @classmethod
@@ -28,7 +28,7 @@ class Moments:
 
 
 def moments_of(latents: np.ndarray) -> Moments:
-    """Of latents [n, s, s, c]; n may be 0."""
+    """Return the moments of latents [n, s, s, c]; n may be 0."""
     if len(latents) == 0:
         zeros = np.zeros(latents.shape[1:])
         return Moments(0, zeros, zeros)
@@ -43,7 +43,7 @@ def moments_of(latents: np.ndarray) -> Moments:
 
 
 def merge(parts: Iterable[Moments], latent_shape: tuple[int, int, int]) -> Moments:
-    """Of all parts together, in the order given (Chan, Golub and LeVeque 1979)."""
+    """Return the moments of all parts together, merged in the order given (Chan, Golub and LeVeque 1979)."""
     count, mean, squares = 0, np.zeros(latent_shape), np.zeros(latent_shape)
     for part in parts:
         if part.count == 0:

@@ -25,7 +25,7 @@ Name = tuple[bytes, int]  # identifies a row: its image's id and the number of t
 
 
 class Quantization(Record):
-    """How a fragment's latents are coded; the ranges are in quantization/{low,step}."""
+    """The coding of a fragment's latents; the ranges are in quantization/{low,step}."""
 
     bits: int = Field(ge=1, le=8)
     policy: str
@@ -168,7 +168,7 @@ class RowTable:
 
     @property
     def names(self) -> list[Name]:
-        """What identifies the rows within a split."""
+        """The names that identify the rows within a split."""
         return [(row_id(key), int(number)) for key, number in zip(self.keys, self.augmentations, strict=True)]
 
     def to_bytes(self) -> bytes:

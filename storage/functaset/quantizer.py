@@ -20,7 +20,7 @@ class Quantizer:
     candidates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # what range=auto chose among
 
     def encode(self, z: np.ndarray) -> tuple[np.ndarray, int]:
-        """[n, s, s, c] finite -> (codes uint8 [n, s, s, c], how many numbers lay outside the range).
+        """Return finite z [n, s, s, c] as (codes uint8 [n, s, s, c], how many numbers lay outside the range).
 
         Inside the range |decode - z| <= step / 2. What lies outside takes the nearest bin.
         """
@@ -31,7 +31,7 @@ class Quantizer:
         return np.clip(np.floor(position), 0, levels - 1).astype(np.uint8), clipped
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Codes uint8 [n, s, s, c] -> float32 [n, s, s, c]."""
+        """Return codes uint8 [n, s, s, c] as float32 [n, s, s, c]."""
         z = codes.astype(np.float32)
         z += np.float32(0.5)
         z *= self.step
@@ -40,10 +40,10 @@ class Quantizer:
 
 
 def calibrate(config: QuantizationConfig, latents: np.ndarray) -> Quantizer | None:
-    """The quantiser for latents like these, float [n, s, s, c]; None for 32 bits.
+    """Return the quantiser for latents like these, float [n, s, s, c]; None for 32 bits.
 
-    Raises StorageError where there are none, or where one is not finite; ValueError for range=auto, which is chosen
-    by reconstructions and so by whoever can make them.
+    Raises StorageError where there are none, or where one is not finite; ValueError for range=auto, which the
+    caller must choose by reconstructions.
     """
     if config.bits == 32:
         return None
@@ -71,7 +71,7 @@ def _range(config: QuantizationConfig, z: np.ndarray, axes: tuple[int, ...]) -> 
 
 
 def _widened(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A dimension that hardly varies still gets bins that float32 can tell apart around its value."""
+    """Widen the range of a dimension that hardly varies, so that its bins differ in float32."""
     middle = (low + high) / 2
     half = np.maximum((high - low) / 2, np.maximum(np.abs(middle) * 5e-5, 5e-7))
     return middle - half, middle + half

@@ -22,7 +22,7 @@ CHECKSUM_BYTES = 4
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What an array of a fragment must be, whatever its zarr.json says. shard_rows 0: one chunk, no sharding."""
+    """Shape, type and coding of a fragment's array, which its zarr.json must match. shard_rows 0: no sharding."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -33,12 +33,12 @@ class ArraySpec:
 
     @property
     def fill(self) -> float | int:
-        """Of absent chunks, which no reader of ours ever accepts: NaN where there is one."""
+        """Fill value of absent chunks, which our readers never accept: NaN where the type has one."""
         return float("nan") if np.dtype(self.dtype).kind == "f" else 0
 
 
 def new_document(spec: ArraySpec, attributes: dict[str, Any] | None = None) -> bytes:
-    """The array's zarr.json."""
+    """Return the array's zarr.json."""
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
     from zarr.storage import MemoryStore
@@ -69,13 +69,13 @@ def new_document(spec: ArraySpec, attributes: dict[str, Any] | None = None) -> b
 
 
 def new_group(attributes: dict[str, Any]) -> bytes:
-    """A group's zarr.json."""
+    """Return a group's zarr.json."""
     document = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     return json.dumps(document, indent=2, allow_nan=False).encode()
 
 
 def encode(document: bytes, spec: ArraySpec, block: np.ndarray, shard: int = 0) -> tuple[str, bytes]:
-    """A whole shard's rows -> (key below the array, object bytes)."""
+    """Encode a whole shard's rows; return (key below the array, object bytes)."""
     rows = shard_slice(spec, shard)
     if block.shape != (rows.stop - rows.start, *spec.shape[1:]):
         raise ValueError(f"block {block.shape} is not the whole of shard {shard}, rows {rows.start} to {rows.stop}")
@@ -88,7 +88,7 @@ def encode(document: bytes, spec: ArraySpec, block: np.ndarray, shard: int = 0) 
 
 
 def decode(document: bytes, spec: ArraySpec, data: bytes, shard: int = 0) -> np.ndarray:
-    """A shard's object bytes -> its rows. `document` must have passed check_document.
+    """Decode a shard's object bytes; return its rows. `document` must have passed check_document.
 
     Raises DamagedObject (unnamed: the caller knows the key) where the bytes do not decode.
     """
@@ -102,10 +102,10 @@ def decode(document: bytes, spec: ArraySpec, data: bytes, shard: int = 0) -> np.
 
 
 def chunk_offsets(document: bytes, spec: ArraySpec, data: np.ndarray, shard: int) -> np.ndarray | None:
-    """Where each chunk's rows begin in the bytes uint8 [n] of an uncompressed shard, int64; None if they aren't plain.
+    """Return where each chunk's rows begin in an uncompressed shard's bytes uint8 [n], int64; None if not plain.
 
     Plain: nothing but little-endian C-order rows and checksums, by zarr.json and by the shard's own index. `data` must
-    be what a receipt vouches for, and `document` have passed check_document: checksums are not looked at here.
+    be what a receipt records, and `document` have passed check_document: checksums are not looked at here.
     """
     if not _is_plain(document, spec):
         return None
@@ -123,7 +123,7 @@ def chunk_offsets(document: bytes, spec: ArraySpec, data: np.ndarray, shard: int
 
 
 def decode_vouched(document: bytes, spec: ArraySpec, data: bytes, shard: int = 0) -> np.ndarray:
-    """decode, of bytes that a receipt vouches for: chunks that are plain rows are copied without a second checksum."""
+    """Decode bytes that a receipt records: chunks that are plain rows are copied without a second checksum."""
     flat = np.frombuffer(data, np.uint8)
     offsets = chunk_offsets(document, spec, flat, shard)
     if offsets is None:
@@ -165,16 +165,16 @@ def check_document(document: bytes, spec: ArraySpec) -> None:
         ("format", "node", "shape", "type", "shard", "key encoding"), facts, expected, strict=True
     ):
         if is_ != should:
-            raise DamagedObject(f"{what} {is_} where the plan says {should}")
+            raise DamagedObject(f"{what} {is_} where the plan has {should}")
     if not names <= CODECS:
         raise DamagedObject(f"codecs {sorted(names - CODECS)} are not among {sorted(CODECS)}")
     if inner != ([[spec.chunk_rows, *tail]] if spec.shard_rows else []):
-        raise DamagedObject(f"chunks {inner} where the plan says {spec.chunk_rows} rows")
+        raise DamagedObject(f"chunks {inner} where the plan has {spec.chunk_rows} rows")
 
 
 def _is_plain(document: bytes, spec: ArraySpec) -> bool:
-    """Whether a shard is nothing but its chunks' little-endian C-order rows, checksums and an index at the end."""
-    if not spec.shard_rows or np.dtype(spec.dtype).itemsize == 1:  # of bytes zarr.json need not say which end is first
+    """Return whether a shard is only its chunks' little-endian C-order rows, checksums and an index at the end."""
+    if not spec.shard_rows or np.dtype(spec.dtype).itemsize == 1:  # uint8 has no byte order
         return False
     plain = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     codecs = json.loads(document)["codecs"]
@@ -187,7 +187,7 @@ def _is_plain(document: bytes, spec: ArraySpec) -> bool:
 
 
 def _encode_plain(spec: ArraySpec, block: np.ndarray) -> bytes:
-    """The bytes that zarr would write of whole chunks [n, ...], with one copy where zarr makes several."""
+    """Return the bytes that zarr would write of whole chunks [n, ...], with one copy where zarr makes several."""
     chunks = [block[start : start + spec.chunk_rows].reshape(-1) for start in range(0, len(block), spec.chunk_rows)]
     index = np.full((spec.shard_rows // spec.chunk_rows, 2), 2**64 - 1, "<u8")  # that of a chunk that is not there
     size = chunks[0].nbytes + CHECKSUM_BYTES
@@ -198,26 +198,26 @@ def _encode_plain(spec: ArraySpec, block: np.ndarray) -> bytes:
 
 
 def _checksum(chunk: np.ndarray) -> bytes:
-    """CRC-32C, as zarr's codec of that name writes it."""
+    """Return the CRC-32C as zarr's codec of that name writes it."""
     from google_crc32c import value
 
     return int(value(chunk.reshape(-1).view(np.uint8))).to_bytes(CHECKSUM_BYTES, "little")
 
 
 def shard_slice(spec: ArraySpec, shard: int) -> slice:
-    """Rows of a shard; the last may be ragged."""
+    """Return the rows of a shard; the last may be ragged."""
     if not spec.shard_rows:
         return slice(0, spec.shape[0])
     return slice(shard * spec.shard_rows, min((shard + 1) * spec.shard_rows, spec.shape[0]))
 
 
 def chunk_key(spec: ArraySpec, shard: int) -> str:
-    """zarr's default key of a shard, below the array."""
+    """Return zarr's default key of a shard, below the array."""
     return "/".join(["c", str(shard), *["0"] * (len(spec.shape) - 1)])
 
 
 def _codecs(codecs: Sequence[dict[str, Any]]) -> tuple[set[str], list[list[int]]]:
-    """Names of all codecs, nested ones too, and the chunk shapes of sharding codecs."""
+    """Return the names of all codecs, nested ones too, and the chunk shapes of sharding codecs."""
     names: set[str] = set()
     shapes: list[list[int]] = []
     for codec in codecs:

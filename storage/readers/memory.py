@@ -9,8 +9,8 @@ from functa.storage.readers.shards import SplitShards
 class Resident(Indexed):
     """All visible rows in memory, read and checked once.
 
-    z uint8 codes or float32 [n, s, s, c], labels int32 [n], ids uint8 [n, 16]; which uint16 [n] says which of the
-    quantizers each row's codes take, None where there are not several.
+    z uint8 codes or float32 [n, s, s, c], labels int32 [n], ids uint8 [n, 16]; which uint16 [n] is the number
+    of each row's quantizer, None where there are not several.
     """
 
     def __init__(self, split: SplitShards) -> None:

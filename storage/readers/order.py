@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Order:
-    """How an epoch's rows are dealt out: `batch` rows a step to each of `world` ranks, in an order of (seed, epoch).
+    """The dealing of an epoch's rows: `batch` rows a step to each of `world` ranks, in an order of (seed, epoch).
 
     Every rank has equally many steps, and no row goes to two of them. n rows make n // (batch * world) whole steps.
     The rest is left out with `drop_last`. Without, it makes one more step, shared out as evenly as can be: the ranks'

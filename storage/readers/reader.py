@@ -17,8 +17,8 @@ from functa.storage.readers.order import Order, epoch_order
 class Batch:
     """Rows of a split: z uint8 codes or float32 [b, s, s, c], labels int32 [b].
 
-    ids uint8 [b, 16] where they were asked for. `which` int64 [b] says which of the reader's quantizers each row's
-    codes take, where it has several.
+    ids uint8 [b, 16] where they were asked for. `which` int64 [b] is the number of each row's quantizer
+    among the reader's, where it has several.
     """
 
     z: np.ndarray

@@ -21,7 +21,7 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """How many objects were checked, and the bad ones as {"path", "fault"}."""
+    """The number of objects checked, and the bad ones as {"path", "fault"}."""
 
     checked: int
     bad: list[dict[str, str]]

@@ -9,6 +9,7 @@ import numpy as np
 from functa.storage.config import QuantizationConfig
 from functa.storage.functaset.commit import commit
 from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.header import create_functaset
 from functa.storage.functaset.plan import Plan, RowTable
 from functa.storage.functaset.planning import plan_fragment
@@ -96,3 +97,26 @@ def tree(path: Home | str) -> dict[str, str]:
         return {key: hashlib.sha256(location.read(key)).hexdigest() for key in location.list()}
     files = sorted(p for p in Path(path).rglob("*") if p.is_file() and not p.name.endswith(".partial"))
     return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def store_with_bad_rows(folder: Path, bits: int = 8) -> Functaset:
+    """Two fragments of 20 and 13 rows, of other ranges if coded; 4 rows are bad, all of one shard among them."""
+    place = new_store(folder, {"bits": bits})
+    first = plan(place, n=20, bits=bits)
+    second = plan(place, n=13, first=20, bits=bits, range="sigma", shard_rows=4)
+    for shard in range(first.shards):
+        write(place, first, shard, bad={1: "a", 6: "b"} if shard == 1 else None, max_clip_fraction=1.0)
+    for shard in range(second.shards):
+        bad = {row: "c" for row in range(second.shard_size(shard))} if shard == second.shards - 1 else None
+        write(place, second, shard, bad=bad, max_clip_fraction=1.0)
+    commit(place, [first.id, second.id])
+    return Functaset.open(place)
+
+
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "missing":
+        return path.unlink()
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+    return path.write_bytes(data[: len(data) // 2] if how == "short" else data)  # type: ignore[return-value]

@@ -1,5 +1,5 @@
-"""A functaset beside a dict: whatever is planned, written, killed, committed, retired, spoilt, mended and collected, in
-any order, readers see exactly what the dict says, of every version that is kept."""
+"""A functaset beside a dict: whatever is planned, written, killed, committed, retired, damaged, repaired and collected,
+in any order, readers see exactly what the dict has, of every version that is kept."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ class Killed(BaseException):
 class Mortal(Location):
     """A folder whose user dies before the k-th change.
 
-    No LocalLocation, of which objects are written side by side: which of them stand would be a matter of luck.
+    No LocalLocation, of which objects are written side by side: which of them exist would be a matter of luck.
     """
 
     left: list[int] = field(default_factory=list)
@@ -242,7 +242,7 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.history)
     @rule(data=st.data(), how=st.sampled_from(["flip", "cut", "empty", "delete"]))
     def tamper(self, data: st.DataObject, how: str) -> None:
-        """Of anything in the folder: found if the newest version needs it, never read as something else."""
+        """Damage anything in the folder: found if the newest version needs it, never read as something else."""
         files = sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.name.endswith(".partial"))
         path = data.draw(st.sampled_from(files))
         whole = path.read_bytes()
@@ -254,13 +254,13 @@ class Store(RuleBasedStateMachine):
         needed = key in needed_before
         bad = [each["path"] for each in verify(self.place, deep=True).bad]
         same = path.exists() and path.read_bytes() == whole
-        gone = not path.exists()
-        # The newest mark may be gone: a committer may have been killed before it.
-        fatal = needed and not same and not (gone and key == f"commits/{max(self.history):08d}.sha256")
+        missing = not path.exists()
+        # The newest mark may be missing: a committer may have been killed before it.
+        fatal = needed and not same and not (missing and key == f"commits/{max(self.history):08d}.sha256")
         if key == "fragments/zarr.json":  # only other zarr readers look at it, and it vouches for nothing
-            assert not gone or bad == [key]
+            assert not missing or bad == [key]
         else:
-            assert ((key if gone else key.replace(".sha256", ".json")) in bad) == fatal, (key, how, bad)
+            assert ((key if missing else key.replace(".sha256", ".json")) in bad) == fatal, (key, how, bad)
         try:
             self.newest_is_as_it_should_be()
         except StorageError:
@@ -277,11 +277,11 @@ class Store(RuleBasedStateMachine):
         for entry in record["fragments"]:
             path = f"fragments/{entry['fragment']}"
             plan = json.loads((self.folder / path / "plan.json").read_text())
-            gone = {row for start, stop in entry["retired"] for row in range(start, stop)}
+            retired = {row for start, stop in entry["retired"] for row in range(start, stop)}
             keys |= {f"{path}/plan.json"} | {f"{path}/{key}" for key in plan["objects"] if "rows/" not in key}
             for shard in range(len(entry["receipts"])):
                 rows = range(shard * plan["shard_rows"], min((shard + 1) * plan["shard_rows"], plan["rows"]))
-                if not set(rows) <= gone:
+                if not set(rows) <= retired:
                     receipt = f"{path}/receipts/{shard:06d}.0.json"
                     objects = json.loads((self.folder / receipt).read_text())["objects"]
                     keys |= {receipt, f"{path}/rows/{shard:06d}.json"} | {f"{path}/{key}" for key in objects}

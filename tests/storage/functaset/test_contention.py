@@ -112,12 +112,12 @@ def test_an_image_retired_while_its_shard_is_repaired_stays_retired(tmp_path: Pa
     place = filled(tmp_path / "s")
     entry, each = Functaset.open(place).commit.fragments[0], Functaset.open(place).fragments[0].plan
     keys = table_of(place, each, 0).keys
-    mended = plan_again(place, keys, each.id)
+    repaired = plan_again(place, keys, each.id)
     retire(place, "train", [keys[2]])
-    commit(place, [mended.id], {entry.fragment: range(8)})
+    commit(place, [repaired.id], {entry.fragment: range(8)})
     assert shown(place) == sorted(set(names(0, 20)) - {keys[2]})
     other = plan_again(place, keys[:2], each.id)
-    commit(place, [], {entry.fragment: range(20), mended.id: range(mended.rows)})
+    commit(place, [], {entry.fragment: range(20), repaired.id: range(repaired.rows)})
     with pytest.raises(StorageError, match="the fragment that it replaces is no longer shown"):
         commit(place, [other.id])
 
@@ -216,7 +216,7 @@ def test_what_gc_has_claimed_is_not_committed_even_before_its_own_commit(tmp_pat
 
 
 class Dead(BaseException):
-    """As good as a SIGKILL: nothing here catches it."""
+    """Stand-in for a SIGKILL: no code catches it."""
 
 
 def die() -> None:
@@ -312,11 +312,11 @@ def test_a_replacement_whose_rows_were_all_retired_meanwhile_is_no_entry(tmp_pat
     place = filled(tmp_path / "s")
     entry, each = Functaset.open(place).commit.fragments[0], Functaset.open(place).fragments[0].plan
     keys = table_of(place, each, 0).keys
-    mended = plan_again(place, keys, each.id)
+    repaired = plan_again(place, keys, each.id)
     retire(place, "train", keys)
-    made = commit(place, [mended.id], {entry.fragment: range(8)})
-    assert made.retired_fragments == (mended.id,)
-    assert [each.fragment for each in made.fragments].count(mended.id) == 0
+    made = commit(place, [repaired.id], {entry.fragment: range(8)})
+    assert made.retired_fragments == (repaired.id,)
+    assert [each.fragment for each in made.fragments].count(repaired.id) == 0
     collect(place, erase_retired=True, delete=True)
     assert shown(place) == sorted(set(names(0, 20)) - set(keys))
     assert verify(place, deep=True).bad == []
@@ -329,8 +329,8 @@ def test_what_a_wholly_retired_shard_lost_hinders_neither_repair_nor_erasure(tmp
     place.delete(f"{each.path}/receipts/000001.0.json")
     place.delete(f"{each.path}/rows/000001.json")
     kept = shown(place)
-    mended = plan_again(place, table_of(place, each, 0).keys, each.id)
-    commit(place, [mended.id], {entry.fragment: range(8)})
+    repaired = plan_again(place, table_of(place, each, 0).keys, each.id)
+    commit(place, [repaired.id], {entry.fragment: range(8)})
     assert shown(place) == kept
     collect(place, erase_retired=True, delete=True)
     assert shown(place) == kept

@@ -16,6 +16,7 @@ from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer, calibrate
 from functa.storage.places.address import open_location
+from functa.storage.readers.open import open_reader
 from functa.storage.readers.reader import epoch_order
 from functa.storage.upkeep.status import status
 from functa.storage.upkeep.verify import verify
@@ -165,7 +166,7 @@ def test_a_shard_written_again_changes_no_byte(home: Home) -> None:
 
 
 def test_objects_of_a_writer_killed_before_its_receipt_are_adopted_if_they_differ_too(tmp_path: Path) -> None:
-    """Another environment rounds otherwise: the receipt must then describe what stands, not what was just computed."""
+    """Another environment rounds otherwise: the receipt must describe what is stored, not what was just computed."""
     place = new_store(tmp_path / "s", {"bits": 32})
     each = plan(place, bits=32)
     rows = table_of(place, each, 0)
@@ -383,3 +384,11 @@ def test_epoch_orders_are_permutations_of_their_seed_and_epoch() -> None:
         assert sorted(order) == list(range(100))
     assert len({tuple(order) for order in orders}) == 4
     np.testing.assert_array_equal(epoch_order(100, 1, 0), orders[2])
+
+
+def test_a_functaset_and_its_readers_describe_themselves(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    store = Functaset.open(place)
+    assert repr(store) == f"Functaset('{place.uri}', version 1: 20 train, 6 test)"
+    shown = repr(open_reader(store, "test", "memory"))
+    assert shown == f"Resident({place.uri}, version 1, split 'test': 6 rows of (2, 2, 8), codes)"

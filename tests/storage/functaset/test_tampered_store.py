@@ -58,7 +58,7 @@ def training_fragment(folder: Path) -> Path:
 
 
 def assert_found(folder: Path, path: Path) -> None:
-    """By verify --deep, under its path, and by the reader, which names it."""
+    """Check that verify --deep lists its path, and that the reader names it."""
     relative = str(path.relative_to(folder))
     report = verify(open_location(str(folder)), deep=True)
     assert relative in [bad["path"] for bad in report.bad]

@@ -1,8 +1,5 @@
 """Readers: every visible row exactly once, in an order of (seed, epoch), and nothing that was not checked."""
 
-import contextlib
-import io
-import json
 import os
 import sys
 import tracemalloc
@@ -14,30 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
-from zarr.buffer import cpu
-from zarr.storage import MemoryStore
 
 from functa.models.config import NormalizationConfig
 from functa.models.latents.normalize import Normalizer, normalizer
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.functaset.zarr_bytes import (
-    ArraySpec,
-    chunk_key,
-    chunk_offsets,
-    decode,
-    decode_vouched,
-    encode,
-    new_document,
-    shard_slice,
-)
 from functa.storage.places.address import open_location
-from functa.storage.readers import hydrate as hydrating
 from functa.storage.readers import open as readers
 from functa.storage.readers.hydrate import hydrate
 from functa.storage.readers.open import open_reader
@@ -46,30 +29,9 @@ from functa.storage.readers.reader import Batch, Indexed, Reader
 from functa.tasks.inputs.batches import FromHost, OnDevice
 from functa.tasks.inputs.latents import load_split, training_normalizer
 from functa.tasks.inputs.torch_datasets import LatentDataset, LatentStream
-from tests.helpers.storage.functasets import SHAPE, fill, filled, new_store, plan, write
+from tests.helpers.storage.functasets import SHAPE, damage, fill, filled, new_store, plan, store_with_bad_rows, write
 
 KINDS = ("memory", "mapped", "streamed")
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where hydrated shards go by default: nothing of this user's is read or written."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "functa" / "hydrated"
-
-
-def store_with_bad_rows(folder: Path, bits: int = 8) -> Functaset:
-    """Two fragments of 20 and 13 rows, of other ranges if coded; 4 rows are bad, all of one shard among them."""
-    place = new_store(folder, {"bits": bits})
-    first = plan(place, n=20, bits=bits)
-    second = plan(place, n=13, first=20, bits=bits, range="sigma", shard_rows=4)
-    for shard in range(first.shards):
-        write(place, first, shard, bad={1: "a", 6: "b"} if shard == 1 else None, max_clip_fraction=1.0)
-    for shard in range(second.shards):
-        bad = {row: "c" for row in range(second.shard_size(shard))} if shard == second.shards - 1 else None
-        write(place, second, shard, bad=bad, max_clip_fraction=1.0)
-    commit(place, [first.id, second.id])
-    return Functaset.open(place)
 
 
 def opened(functaset: Functaset, kind: str, **options: Any) -> Reader:
@@ -205,15 +167,6 @@ def test_the_kind_follows_from_free_memory_and_what_can_be_mapped(
     assert kinds() == ["Mapped", "Mapped"]
 
 
-def spoil(path: Path, how: str) -> None:
-    data = bytearray(path.read_bytes())
-    if how == "missing":
-        return path.unlink()
-    if how == "flipped":
-        data[len(data) // 2] ^= 1
-    return path.write_bytes(data[: len(data) // 2] if how == "short" else data)  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize("bits", [8, 32])
 @pytest.mark.parametrize("kind", ["memory", "mapped", "streamed"])
 @pytest.mark.parametrize("how", ["missing", "short", "flipped", "swapped"])
@@ -226,126 +179,29 @@ def test_damage_is_named_and_never_shown(tmp_path: Path, kind: str, bits: int, h
         os.rename(path / "1", path / "0")
         os.rename(path / "x", path / "1")
     else:
-        spoil(path / "1" / "0" / "0" / "0", how)
+        damage(path / "1" / "0" / "0" / "0", how)
     with pytest.raises(StorageError, match=r"z/c/[01]/0/0/0: ") as error:
         reader = opened(functaset, kind) if bits == 8 else open_reader(functaset, "train", kind)  # type: ignore[arg-type]
         list(reader.batches(Order(20)))
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("how", ["missing", "short", "flipped"])
-@pytest.mark.parametrize("array", ["z.raw", "label.raw", "id.raw", "000001.json"])
-def test_damage_to_hydrated_files_is_named_and_mended_by_hydrating_again(
-    tmp_path: Path, cache_folder: Path, array: str, how: str
-) -> None:
-    functaset = Functaset.open(filled(tmp_path / "s"))
-    hydrate(functaset)
-    fragment = functaset.fragments[0].id
-    (path,) = cache_folder.glob(f"{fragment}-*/{array}")
-    spoil(path, how)
-    with pytest.raises(StorageError, match="run `functa store hydrate`") as error:
-        open_reader(functaset, "train", "mapped")
-    if (array, how) != ("000001.json", "missing"):
-        assert array in str(error.value)
-    again = hydrate(functaset)
-    assert 1 <= again.written <= 3
-    assert len(open_reader(functaset, "train", "mapped")) == 20
-
-
-def test_hydrating_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    functaset = Functaset.open(filled(tmp_path / "s"))
-    real = hydrating._write
-    calls: list[tuple[int, int, int]] = []
-
-    def stops(*arguments: Any) -> None:
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        real(*arguments)
-
-    monkeypatch.setattr(hydrating, "_write", stops)
-    with pytest.raises(KeyboardInterrupt):
-        hydrate(functaset, progress=lambda *told: calls.append(told))
-    with pytest.raises(StorageError, match="run `functa store hydrate`"):
-        open_reader(functaset, "test", "mapped")
-    monkeypatch.setattr(hydrating, "_write", real)
-    done = hydrate(functaset)
-    assert (done.shards, done.written) == (4, 2)
-    assert hydrate(functaset).written == 0
-
-
-def test_hydrating_without_room_writes_nothing_and_says_so(
-    tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    functaset = Functaset.open(filled(tmp_path / "s"))
-    monkeypatch.setattr("functa.storage.places.local.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with pytest.raises(StorageError, match="0 MB are free; free some space or choose another place"):
-        hydrate(functaset)
-    assert not list(cache_folder.iterdir())
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="--to"):
-        hydrate(functaset, str(tmp_path / "file"))
-
-
-def test_the_command_hydrates_and_says_what_it_did(tmp_path: Path) -> None:
-    from functa.flows.cli.main import app
-
-    uri, folder = filled(tmp_path / "s").uri, tmp_path / "raw"
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told):
-        arguments = ["store", "hydrate", uri, "--to", str(folder), "--json"]
-        assert app(arguments, exit_on_error=False, result_action="return_value") == 0
-    assert json.loads(told.getvalue()) == {
-        "folder": str(folder),
-        "shards": 4,
-        "written": 4,
-        "bytes": 26 * (32 + 4 + 16),
-    }
-    assert len(open_reader(Functaset.open(uri), "test", "mapped", hydrated=str(folder))) == 6
-
-
-def zarrs_own(document: bytes, spec: ArraySpec, block: np.ndarray, shard: int) -> bytes:
-    """The shard's object as zarr writes it."""
-    store = MemoryStore({"zarr.json": cpu.Buffer.from_bytes(document)})
-    array = zarr.open_array(store, mode="r+").with_config({"write_empty_chunks": True})
-    array[shard_slice(spec, shard)] = block
-    return store._store_dict[chunk_key(spec, shard)].to_bytes()
-
-
-@settings(deadline=None, max_examples=20)
-@given(rows=st.integers(1, 30), chunk=st.integers(1, 6), chunks=st.integers(1, 4), seed=st.integers(0, 9))
-def test_chunks_of_a_raw_shard_are_found_by_its_own_index(rows: int, chunk: int, chunks: int, seed: int) -> None:
-    spec = ArraySpec((rows, 2, 3), "float32", chunk * chunks, chunk)
-    document = new_document(spec)
-    shard = seed % -(-rows // spec.shard_rows)
-    size = min(spec.shard_rows, rows - shard * spec.shard_rows)
-    block = np.random.default_rng(seed).normal(size=(size, 2, 3)).astype(np.float32)
-    data = encode(document, spec, block, shard)[1]
-    assert data == zarrs_own(document, spec, block, shard)
-    np.testing.assert_array_equal(decode_vouched(document, spec, data, shard), block)
-    offsets = chunk_offsets(document, spec, np.frombuffer(data, np.uint8), shard)
-    assert offsets is not None
-    found = [np.frombuffer(data, np.float32, 6, offsets[r // chunk] + r % chunk * 24) for r in range(size)]
-    np.testing.assert_array_equal(np.stack(found).reshape(-1, 2, 3), decode(document, spec, data, shard))
-    compressed = ArraySpec((rows, 2, 3), "float32", chunk * chunks, chunk, "zstd")
-    assert chunk_offsets(new_document(compressed), compressed, np.frombuffer(data, np.uint8), shard) is None
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_fork_is_refused_and_told_the_mend(tmp_path: Path, kind: str) -> None:
+def test_a_fork_is_refused_with_a_message_that_names_the_fix(tmp_path: Path, kind: str) -> None:
     functaset = Functaset.open(filled(tmp_path / "s"))
     reader = opened(functaset, kind)
     batches = reader.batches(Order(5))
     next(batches)
     there, here = os.pipe()
     if os.fork() == 0:
-        said = []
+        messages = []
         for act in (lambda: next(batches), lambda: reader.batches(Order(5)), lambda: functaset.load("train")):
             try:
                 act()
-                said.append("nothing")
+                messages.append("nothing")
             except StorageError as error:
-                said.append(str(error))
-        os.write(here, "\n".join(said).encode())
+                messages.append(str(error))
+        os.write(here, "\n".join(messages).encode())
         os._exit(0)
     os.close(here)
     os.wait()
@@ -388,7 +244,7 @@ def test_torch_data_sets_give_normalised_latents(tmp_path: Path) -> None:
 
 
 def bound(normalizer: Normalizer, scale: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """What float32 may err in code * scale + offset: a few units in the last place of the largest term."""
+    """Return float32's error in code * scale + offset: a few units in the last place of the largest term."""
     return 4 * np.finfo(np.float32).eps * (255 * np.abs(scale) + np.abs(offset)) / normalizer.scale.numpy() + 1e-12
 
 

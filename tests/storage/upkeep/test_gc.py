@@ -57,7 +57,7 @@ def test_retired_rows_are_shown_by_older_versions_only_and_the_moments_are_those
     assert store.moments().count == 18
     assert verify(place, deep=True).bad == []
     assert retire(place, "train", ["train/00003"]) == made
-    with pytest.raises(StorageError, match=r"shows no image 'train/99999' in split 'train'; .* are the keys"):
+    with pytest.raises(StorageError, match=r"shows no image 'train/99999' in split 'train'; .* lists the keys"):
         retire(place, "train", ["train/99999"])
 
 
@@ -170,8 +170,8 @@ def test_an_erased_image_leaves_no_byte_behind_and_the_others_are_as_they_were(t
         write(place, each, shard, bad={1: "does not decode"} if shard == 1 else {})
     commit(place, [each.id])
     whole = Functaset.open(place).load("train")
-    gone = [key for key in whole.keys if key in ("train/00002", "train/00013")]
-    made = retire(place, "train", gone)
+    unwanted = [key for key in whole.keys if key in ("train/00002", "train/00013")]
+    made = retire(place, "train", unwanted)
     content = Functaset.open(place).content
     would = collect(place, erase_retired=True)
     assert would.rewritten == [each.id]
@@ -181,7 +181,7 @@ def test_an_erased_image_leaves_no_byte_behind_and_the_others_are_as_they_were(t
     # The new commit's moments are merged over other shards: their last bits, and so their name, may be others.
     assert {key for key in done.removed if key[:8] != "moments/"} == {k for k in would.removed if k[:8] != "moments/"}
     after = Functaset.open(place).load("train")
-    stay = [row for row, key in enumerate(whole.keys) if key not in gone]
+    stay = [row for row, key in enumerate(whole.keys) if key not in unwanted]
     assert after.keys == [whole.keys[row] for row in stay]
     np.testing.assert_array_equal(after.dequantized(), whole.dequantized()[stay])
     for name in ("labels", "ids", "psnr"):
@@ -189,7 +189,7 @@ def test_an_erased_image_leaves_no_byte_behind_and_the_others_are_as_they_were(t
     assert Functaset.open(place).content == content
     assert Functaset.open(place).info()["bad"] == 1
     everything = b"".join(path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file())
-    for key in gone:
+    for key in unwanted:
         assert key.encode() not in everything
         assert row_id(key) not in everything
         assert latents_of([key]).tobytes() not in everything
@@ -198,7 +198,7 @@ def test_an_erased_image_leaves_no_byte_behind_and_the_others_are_as_they_were(t
 
 
 class Stopped(BaseException):
-    """As good as a SIGKILL: nothing here catches it."""
+    """Stand-in for a SIGKILL: no code catches it."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def test_a_newest_commit_that_is_lost_or_forged_is_told(tmp_path: Path) -> None:
 
 
 def test_giving_versions_up_may_be_interrupted_anywhere(tmp_path: Path) -> None:
-    """At no instant does a mark speak of a commit that is gone, or is a version lost but not given up."""
+    """At no instant does a mark belong to a missing commit, or is a version missing that has not expired."""
     done, stops = False, 0
     while not done:
         folder = tmp_path / str(stops)

@@ -176,11 +176,11 @@ def test_a_large_source_is_sampled_and_each_shard_read_about_once(
 
 
 def test_progress_counts_rows(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     source = Functaset.open(filled(tmp_path / "a"))
-    requantize(source, open_location(str(tmp_path / "b")), SIX, lambda done, rows: told.append((done, rows)))
-    assert told[-1] == (26, 26)
-    assert len(told) == 4
+    requantize(source, open_location(str(tmp_path / "b")), SIX, lambda done, rows: calls.append((done, rows)))
+    assert calls[-1] == (26, 26)
+    assert len(calls) == 4
 
 
 def test_nonsense_is_refused_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Hydration: raw files beside records; what is damaged, interrupted or too large is found."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from functa.storage.errors import StorageError
+from functa.storage.functaset.functaset import Functaset
+from functa.storage.readers import hydrate as hydrating
+from functa.storage.readers.hydrate import hydrate
+from functa.storage.readers.open import open_reader
+from tests.helpers.storage.functasets import damage, filled
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "flipped"])
+@pytest.mark.parametrize("array", ["z.raw", "label.raw", "id.raw", "000001.json"])
+def test_damage_to_hydrated_files_is_named_and_repaired_by_hydrating_again(
+    tmp_path: Path, cache_folder: Path, array: str, how: str
+) -> None:
+    functaset = Functaset.open(filled(tmp_path / "s"))
+    hydrate(functaset)
+    fragment = functaset.fragments[0].id
+    (path,) = cache_folder.glob(f"{fragment}-*/{array}")
+    damage(path, how)
+    with pytest.raises(StorageError, match="run `functa store hydrate`") as error:
+        open_reader(functaset, "train", "mapped")
+    if (array, how) != ("000001.json", "missing"):
+        assert array in str(error.value)
+    again = hydrate(functaset)
+    assert 1 <= again.written <= 3
+    assert len(open_reader(functaset, "train", "mapped")) == 20
+
+
+def test_hydrating_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    functaset = Functaset.open(filled(tmp_path / "s"))
+    real = hydrating._write
+    calls: list[tuple[int, int, int]] = []
+
+    def stops(*arguments: Any) -> None:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    monkeypatch.setattr(hydrating, "_write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        hydrate(functaset, progress=lambda *counts: calls.append(counts))
+    with pytest.raises(StorageError, match="run `functa store hydrate`"):
+        open_reader(functaset, "test", "mapped")
+    monkeypatch.setattr(hydrating, "_write", real)
+    done = hydrate(functaset)
+    assert (done.shards, done.written) == (4, 2)
+    assert hydrate(functaset).written == 0
+
+
+def test_hydrating_without_space_writes_nothing_and_names_the_fault(
+    tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functaset = Functaset.open(filled(tmp_path / "s"))
+    monkeypatch.setattr("functa.storage.places.local.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(StorageError, match="0 MB are free; free some space or choose another place"):
+        hydrate(functaset)
+    assert not list(cache_folder.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="--to"):
+        hydrate(functaset, str(tmp_path / "file"))
+
+
+def test_the_command_hydrates_and_prints_the_result(tmp_path: Path) -> None:
+    from functa.flows.cli.main import app
+
+    uri, folder = filled(tmp_path / "s").uri, tmp_path / "raw"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        arguments = ["store", "hydrate", uri, "--to", str(folder), "--json"]
+        assert app(arguments, exit_on_error=False, result_action="return_value") == 0
+    assert json.loads(printed.getvalue()) == {
+        "folder": str(folder),
+        "shards": 4,
+        "written": 4,
+        "bytes": 26 * (32 + 4 + 16),
+    }
+    assert len(open_reader(Functaset.open(uri), "test", "mapped", hydrated=str(folder))) == 6
