@@ -1,5 +1,6 @@
 """A hook of mkdocs: writes the reference pages that follow from the code, so that they cannot differ from it."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,8 +26,18 @@ def command_page() -> str:
     from functa.flows.cli.main import app
 
     generated = app.generate_docs(output_format="markdown")
-    body = generated.partition("## Table of Contents")[2].partition("\n## ")[2]
-    return COMMAND_HEAD + "\n## " + body
+    commands = dict(re.findall(r"^## functa (\S+)\n(.*?)(?=^## |\Z)", generated, re.DOTALL | re.MULTILINE))
+    groups = {name: app[name].group[0] for name in commands}
+    lines = [COMMAND_HEAD]
+    for group in sorted(set(groups.values()), key=lambda group: group.sort_key[1]):
+        lines += [f"\n## {group.name}\n"]
+        lines += [_under(name, body) for name, body in commands.items() if groups[name] is group]
+    return "\n".join(lines)
+
+
+def _under(name: str, body: str) -> str:
+    """Return a command's description one level lower, below the heading of its group."""
+    return f"### functa {name}\n" + re.sub(r"^### ", "#### ", body, flags=re.MULTILINE)
 
 
 def settings_page() -> str:
