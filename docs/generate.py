@@ -12,6 +12,7 @@ from functa.flows.config.reference import section_description, settings_referenc
 from functa.flows.config.schema import PipelineConfig
 from functa.tasks.evaluation.catalogue import BY_SPACE, SPACES, catalogue, groups
 from functa.tasks.evaluation.evaluator import Described
+from functa.tasks.stage_table import STAGES
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -33,6 +34,21 @@ def command_page() -> str:
         lines += [f"\n## {group.name}\n"]
         lines += [_under(name, body) for name, body in commands.items() if groups[name] is group]
     return "\n".join(lines)
+
+
+def stages_page() -> str:
+    """Return every stage: its command, what it does, what it reads and where its output lies."""
+    head = ("Stage", "Does", "Reads the output of", "Output in the root", "Sections that decide the result")
+    rows = (
+        (f"`{stage.command}`", stage.summary, _names(STAGES[name].command for name in stage.inputs),
+         f"`{stage.output}/`", _names(stage.sections))
+        for stage in STAGES.values()
+    )  # fmt: skip
+    return "\n".join([STAGES_HEAD, *_table(head, rows)]) + "\n"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _under(name: str, body: str) -> str:
@@ -132,6 +148,12 @@ in the arguments or the configuration. An error is one line; `--debug` adds the 
 folder or `s3://bucket/prefix` ([S3](../how-to/s3.md)).
 """
 
+STAGES_HEAD = """# Stages
+
+A run is these stages. Each is a command, a Prefect flow and a deployment of the same name. A stage is done again only
+if a setting of its sections, or the output of a stage that it reads, changed.
+"""
+
 SETTINGS_HEAD = """# Settings
 
 Every setting has a key, such as `field.width`. Set it with `--set field.width=128` (repeatable), in a YAML file, or in
@@ -158,6 +180,7 @@ work."""
 
 PAGES: dict[str, Callable[[], str]] = {
     "reference/command.md": command_page,
+    "reference/stages.md": stages_page,
     "reference/settings.md": settings_page,
     "reference/metrics.md": metrics_page,
     "reference/presets.md": presets_page,
