@@ -99,14 +99,14 @@ def _field(folder: Path, config: Any) -> None:
 
 
 def encode_bare(job: "EncodeJob", groups: Groups, images: int) -> Stats:
-    """The groups one after the other, in this process."""
+    """Encode the groups one after the other, in this process."""
     from functa.tasks.encoding.encode import encode_group
 
     return [encode_group(job, group, images, run="bare") for group in groups]
 
 
 def encode_bare_from(text: str) -> Stats:
-    """As encode_bare, of a line of JSON."""
+    """Run encode_bare on a job and groups given as a line of JSON."""
     from functa.tasks.encoding.plan import EncodeJob, ShardGroup
 
     given = json.loads(text)
@@ -115,7 +115,7 @@ def encode_bare_from(text: str) -> Stats:
 
 
 def side_by_side(job: "EncodeJob", groups: Groups, processes: int) -> Stats:
-    """Bare processes of one thread, which share the groups out beforehand."""
+    """Encode in bare processes of one thread each; every process gets its groups beforehand."""
     images = sum(group.images for group in groups)
     shares = [groups[number::processes] for number in range(processes)]
     children = [

@@ -16,7 +16,7 @@ from functa.tasks.config import (
 
 
 class TrainingJob(Config):
-    """What every training process is given."""
+    """Job of a training process: what all kinds of training have in common."""
 
     what: ClassVar[str]  # noun for people
 

@@ -134,13 +134,13 @@ def repeats(samples: Tensor, unseen: Tensor) -> Tensor:
     unseen [m, k]: those of images of the same kind that no model has seen, which set the bounds. A sample counts when
     it is nearer *and* more isolated than CHANCE of these; so of a perfect generator's samples at most CHANCE do, and
     blurred samples, which are near but not isolated, do not. An image that the training set holds k times escapes.
-    Only where the bounds can tell (can_tell).
+    Meaningful only if the bounds are usable (has_usable_bounds).
     """
     near, isolated = _bounds(unseen)
     return (samples[:, 0] < near) & (isolation(samples) < isolated)
 
 
-def can_tell(unseen: Tensor) -> bool:
+def has_usable_bounds(unseen: Tensor) -> bool:
     """Return whether anything could come below the bounds of `repeats`: not where they are about 0.
 
     They are where more than CHANCE of the unseen images repeat training images (same_images).

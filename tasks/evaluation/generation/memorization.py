@@ -17,11 +17,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from functa.models.measures.memorization import (
     Nearest,
-    can_tell,
     compared_again,
     distinct,
     distinct_expected,
     exact_nearest,
+    has_usable_bounds,
     is_memorized,
     isolation,
     repeats,
@@ -142,7 +142,7 @@ def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
 def _repeating(found: Nearest, count: int) -> Tensor | None:
     """Find which of the first `count`, the samples, repeat a training image; None where the unseen give no bound."""
     samples, unseen = found.distances[:count], found.distances[count:]
-    return repeats(samples, unseen) if can_tell(unseen) else None
+    return repeats(samples, unseen) if has_usable_bounds(unseen) else None
 
 
 def _references(bench: Bench) -> References:

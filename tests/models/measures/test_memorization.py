@@ -9,11 +9,11 @@ from torch import Tensor
 
 from functa.models.measures import memorization
 from functa.models.measures.memorization import (
-    can_tell,
     compared_again,
     distinct,
     distinct_expected,
     exact_nearest,
+    has_usable_bounds,
     is_memorized,
     isolation,
     repeats,
@@ -148,7 +148,7 @@ def test_where_test_images_repeat_training_images_nothing_can_be_told(held: int)
     for count, told in ((10, False), (2, True)):
         among = torch.cat([training[:count] + 1e-5, unseen[count:]])
         found = torch.from_numpy(nearest(among, training, 128)[1])
-        assert can_tell(found) is told
+        assert has_usable_bounds(found) is told
         assert same_images(found).tolist() == [True] * count + [False] * (100 - count)
     if held == 1:
         samples = torch.from_numpy(nearest(copies, training, 128)[1])
