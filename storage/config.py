@@ -19,7 +19,7 @@ def _known_source(name: str) -> str:
 
 
 class ImagesConfig(Config):
-    """Where images come from. Every source has a training and a test split and integer labels."""
+    """The source of the images. Every source has a training and a test split and integer labels."""
 
     source: Annotated[
         str, AfterValidator(_known_source), WithJsonSchema({"type": "string", "enum": list(IMAGE_SOURCES)})
@@ -43,7 +43,7 @@ class ImagesConfig(Config):
         json_schema_extra={"environment": True},
     )  # fmt: skip
     max_gone_fraction: float = Field(
-        0.1, ge=0, le=1, description="More encoded images than this share gone, or a whole class, end an encoding.",
+        0.1, ge=0, le=1, description="Encoding stops if over this share of encoded images or a whole class is missing.",
         json_schema_extra={"environment": True},
     )  # fmt: skip
     max_pixels: int = Field(

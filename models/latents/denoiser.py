@@ -31,8 +31,8 @@ class Denoiser(nn.Module):
 class ResidualMLP(nn.Module):
     """Residual blocks of linear layers on the latent's numbers (App. B.1, after Dupont et al. 2022a).
 
-    The paper names it and gives widths and numbers of blocks; where norms, activations and the time embedding stand is
-    our reading, and so is that labels are embedded beside the time, as in the UNet.
+    The paper names it and gives widths and numbers of blocks. The positions of norms, activations and the time
+    embedding are our reading; so is the embedding of labels beside the time, as in the UNet.
     """
 
     def __init__(self, numbers: int, config: DenoiserConfig, classes: int | None) -> None:

@@ -102,8 +102,8 @@ def diffusion_loss(
     """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14), a scalar.
 
     x0: normalised latents [B, s, s, c]. labels int64 [B], of which the drawn ones become the dummy class K (C.1);
-    None for an unconditional denoiser. All tensors are on one device. Ratio sampling of timesteps is not weighted back
-    unless the tables say so: it changes the objective (C.4.3).
+    None for an unconditional denoiser. All tensors are on one device. Ratio sampling of timesteps is weighted back
+    only if the tables have the weights for it: without them it changes the objective (C.4.3).
     """
     if labels is not None:
         if classes is None:

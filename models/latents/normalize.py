@@ -27,7 +27,7 @@ class Affine:
     def __call__(self, stored: Tensor, which: Tensor | None = None) -> Tensor:
         """Codes or latents [b, s, s, c] -> float32 [b, s, s, c]; `which` int64 [b]: each row's quantiser, or the first.
 
-        Codes travel to the device as bytes, a quarter of the floats that they stand for.
+        Codes travel to the device as bytes, a quarter of the size of the floats that they encode.
         """
         rows = 0 if which is None else which
         return torch.addcmul(self.offset[rows], stored.to(self.scale.dtype), self.scale[rows])

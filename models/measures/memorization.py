@@ -141,9 +141,9 @@ def repeats(samples: Tensor, unseen: Tensor) -> Tensor:
 
 
 def has_usable_bounds(unseen: Tensor) -> bool:
-    """Return whether anything could come below the bounds of `repeats`: not where they are about 0.
+    """Return whether `repeats` can distinguish copies from fresh images: its bounds are not about 0.
 
-    They are where more than CHANCE of the unseen images repeat training images (same_images).
+    They are about 0 where more than CHANCE of the unseen images repeat training images (same_images).
     """
     near, isolated = _bounds(unseen)
     return bool(near > SAME * _typical(unseen)) and bool(isolated > SAME)

@@ -30,9 +30,11 @@ def open_location(uri: str) -> Location:
         if not uri.startswith("/"):
             raise StorageError(f"file://{uri}: expected file:///absolute/path")
     elif "://" in uri:
-        raise StorageError(f"{uri.partition('://')[0]}://: unknown kind of place; use a local path, file:// or s3://")
+        raise StorageError(
+            f"{uri.partition('://')[0]}://: unknown kind of location; use a local path, file:// or s3://"
+        )
     if not uri or "\0" in uri:
-        raise StorageError("the path of a place is empty or not a path; give a local path, file:// or s3://")
+        raise StorageError("the path of a location is empty or not a path; give a local path, file:// or s3://")
     return LocalLocation(str(Path(os.path.abspath(os.path.expanduser(uri)))))
 
 

@@ -1,4 +1,4 @@
-"""A local folder as a place: every object is either whole or absent, and durable once the call returns."""
+"""A local folder as a location: every object is either whole or absent, and durable once the call returns."""
 
 import errno
 import os
@@ -92,7 +92,7 @@ class LocalLocation(Location):
 
 
 def may_pass(location: Location, error: StorageError) -> bool:
-    """Whether the place did not answer, which shows nothing about the object.
+    """Return whether the location did not answer, which shows nothing about the object.
 
     A local disk's I/O error is most often of that file alone, and stays.
     """
@@ -114,10 +114,10 @@ def _fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space, then run the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "give this user the right to it, or choose another place"
+        return "give this user the right to it, or choose another location"
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-        return "a file stands where a folder is needed, or the reverse: move it or choose another place"
-    return "look at the disk, or choose another place"
+        return "a file is in the way of a folder, or the reverse: move it or choose another location"
+    return "look at the disk, or choose another location"
 
 
 def _place(path: Path, data: bytes, replace: bool) -> bool:

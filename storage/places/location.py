@@ -1,4 +1,4 @@
-"""What a place that bytes live in can do, whatever it is made of."""
+"""The interface of every location of bytes, a local folder or a bucket's prefix."""
 
 import os
 import uuid
@@ -47,9 +47,9 @@ class Location(ABC):
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object unless one of that name stands: True if this call made it, False (nothing changed) if not.
+        """Put an object unless one of that name exists: True if this call made it, False (nothing changed) if not.
 
-        On S3, where an answer may be lost, True whenever the object that stands has these very bytes.
+        On S3, where an answer may be lost, True whenever the existing object has these very bytes.
         """
 
     @abstractmethod
@@ -101,7 +101,7 @@ class Location(ABC):
         if free is not None and free < needed_bytes:
             raise StorageError(
                 f"{self.uri}: {needed_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free; "
-                "free some space or choose another place"
+                "free some space or choose another location"
             )
 
 

@@ -1,4 +1,4 @@
-"""A prefix of an S3 bucket as a place, through s3fs. One PUT is one object; create-only is If-None-Match.
+"""A prefix of an S3 bucket as a location, through s3fs. One PUT is one object; create-only is If-None-Match.
 
 Retries are our own: bounded, alike for every operation, and distinguished from faults that would come again.
 """
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-# With pauses of half to all of 1, 2, 4, 8, 8, ... s: an outage of 27 s is survived whatever the dice say, one of a
+# With pauses of half to all of 1, 2, 4, 8, 8, ... s: an outage of 27 s is survived whatever the random draws, one of a
 # minute never.
 TRIES = 10
 
@@ -43,7 +43,7 @@ class S3Location(Location):
     process: int = field(default_factory=os.getpid, compare=False, repr=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Out of a pickle, as a spawned child gets it: made here."""
+        """Restore from a pickle, as a spawned child does: the location belongs to this process."""
         self.__dict__.update(state | {"process": os.getpid()})
 
     def read(self, key: str, limit: int | None = None) -> bytes:
@@ -112,7 +112,7 @@ class S3Location(Location):
         self._tried(key, remove)
 
     def preflight_write(self, needed_bytes: int = 0) -> None:
-        # Who waits here has just typed the address: a wrong one should say so within seconds.
+        # A user waits here who has just typed the address: a wrong one should fail within seconds.
         Location.preflight_write(replace(self, tries=min(2, self.tries)), needed_bytes)
 
     def free_bytes(self) -> int | None:
@@ -180,7 +180,7 @@ class S3Location(Location):
     def _fault(self, error: BaseException) -> str:
         account = s3_faults.account(self._path("x").partition("/")[0])
         if s3_faults.code(error) == "403" and s3_faults.operation(error).startswith("Head"):
-            # An answer to a HEAD has no body to say why: the same is asked in a way that has one.
+            # An answer to a HEAD has no body that gives the reason: ask the same in a request whose answer has one.
             try:
                 self._fs().call_s3("list_objects_v2", Bucket=account.bucket, MaxKeys=1)
             except Exception as reason:

@@ -1,7 +1,7 @@
 """The meaning of an S3 client's exceptions: one sentence, the fix, and whether a repetition may succeed.
 
 s3fs turns several causes into the same PermissionError or FileNotFoundError; the server's own code is in the
-exception that it was raised from. Secrets are in none of what is said here, a key id only in part.
+exception that it was raised from. No text made here contains a secret, and of a key id only a part.
 """
 
 import errno
@@ -67,13 +67,13 @@ class Account:
 
 
 def account(bucket: str, endpoint: str | None = None, key: str | None = None) -> Account:
-    """Of the environment, where the caller knows no better."""
+    """Return the account of a request; endpoint and key come from the environment unless the caller gives them."""
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return Account(bucket, _without_user(endpoint) or "the AWS default", masked(key or _configured_key()))
 
 
 def endpoint_with_password() -> bool:
-    """Whether the environment's endpoint is of the form http://user:password@host."""
+    """Return whether the environment's endpoint is of the form http://user:password@host."""
     return any("@" in os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
 
 
@@ -103,7 +103,7 @@ def operation(error: BaseException) -> str:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the fault is of the connection or the server's moment, not of what was asked."""
+    """Return whether the fault may pass: of the connection or the server's state, not of the request."""
     for response in _responses(error):
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in LOST_STATUS
     if isinstance(error, TimeoutError | ConnectionError):

@@ -10,7 +10,7 @@ from functa.storage.errors import FunctaError, StorageError, one_line
 
 
 class ToyError(StorageError):
-    """As in CONTRIBUTING.md, "Add an error"."""
+    """The error of CONTRIBUTING.md, "Add an error"."""
 
 
 class ToyUsageError(FunctaError):

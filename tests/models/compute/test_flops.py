@@ -27,7 +27,7 @@ def test_a_transformers_flops_are_its_matrices_and_its_attention() -> None:
     assert counted == batch * (depth * block + 2 * tokens * 6 * width + 2 * width * 10)
 
 
-def test_table_6_costs_what_the_notes_say() -> None:
+def test_flops_of_a_forward_pass_of_two_models_of_table_6() -> None:
     """GFLOP of one forward pass: 1.74 of the unconditional 8x8x16 UNet, 9.84 of the linear row's."""
     t = torch.zeros(1, dtype=torch.int64)
     for blocks, multipliers, attention, gigaflops in ((1, (1, 1), (4,), 1.74), (2, (2, 2), (), 9.84)):

@@ -1,4 +1,4 @@
-"""A compiled step against the plain one, and what is said where nothing can be compiled."""
+"""A compiled step against the plain one, and the message where nothing can be compiled."""
 
 import pytest
 import torch

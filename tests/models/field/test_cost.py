@@ -150,8 +150,8 @@ def test_measured_memory_stays_within_the_estimate_and_hardly_grows_with_the_ima
     used = {}
     for side in (64, 256):
         command = [sys.executable, "-c", MEASURED, str(side), *variant]
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=250).stdout.split()
-        used[side], estimate = int(told[0]), int(told[1])
+        printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=250).stdout.split()
+        used[side], estimate = int(printed[0]), int(printed[1])
         assert used[side] < 1.5 * estimate + 64e6
     # Sixteen times the pixels: what a chunk needs is the same, and a first step too large to share is not shared.
     assert used[256] - used[64] < 1.5 * 6 * (1 << 26)

@@ -48,7 +48,7 @@ COMPILED = [
 
 @pytest.fixture(autouse=True)
 def two_cores() -> Iterator[None]:
-    """What is compiled runs on as many cores as torch has threads, of which a test process may have one."""
+    """Give torch two threads: compiled code runs on as many cores, and a test process may have only one."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -25,7 +25,7 @@ def test_they_lie_on_the_unit_circle(x: float) -> None:
 
 
 def test_at_multiples_of_a_quarter_turn() -> None:
-    """Where the nearest multiple of pi changes, and where it is odd."""
+    """The nearest multiple of pi changes there, or is odd."""
     turns = torch.arange(-40, 41)
     sine, cosine = polynomials((turns.double() * (np.pi / 2)).float())
     torch.testing.assert_close(sine, torch.tensor([0.0, 1.0, 0.0, -1.0])[turns % 4], atol=3e-6, rtol=0)

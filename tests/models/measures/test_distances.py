@@ -30,7 +30,7 @@ def test_blocks_of_rows_change_neither_distance_nor_shares(monkeypatch: pytest.M
 
 
 def test_the_kernel_distance_is_unbiased_at_unequal_counts() -> None:
-    """Of one distribution it is 0 in the mean over draws: within 4 standard errors, where the biased one is not."""
+    """Between samples of one distribution its mean is 0 within 4 standard errors; that of the biased one is not."""
     drawn = torch.tensor([kernel_distance(rows(8, 3, 2 * n), rows(5, 3, 2 * n + 1)) for n in range(2000)])
     standard_error = drawn.std() / len(drawn) ** 0.5
     assert drawn.mean().abs() < 4 * standard_error

@@ -49,8 +49,8 @@ def test_nearest_are_those_of_brute_force_with_ties_to_the_lower_row(seed: int, 
     np.testing.assert_array_equal(rows, expected_rows)
 
 
-def test_near_duplicates_far_from_the_origin_are_told_apart() -> None:
-    """Where float32 matmuls alone say zero, or anything up to 0.02: differences of a ten-thousandth of a distance."""
+def test_near_duplicates_far_from_the_origin_are_distinguished() -> None:
+    """Differences of a ten-thousandth of a distance, where float32 matmuls alone give anything from 0 to 0.02."""
     generator = torch.Generator().manual_seed(0)
     references = 0.9 + 0.1 * torch.rand(500, 3072, generator=generator)
     references[100:110] = references[7] + 1e-4 * torch.randn(10, 3072, generator=generator)
@@ -70,7 +70,7 @@ def test_fewer_references_than_neighbours_are_all_of_them() -> None:
 def test_comparing_again_is_exact_and_goes_through_the_references_in_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By other vectors than those that chose the candidates; some of these are of the same length, or popular."""
+    """The vectors are not those that chose the candidates; some distances are equal, row 7 is in all."""
     monkeypatch.setattr(memorization, "EXACT_NUMBERS", 60)  # ten pairs at a time
     random = np.random.default_rng(3)
     references = (random.integers(0, 3, (40, 6)) / 2).astype(np.float32)
@@ -120,14 +120,14 @@ def cloud(count: int, seed: int, scale: float = 1.0) -> Tensor:
 
 
 def share(samples: Tensor) -> tuple[float, bool]:
-    """Of samples in a world where images are Gaussian; 400 training images, 200 unseen ones."""
+    """Return the share of samples that repeat, and the verdict; 400 training and 200 unseen images, all Gaussian."""
     training, unseen = cloud(400, 1), cloud(200, 2)
     found = [torch.from_numpy(nearest(each, training, 128)[1]) for each in (samples, unseen)]
     repeating = repeats(*found)
     return repeating.double().mean().item(), is_memorized(repeating)
 
 
-def test_copies_are_told_from_fresh_images_from_blurred_ones_and_from_noise() -> None:
+def test_copies_are_distinguished_from_fresh_images_blurred_ones_and_noise() -> None:
     copies = cloud(400, 1)[::2] + cloud(200, 3, 0.1)
     for of, (low, high), verdict in (
         (copies, (0.95, 1.0), True),
@@ -141,18 +141,18 @@ def test_copies_are_told_from_fresh_images_from_blurred_ones_and_from_noise() ->
 
 
 @pytest.mark.parametrize("held", [1, 3])
-def test_where_test_images_repeat_training_images_nothing_can_be_told(held: int) -> None:
+def test_copies_are_not_distinguishable_where_test_images_repeat_training_images(held: int) -> None:
     """Ten of a hundred do, so a sample would have to be nearer than not at all; two of a hundred do no harm."""
     training, unseen, copies = cloud(400, 1), cloud(100, 2), cloud(400, 1)[50:100]
     training = torch.cat([training, *[training[:100]] * (held - 1)])
-    for count, told in ((10, False), (2, True)):
+    for count, possible in ((10, False), (2, True)):
         among = torch.cat([training[:count] + 1e-5, unseen[count:]])
         found = torch.from_numpy(nearest(among, training, 128)[1])
-        assert has_usable_bounds(found) is told
+        assert has_usable_bounds(found) is possible
         assert same_images(found).tolist() == [True] * count + [False] * (100 - count)
     if held == 1:
         samples = torch.from_numpy(nearest(copies, training, 128)[1])
-        assert repeats(samples, found).all()  # of those bounds that can tell
+        assert repeats(samples, found).all()  # with the bounds of two repeated images
 
 
 def test_isolation_of_copies_of_copies_is_a_number() -> None:

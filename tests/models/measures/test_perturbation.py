@@ -1,4 +1,4 @@
-"""What latent numbers do to the image: real fields, and decoders for which the answer is known."""
+"""Effects of latent numbers on the image: real fields, and decoders for which the answer is known."""
 
 import pytest
 import torch
@@ -123,12 +123,12 @@ def test_vectors_are_measured_on_patches_of_at_least_four_pixels() -> None:
     assert reference_grid((32, 32), 8) == 8
     assert reference_grid((8, 8), 8) == 4
     assert reference_grid((7, 7), 8) == 3
-    assert reference_grid((3, 3), 8) == 1  # no room for two
+    assert reference_grid((3, 3), 8) == 1  # too small for two patches
 
 
 @pytest.mark.parametrize("side", [31, 37])
 def test_sides_that_nothing_divides_are_cut_into_patches_all_the_same(side: int) -> None:
-    """As NumPy would cut them. One patch would make every vector as local as can be."""
+    """Sides of patches differ by at most one pixel; a single patch would make every vector perfectly local."""
     grid = reference_grid((side, side), 8)
     assert grid == 8
     change = torch.randn(2, side, side, 3, generator=torch.Generator().manual_seed(0))

@@ -216,14 +216,14 @@ def test_what_gc_has_claimed_is_not_committed_even_before_its_own_commit(tmp_pat
 
 
 class Dead(BaseException):
-    """Stand-in for a SIGKILL: no code catches it."""
+    """Acts as a SIGKILL: no code catches it."""
 
 
 def die() -> None:
     raise Dead
 
 
-def test_a_commit_that_was_held_up_does_not_take_the_number_of_a_version_that_was_given_up(tmp_path: Path) -> None:
+def test_a_delayed_commit_does_not_take_the_number_of_an_expired_version(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     mine = plan(place, n=4, first=60)
     write(place, mine, 0)

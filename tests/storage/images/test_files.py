@@ -51,7 +51,7 @@ def words(*values: int, order: str = ">") -> bytes:
 
 
 def pixels(data: bytes, channels: int) -> list:  # type: ignore[type-arg]
-    """Of the first row."""
+    """Return the pixels of the first row."""
     found: list = np.asarray(decode(data, channels, 10**6))[0].tolist()  # type: ignore[type-arg]
     return found
 

@@ -157,7 +157,7 @@ def test_a_file_of_more_bytes_than_the_cap_is_not_read(tmp_path: Path) -> None:
     class_folders(tmp_path / "test", per_class=1)
     with open(tmp_path / "train/cat/huge.png", "wb") as file:
         file.write(encoded(Image.fromarray(noise(1))))
-        file.truncate(MAX_FILE_BYTES + 1)  # a hole: it takes no room on the disk
+        file.truncate(MAX_FILE_BYTES + 1)  # a hole: it takes no space on the disk
     split = open_images(ImagesConfig(source="folder", location=str(tmp_path))).split("train")
     tracemalloc.start()
     try:

@@ -101,7 +101,7 @@ def test_bad_images_among_good_ones_are_named_and_shift_no_label(tmp_path: Path)
         np.testing.assert_array_equal(batch.images[row], np.asarray(Image.open(tmp_path / split.keys[row])))
 
 
-def test_the_version_that_was_read_is_told(tmp_path: Path) -> None:
+def test_reading_returns_the_version_of_each_image(tmp_path: Path) -> None:
     class_folders(tmp_path)
     split = folder(tmp_path).split("train")
     assert split.read(range(len(split))).tokens == split.tokens
@@ -238,7 +238,7 @@ def test_a_limit_is_spread_over_the_classes(tmp_path: Path) -> None:
     assert np.bincount(folder(tmp_path, limit=7).split("train").labels).tolist() == [4, 3]
 
 
-def test_another_number_of_classes_than_was_told_is_refused(tmp_path: Path) -> None:
+def test_another_number_of_classes_than_configured_is_refused(tmp_path: Path) -> None:
     class_folders(tmp_path)
     assert folder(tmp_path, classes=2).classes == ["cat", "dog"]
     with pytest.raises(StorageError, match=r"has 2 classes, not images\.classes=10; "):
@@ -297,7 +297,7 @@ MISSING = {
     "not one image there is readable": {"source": "folder", "location": "garbage"},
     "alone in its class": {"source": "folder", "location": "single", "resolution": 8},
     "file.txt: no such folder": {"source": "folder", "location": "file.txt"},
-    "unknown kind of place": {"source": "folder", "location": "http://images/x"},
+    "unknown kind of location": {"source": "folder", "location": "http://images/x"},
     "train.npz: is missing": {"source": "npz", "location": "empty"},
     "finds no whole CIFAR10 there": {"source": "torchvision", "location": "empty"},
     "finds no whole FashionMNIST there": {"source": "torchvision", "location": "empty", "dataset": "FashionMNIST"},
@@ -305,7 +305,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("fault", MISSING)
-def test_a_source_that_is_not_there_is_one_line_with_the_mend(tmp_path: Path, fault: str) -> None:
+def test_a_missing_source_is_one_line_with_the_fix(tmp_path: Path, fault: str) -> None:
     for name in ("empty/class", "flat", "garbage/a", "single/a"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "file.txt").write_text("x")

@@ -17,7 +17,7 @@ STRIPES = ["images.source=stripes", "images.channels=1"]
 
 
 def open_stripes(config: ImagesConfig) -> Images:
-    """As in CONTRIBUTING.md, "Add an image source": 20 images of 8x8 pixels with one bright row or column."""
+    """Return 20 images of 8x8 pixels with one bright row or column: "Add an image source" of CONTRIBUTING.md."""
     images = np.zeros((20, 8, 8, 1), np.uint8)
     for number in range(20):
         images[number, number % 8] = 255

@@ -81,7 +81,7 @@ def test_other_kinds_of_places_are_refused_in_one_line_without_secrets(uri: str)
     assert "secret" not in str(error.value)
 
 
-def test_preflight_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+def test_preflight_reports_the_fault_in_one_line(tmp_path: Path) -> None:
     place = open_location(str(tmp_path / "new" / "root"))
     place.preflight_write()
     assert place.list() == []

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.faults
 
 
 def full_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """The count-th fsync fails: where a file system that allocates late says that it is full."""
+    """Let fsync fail from the count-th call on: there a file system that allocates late reports that it is full."""
     real, calls = os.fsync, 0
 
     def fsync(descriptor: int) -> None:
@@ -97,7 +97,7 @@ def test_a_real_disk_that_fills_up_or_turns_read_only_leaves_nothing_half_visibl
     full, probed, read_only, small = done.stdout.splitlines()
     for line in (full, probed):
         assert "No space left on device; free some space" in line
-    assert "Read-only file system; give this user the right to it, or choose another place" in read_only
+    assert "Read-only file system; give this user the right to it, or choose another location" in read_only
     assert "10.5 MB are needed and 1.9 MB are free" in small
     assert all(str(tmp_path / "disk" / "s") in line for line in done.stdout.splitlines())
 
@@ -109,7 +109,7 @@ def test_a_folder_of_somebody_else_and_a_file_in_its_place_are_named(tmp_path: P
     receipts = tmp_path / "s" / each.path / "receipts"
     receipts.rename(tmp_path / "aside")
     receipts.write_text("in the way")
-    with pytest.raises(StorageError, match=r"receipts/.*a file stands where a folder is needed") as error:
+    with pytest.raises(StorageError, match=r"receipts/.*a file is in the way of a folder") as error:
         write(place, each, 1)
     assert "\n" not in str(error.value)
     receipts.unlink()

@@ -1,4 +1,4 @@
-"""What every place promises: on disk, on moto's server, and on a real S3 server (make test-s3)."""
+"""Promises of every location: on disk, on moto's server, and on a real S3 server (make test-s3)."""
 
 import multiprocessing
 import threading
@@ -33,7 +33,7 @@ def test_what_is_written_is_read_listed_and_deleted(place: Location) -> None:
     assert place.list() == []
     assert place.create("a/b", b"first")
     assert not place.create("a/b", b"second")
-    assert not place.create("a/b", b"other")  # as long as what stands
+    assert not place.create("a/b", b"other")  # as long as the existing one
     place.write("a/c", b"x")
     place.write("a/c", b"yy")
     assert place.read("a/b") == b"first"
@@ -101,7 +101,7 @@ def test_an_empty_place_is_no_functaset(place: Location) -> None:
 
 
 def test_of_two_processes_that_create_the_same_objects_each_is_made_by_one(place: Location) -> None:
-    """What each believes to have made is what stands, and none is made by both."""
+    """Each object has the bytes of the process whose call returned True, and no object is made by both."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
         made = pool.starmap(_create_all, [(place, b"one"), (place, b"two")])

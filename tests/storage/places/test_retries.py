@@ -1,4 +1,4 @@
-"""S3 over a bad network: a relay before the server loses requests and answers; what is told stays true."""
+"""S3 over a bad network: a relay before the server loses requests and answers; every returned result stays true."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -39,7 +39,7 @@ def pauses() -> list[float]:
 
 @pytest.fixture
 def place(relay: Relay, pauses: list[float]) -> S3Location:
-    """A place whose pauses are noted, not slept."""
+    """A location whose pauses are recorded, not slept."""
     found = open_location(f"s3://{relay.bucket}/x")
     assert isinstance(found, S3Location)
     relay.requests.clear()
@@ -63,7 +63,7 @@ def test_reads_and_writes_survive_what_passes(relay: Relay, place: S3Location, p
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["busy", "cut", "deaf"])
 def test_a_created_object_whose_answer_was_lost_is_ours(relay: Relay, place: S3Location, kind: str, count: int) -> None:
-    """Whether the repetition is ours or aiohttp's own, which tells nobody."""
+    """It does not matter whether we repeat the request or aiohttp itself does, which it does not report."""
     relay.faults += [(b"PUT", kind)] * count
     assert place.create("a", b"mine")
     assert relay.requests.count(b"PUT") == count + 1
@@ -79,9 +79,7 @@ def test_an_object_of_somebody_else_is_not_ours_whatever_was_lost(relay: Relay, 
     assert place.read("a") == b"theirs"
 
 
-def test_patience_ends_with_one_line_that_says_it_may_pass(
-    relay: Relay, place: S3Location, pauses: list[float]
-) -> None:
+def test_retries_end_with_one_line_and_a_transient_error(relay: Relay, place: S3Location, pauses: list[float]) -> None:
     relay.faults += [(b"PUT", "busy")] * 20
     with pytest.raises(TransientError, match=r"/a: ") as error:
         place.create("a", b"x")
@@ -141,7 +139,7 @@ def test_an_operation_is_one_request(relay: Relay, place: S3Location) -> None:
 
 
 def test_a_large_object_is_one_request_too(relay: Relay, place: S3Location) -> None:
-    """By parts, create-only would not hold on every server."""
+    """A write in parts would not be create-only on every server."""
     data = bytes(110 << 20)
     assert place.create("large", data)
     assert relay.requests == [b"PUT"]

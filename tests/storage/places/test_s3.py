@@ -1,4 +1,4 @@
-"""What goes wrong with S3 is told in one line that names thing, fault and mend, on moto's server and on a real one."""
+"""Faults of S3 are one line that names the thing, the fault and the fix, on moto's server and on a real one."""
 
 import io
 import logging
@@ -37,27 +37,27 @@ def environment(**changes: str | None) -> Iterator[None]:
 
 
 def faults_of(place: S3Location) -> list[str]:
-    """What writing, reading, listing and looking say; each is one line that names bucket, endpoint and key."""
+    """Return the errors of a write, read, list and look-up; each is one line that names bucket, endpoint and key."""
     acts: list[Callable[[], object]] = [
         place.preflight_write,
         lambda: replace(place, tries=1).read("a/b"),
         lambda: replace(place, tries=1).list("a"),
         lambda: replace(place, tries=1).entry("a/b"),
     ]
-    said = []
+    lines = []
     for act in acts:
         with pytest.raises(StorageError) as error:
             act()
         assert not isinstance(error.value, TransientError) or "does not answer" in str(error.value)
-        said.append(str(error.value))
-    for line in said:
+        lines.append(str(error.value))
+    for line in lines:
         assert "\n" not in line
         assert place.uri in line
         assert os.environ["AWS_ENDPOINT_URL"].rpartition("@")[2] in line
         key = os.environ.get("AWS_ACCESS_KEY_ID")
         assert masked(key) in line
         assert not key or key not in line
-    return said
+    return lines
 
 
 def place_in(bucket: str) -> S3Location:
@@ -80,7 +80,7 @@ def test_a_missing_bucket(bucket: str) -> None:
         assert "create it, or correct the address" in str(error.value)
 
 
-def test_a_dead_endpoint_is_said_within_seconds(bucket: str) -> None:
+def test_a_dead_endpoint_is_reported_within_seconds(bucket: str) -> None:
     with environment(AWS_ENDPOINT_URL=dead_endpoint()):
         for line in faults_of(place_in(bucket)):
             assert "the endpoint does not answer" in line
@@ -102,7 +102,7 @@ def test_no_credentials(bucket: str, tmp_path: Path) -> None:
             assert "AWS_ACCESS_KEY_ID" in line
 
 
-def test_https_to_a_server_that_speaks_http(bucket: str) -> None:
+def test_https_to_a_server_of_plain_http(bucket: str) -> None:
     with environment(AWS_ENDPOINT_URL=os.environ["AWS_ENDPOINT_URL"].replace("http", "https")):
         for line in faults_of(place_in(bucket)):
             assert "TLS fails" in line
@@ -160,8 +160,8 @@ def test_an_unknown_key(real_bucket: str) -> None:
 def test_a_key_without_rights(real_bucket: str, ceph: Ceph) -> None:
     stranger: User = ceph.stranger
     with environment(AWS_ACCESS_KEY_ID=stranger.key, AWS_SECRET_ACCESS_KEY=stranger.secret):
-        said = faults_of(place_in(real_bucket))
-    for line, operation in zip(said, ("PutObject", "GetObject", "ListObjectsV2", "ListObjectsV2")):
+        lines = faults_of(place_in(real_bucket))
+    for line, operation in zip(lines, ("PutObject", "GetObject", "ListObjectsV2", "ListObjectsV2")):
         assert f"key {masked(stranger.key)} may not {operation}" in line
         assert "grant it that right" in line
 
@@ -170,27 +170,27 @@ def test_secrets_are_in_nothing_that_is_kept_shown_logged_or_raised(
     bucket: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     secret = os.environ["AWS_SECRET_ACCESS_KEY"]
-    told = io.StringIO()
+    shown = io.StringIO()
     with caplog.at_level(logging.DEBUG):
         place = filled(f"{bucket}/store")
         for held in (place, place.child("a"), Functaset.open(place).location, zarr_store(place)):
-            told.write(f"{held!r} {held}")
-        told.write(repr(pickle.dumps(place)))
+            shown.write(f"{held!r} {held}")
+        shown.write(repr(pickle.dumps(place)))
         with environment(AWS_ENDPOINT_URL=dead_endpoint()):
             for line in faults_of(place_in(bucket)):
-                told.write(line)
+                shown.write(line)
         with environment(AWS_ENDPOINT_URL=dead_endpoint().replace("//", f"//user:{secret}@")):
             with pytest.raises(StorageError, match="has a user or password in it") as error:
                 place.list()
-            told.write(str(error.value))
+            shown.write(str(error.value))
         try:
             open_location("s3://no-such-bucket/x").write("a", b"")
         except StorageError:
-            told.write(traceback.format_exc())
-    told.write("".join(capfd.readouterr()))
-    told.write(caplog.text)
-    assert secret not in told.getvalue()
-    assert len(told.getvalue()) > 10_000
+            shown.write(traceback.format_exc())
+    shown.write("".join(capfd.readouterr()))
+    shown.write(caplog.text)
+    assert secret not in shown.getvalue()
+    assert len(shown.getvalue()) > 10_000
     objects = [place.read(key) for key in place.list()]
     assert len(objects) > 20
     assert not any(secret.encode() in data for data in objects)
@@ -223,7 +223,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("how", ["made", "used", "reopened", "local"])
-def test_after_a_fork_an_s3_place_is_refused_with_the_mend_and_a_new_or_local_one_works(
+def test_after_a_fork_an_s3_location_is_refused_with_the_fix_and_a_new_or_local_one_works(
     bucket: str, tmp_path: Path, how: str
 ) -> None:
     uri = str(tmp_path) if how == "local" else f"{bucket}/forked"

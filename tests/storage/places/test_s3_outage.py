@@ -60,7 +60,7 @@ def test_an_outage_of_20_s_in_the_middle_of_shard_writes_is_survived(bucket: str
     assert len(Functaset.open(place).load("train")) == ROWS
 
 
-def test_an_outage_without_end_is_one_line_that_says_it_may_pass(bucket: str, ceph: Ceph) -> None:
+def test_an_outage_without_end_is_one_line_and_a_transient_error(bucket: str, ceph: Ceph) -> None:
     place = new_store(f"{bucket}/s")
     each = plan(place)
     ceph.kill_gateway()

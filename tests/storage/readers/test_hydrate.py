@@ -61,7 +61,7 @@ def test_hydrating_without_space_writes_nothing_and_names_the_fault(
 ) -> None:
     functaset = Functaset.open(filled(tmp_path / "s"))
     monkeypatch.setattr("functa.storage.places.local.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
-    with pytest.raises(StorageError, match="0 MB are free; free some space or choose another place"):
+    with pytest.raises(StorageError, match="0 MB are free; free some space or choose another location"):
         hydrate(functaset)
     assert not list(cache_folder.iterdir())
     (tmp_path / "file").write_text("")

@@ -52,7 +52,7 @@ DAMAGE = {
     "a flipped bit": ("safetensors", flip),
     "truncated": ("safetensors", lambda p: p.write_bytes(p.read_bytes()[:-5])),
     "emptied": ("safetensors", lambda p: p.write_bytes(b"")),
-    "tensors gone": ("safetensors", Path.unlink),
+    "tensors missing": ("safetensors", Path.unlink),
     "marker garbled": ("json", lambda p: p.write_bytes(b"{")),
     "marker of another shape": ("json", lambda p: p.write_bytes(b'{"step": 2}')),
     "marker of another step": ("json", lambda p: p.write_bytes(p.with_name("step-00000001.json").read_bytes())),

@@ -144,7 +144,7 @@ def test_gc_removes_what_was_abandoned_and_only_that(tmp_path: Path) -> None:
     assert verify(place, deep=True).bad == []
 
 
-def test_versions_that_are_given_up_are_gone_with_what_they_alone_named(tmp_path: Path) -> None:
+def test_expired_versions_are_collected_with_the_objects_that_only_they_named(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     first = Functaset.open(place).commit.fragments[0].fragment
     fill(place, [plan(place, n=5, first=20)])
@@ -198,7 +198,7 @@ def test_an_erased_image_leaves_no_byte_behind_and_the_others_are_as_they_were(t
 
 
 class Stopped(BaseException):
-    """Stand-in for a SIGKILL: no code catches it."""
+    """Acts as a SIGKILL: no code catches it."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def test_erasing_that_was_interrupted_anywhere_goes_on(tmp_path: Path, deletions
     assert verify(place, deep=True).bad == []
 
 
-def test_a_newest_commit_that_is_lost_or_forged_is_told(tmp_path: Path) -> None:
+def test_a_missing_or_forged_newest_commit_is_reported(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     fill(place, [plan(place, n=5, first=20)])
     newest = tmp_path / "s" / "commits" / "00000002.json"
@@ -273,7 +273,7 @@ def test_giving_versions_up_may_be_interrupted_anywhere(tmp_path: Path) -> None:
     assert stops >= 4
 
 
-def test_a_functaset_that_shows_nothing_any_more_says_so(tmp_path: Path) -> None:
+def test_a_functaset_without_visible_rows_reports_it(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     for split, n in (("train", 20), ("test", 6)):
         retire(place, split, names(0, n, split))

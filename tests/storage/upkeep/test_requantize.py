@@ -62,7 +62,7 @@ def test_rows_keep_all_but_their_bits(tmp_path: Path, bits: int, codec: str) -> 
     assert verify(coded.location, deep=True).bad == []
 
 
-def test_what_it_was_made_from_stands_in_its_fingerprint(tmp_path: Path) -> None:
+def test_the_fingerprint_names_the_source_functaset(tmp_path: Path) -> None:
     source = Functaset.open(filled(tmp_path / "a"))
     requantize(source, open_location(str(tmp_path / "b")), SIX)
     fingerprint = Functaset.open(str(tmp_path / "b")).fingerprint
@@ -124,7 +124,7 @@ def test_ended_anywhere_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) 
     whole = Mortal(str(tmp_path / "whole"), life=1000)
     requantize(source, whole, SIX)
     expected = tree(tmp_path / "whole")
-    timed = {key for key in expected if "/receipts/" in key or key.startswith("commits/")}  # they tell seconds
+    timed = {key for key in expected if "/receipts/" in key or key.startswith("commits/")}  # they hold times in seconds
     for life in range(1, len(whole.made), 7):
         place = tmp_path / f"b{life}"
         with pytest.raises(KeyboardInterrupt):
@@ -135,7 +135,7 @@ def test_ended_anywhere_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) 
         assert not {key for key in expected if found[key] != expected[key]} - timed
 
 
-def test_ranges_that_stand_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_ranges_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Functaset.open(filled(tmp_path / "a", bits=32))
     place = open_location(str(tmp_path / "b"))
 
