@@ -26,7 +26,7 @@ def follow(page: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "page",
     [

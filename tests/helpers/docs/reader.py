@@ -1,6 +1,7 @@
 """A reader's folder: a trained root of the demo, photographs, and the command under the names that the pages use."""
 
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -41,11 +42,18 @@ def _photographs(folder: Path, count: int) -> None:
         coarse.resize((120, 90), Image.Resampling.BICUBIC).save(folder / f"photo-{number:02}.jpg", quality=90)
 
 
-def run_block(block: Block, folder: Path, timeout: float = 600) -> str:
+def run_block(block: Block, folder: Path, timeout: float = 1800) -> str:
     """Run a shell or Python block in the folder; return its output. Fails with the block's place and output."""
     command = [sys.executable, "-c", block.text] if block.language == "python" else ["bash", "-c", PRELUDE + block.text]
     environment = {**os.environ, "HOME": str(folder / "home"), "PYTHONPATH": str(PROJECT), "COLUMNS": "200"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, f"{block}\n{block.text}\n{output[-4000:]}"
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the command's own children too
+            raise
+    assert process.returncode == 0, f"{block}\n{block.text}\n{output[-4000:]}"
     return output
