@@ -32,7 +32,7 @@ from functa.storage.images.sources import known_shape
 from functa.tasks import units
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.fan_out import fan_out
-from functa.tasks.dispatch.progress import as_far_as_heard
+from functa.tasks.dispatch.progress import warn_if_unreachable
 from functa.tasks.encoding.keyed_images import forget_images
 from functa.tasks.encoding.plan import EncodeJob, Planned
 from functa.tasks.encoding.progress import Following, encoding_speed
@@ -76,7 +76,7 @@ def encode(ledger: Ledger, retry_bad: bool, repair: bool, retire_lost: bool) -> 
         speed = encoding_speed(stats, record.figures)
         figures = done | speed | {"images_digest": seen, "choices": choices}
         ledger.finish(record, done["info"]["content"], figures)
-    with as_far_as_heard("the functaset's figures"):
+    with warn_if_unreachable("the functaset's figures"):
         create_table_artifact(
             [{"figure": key, "value": value} for key, value in _flat(done["info"] | speed).items()],
             key="functaset",

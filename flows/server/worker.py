@@ -17,7 +17,7 @@ from typing import Any
 
 from functa.flows.server.api import GPU_LIMIT, OperateError
 from functa.storage.errors import one_line
-from functa.tasks.dispatch.progress import as_far_as_heard
+from functa.tasks.dispatch.progress import warn_if_unreachable
 
 LEASE_SECONDS = 60.0  # a run that died holds its slot so long
 
@@ -67,7 +67,7 @@ def _slot() -> Iterator[None]:
     try:
         yield
     finally:
-        with as_far_as_heard("the end of its slot's lease"):
+        with warn_if_unreachable("the end of its slot's lease"):
             slot.__exit__(None, None, None)
 
 

@@ -19,7 +19,7 @@ from functa.flows.sweep.plan import Member, SweepPlan, plan_sweep
 from functa.flows.sweep.results import SweepTold, write_results
 from functa.flows.sweep.shared import Lenders, with_inputs
 from functa.storage.errors import one_line
-from functa.tasks.dispatch.progress import as_far_as_heard
+from functa.tasks.dispatch.progress import warn_if_unreachable
 from functa.tasks.report.compare.sweep_page import table
 from functa.tasks.stage_table import STAGES
 
@@ -62,7 +62,7 @@ def sweep(
     _share(plan, lenders, told, deployment)
     _run_members(plan, lenders, told, deployment)
     results = write_results(told)
-    with as_far_as_heard("the sweep's table"):
+    with warn_if_unreachable("the sweep's table"):
         columns, rows = table(told.sweep())
         create_table_artifact(
             [dict(zip(columns, row)) for row in rows], key="sweep", description="Mean and sd by setting"

@@ -94,7 +94,7 @@ class Progress(Lines):
     def _publish(self, percent: float) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        with as_far_as_heard("progress"):
+        with warn_if_unreachable("progress"):
             if self._artifact is None:
                 self._artifact = create_progress_artifact(percent, **self._named)
             else:
@@ -103,8 +103,8 @@ class Progress(Lines):
 
 
 @contextmanager
-def as_far_as_heard(what: str) -> Iterator[None]:
-    """Turn a server that does not answer into a warning in the log: for messages that the work does not need."""
+def warn_if_unreachable(what: str) -> Iterator[None]:
+    """Log a warning if the server does not answer: for messages that the work does not need."""
     import httpx
     from prefect import get_run_logger
 

@@ -26,12 +26,12 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    """Report progress to nobody."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
 class Messages:
-    """Receive an evaluator's progress, and what a reader of its figures must know."""
+    """Functions that receive an evaluator's progress, and warnings for the reader of its figures."""
 
     progress: Progress = _silent
     warn: Callable[[str], None] = logging.getLogger(__name__).warning
@@ -41,7 +41,7 @@ SILENT = Messages()
 
 
 class Samples(Config):
-    """Samples of the diffusion model and what was computed of them, as files."""
+    """Samples of the diffusion model and the features computed from them, as files."""
 
     slices: tuple[str, ...]
     """URIs of the files of latents, in order."""
@@ -52,7 +52,7 @@ class Samples(Config):
 
 
 class EvaluationJob(Config):
-    """Small and JSON: URIs of everything that is measured; empty where a stage has not run."""
+    """Input of an evaluator, small and JSON: URIs of everything that is measured, empty if a stage has not run."""
 
     seed: int
     images: ImagesConfig
@@ -73,7 +73,7 @@ class EvaluationJob(Config):
 
 @dataclass(frozen=True)
 class Bench:
-    """The field, its functaset and the images, opened: what most evaluators begin with."""
+    """The field, its functaset and the images, opened: most evaluators need these three."""
 
     job: EvaluationJob
     device: torch.device

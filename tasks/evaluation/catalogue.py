@@ -9,7 +9,7 @@ STAGE_FIGURES = {
         "Classification", "Top-1, last", "share", "Test accuracy after the last step.", "higher", "test"
     ),
     "top1_best": Described(
-        "Classification", "Top-1, best", "share", "Best test accuracy on the way (what the paper reports).", "higher",
+        "Classification", "Top-1, best", "share", "Best test accuracy during training (as in the paper).", "higher",
         "test",
     ),
     "bits_per_dim": Described(
@@ -17,16 +17,18 @@ STAGE_FIGURES = {
         "Measured: all bytes stored for the latents over their count.", "lower",
     ),
     "clip_fraction": Described(
-        "Compression", "Clipped latent numbers", "share", "Outside the quantiser's range, moved to its border.", "lower"
+        "Compression", "Clipped latent numbers", "share", "Outside the quantiser's range: moved to its border.", "lower"
     ),
     "rows": Described("Data", "Rows in the functaset", "count", "Encoded images, augmentations included."),
     "bad_inputs": Described("Data", "Bad inputs", "count", "Images that could not be read and were left out.", "lower"),
     "encode_images_per_s": Described("Speed", "Encoding", "rate", "Images encoded into latents.", "higher"),
-    "meta_images_per_s": Described("Speed", "Meta-training", "rate", "Images seen in meta-training.", "higher"),
+    "meta_images_per_s": Described("Speed", "Meta-training", "rate", "Images processed in meta-training.", "higher"),
     "seconds_by_stage": Described("Speed", "Time", "duration", "Wall time of the stage.", "lower"),
     "parameters": Described("Models", "Parameters", "count", "Trained numbers of the model."),
-    "fingerprint": Described("Provenance", "Fingerprint", "text", "Of everything chosen that determines the latents."),
-    "versions": Described("Provenance", "Version", "text", "Of the software that measured this."),
+    "fingerprint": Described(
+        "Provenance", "Fingerprint", "text", "Digest of every setting that determines the latents."
+    ),
+    "versions": Described("Provenance", "Version", "text", "Version of the software that measured this."),
 }  # fmt: skip
 
 GROUPS = (

@@ -42,7 +42,7 @@ class Evaluator:
     measure: str
     """Called with (EvaluationJob, Messages); returns figures by their keys in metrics.json."""
     sections: tuple[str, ...] = ()
-    """Called with ReportData; each returns a Section, or None where there is nothing to show."""
+    """Called with ReportData; each returns a Section, or None if there is nothing to show."""
     needs: tuple[Input, ...] = ()
     figures: Mapping[str, Described] = field(default_factory=dict)
 
@@ -51,7 +51,7 @@ class Evaluator:
         return dict(_imported(self.measure)(job, messages))
 
     def draw(self, data: "ReportData") -> "list[Section]":
-        """Return the sections that this run has something for."""
+        """Return the sections for which this run has data."""
         return [section for name in self.sections if (section := _imported(name)(data)) is not None]
 
 

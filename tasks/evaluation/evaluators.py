@@ -32,7 +32,8 @@ EVALUATORS: tuple[Evaluator, ...] = (
                 "PSNR of the mean squared error over the same images.", "higher", "train",
             ),
             "psnr_images": Described(
-                "Reconstruction", "Images measured", "count", "Whose PSNR it is; a subset is spread over its split."
+                "Reconstruction", "Images measured", "count",
+                "Over which PSNR is measured; a subset is spread evenly over its split.",
             ),
             "psnr_pca_patch": Described(
                 "Reconstruction", "PSNR, patch PCA", "dB",
@@ -47,7 +48,8 @@ EVALUATORS: tuple[Evaluator, ...] = (
                 "PSNR after so many inner gradient steps, before quantisation.", "higher", "test",
             ),
             "mae_255": Described(
-                "Reconstruction", "Mean absolute error", "grey levels", "Of 255, over all test pixels.", "lower", "test"
+                "Reconstruction", "Mean absolute error", "grey levels", "On a scale of 0 to 255, over all test pixels.",
+                "lower", "test",
             ),
         },
     ),
@@ -107,7 +109,7 @@ EVALUATORS: tuple[Evaluator, ...] = (
             ),
             "latent_sd": Described(
                 "Latents", "Standard deviation", "plain",
-                "Of a training latent's numbers, root mean square over elements.",
+                "Standard deviation of a training latent's numbers, root mean square over elements.",
             ),
         },
     ),
@@ -130,7 +132,8 @@ EVALUATORS: tuple[Evaluator, ...] = (
                 "Mean gap between the classifier's confidence and its accuracy.", "lower", "test",
             ),
             "accuracy_by_class": Described(
-                "Classification", "Accuracy", "share", "Of the test images of this class.", "higher", "test"
+                "Classification", "Accuracy", "share",
+                "Share of this class's test images that are classified correctly.", "higher", "test",
             ),
             "empty_classes": Described(
                 "Classification", "Classes without test images", "text", "No accuracy can be given for them."
@@ -157,7 +160,7 @@ EVALUATORS: tuple[Evaluator, ...] = (
             ),
             "inception_protocol": Described(
                 "Generation", "Inception, protocol", "text",
-                "What a distance on Inception features, which is not FID, was of.",
+                "Weights, resize, counts and reference set of a distance on Inception features that is not FID.",
             ),
             "fd": Described(
                 "Generation", "Fr\u00e9chet distance, samples", "plain",
@@ -215,7 +218,7 @@ EVALUATORS: tuple[Evaluator, ...] = (
             ),
             "distinct_expected": Described(
                 "Generation", "Distinct, expected", "count",
-                "Of a model that draws its training images evenly; far fewer are found of one that draws only some.",
+                "Count for a model that draws its training images evenly; a model that draws only some has far fewer.",
                 "", "samples",
             ),
             "distinct_sd": Described(
@@ -232,7 +235,7 @@ EVALUATORS: tuple[Evaluator, ...] = (
             ),
             "memorized": Described(
                 "Generation", "Memorised", "text",
-                "Whether 15 % of the samples or more repeat a training image; left out where test images do "
+                "Whether 15 % of the samples or more repeat a training image; left out if test images do so "
                 "themselves.",
             ),
         },
@@ -241,12 +244,12 @@ EVALUATORS: tuple[Evaluator, ...] = (
 
 
 def find(name: str) -> Evaluator:
-    """Return the evaluator of this name. Raises KeyError where the table has none."""
+    """Return the evaluator of this name. Raises KeyError if the table has none."""
     return {evaluator.name: evaluator for evaluator in EVALUATORS}[name]
 
 
 def chosen(evaluation: EvaluationConfig, models: set[str]) -> list[Evaluator]:
-    """Return the evaluators that the config asks for; of models classifier and diffusion, the named ones exist."""
+    """Return the evaluators that the config requests; `models` names those of classifier and diffusion that exist."""
     missing = {"classifier"} - models | (set() if "diffusion" in models else set(OF_DIFFUSION))
     return [
         evaluator

@@ -172,6 +172,6 @@ def _middle(values: Tensor) -> int:
 
 
 def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    """Drop figures without a finite value: of a field that ignores its latents, or of a single image."""
+    """Leave out figures without a finite value: of a field that ignores its latents, or of a single image."""
     kept = {key: _finite(value) if isinstance(value, dict) else value for key, value in figures.items()}
     return {key: value for key, value in kept.items() if isinstance(value, dict) or np.isfinite(value)}

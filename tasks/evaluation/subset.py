@@ -30,7 +30,7 @@ class Subset:
         return len(self.rows)
 
     def pixels(self, rows: np.ndarray) -> Tensor:
-        """Images float32 [k, H, W, ch] of these rows of the subset."""
+        """Return the images of these rows of the subset, float32 [k, H, W, ch]."""
         return self.pictures.batch(self.rows[rows])
 
 
@@ -58,7 +58,7 @@ def stored_subset(bench: Bench, split: str, count: int) -> Subset:
 def changed_rows(
     shard: Shard, table: RowTable, rows: Sequence[int], split: ImageSplit, today: Mapping[str, int]
 ) -> list[int]:
-    """Those of a shard's rows whose images have other bytes than when they were encoded; `today`: row by key in split.
+    """Return a shard's rows whose images have other bytes than when they were encoded; `today`: row by key in split.
 
     Only images with another token are read.
     """
@@ -71,7 +71,7 @@ def changed_rows(
 
 
 def float_subset(bench: Bench, split: str, count: int) -> Subset:
-    """Latents before quantisation: the stored ones where they are float32, else encoded anew."""
+    """Return latents before quantisation: the stored ones if they are float32, else encoded anew."""
     if all(fragment.plan.quantization is None for fragment in bench.functaset.fragments):
         return stored_subset(bench, split, count)
     pictures = bench.training if split == "train" else bench.test
@@ -83,6 +83,6 @@ def float_subset(bench: Bench, split: str, count: int) -> Subset:
 
 
 def bounded(count: int, bench: Bench, pixels: int) -> int:
-    """At most so many images that they have about so many pixels together, but eight at least."""
+    """Return how many of `count` images have at most `pixels` pixels together, but eight at least."""
     height, width = bench.test.resolution
     return min(count, max(8, pixels // (height * width)))

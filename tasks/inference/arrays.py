@@ -27,12 +27,12 @@ def encode(field: TrainedField | Place, images: Images, *, batch: int = BATCH, d
     """Encode images [n, H, W, C] into latents float32 [n, s, s, c].
 
     Args:
-        field: What load_field returned, or the root, functaset or checkpoint folder to load it from.
+        field: The result of load_field, or the root, functaset or checkpoint folder to load it from.
         images: uint8 from 0 to 255 or float32 from 0 to 1, numpy or torch, of the field's resolution and channels.
         batch: Images at a time.
         device: "auto" (a GPU if there is one), "cpu" or "cuda:N".
 
-    Raises ValueError for another shape, type or range, StorageError where no field can be loaded.
+    Raises ValueError for another shape, type or range, StorageError if no field can be loaded.
 
         z = functa.encode("functa-runs/digits", images)
         images_again = functa.decode("functa-runs/digits", z)
@@ -58,13 +58,13 @@ def decode(
     """Decode latents [n, s, s, c] into images [n, resolution, resolution, C].
 
     Args:
-        field: What load_field returned, or the root, functaset or checkpoint folder to load it from.
+        field: The result of load_field, or the root, functaset or checkpoint folder to load it from.
         z: Latents, numpy or torch, as encode returns them and Functaset.load(split).dequantized() reads them.
         resolution: Pixels a side, a multiple of s; None for that of the images that the field was fitted to.
         dtype: "uint8" from 0 to 255, or "float32" about 0 to 1 and not clipped, as for computing a PSNR.
         device: "auto" (a GPU if there is one), "cpu" or "cuda:N".
 
-    Raises ValueError for latents of another shape or a resolution that the field cannot decode at, StorageError where
+    Raises ValueError for latents of another shape or a resolution that the field cannot decode at, StorageError if
     no field can be loaded.
 
         images = functa.decode("functa-runs/digits", z)
@@ -107,7 +107,7 @@ def sample(
         seed: Sample i depends on the seed and on i alone.
         resolution: Pixels a side, a multiple of s; None for that of the images that the field was fitted to.
 
-    Raises ValueError for a value out of bounds, StorageError where the root has no such model or cannot do that.
+    Raises ValueError for a value out of bounds, StorageError if the root has no such model or cannot do that.
 
         images = functa.sample("functa-runs/digits", 16, label=3)
     """
@@ -127,7 +127,7 @@ def sample(
 
 
 def classify(root: Place, images: Images | Place) -> list[Row]:
-    """Classify images: a row {"class", "label", "probability", "top"} for each.
+    """Classify images; return a row {"class", "label", "probability", "top"} for each.
 
     class is the class's name, label its number from 0, probability is from 0 to 1, top the [name, probability] of the
     most probable classes.
@@ -155,7 +155,7 @@ def _opened(field: TrainedField | Place) -> TrainedField:
 
 
 def _pixels(images: Images, shape: tuple[int, int, int]) -> Tensor:
-    """Return the images as a tensor of uint8 or float32 on the CPU. Raises ValueError where they are no such images."""
+    """Return the images as a tensor of uint8 or float32 on the CPU. Raises ValueError for other images."""
     pixels = _tensor(images, "images")
     expected = f"expected [n, {', '.join(map(str, shape))}]"
     if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:

@@ -42,12 +42,12 @@ class Judge:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that it classifies."""
+        """Return (H, W, C) of the images that it classifies."""
         side, _ = self.loop.resolution
         return side, side, self.loop.field.image_channels
 
     def rows(self, images: Tensor) -> list[Row]:
-        """Return {class, label, probability, top} of each image of [n, H, W, C] in [0, 1]."""
+        """Return {class, label, probability, top} for each image of [n, H, W, C] in [0, 1]."""
         z = self.loop.encode(images.to(self.device))
         logits = logits_of(self.model, self.normalizer.normalize(z)).float()
         return [_row(row, self.names) for row in torch.softmax(logits, -1).cpu()]

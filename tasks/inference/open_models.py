@@ -19,7 +19,7 @@ from functa.tasks.trained import field_of, stage_output
 
 @dataclass(frozen=True, eq=False)
 class TrainedField:
-    """A field with what belongs to it: its inner loop's settings and the side of the square images it was fitted to."""
+    """A trained field, its inner loop's settings and the side of the square images that it was fitted to."""
 
     module: Field
     inner: InnerConfig
@@ -27,12 +27,12 @@ class TrainedField:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that it encodes."""
+        """Return (H, W, C) of the images that it encodes."""
         return self.resolution, self.resolution, self.module.image_channels
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(s, s, c) of an image's latent."""
+        """Return (s, s, c) of an image's latent."""
         return self.module.config.latent_shape
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ def load_denoiser(place: str | Path) -> TrainedModel:
     """Load the trained diffusion model of a root or of a checkpoint folder: (model, normalizer, about).
 
     model(x, t, labels) predicts, for noisy normalized latents x [n, s, s, c] at timesteps t [n], what about["process"]
-    names; labels are class numbers [n], or None for an unconditional model. Weights are the averaged ones where
+    names; labels are class numbers [n], or None for an unconditional model. Weights are the averaged ones if
     training kept an average. Raises StorageError: nothing trained there, damaged, unreachable.
 
         model, normalizer, about = functa.load_denoiser("functa-runs/digits")

@@ -45,7 +45,7 @@ def sample_latents(job: SampleJob, progress: Progress = lambda done, total: None
 
 
 def sample_batches(job: SampleJob, progress: Progress = lambda done, total: None) -> Iterator[Tensor]:
-    """Yield the same batch by batch, [n, s, s, c] each."""
+    """Yield the latents of sample_latents batch by batch, [n, s, s, c] each."""
     device = choose_device(job.device)
     model, normalizer, meta = load_denoiser(job.denoiser)
     denoise, size = _denoiser(model.to(device), job, meta, device)

@@ -35,7 +35,7 @@ class Drawn:
 def sample_images(root: str, request: SampleRequest, out: Path, progress: Progress = silent) -> Drawn:
     """Draw, decode and write samples, batch by batch, and a contact sheet of the first of them.
 
-    Sampler, steps, guidance, clipping and variance are those of the root's config, where the request names none.
+    Sampler, steps, guidance, clipping and variance are those of the root's config, unless the request names others.
     Raises StorageError for every fault that can be found before the first sample is drawn.
     """
     from functa.tasks.inference.sample import sample_batches
@@ -54,7 +54,7 @@ def sample_images(root: str, request: SampleRequest, out: Path, progress: Progre
 
 
 def prepare_samples(root: str, request: SampleRequest) -> "tuple[SampleJob, Decode]":
-    """Return the job that draws the request's latents, and what decodes them. Raises StorageError."""
+    """Return the job that draws the request's latents, and their decoder. Raises StorageError."""
     from functa.tasks.inference.sample import SampleJob
     from functa.tasks.trained import describe_denoiser
 

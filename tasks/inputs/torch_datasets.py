@@ -69,7 +69,7 @@ class _Latents:
 
     @property
     def affine(self) -> Affine | None:
-        """Return what dequantises and normalises codes, on any device after .to(device); None if rows are float32."""
+        """Return a module that dequantises and normalises codes on any device (.to); None if rows are float32."""
         if not self.reader.quantizers:
             return None
         plain = Normalizer(torch.zeros(1, 1, 1), torch.ones(1, 1, 1))

@@ -77,7 +77,7 @@ class ReportData:
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved config, nested."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    """metrics.json (design section 5). A figure that was never measured is absent."""
+    """metrics.json. A figure that was never measured is absent."""
     curves: dict[str, list[Row]] = field(default_factory=dict)
     """Rows of metrics.jsonl by stage: step and whatever was logged (loss, psnr, learning_rate, images_per_s, ...)."""
     originals: Pixels | None = None

@@ -21,12 +21,12 @@ def amplification(originals: Pixels, reconstructions: Pixels) -> int:
 
 
 def errors(originals: Pixels, reconstructions: Pixels, factor: int) -> Pixels:
-    """Absolute error times factor, clipped; black is no error."""
+    """Return the absolute error times factor, clipped; black is no error."""
     return np.minimum(_difference(originals, reconstructions) * factor, 255).astype(np.uint8)
 
 
 def psnr(originals: Pixels, reconstructions: Pixels) -> npt.NDArray[np.float64]:
-    """[n], in dB, of 8-bit pictures; infinite where they are equal."""
+    """Return the PSNR of 8-bit pictures, [n] in dB; infinite for equal pictures."""
     error = _difference(originals, reconstructions).astype(np.float64) / 255
     mean = (error**2).reshape(len(error), -1).mean(axis=1)
     with np.errstate(divide="ignore"):
@@ -34,7 +34,7 @@ def psnr(originals: Pixels, reconstructions: Pixels) -> npt.NDArray[np.float64]:
 
 
 def fit(image: Pixels, at_least: int, at_most: int) -> Pixels:
-    """[H, W, C] -> the same picture with its long side in [at_least, at_most].
+    """Return a picture [H, W, C] scaled so that its long side is in [at_least, at_most].
 
     Enlarged by whole factors (repeated pixels), reduced by area averages.
     """
@@ -47,7 +47,7 @@ def fit(image: Pixels, at_least: int, at_most: int) -> Pixels:
 
 
 def strip(images: Pixels, side: int, gap: int = 4) -> Pixels:
-    """[n, H, W, C] -> one picture [h, n w + gaps, C] in a row, grey between; each about side pixels."""
+    """Join pictures [n, H, W, C] in a row [h, n w + gaps, C], grey between them; each about `side` pixels."""
     pixel_art = max(images.shape[1:3]) <= side
     tiles = [fit(image, side if pixel_art else 1, side) for image in images]
     grey = np.full((tiles[0].shape[0], gap, tiles[0].shape[2]), 128, np.uint8)  # seen on light and dark pages
@@ -56,14 +56,14 @@ def strip(images: Pixels, side: int, gap: int = 4) -> Pixels:
 
 
 def png(image: Pixels) -> bytes:
-    """[H, W, 1 or 3] as PNG."""
+    """Return a picture [H, W, 1 or 3] as PNG."""
     buffer = io.BytesIO()
     _pillow(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
-    """Content as a data URI."""
+    """Return the content as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""The parts of one training run: what each kind of training gives to the loop."""
+"""The parts of one training run, which each kind of training passes to the loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -90,7 +90,7 @@ def run_of(
 
 
 def latent_metadata(functaset: Functaset, normalizer: Normalizer) -> dict[str, Any]:
-    """Return what a model on latents records about them."""
+    """Return the metadata about latents that a model trained on them records."""
     return {
         "latent_shape": list(functaset.latent_shape),
         "normalizer": normalizer.state(),

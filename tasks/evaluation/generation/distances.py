@@ -67,7 +67,7 @@ def delete_features(output: str) -> None:
 
 
 def check_sets(sets: dict[str, Gathered], evaluation: EvaluationConfig, warn: Warn) -> None:
-    """Raises StorageError where the sets cannot be compared, or the samples are hardly samples."""
+    """Raise StorageError if the sets cannot be compared, or if most samples are duplicates."""
     reference, samples = sets["reference"], sets["samples"]
     for name, found in sets.items():
         if found.shape != reference.shape:

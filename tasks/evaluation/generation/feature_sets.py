@@ -23,14 +23,14 @@ class Space:
     kept: list[Tensor] = field(default_factory=list)  # float32 [n, D] each
 
     def add(self, features: Tensor, keep: np.ndarray) -> None:
-        """Features [B, D] of one batch; `keep` bool [B]: the rows that are kept as they are."""
+        """Add the features [B, D] of one batch; `keep` bool [B]: the rows that are kept as they are."""
         self.count += len(features)
         self.kept.append(features[torch.from_numpy(keep)].float())
         if self.moments is not None:
             self.moments.update(features)
 
     def rows(self, most: int) -> Tensor:
-        """At most so many of the kept rows, spread over them: [n, D]."""
+        """Return at most `most` of the kept rows, spread over them: [n, D]."""
         kept = torch.cat(self.kept)
         if len(kept) <= most:
             return kept
@@ -50,12 +50,12 @@ class Gathered:
 
     @property
     def duplicates(self) -> int:
-        """Pictures that repeat another one, byte by byte: all less the different ones."""
+        """Count the pictures that repeat another one byte for byte."""
         digests = np.concatenate(self.pictures) if self.pictures else np.empty((0, 32), np.uint8)
         return len(digests) - len(np.unique(digests, axis=0))
 
     def merge(self, other: "Gathered") -> None:
-        """Adds another slice of the same set. Raises StorageError where it is of other pictures, spaces or weights."""
+        """Add another slice of the same set. Raises StorageError if it is of other pictures, spaces or weights."""
         for what, ours, theirs in (
             ("picture shape", self.shape, other.shape), ("spaces", sorted(self.spaces), sorted(other.spaces)),
             ("Inception weights", self.weights[:16], other.weights[:16]),
@@ -76,7 +76,7 @@ class Gathered:
 
 
 def to_bytes(gathered: Gathered) -> bytes:
-    """Write an .npz file: of each space count, sum x, the upper triangle of sum x x^T (float64), the kept rows."""
+    """Return an .npz file: for each space count, sum x, the upper triangle of sum x x^T (float64), the kept rows."""
     arrays = {
         "kind": np.array(gathered.kind), "shape": np.array(gathered.shape, np.int64),
         "agreeing": np.array(gathered.agreeing), "weights": np.array(gathered.weights),
@@ -95,7 +95,7 @@ def to_bytes(gathered: Gathered) -> bytes:
 
 
 def from_bytes(data: bytes) -> Gathered:
-    """The inverse of to_bytes."""
+    """Read the .npz file that to_bytes wrote."""
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         arrays = dict(file)
     spaces = {}
@@ -113,7 +113,7 @@ def from_bytes(data: bytes) -> Gathered:
 
 
 def merged(uris: Sequence[str]) -> dict[str, Gathered]:
-    """All slices' files, by set: moments are added, which is exact up to the order of float64 sums."""
+    """Merge the files of all slices, by set: moments are added, exact up to the order of float64 sums."""
     sets: dict[str, Gathered] = {}
     for uri in uris:
         folder, _, key = uri.rpartition("/")

@@ -90,14 +90,14 @@ class Tools:
 
 
 def part_of(count: int, part: int, parts: int) -> np.ndarray:
-    """The numbers of one of `parts` nearly equal slices of `count` rows."""
+    """Return the row numbers of one of `parts` nearly equal slices of `count` rows."""
     return np.arange(count * part // parts, count * (part + 1) // parts)
 
 
 def write_features(job: FeatureJob, progress: Progress = lambda done, total: None) -> str:
-    """Computes one slice's features and keeps what is needed of them as one .npz file; returns its URI.
+    """Compute one slice's features, write what is needed of them as one .npz file, and return its URI.
 
-    A file that exists is kept. Raises StorageError for samples of another shape than the functaset's latents.
+    An existing file is kept. Raises StorageError for samples of another shape than the functaset's latents.
     """
     place = f"{job.evaluation.output}/features"
     location, key = open_location(place), f"{job.kind}-{job.part:04d}-{job.parts:04d}.npz"
@@ -107,7 +107,7 @@ def write_features(job: FeatureJob, progress: Progress = lambda done, total: Non
 
 
 def open_tools(job: FeatureJob) -> Tools:
-    """Opens what this slice needs; Inception for no noise latents: their distance is no figure of the literature."""
+    """Open what this slice needs; no Inception for noise latents: the literature has no such figure."""
     evaluation = job.evaluation
     device, functaset = choose_device(evaluation.device), Functaset.open(evaluation.functaset)
     field, inner, _ = load_field(evaluation.field)
@@ -127,7 +127,7 @@ def open_tools(job: FeatureJob) -> Tools:
 
 
 def gather(job: FeatureJob, tools: Tools, progress: Progress = lambda done, total: None) -> Gathered:
-    """Everything that is kept of one slice."""
+    """Compute everything that is kept of one slice."""
     gathered = Gathered(job.kind, weights=tools.weights)
     for batch in _SETS[job.kind](job, tools):
         for name, features in _features(tools, batch).items():
@@ -145,9 +145,9 @@ def gather(job: FeatureJob, tools: Tools, progress: Progress = lambda done, tota
 
 
 def has_moments(space: str, count: int, dimensions: int) -> bool:
-    """Whether a Frechet distance of so many samples is taken: a covariance of fewer measures their number.
+    """Return whether a Frechet distance is computed: a covariance of too few samples mostly measures their number.
 
-    Inception's is always: where there are too few, it was asked for.
+    Inception's always is: with too few samples, only since the config allowed it.
     """
     return space.startswith("inception") or (dimensions < count and dimensions <= MAX_DIMENSIONS)
 
@@ -157,12 +157,12 @@ def _space(job: FeatureJob, name: str, dimensions: int) -> Space:
 
 
 def _kept(job: FeatureJob, dimensions: int, total: int) -> np.ndarray:
-    """The rows of the whole set whose features are kept: the same however it is cut."""
+    """Return the rows of the whole set whose features are kept: the same for any number of slices."""
     return spread(total, min(total, job.evaluation.evaluation.subset, max(4, KEPT_NUMBERS // dimensions)))
 
 
 def _features(tools: Tools, batch: Batch) -> dict[str, Tensor]:
-    """[B, D] by space."""
+    """Return the features of a batch by space, [B, D] each."""
     found: dict[str, Tensor] = {}
     if batch.images is not None:
         if tools.pixels is not None:
@@ -192,7 +192,7 @@ def _batches(job: FeatureJob, total: int) -> Iterator[np.ndarray]:
 
 
 def _reference(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
-    """Training images that can be read, then latents of training images: no reconstruction lies between."""
+    """Yield readable training images, then the latents of training images; neither is reconstructed."""
     split, latents = tools.images.split("train"), PlainRows(tools.functaset, "train")
     for rows in _batches(job, len(split)):
         read = split.read(rows)
@@ -213,7 +213,7 @@ def _samples(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
 
 
 def _reconstruction(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
-    """Training images through the field. A reconstruction is an image: its latent is its encoding."""
+    """Yield reconstructed training images. Like any image, a reconstruction has its own encoding as latent."""
     latents = PlainRows(tools.functaset, "train")
     chosen = spread(len(latents), min(job.count, len(latents)))
     loop = InnerLoop(tools.field, tools.inner, tools.resolution)
@@ -225,7 +225,7 @@ def _reconstruction(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
 
 
 def _noise(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
-    """Gaussian latents with the training set's mean and sd per element: what a model that learned nothing else gives.
+    """Yield Gaussian latents with the training set's mean and sd per element: a model that learned nothing else.
 
     The same moments as the data make this ceiling lower, so harder to beat, than the sampler's starting noise.
     """
@@ -246,7 +246,7 @@ def _decoded(tools: Tools, rows: np.ndarray, total: int, z: Tensor) -> Batch:
 
 
 def _digests(pictures: np.ndarray) -> np.ndarray:
-    """sha256 of each picture's bytes: uint8 [n, 32]."""
+    """Return the sha256 of each picture's bytes: uint8 [n, 32]."""
     return np.stack([np.frombuffer(hashlib.sha256(picture.tobytes()).digest(), np.uint8) for picture in pictures])
 
 

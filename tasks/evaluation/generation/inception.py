@@ -33,7 +33,7 @@ _LOADING = threading.Lock()
 
 
 def weights_digest(fid: FidConfig) -> str:
-    """sha256 of the weights' file. Raises StorageError where it is missing, or another one and that is not allowed."""
+    """Return the sha256 of the weights file. Raises StorageError if it is missing, or another file and not allowed."""
     assert fid.weights is not None
     sha256 = hashlib.sha256()
     try:
@@ -55,12 +55,12 @@ def weights_digest(fid: FidConfig) -> str:
 
 
 def is_standard(digest: str) -> bool:
-    """Whether a file of this sha256 is the one that the literature's FID uses."""
+    """Return whether a file of this sha256 is the one behind the literature's FID."""
     return digest.startswith(OFFICIAL)
 
 
 def check_counts(fid: FidConfig, samples: int, reference: int) -> None:
-    """Raises StorageError where there are too few images for FID, unless few are asked for."""
+    """Raise StorageError if there are too few images for FID, unless the config allows few."""
     if fid.few or min(samples, reference) >= fid.min_samples:
         return
     fix = "give evaluation.samples more" if samples < reference else "the set has no more training images"
@@ -73,12 +73,12 @@ def check_counts(fid: FidConfig, samples: int, reference: int) -> None:
 
 
 def is_fid(fid: FidConfig, digest: str, samples: int, reference: int) -> bool:
-    """Whether a distance may be called FID: standard weights, enough images on both sides."""
+    """Return whether a distance may be called FID: standard weights, enough images on both sides."""
     return is_standard(digest) and min(samples, reference) >= fid.min_samples
 
 
 def space_of(digest: str) -> str:
-    """The name of the feature space."""
+    """Return the name of the feature space."""
     return "inception" if is_standard(digest) else "inception_other"
 
 
@@ -109,8 +109,8 @@ def _network(fid: FidConfig) -> Any:
     try:
         with _tensors_only():
             return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path)
-    except Exception as error:  # whatever a file that is something else makes of the library
-        # Its first sentence: torch goes on to advise how to load a hostile file after all.
+    except Exception as error:  # a file of another kind makes the library raise anything
+        # Only the first sentence: torch then advises how to load the file anyway, even a hostile one.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
         raise StorageError(
             f"evaluation.fid.weights {fid.weights}: holds no weights of Inception's form ({reason}); give {FILE}"
@@ -119,7 +119,7 @@ def _network(fid: FidConfig) -> Any:
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """The library unpickles whatever the file holds; inside, torch takes tensors alone and runs nothing."""
+    """Let torch load tensors only: otherwise the library would unpickle, and so run, whatever the file holds."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     with _LOADING:
         before = os.environ.get(name)

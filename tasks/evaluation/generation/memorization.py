@@ -2,8 +2,8 @@
 
 Neighbours are looked for in pixel space, as in the paper (Fig. 5, Table 7). The verdict is not: a sample that repeats
 a training image repeats its *reconstruction*, and the error of that hides how close it is. So the nearest images found
-in pixel space are compared once more as reconstructions, and test images' reconstructions, which nobody trained on,
-show how near an unseen image comes.
+in pixel space are compared once more as reconstructions, and test images' reconstructions, which no model was
+trained on, show how near an unseen image comes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -54,7 +54,7 @@ CLASSES = 100  # more are counted together in metrics.json, and one by one in th
 class References:
     """Training images whose latents the functaset holds: rows int64 [N] of the pictures, labels int64 [N].
 
-    Their latents are read when they are asked for: places int64 [N], ascending, among `latents`.
+    Their latents are read on request: `places` int64 [N], ascending, are their rows in `latents`.
     """
 
     bench: Bench
@@ -64,11 +64,11 @@ class References:
     places: np.ndarray
 
     def images(self, numbers: Tensor) -> Tensor:
-        """[b, H, W, ch]"""
+        """Return the images of these numbers, [b, H, W, ch]."""
         return self.bench.training.batch(self.rows[numbers.numpy()])
 
     def vectors(self, numbers: Tensor) -> Tensor:
-        """The images as vectors [b, D]."""
+        """Return the images as vectors [b, D]."""
         return self.images(numbers).flatten(1)
 
     def reconstructions(self, numbers: Tensor) -> Tensor:
@@ -76,13 +76,13 @@ class References:
         return self.bench.decode(self.latents.read(self.places[numbers.numpy()])).flatten(1)
 
     def thumbnails(self) -> Iterator[Tensor]:
-        """All of them in parts, small: [b, D']."""
+        """Yield all images in parts, reduced: [b, D']."""
         for numbers in torch.arange(len(self.rows)).split(BATCH):
             yield thumbnails(self.images(numbers))
 
 
 class Decoded:
-    """Latents z [n, s, s, c] as images; kept where they fit, else decoded when asked for."""
+    """Latents z [n, s, s, c] as images, kept if they fit in memory, else decoded on request."""
 
     def __init__(self, bench: Bench, z: Tensor) -> None:
         self._bench, self._z = bench, z
@@ -91,20 +91,20 @@ class Decoded:
         self._kept = bench.decode(z) if fits else None
 
     def images(self, rows: Tensor) -> Tensor:
-        """[b, H, W, ch] in [0, 1]."""
+        """Return the images of these rows, [b, H, W, ch] in [0, 1]."""
         return self._bench.decode(self._z[rows]) if self._kept is None else self._kept[rows]
 
     def vectors(self, rows: Tensor) -> Tensor:
-        """[b, D]"""
+        """Return the images of these rows as vectors, [b, D]."""
         return self.images(rows).flatten(1)
 
     def thumbnails(self) -> Tensor:
-        """All of them, small: [n, D']."""
+        """Return all images, reduced: [n, D']."""
         return torch.cat([thumbnails(self.images(rows)) for rows in torch.arange(len(self._z)).split(BATCH)])
 
 
 def thumbnails(images: Tensor) -> Tensor:
-    """Images [b, H, W, ch] as vectors [b, D'], larger ones averaged down to SIDE pixels: to shortlist, not to judge."""
+    """Return images [b, H, W, ch] as vectors [b, D'], large ones averaged down to SIDE pixels: for shortlists only."""
     if max(images.shape[1:3]) <= SIDE:
         return images.flatten(1)
     return adaptive_avg_pool2d(images.permute(0, 3, 1, 2), SIDE).flatten(1)

@@ -1,4 +1,4 @@
-"""Samples for the report: spread over the indices, so over the classes, without any choice."""
+"""Samples for the report: spread evenly over the indices, and so over the classes; not selected."""
 
 from typing import Any
 

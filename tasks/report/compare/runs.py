@@ -83,7 +83,7 @@ class Comparison:
     settings: dict[str, tuple[Any, ...]]
 
     def as_json(self) -> dict[str, Any]:
-        """{runs[], metrics{key: [value of each run]}, differing[], config{key: [...]}}."""
+        """Return {runs[], metrics{key: [value of each run]}, differing[], config{key: [...]}}."""
         values = [dict(flattened(run.metrics)) for run in self.runs]
         return {
             "runs": [{"name": run.name, "root": run.root, "created": run.created} for run in self.runs],

@@ -6,7 +6,7 @@ from functa.tasks.report.sections import config, figures, gate, provenance, trai
 
 
 def report_sections(data: ReportData) -> list[Section]:
-    """Return the sections that this run has something for, in reading order."""
+    """Return the sections for which this run has data, in reading order."""
     measured = [section for evaluator in evaluators.EVALUATORS for section in evaluator.draw(data)]
     kept = [make(data) for make in (training.section, figures.section, provenance.section, config.section)]
     return [section for section in (gate.section(data), *measured, *kept) if section is not None]
