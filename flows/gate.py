@@ -35,7 +35,7 @@ def _show_in_report(ledger: Ledger, run: str, gate: dict[str, float | None]) -> 
     from functa.tasks.report.run_folder import load_folder, write_run
 
     folder = load_folder(run)
-    records = {stage: ledger.standing(stage) for stage in folder.outputs if stage in STAGES}
+    records = {stage: ledger.up_to_date(stage) for stage in folder.outputs if stage in STAGES}
     outputs = {stage: ledger.output(record) for stage, record in records.items() if record is not None}
     outputs["pixel_classifier"] = pixel_classifier_place(ledger)
     # Their present locations: a root may have been moved or copied since its run was described.

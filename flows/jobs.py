@@ -76,7 +76,7 @@ def diffusion_job(ledger: Ledger, record: StageRecord) -> DiffusionJob:
 
 
 def _commit_to_train_on(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> tuple[int, str]:
-    """(commit, digest of the training): where it goes on from a checkpoint, that one's commit; else the newest."""
+    """Return (commit, digest of the training): the commit of the checkpoint to resume from, else the newest."""
     place = open_location(ledger.output(functaset))
 
     def name(version: int) -> str:
@@ -85,22 +85,22 @@ def _commit_to_train_on(ledger: Ledger, record: StageRecord, functaset: StageRec
     before = newest_metadata(open_location(ledger.output(record))) or {}
     version = before.get("functaset", {}).get("version")
     if version is not None and before.get("digest") == name(version):
-        with suppress(MissingObject):  # given up meanwhile: it starts anew
+        with suppress(MissingObject):  # the commit has expired: train on the newest
             return Functaset.open(place, version).version, name(version)
     newest = Functaset.open(place).version
     return newest, name(newest)
 
 
 def stale_models(ledger: Ledger) -> list[str]:
-    """Stages whose model was trained once, and does not stand any more."""
+    """Return the stages whose model was trained, but is no longer up to date."""
     trained = [stage for stage in stages_of(ledger.config) if STAGES[stage].trains]
-    return [stage for stage in trained if read_record(ledger.location, stage) and ledger.standing(stage) is None]
+    return [stage for stage in trained if read_record(ledger.location, stage) and ledger.up_to_date(stage) is None]
 
 
 def evaluation_job(ledger: Ledger, run: str) -> EvaluationJob:
-    """What the evaluators of one run are given: outputs of the stages that stand."""
-    config, standing = ledger.config, _standing(ledger)
-    outputs = {stage: ledger.output(record) for stage, record in standing.items()}
+    """Return the job of a run's evaluators, with the outputs of the finished stages."""
+    config, finished = ledger.config, _finished(ledger)
+    outputs = {stage: ledger.output(record) for stage, record in finished.items()}
     return EvaluationJob(
         seed=seed_of(config, "evaluate"), images=config.images, quantization=config.encode.quantization,
         evaluation=config.evaluation, calibration_images=config.encode.calibration_images,
@@ -119,18 +119,18 @@ def _sampling(config: PipelineConfig) -> dict[str, Any]:
 
 
 def pixel_classifier_place(ledger: Ledger) -> str:
-    """Where the pixel classifier is or will be: the other root's, if it has trained the very same one."""
+    """Return the location of the pixel classifier: in the root reused from, if that has trained the same one."""
     own = ledger.location.child("checkpoints", "pixel_classifier")
     if ledger.from_root is None:
         return own.uri
-    lent = open_location(ledger.from_root).child("checkpoints", "pixel_classifier")
-    found = newest_metadata(lent) or {}
+    other = open_location(ledger.from_root).child("checkpoints", "pixel_classifier")
+    found = newest_metadata(other) or {}
     same = found.get("finished") and found.get("digest") == _pixel_classifier_digest(ledger.config)
-    return lent.uri if same else own.uri
+    return other.uri if same else own.uri
 
 
 def _pixel_classifier_digest(config: PipelineConfig) -> str:
-    """Of its config, and of the images as they are now: a class that came changes its very shape."""
+    """Return a digest of its config and the current images: a new class changes the shape of the model."""
     images = open_images(config.images)
     chosen = settings(config.images, "images") | settings(config.evaluation.pixel_classifier, "pixel_classifier")
     return digest({"config": chosen, "images": images_digest(images), "classes": images.classes})
@@ -193,7 +193,7 @@ def _slices(ledger: Ledger, job: EvaluationJob, labels: list[int] | None, count:
 
 
 def feature_jobs(ledger: Ledger, job: EvaluationJob, slices: list[str], labels: list[int] | None) -> list[FeatureJob]:
-    """Slices of every set whose features are compared: of the samples, of what stands beside them, of the reference."""
+    """Return the feature slices of every set that is compared: samples, images to set beside them, reference."""
     reference = len(open_images(ledger.config.images).split("train"))
     count = min(ledger.config.evaluation.samples, reference)
     jobs = []
@@ -210,8 +210,8 @@ def feature_jobs(ledger: Ledger, job: EvaluationJob, slices: list[str], labels: 
 
 
 def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: dict[str, Any]) -> RunFolder:
-    """Everything the report is written from. A skipped stage's figures come from its record."""
-    finished = _standing(ledger)
+    """Return everything that the report is written from. A skipped stage's figures come from its record."""
+    finished = _finished(ledger)
     outputs = {stage: ledger.output(r) for stage, r in finished.items()}
     outputs["pixel_classifier"] = pixel_classifier_place(ledger)
     encoded = finished["encode"].figures
@@ -227,7 +227,7 @@ def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: dict[str
 def _metrics(
     ledger: Ledger, finished: dict[str, StageRecord], measured: dict[str, Any], record: StageRecord
 ) -> dict[str, Any]:
-    """metrics.json (design section 5): what was measured, and nothing that was not."""
+    """Return what metrics.json holds: what was measured, and nothing else."""
     figures = dict(measured)
     for stage in finished.values():
         figures |= {k: v for k, v in stage.figures.items() if k not in KEPT_ASIDE}
@@ -244,12 +244,12 @@ def _metrics(
     return figures
 
 
-def _standing(ledger: Ledger) -> dict[str, StageRecord]:
-    """The stages before evaluation that stand, with the inputs they have now."""
-    records = {stage: ledger.standing(stage) for stage in STAGES if stage != "evaluate"}
+def _finished(ledger: Ledger) -> dict[str, StageRecord]:
+    """Return the records of the stages before evaluation that are up to date."""
+    records = {stage: ledger.up_to_date(stage) for stage in STAGES if stage != "evaluate"}
     return {stage: record for stage, record in records.items() if record is not None}
 
 
 def classes(ledger: Ledger) -> list[str]:
-    """Names of the image source's classes."""
+    """Return the names of the image source's classes."""
     return open_images(ledger.config.images).classes

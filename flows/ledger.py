@@ -1,4 +1,4 @@
-"""What of a run already stands: stage records, digests, and what another root can lend. Free of torch and Prefect."""
+"""Decide which stages of a run are up to date, from stage records and digests. Imports neither torch nor Prefect."""
 
 import json
 import os
@@ -23,9 +23,9 @@ from functa.storage.runs.checkpoints import newest_metadata
 from functa.storage.runs.stage_records import (
     StageRecord,
     check_same_config,
-    is_borrowed,
+    is_reused,
+    output_exists,
     output_location,
-    output_stands,
     read_record,
     this_process,
     write_record,
@@ -51,11 +51,11 @@ class Ledger:
         if self.from_root is not None and not open_location(self.from_root).list("stages/"):
             raise MissingInput(f"--from {self.from_root}: no run has been started there; name the root of one")
 
-    def standing(self, stage: str) -> StageRecord | None:
-        """The finished record of the stage if nothing of it need be done again, here or in the other root.
+    def up_to_date(self, stage: str) -> StageRecord | None:
+        """Return the finished record of the stage if it need not run again, from this root or the one reused from.
 
         None too for a stage that the config does not have. Raises StageConflict if this root holds the stage's output
-        of another config.
+        made with another config.
         """
         if stage not in stages_of(self.config):
             return None
@@ -64,26 +64,26 @@ class Ledger:
         if record is not None:
             check_same_config(self.location, record, wanted)
             if self._fits(record, self.location):
-                return self._as_lent_now(record) if is_borrowed(record) and stage == "encode" else record
-        return self._borrowed(stage, wanted)
+                return self._refreshed(record) if is_reused(record) and stage == "encode" else record
+        return self._reused(stage, wanted)
 
-    def _as_lent_now(self, record: StageRecord) -> StageRecord:
-        """Another root's functaset as that root's record tells of it today: it may have gone on."""
-        lender = open_location(record.output.rpartition("/")[0])
-        now = read_record(lender, record.stage)
-        if now is None or is_borrowed(now) or not now.output_digest or now.output_digest == record.output_digest:
+    def _refreshed(self, record: StageRecord) -> StageRecord:
+        """Return the record of a reused functaset as its own root has it now: newer commits may have come."""
+        other = open_location(record.output.rpartition("/")[0])
+        now = read_record(other, record.stage)
+        if now is None or is_reused(now) or not now.output_digest or now.output_digest == record.output_digest:
             return record
-        same = _same_work(now, record) and output_location(now, lender).uri == record.output
+        same = _same_work(now, record) and output_location(now, other).uri == record.output
         return self._take(now, record.output) if same else record
 
     def current(self, stage: str, must_ask: bool = False) -> StageRecord | None:
-        """The record if the stage stands, and if no image came, went or changed since it encoded them.
+        """Return the record if the stage is up to date, and no image was added, removed or changed since its encoding.
 
-        Images that cannot be asked are taken as they were, or must_ask raises StorageError; of another root's
-        functaset that root sees to it.
+        Images that cannot be listed are taken as unchanged, or must_ask raises StorageError. The images of a reused
+        functaset are not checked: its own root does that.
         """
-        record = self.standing(stage)
-        if stage != "encode" or record is None or is_borrowed(record):
+        record = self.up_to_date(stage)
+        if stage != "encode" or record is None or is_reused(record):
             return record
         try:
             now = self._images_digest
@@ -100,50 +100,51 @@ class Ledger:
     def _fits(self, record: StageRecord, location: Location) -> bool:
         # While images are added to a functaset, what it held before can be read.
         readable = record.state == "finished" or (record.state == "running" and bool(record.output_digest))
-        return readable and record.inputs == self.inputs(record.stage) and output_stands(record, location)
+        return readable and record.inputs == self.inputs(record.stage) and output_exists(record, location)
 
-    def _borrowed(self, stage: str, wanted: dict[str, Any]) -> StageRecord | None:
+    def _reused(self, stage: str, wanted: dict[str, Any]) -> StageRecord | None:
         if self.from_root is None or stage == "evaluate":  # a report belongs to its root
             return None
-        lender = open_location(self.from_root)
-        record = read_record(lender, stage)
-        if record is None or record.config != wanted or not self._fits(record, lender):
+        other = open_location(self.from_root)
+        record = read_record(other, stage)
+        if record is None or record.config != wanted or not self._fits(record, other):
             return None
-        return self._take(record, output_location(record, lender).uri)
+        return self._take(record, output_location(record, other).uri)
 
-    def _take(self, record: StageRecord, place: str) -> StageRecord:
-        """The output itself stays where it is; the record here names the place, and this root's config."""
-        update = {"output": place, "stages": stages_of(self.config), "state": "finished", "owner": ""}
-        update["pipeline"] = self.config.model_dump(mode="json")  # it may draw samples in another manner
+    def _take(self, record: StageRecord, output: str) -> StageRecord:
+        """Write a record of another root's output into this root: the output's URI, and this root's config."""
+        update = {"output": output, "stages": stages_of(self.config), "state": "finished", "owner": ""}
+        update["pipeline"] = self.config.model_dump(mode="json")  # its sampling may differ
         taken = record.model_copy(update=update)
         write_record(self.location, taken)
         return taken
 
     def inputs(self, stage: str) -> dict[str, str]:
-        """Digests of what the stage reads, of those inputs that stand.
+        """Return the digests of the stage's inputs, of those that are up to date.
 
-        A model is trained on one commit of a functaset; later ones of the same choices and classes are as good to it.
+        A model is trained on one commit of a functaset; later commits with the same choices and classes do not make it
+        out of date.
         """
-        records = {name: self.standing(name) for name in inputs_of(self.config, stage)}
+        records = {name: self.up_to_date(name) for name in inputs_of(self.config, stage)}
         return {
             name: record.figures.get("choices", record.output_digest) if STAGES[stage].trains else record.output_digest
             for name, record in records.items()
             if record is not None
         }
 
-    def outrun(self, record: StageRecord) -> str:
-        """What to add where a model stands that was trained on an older commit than the functaset's newest; or ""."""
+    def newer_commit_note(self, record: StageRecord) -> str:
+        """Return a remark for a model that was trained on an older commit than the functaset's newest, else ""."""
         encoded = read_record(self.location, "encode") if STAGES[record.stage].trains else None
         newest = encoded.figures.get("info", {}).get("version") if encoded is not None else None
         commit = record.figures.get("commit", newest)
         if commit == newest:
             return ""
-        place = self.output(record)
-        return f" (trained on commit {commit} of the functaset, which has {newest}; delete {place} to train anew)"
+        model = self.output(record)
+        return f" (trained on commit {commit} of the functaset, which has {newest}; delete {model} to train anew)"
 
     def require(self, stage: str) -> StageRecord:
-        """The finished record of an input stage. Raises MissingInput if it has not run."""
-        record = self.standing(stage)
+        """Return the finished record of an input stage. Raises MissingInput if it has not run."""
+        record = self.up_to_date(stage)
         if record is None:
             command = STAGES[stage].command
             raise MissingInput(
@@ -152,12 +153,12 @@ class Ledger:
         return record
 
     def require_begun(self, stage: str) -> None:
-        """Raises MissingInput unless this very work was begun here, StageConflict if it was another config's."""
+        """Raise MissingInput unless the stage was started in this root, StageConflict if with another config."""
         record = read_record(self.location, stage)
         if record is None:
             raise MissingInput(f"{self.root}: {STAGES[stage].command} has not been run there; run it first")
-        if is_borrowed(record):
-            raise MissingInput(f"{self.root}: its {stage} lies in {record.output}; name the root of that with --root")
+        if is_reused(record):
+            raise MissingInput(f"{self.root}: its {stage} is in {record.output}; name the root of that with --root")
         check_same_config(self.location, record, stage_config(self.config, stage), strictly=True)
 
     def require_inputs(self, stage: str) -> None:
@@ -167,19 +168,19 @@ class Ledger:
             self.require(name)
 
     def output(self, record: StageRecord) -> str:
-        """URI of a stage's output."""
+        """Return the URI of a stage's output."""
         return output_location(record, self.location).uri
 
     def digest(self, stage: str) -> str:
-        """Of the stage's config and its inputs."""
+        """Return the digest of the stage's config and its inputs."""
         return digest({"config": stage_config(self.config, stage), "inputs": self.inputs(stage)})
 
     @contextmanager
     def working(self, stage: str) -> Iterator[StageRecord]:
-        """Around a stage's work: nobody else may be at it, and what ends it early is recorded.
+        """Record a stage's start and, if an exception ends it, its failure; refuse to start beside another process.
 
-        From now on this root refuses another config of the stage. A functaset that stood before stands after a failure
-        too, with what was committed.
+        From now on this root refuses another config of the stage. A functaset that could be read before a failure can
+        be read after it too, with what was committed.
         """
         before = read_record(self.location, stage)
         if before is not None:
@@ -188,14 +189,14 @@ class Ledger:
         try:
             yield record
         except BaseException as error:
-            told = " ".join(str(error).split())[:500]
+            message = " ".join(str(error).split())[:500]
             if record.output_digest:
-                stands = {"state": "finished", "error": told or type(error).__name__}
-                write_record(self.location, record.model_copy(update=stands))
+                kept = {"state": "finished", "error": message or type(error).__name__}
+                write_record(self.location, record.model_copy(update=kept))
                 raise
             state = "failed" if isinstance(error, Exception) else "interrupted"
             by_config = isinstance(error, TrainingFailed) and error.by_config
-            ended: dict[str, Any] = {"state": state, "error": told, "by_config": by_config}
+            ended: dict[str, Any] = {"state": state, "error": message, "by_config": by_config}
             write_record(self.location, record.model_copy(update=ended))
             raise
 
@@ -215,32 +216,32 @@ class Ledger:
             versions={name: version(name) for name in PACKAGES},
         )
         before = read_record(self.location, stage)
-        carried = before is not None and _same_work(before, record) and not is_borrowed(before)
+        carried = before is not None and _same_work(before, record) and not is_reused(before)
         if stage == "encode" and before is not None and carried:
-            # What it holds stands whatever becomes of this, a SIGKILL included.
+            # What it holds can be read however this ends, even by a SIGKILL.
             kept = ("output_digest", "figures", "seconds", "finished")
             record = record.model_copy(update={name: getattr(before, name) for name in kept})
-        record = record.model_copy(update={"output": self._place(record)})
+        record = record.model_copy(update={"output": self._output_path(record)})
         write_record(self.location, record)
         self._begun = time.monotonic()
         return record
 
-    def _place(self, record: StageRecord) -> str:
-        """Where this work goes: on with what it began before, else beside a functaset of other choices."""
+    def _output_path(self, record: StageRecord) -> str:
+        """Return the output's path: that of the same work begun earlier, else one that replaces no other functaset."""
         before = read_record(self.location, record.stage)
-        if before is not None and _same_work(before, record) and not is_borrowed(before):
+        if before is not None and _same_work(before, record) and not is_reused(before):
             return before.output
         if record.stage == "evaluate":
             return f"runs/{run_id()}"
         if record.stage == "encode" and self.location.exists(f"{record.output}/zarr.json"):
             if read_root(self.location.child(STAGES["encode"].output)).fingerprint == encode_fingerprint(self):
                 return record.output
-            # What it holds was made by another field or quantiser; it is not ours to delete.
+            # It was made by another field or quantiser, and is not ours to delete.
             return f"functaset-{digest([record.config, record.inputs])[:8]}.zarr"
         return record.output
 
     def finish(self, record: StageRecord, output_digest: str, figures: dict[str, Any]) -> StageRecord:
-        """Writes that the stage has finished, with its figures; a resumed training counts all its legs."""
+        """Record that the stage has finished, with its figures; the seconds of a resumed training add up."""
         finished = record.model_copy(
             update={
                 "state": "finished",
@@ -254,11 +255,11 @@ class Ledger:
         return finished
 
     def seconds(self) -> float:
-        """Since the stage in progress began."""
+        """Return the seconds since the stage in progress began."""
         return round(time.monotonic() - self._begun, 2)
 
-    def all_standing(self) -> bool:
-        """Whether every stage that the config has stands, so that a run has nothing to do."""
+    def all_up_to_date(self) -> bool:
+        """Return whether every stage of the config is up to date, so that a run has nothing to do."""
         return all(
             [self.current(stage) is not None for stage in stages_of(self.config)]
         )  # all of them: each may refuse
@@ -269,11 +270,11 @@ def _same_work(one: StageRecord, other: StageRecord) -> bool:
 
 
 class MissingInput(FunctaError):
-    """A stage was asked for whose input has not been made."""
+    """An input of the requested stage does not exist."""
 
 
 def encode_fingerprint(ledger: Ledger) -> dict[str, Any]:
-    """Of the functaset that this config makes of the field that stands."""
+    """Return the fingerprint of the functaset that this config makes with the finished field."""
     from functa.tasks.encoding.plan import EncodeJob, fingerprint
 
     field = ledger.require("meta_train")
@@ -287,16 +288,16 @@ def encode_fingerprint(ledger: Ledger) -> dict[str, Any]:
 
 
 def images_digest(images: Images) -> str:
-    """Of every image's key, label and version, both splits."""
+    """Return a digest of every image's key, label and version in both splits."""
     splits = [images.split(name) for name in ("train", "test")]
     return digest([[split.keys, [int(label) for label in split.labels], split.tokens] for split in splits])
 
 
 def now() -> str:
-    """UTC, to the second."""
+    """Return the UTC time to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def run_id() -> str:
-    """UTC time to the microsecond, so that runs sort."""
+    """Return the UTC time to the microsecond, so that runs sort."""
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")

@@ -68,7 +68,7 @@ def pipeline(
         raise ConfigError("overrides go with a preset: choose one, or change the config itself")
     preflight(config, root, "pipeline")
     ledger = Ledger(config, root, from_root)
-    ledger.all_standing()  # a conflict in a late stage is reported before the first one starts
+    ledger.all_up_to_date()  # a conflict in a late stage is reported before the first one starts
     allow_children()
     by_deployment = started_by_worker()
     if by_deployment:

@@ -1,4 +1,4 @@
-"""Encoding again by schedule or event: what came, changed or went since the last time, by the root's own config."""
+"""Encode again by schedule or event what was added, changed or removed, with the root's own config."""
 
 import time
 
@@ -13,7 +13,7 @@ from functa.flows.stages import encode
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
-from functa.storage.runs.stage_records import StageRecord, is_borrowed, read_record
+from functa.storage.runs.stage_records import StageRecord, is_reused, read_record
 from functa.tasks.config import DispatchConfig
 
 POLL_SECONDS = 5.0
@@ -23,19 +23,21 @@ PATIENCE_SECONDS = 24 * 3600.0  # behind another encoding of the same root
 
 @flow(name="re-encode", flow_run_name="re-encode {root}", persist_result=False)
 def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = None) -> None:
-    """Encodes the images of a root that are new or changed, and no longer shows those that are gone.
+    """Encode the images of a root that are new or changed, and retire the rows of those that are missing.
 
-    Its config is the one that the root was last encoded by. Another encoding of the root is waited for.
+    The config is the one of the root's last encoding. Another encoding of the root is waited for.
 
     Args:
-        root: Where the functaset stands: a folder or s3://bucket/prefix.
-        images: Where images arrived, as an event tells; they must be of the root's own source. Empty: by schedule.
-        dispatch: Another dispatch than the one that the root was encoded with.
+        root: The root of the functaset's run: a folder or s3://bucket/prefix.
+        images: The folder that an event reports new images in, within the root's source. Empty: run by schedule.
+        dispatch: Use this dispatch instead of the one that the root was encoded with.
     """
     if started_by_worker():
         outlive_the_worker()
     if not root.strip():
-        raise MissingInput("an event without payload.root: `functa notify ROOT --images URI` says which root it is for")
+        raise MissingInput(
+            "an event without payload.root: `functa notify ROOT --images URI` sends one that names the root"
+        )
     record = read_record(open_location(root), "encode")
     if record is None and not images:
         get_run_logger().info(f"{root}: nothing has been encoded there yet, so there is nothing to do again")
@@ -45,14 +47,14 @@ def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = 
     while True:
         _wait_for_others(root, begun)
         with gpu_slot():
-            if not others_at_work(root):  # while this waited for its slot
-                config = _check(root, images)  # what was waited for may have encoded by another one
+            if not others_at_work(root):  # one may have started while this waited for its slot
+                config = _check(root, images)  # the encoding waited for may have used another config
                 encode(root, config=config if dispatch is None else config.model_copy(update={"dispatch": dispatch}))
                 return
 
 
 def _check(root: str, images: str) -> PipelineConfig:
-    """The root's own config. Raises MissingInput where there is none, or images arrived that are not the root's."""
+    """Return the root's own config. Raises MissingInput without one, or for images that are not its own."""
     config = config_to_repeat(root, read_record(open_location(root), "encode"))
     if images:
         check_source(root, config.images, images)
@@ -60,22 +62,22 @@ def _check(root: str, images: str) -> PipelineConfig:
 
 
 def config_to_repeat(root: str, record: StageRecord | None) -> PipelineConfig:
-    """By which the root was encoded. Raises MissingInput: it never was, elsewhere, or by a version that did not say."""
+    """Return the config that the root was encoded with. Raises MissingInput if its record has none, or it has none."""
     if record is None:
         raise MissingInput(f"{root}: nothing has been encoded there; run `functa encode PRESET --root {root}` first")
-    if is_borrowed(record):
-        raise MissingInput(f"{root}: its functaset lies in {record.output}; name the root of that")
+    if is_reused(record):
+        raise MissingInput(f"{root}: its functaset is in {record.output}; name the root of that")
     try:
         return PipelineConfig.model_validate(record.pipeline)
     except ValidationError as error:
-        fault = str(error.errors()[0]["msg"]) if record.pipeline else "it does not say one"
+        fault = str(error.errors()[0]["msg"]) if record.pipeline else "its record has none"
         raise MissingInput(
             f"{root}: the config of its encoding cannot be used again ({fault}); run `functa encode` there once"
         ) from None
 
 
 def check_source(root: str, source: ImagesConfig, images: str) -> None:
-    """Raises MissingInput where images arrived that are not the root's."""
+    """Raise MissingInput if the new images are not in the root's source."""
     if not source.location:
         raise MissingInput(f"{root}: images.source={source.source} reads no location, so no images can be added to it")
     ours, theirs = (open_location(uri).uri.rstrip("/") for uri in (source.location, images))
@@ -84,19 +86,19 @@ def check_source(root: str, source: ImagesConfig, images: str) -> None:
 
 
 def _wait_for_others(root: str, begun: float) -> None:
-    """Returns when no other process encodes into the root. Raises StorageError after a day."""
-    told = False
+    """Return once no other process encodes into the root. Raise StorageError after a day."""
+    logged = False
     while others := others_at_work(root):
         if time.monotonic() - begun > PATIENCE_SECONDS:
             raise StorageError(f"gave up after {PATIENCE_SECONDS / 3600:.0f} hours: {others}")
-        if not told:
+        if not logged:
             get_run_logger().info(f"waits: {others}")
-            told = True
+            logged = True
         time.sleep(POLL_SECONDS)
 
 
 def others_at_work(root: str) -> str:
-    """Who encodes into the root; empty: nobody."""
+    """Return a line about the process that encodes into the root, or an empty string."""
     location = open_location(root)
     record = read_record(location, "encode")
     try:

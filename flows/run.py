@@ -43,7 +43,7 @@ def run(
     place = str(root or f"./functa-runs/{config.name}")
     source = None if from_root is None else str(from_root)
     ledger = Ledger(config, place, source)
-    if ledger.all_standing():
+    if ledger.all_up_to_date():
         check_gate(ledger)
     else:
         _run_pipeline(config, place, source)

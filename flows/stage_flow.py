@@ -80,6 +80,6 @@ def _up_to_date(ledger: Ledger, stage: Stage) -> bool:
         preflight(ledger.config, ledger.root, stage.name)
         return False
     get_run_logger().info(
-        f"{stage.command} is up to date in {ledger.output(record)}: nothing to do{ledger.outrun(record)}"
+        f"{stage.command} is up to date in {ledger.output(record)}: nothing to do{ledger.newer_commit_note(record)}"
     )
     return True

@@ -189,7 +189,7 @@ def _samples(files: list[str], labels: list[int] | None, features: Sequence[str]
 
 
 def _draw(ledger: Ledger, slices: list[SampleJob]) -> list[str]:
-    """Draw slices of samples, wherever the config says; return the URIs of their files."""
+    """Draw slices of samples on the dispatch of the config; return the URIs of their files."""
     dispatch = ledger.config.dispatch
     return fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
 

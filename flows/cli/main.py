@@ -118,12 +118,12 @@ def run(
     """
     config, place = config_and_root(preset, overrides, root)
     ledger = Ledger(config, place, from_root)
-    if ledger.all_standing():
-        return _tell(ledger, "everything stands already: nothing to do", gated=True)
+    if ledger.all_up_to_date():
+        return _finish(ledger, "everything is up to date: nothing to do", gated=True)
     if deployment:
         return _run_deployed(config, place, from_root)
     call_flow("pipeline", config, place, from_root)
-    return _tell(ledger, "done")
+    return _finish(ledger, "done")
 
 
 def _run_deployed(config: PipelineConfig, root: str, from_root: str | None) -> int:
@@ -134,15 +134,15 @@ def _run_deployed(config: PipelineConfig, root: str, from_root: str | None) -> i
         return 1
     with suppress(StorageError):  # a root that the workers alone can reach
         ledger = Ledger(config, root)
-        if ledger.standing("evaluate") is not None:
-            return _tell(ledger, "done")
+        if ledger.up_to_date("evaluate") is not None:
+            return _finish(ledger, "done")
     return 0
 
 
-def _tell(ledger: Ledger, word: str, gated: bool = False) -> int:
+def _finish(ledger: Ledger, outcome: str, gated: bool = False) -> int:
     from functa.flows.cli.tables import print_summary
 
-    print_summary(ledger, word)
+    print_summary(ledger, outcome)
     if gated:
         from functa.flows.gate import check_gate
 

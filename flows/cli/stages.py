@@ -59,7 +59,7 @@ def _run_stage(
     ledger = Ledger(config, place, from_root)
     finished = None if chosen else ledger.current(stage.name, must_ask=True)
     if finished is not None:
-        print(f"{stage.command} is up to date in {place}: nothing to do{ledger.outrun(finished)}")
+        print(f"{stage.command} is up to date in {place}: nothing to do{ledger.newer_commit_note(finished)}")
         return 0
     if chosen:
         ledger.require_begun(stage.name)

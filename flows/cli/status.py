@@ -9,7 +9,7 @@ from rich.text import Text
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
-from functa.storage.runs.stage_records import StageRecord, ended_unsaid, output_location, output_stands, read_record
+from functa.storage.runs.stage_records import StageRecord, output_exists, output_location, read_record, was_killed
 from functa.tasks.stage_table import STAGES
 
 
@@ -63,9 +63,9 @@ def _readable(location: Location, stage: str, damage: list[str]) -> StageRecord 
 
 def _state(record: StageRecord, location: Location, damage: list[str]) -> str:
     if record.state != "finished":
-        return "interrupted" if ended_unsaid(record) else record.state
+        return "interrupted" if was_killed(record) else record.state
     try:
-        return "finished" if output_stands(record, location) else "missing"
+        return "finished" if output_exists(record, location) else "missing"
     except (DamagedObject, MissingObject) as error:
         damage.append(str(error))
         return "damaged"

@@ -66,17 +66,17 @@ def sweep(
     """
     from functa.flows.server.api import absolute
     from functa.flows.sweep.plan import plan_sweep
-    from functa.flows.sweep.shared import check_lender
+    from functa.flows.sweep.shared import check_from_root
 
     plan = plan_sweep(preset, overrides or [], over, draws, seeds)
-    check_lender(from_root)
+    check_from_root(from_root)
     place = absolute(root or _default_root(plan))
     asked = {
         "preset": preset, "over": over, "metrics": metric, "overrides": overrides or [], "random": draws,
         "seeds": seeds, "from_root": absolute(from_root) if from_root else None,
         "command": shlex.join(["functa", *sys.argv[1:]]),
     }  # fmt: skip
-    if not _standing(plan, place, metric, asked["command"]):
+    if not _gather_if_finished(plan, place, metric, asked["command"]):
         _check_members(plan, place)
         _call_flow(place, asked, deployment)
     print_sweep(place)
@@ -88,22 +88,22 @@ def _default_root(plan: "SweepPlan") -> str:
     return f"./functa-runs/{plan.preset}-by-{keys}"
 
 
-def _standing(plan: "SweepPlan", root: str, metrics: list[str], command: str) -> bool:
-    """Whether all members stand; then their figures are gathered anew, without a server."""
-    from functa.flows.sweep.results import SweepTold, write_results
+def _gather_if_finished(plan: "SweepPlan", root: str, metrics: list[str], command: str) -> bool:
+    """Gather the figures again, without a server, if all members are up to date; return whether they are."""
+    from functa.flows.sweep.results import SweepState, write_results
 
-    told = SweepTold(plan, root, metrics, command)
-    if not all(told.stands(member) for member in plan.members):
+    state = SweepState(plan, root, metrics, command)
+    if not all(state.is_finished(member) for member in plan.members):
         return False
     for member in plan.members:
-        told.note(member)
-    told.refuse_unmeasured()
-    write_results(told)
+        state.note(member)
+    state.refuse_unmeasured()
+    write_results(state)
     return True
 
 
 def _check_members(plan: "SweepPlan", root: str) -> None:
-    """Raises ConfigError where a member does not fit itself, before the first one starts. Equals are checked once."""
+    """Raise ConfigError, before the first member starts, for a member whose config contradicts itself."""
     from functa.flows.config.preflight import preflight
 
     checked = set()

@@ -51,7 +51,7 @@ def seed_of(config: PipelineConfig, stage: str) -> int:
 
 
 def chain_digests(config: PipelineConfig) -> dict[str, str]:
-    """By stage: a digest of its config and of that of all that it reads. Known before anything has run."""
+    """Return for each stage a digest of its config and of its inputs' configs. Known before anything has run."""
     found: dict[str, str] = {}
     for stage in stages_of(config):
         inputs = {name: found[name] for name in inputs_of(config, stage)}

@@ -1,4 +1,4 @@
-"""Where Prefect's server is, and in which manners it is started. Light: neither prefect nor torch is imported."""
+"""Prefect's server: its address and the settings it is started with. Imports neither prefect nor torch."""
 
 import http.client
 import os
@@ -29,7 +29,7 @@ MANNERS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(STARTUP_SECONDS),
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}",  # has no password: no page may speak to it
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}",  # has no password: no page may call it
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation that finds dead runs waits for three of them
     # Slots outlive a restart of the server: leases in its memory would be lost, their slots held for ever.

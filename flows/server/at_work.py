@@ -1,4 +1,4 @@
-"""Whether somebody else is at a stage of a root: a process of this machine, or a run that the server knows of."""
+"""Check whether a stage of a root is being worked on: by a process of this machine, or a run known to the server."""
 
 import sys
 
@@ -8,11 +8,10 @@ from functa.storage.runs.stage_records import StageRecord, check_not_at_work, is
 
 
 def check_nobody_at_work(root: Location, record: StageRecord) -> None:
-    """Raises StorageError if another run is at the stage now: two would spoil each other's files.
+    """Raise StorageError if another run works on the stage now: two would spoil each other's files.
 
-    Of a process of another machine, container or pod the server is asked, where this is a flow run and that was one.
-    A run of which the server has heard that it died (its watch needs about two minutes), or of which it knows nothing,
-    stands in nobody's way.
+    For a process of another machine, container or pod the server is asked, if both are flow runs. A run that the
+    server knows to have crashed (it needs about two minutes to notice), or does not know at all, is no obstacle.
     """
     check_not_at_work(root, record)
     if not is_elsewhere(record) or not record.flow_run or record.flow_run == current_flow_run():
@@ -27,7 +26,7 @@ def check_nobody_at_work(root: Location, record: StageRecord) -> None:
 
 
 def current_flow_run() -> str:
-    """Id of the flow run that this is part of; empty outside of one. Does not load Prefect."""
+    """Return the id of the current flow run; empty outside of one. Does not load Prefect."""
     if "prefect.context" not in sys.modules:
         return ""
     from prefect.context import FlowRunContext
@@ -37,7 +36,7 @@ def current_flow_run() -> str:
 
 
 def _state_at_server(run: str) -> str:
-    """Name of the run's state if it has not ended; empty: it has, nobody knows it, or there is no server to ask."""
+    """Return the run's state if it has not ended; empty if it has, is unknown, or there is no server to ask."""
     if not current_flow_run():
         return ""
     from uuid import UUID

@@ -69,8 +69,8 @@ def run_deployed(
             state = follow(client, run.id, address, console)
     except httpx.HTTPError as error:
         raise OperateError(f"{api}: {one_line(error)}") from None
-    said = f"{state.name}: {state.message}" if state.message else state.name
-    console.print(f"Run '{run.name}': {said}", soft_wrap=True, highlight=False, markup=False)
+    outcome = f"{state.name}: {state.message}" if state.message else state.name
+    console.print(f"Run '{run.name}': {outcome}", soft_wrap=True, highlight=False, markup=False)
     return state
 
 

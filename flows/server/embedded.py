@@ -15,12 +15,12 @@ GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after i
 
 @contextmanager
 def embedded_server() -> Iterator[None]:
-    """Where no API is configured: Prefect's embedded server, out of reach of the Ctrl-C that is typed for the command.
+    """Start Prefect's embedded server if no API is configured, protected from the Ctrl-C meant for the command.
 
-    A terminal sends SIGINT to every process of the command's group, and a server that ended at once could not be told
+    A terminal sends SIGINT to every process of the command's group, and a server that ended at once could not record
     how the run ended. Prefect starts it as a plain child, so it is started here first, from a thread in which SIGINT
-    is blocked: children inherit that, and the main thread still hears it. Prefect stops it when the command ends.
-    Processes that tasks are sent to are told its address: each would start one of its own.
+    is blocked: children inherit that, and the main thread still receives it. Prefect stops it when the command ends.
+    Processes that tasks are sent to get its address, or each would start a server of its own.
     """
     if configured_api():
         yield
@@ -29,7 +29,7 @@ def embedded_server() -> Iterator[None]:
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
     if not PREFECT_SERVER_EPHEMERAL_ENABLED:
-        yield  # by the user's wish; Prefect says what is missing
+        yield  # the user disabled it; Prefect reports what is missing
         return
     server = SubprocessASGIServer()
 
@@ -52,10 +52,10 @@ def embedded_server() -> Iterator[None]:
 
 @contextmanager
 def ended_with(server: Any) -> Iterator[None]:
-    """Within, this process ends soon after the server (a Popen, or None) did: asking it is repeated for minutes.
+    """End this process soon after the server (a Popen, or None) has ended: Prefect would retry requests for minutes.
 
-    So it is when a signal goes to the whole process group, as from `timeout` or a service manager. What was written
-    stands; trainings save where they are.
+    That happens when a signal goes to the whole process group, as from `timeout` or a service manager. What was
+    written is kept, and trainings save a checkpoint.
     """
     left = threading.Event()
 
@@ -70,9 +70,9 @@ def ended_with(server: Any) -> Iterator[None]:
         stop_children()
         psutil.wait_procs([child for child in psutil.Process().children() if child.pid != server.pid], STOP_SECONDS)
         by_signal = -status if status < 0 else 0
-        told = f" by {signal.Signals(by_signal).name}" if by_signal else ""
+        cause = f" by {signal.Signals(by_signal).name}" if by_signal else ""
         sys.stderr.write(
-            f"functa: Prefect's embedded server was ended{told}; the same command continues where this one stopped\n"
+            f"functa: Prefect's embedded server was ended{cause}; the same command continues where this one stopped\n"
         )
         sys.stderr.flush()
         os._exit(128 + (by_signal or signal.SIGTERM))
@@ -87,10 +87,10 @@ def ended_with(server: Any) -> Iterator[None]:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Within, SIGTERM ends the process in order, so that Prefect stops the server that it started at exit.
+    """Let SIGTERM end the process in order, so that Prefect stops the server that it started.
 
-    In a flow run Prefect hears it first, has the run Crashed, and passes it on. By default it would end the process at
-    once, and the server would stay.
+    In a flow run Prefect receives it first, sets the run to Crashed, and passes it on. By default it would end the
+    process at once, and the server would stay.
     """
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -37,18 +37,18 @@ class Child:
     mark: str
 
     def death(self) -> str:
-        """One line: who, how, its last word, where the rest is."""
+        """Return one line: the child, how it ended, the last line of its output, its log."""
         code = self.process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        said = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"the {self.name} {how}{': ' + said[-1] if said else ''}; log: {self.log}"
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return f"the {self.name} {how}{': ' + lines[-1] if lines else ''}; log: {self.log}"
 
 
 def start(name: str, command: list[str], environment: dict[str, str], folder: Path, log: Path) -> Child:
-    """A child whose output goes to the log, out of reach of the terminal's Ctrl-C."""
+    """Start a child whose output goes to the log, out of reach of the terminal's Ctrl-C."""
     log.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex
-    if log.exists():  # what the last one said may explain why there is a new one
+    if log.exists():  # it may explain why the last one ended
         log.replace(log.with_suffix(f"{log.suffix}.1"))
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -80,7 +80,7 @@ def signals_caught() -> Iterator[list[int]]:
 
 
 def wait(children: list[Child], caught: list[int], done: Callable[[], bool], seconds: float | None = None) -> None:
-    """Until done, watching the children. Raises Interrupted, or OperateError when one died or time is up."""
+    """Wait until done, watching the children. Raises Interrupted, or OperateError when one died or time is up."""
     deadline = None if seconds is None else time.monotonic() + seconds
     while not done():
         if caught:
@@ -95,7 +95,7 @@ def wait(children: list[Child], caught: list[int], done: Callable[[], bool], sec
 
 
 def stop(children: list[Child], caught: list[int]) -> None:
-    """End them, last started first, each after the processes that it started in turn.
+    """End the children, last started first, each after the processes that it started in turn.
 
     So a flow run can still report its end to the worker, and the worker to the server.
     """
@@ -106,7 +106,7 @@ def stop(children: list[Child], caught: list[int]) -> None:
 
 
 def left_behind(port: int) -> list[int]:
-    """Ids of a server and workers of this port whose parent is gone: it was killed, and could not stop them."""
+    """Return the ids of a server and workers of this port whose parent was killed, and could not stop them."""
     import psutil
 
     found = []
@@ -120,7 +120,7 @@ def left_behind(port: int) -> list[int]:
 
 
 def family(child: Child) -> "set[psutil.Process]":
-    """The child and everything that it started, by the mark that they inherited.
+    """Return the child and everything that it started, by the mark that they inherited.
 
     A flow run is a session of its own, and an orphan once its worker was killed: neither group nor parent finds it.
     """
@@ -135,28 +135,28 @@ def family(child: Child) -> "set[psutil.Process]":
 
 
 def end(members: "Callable[[], set[psutil.Process]]", caught: list[int]) -> None:
-    """TERM, after the grace or a second Ctrl-C KILL, until no member is left, late comers included.
+    """Send TERM, and after the grace or a second Ctrl-C KILL, until no member is left, those started later included.
 
-    TERM goes to those alone whose parent is no member: a flow run told first stops its training itself and is recorded
-    as crashed; where the training ended first, the run would find that it had failed.
+    TERM goes only to members whose parent is no member: a flow run that gets it first stops its training itself and is
+    recorded as crashed; if the training ended first, the run would be recorded as failed.
     """
     import psutil
 
     deadline = time.monotonic() + GRACE_SECONDS
     known: set[psutil.Process] = set()
-    told: dict[psutil.Process, int] = {}
+    sent: dict[psutil.Process, int] = {}
     while known := {member for member in known | members() if alive(member)}:
         number = signal.SIGKILL if time.monotonic() > deadline or len(caught) > 1 else signal.SIGTERM
         for member in known if number == signal.SIGKILL else _topmost(known):
-            if told.get(member) != number:
+            if sent.get(member) != number:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.send_signal(number)
-                told[member] = number
+                sent[member] = number
         time.sleep(POLL_SECONDS)
 
 
 def _topmost(members: "set[psutil.Process]") -> "list[psutil.Process]":
-    """Those whose parent is not among them."""
+    """Return the members whose parent is no member."""
     import psutil
 
     numbers, topmost = {member.pid for member in members}, []
@@ -168,7 +168,7 @@ def _topmost(members: "set[psutil.Process]") -> "list[psutil.Process]":
 
 
 def alive(member: "psutil.Process") -> bool:
-    """Whether it still runs; a zombie has only to be reaped."""
+    """Return whether the process still runs; a zombie does not."""
     import psutil
 
     try:

@@ -1,6 +1,6 @@
 """`functa up`: Prefect's server, its workers and the deployments on this machine, stopped together.
 
-The other things that an operator calls stand in flows/doctor.py and flows/deployed.py.
+The operator's other commands are in flows/server/doctor.py and flows/server/deployed.py.
 """
 
 import os
@@ -57,13 +57,13 @@ class Worker:
     threads: int | None = None
 
     def command(self) -> list[str]:
-        """Prefect's own worker, which starts a process for each run."""
+        """Return the command of Prefect's own worker, which starts a process for each run."""
         limit = [] if self.limit is None else ["--limit", str(self.limit)]
         queue = ["--pool", POOL, "--work-queue", self.queue, "--type", "process", "--install-policy", "never"]
         return [*PREFECT, "worker", "start", "--name", self.name, *queue, *limit]
 
     def environment(self) -> dict[str, str]:
-        """What its runs see of the machine."""
+        """Return the environment variables that limit its runs to their share of the machine."""
         device = {} if self.device is None else {"CUDA_VISIBLE_DEVICES": self.device}
         return device | ({} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)})
 
@@ -78,7 +78,7 @@ def up(
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; then everything that was started is stopped, flow runs included.
 
-    root: where runs started from the UI go unless the form says otherwise; default ./functa-runs/digits.
+    root: root of runs started from the UI whose form names no other; default ./functa-runs/digits.
     gpus: workers with a device each; default: as many as this process sees, at least one.
     cron: when to look for new images of that root, in UTC; default: every night.
     Raises ConfigError for an impossible port or number, OperateError for a port that is taken or a child that died.
@@ -221,7 +221,7 @@ def work(children: list[Child], caught: list[int], port: int, workers: list[Work
 
 
 def begin(name: str, command: list[str], port: int, own: dict[str, str] | None = None) -> Child:
-    """A child that speaks to this server alone, whatever the user's profile says, and can import the project."""
+    """Start a child that uses this server alone, whatever the user's profile, and can import the project."""
     package = str(Path(functa.__file__).parents[1])  # where this package is imported from, installed or not
     environment = (
         os.environ
@@ -231,7 +231,7 @@ def begin(name: str, command: list[str], port: int, own: dict[str, str] | None =
             "PREFECT_UI_URL": f"http://{HOST}:{port}",
             "PREFECT_SERVER_API_HOST": HOST,
             "PREFECT_SERVER_API_PORT": str(port),
-            # Without a password: no page of another origin may speak to it through the operator's browser.
+            # Without a password: no page of another origin may call it through the operator's browser.
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
             "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")])),
             "PYTHONUNBUFFERED": "1",
@@ -242,23 +242,23 @@ def begin(name: str, command: list[str], port: int, own: dict[str, str] | None =
 
 
 def log_folder() -> Path:
-    """Where the children's logs go."""
+    """Return the folder of the children's logs."""
     return prefect_home() / "functa"
 
 
 def progress_line(show: Callable[[str], None], what: str, limit: int) -> Callable[[], bool]:
-    """Shows what is waited for and for how long; always true, so that it stands before a condition."""
+    """Return a function that shows what is waited for and for how long; it returns True, for use in a condition."""
     began = time.monotonic()
 
-    def tell() -> bool:
+    def show_progress() -> bool:
         show(f"{what}: {time.monotonic() - began:.0f} s (gives up after {limit} s)")
         return True
 
-    return tell
+    return show_progress
 
 
 def answering(port: int, since: datetime) -> set[str]:
-    """Names of the workers that have reported to the server since then."""
+    """Return the names of the workers that have reported to the server since then."""
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -272,7 +272,7 @@ def answering(port: int, since: datetime) -> set[str]:
 
 
 def print_addresses(console: Console, port: int, root: str, workers: list[Worker], cron: str | None = None) -> None:
-    """What an operator needs next."""
+    """Print addresses, root, workers and logs."""
     devices = [worker.device for worker in workers if worker.queue == "gpu"]
     on = ", ".join(f"device {device}" for device in devices if device) or "no device"
     variable = "" if port == PORT else f"PREFECT_API_URL={local_api(port)} "

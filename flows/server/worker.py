@@ -1,8 +1,8 @@
-"""On a server's workers: one run per GPU.
+"""Allow one run per GPU on a server's workers.
 
-The server's limit, made by deploy/bootstrap.py with a slot for each device, queues runs that are too many. A lock of
-this machine holds the device itself: the process of a worker that was killed may be at work when a new worker starts,
-and a server that was away longer than a lease has given the slot to somebody else.
+The server's limit, made by deploy/bootstrap.py with a slot for each device, queues the runs beyond it. A lock of this
+machine protects the device itself: the process of a killed worker may still run when a new worker starts, and a server
+that was away longer than a lease has given the slot to another run.
 """
 
 import logging
@@ -19,15 +19,15 @@ from functa.flows.server.api import GPU_LIMIT, OperateError
 from functa.storage.errors import one_line
 from functa.tasks.dispatch.progress import warn_if_unreachable
 
-LEASE_SECONDS = 60.0  # a run that died holds its slot so long
+LEASE_SECONDS = 60.0  # a killed run holds its slot for this long
 
 POLL_SECONDS = 1.0
 
-SILENCE_SECONDS = 120.0  # that a server may be away while a run waits for its slot
+SILENCE_SECONDS = 120.0  # for which a server may be away while a run waits for its slot
 
 
 def started_by_worker() -> bool:
-    """Whether the current flow run is one of a deployment, and not a call within another."""
+    """Return whether the current flow run is one of a deployment, and not a call within another."""
     from prefect.context import FlowRunContext
 
     context = FlowRunContext.get()
@@ -36,10 +36,10 @@ def started_by_worker() -> bool:
 
 @contextmanager
 def gpu_slot() -> Iterator[None]:
-    """Holds one slot, and this process's devices; nothing where no worker runs this.
+    """Hold one slot and this process's devices; do nothing if no worker runs this.
 
     A lease that cannot be renewed does not end the run: a server that was away must not cost hours of work.
-    Raises OperateError where the server has no such limit.
+    Raises OperateError if the server has no such limit.
     """
     if not started_by_worker():
         yield
@@ -54,15 +54,15 @@ def gpu_slot() -> Iterator[None]:
         names = {part.strip() for part in (device or "").split(",")} - {""}
         for name in sorted(names):  # in one order, or two runs could wait for each other
             held.enter_context(device_lock(name))
-        told = "its device" if device is None else f"device {device}" if device else "no GPU"
+        share = "its device" if device is None else f"device {device}" if device else "no GPU"
         waited = time.monotonic() - begun
-        get_run_logger().info(f"has {told} of {platform.node()}, after {waited:.0f} s of waiting for a slot")
+        get_run_logger().info(f"has {share} of {platform.node()}, after {waited:.0f} s of waiting for a slot")
         yield
 
 
 @contextmanager
 def _slot() -> Iterator[None]:
-    """One slot of the server's limit. A server that is away when it is given back changes nothing: its lease ends."""
+    """Hold one slot of the server's limit. If the server is away at the end, the slot's lease runs out."""
     slot = _taken()
     try:
         yield
@@ -72,7 +72,7 @@ def _slot() -> Iterator[None]:
 
 
 def _taken() -> AbstractContextManager[None]:
-    """The slot, once it is held. Raises OperateError: no such limit, or the server refuses or stays away."""
+    """Wait for a slot and return it. Raises OperateError: no such limit, or the server refuses or stays away."""
     import httpx
     from prefect import get_run_logger
     from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
@@ -91,17 +91,17 @@ def _taken() -> AbstractContextManager[None]:
             raise OperateError(
                 f"the server has no concurrency limit '{GPU_LIMIT}': make it with `python -m functa.deploy.bootstrap`"
             )
-        told = one_line(fault)
+        reason = one_line(fault)
         away = asked if away is None else away
         if not isinstance(fault, httpx.TransportError) or time.monotonic() - away > SILENCE_SECONDS:
-            raise OperateError(f"no slot of concurrency limit '{GPU_LIMIT}' could be had: {told}")
-        get_run_logger().warning(f"waits for a slot, but the server does not answer ({told})")
+            raise OperateError(f"no slot of concurrency limit '{GPU_LIMIT}' could be had: {reason}")
+        get_run_logger().warning(f"waits for a slot, but the server does not answer ({reason})")
         time.sleep(POLL_SECONDS)
 
 
 @contextmanager
 def device_lock(name: str) -> Iterator[None]:
-    """Waits until no other run of this user here has the device; the kernel lets go of it with the process."""
+    """Hold the device, once no other run of this user here does; the kernel frees it when the process ends."""
     from filelock import FileLock
 
     folder = Path(tempfile.gettempdir(), f"functa-devices-{os.getuid()}")
@@ -113,8 +113,8 @@ def device_lock(name: str) -> Iterator[None]:
 def outlive_the_worker() -> None:
     """From now on a log line that cannot be written does not end this process; the server has its logs anyway.
 
-    Workers read their runs' output through a pipe. Once its reader is gone, rich, with which Prefect writes its lines,
-    exits at the next one.
+    Workers read their runs' output through a pipe. Once its reader has ended, rich, which writes Prefect's lines, exits
+    at the next one.
     """
     for console in _consoles():
         console.on_broken_pipe = _write_to_nobody

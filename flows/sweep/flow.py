@@ -16,8 +16,8 @@ from functa.flows.pipeline import pipeline
 from functa.flows.server.stage_runs import run_stage
 from functa.flows.stage_flow import load_stage
 from functa.flows.sweep.plan import Member, SweepPlan, plan_sweep
-from functa.flows.sweep.results import SweepTold, write_results
-from functa.flows.sweep.shared import Lenders, with_inputs
+from functa.flows.sweep.results import SweepState, write_results
+from functa.flows.sweep.shared import SharedRoots, with_inputs
 from functa.storage.errors import one_line
 from functa.tasks.dispatch.progress import warn_if_unreachable
 from functa.tasks.report.compare.sweep_page import table
@@ -42,88 +42,88 @@ def sweep(
     deployment: bool = False,
     command: str = "",
 ) -> dict[str, Any]:
-    """Runs every member that does not stand yet; returns what sweep.json holds.
+    """Run every member that is not up to date; return what sweep.json holds.
 
     Args:
-        root: Where everything goes: members/, what they share, sweep.json, sweep.csv, report.html.
+        root: Folder or s3://bucket/prefix of members/, shared/, sweep.json, sweep.csv and report.html.
         preset: A preset's name or a YAML file.
         over: KEY=VALUE,VALUE each; all combinations are run.
         metrics: Dotted names of figures of metrics.json.
         overrides: KEY=VALUE each, for all members.
-        random: So many of the combinations are drawn.
-        seeds: Each is repeated with so many seeds.
-        from_root: Finished stages are taken over from this root, a run's or a sweep's, where their digests agree.
+        random: Draw this many of the combinations.
+        seeds: Repeat each with this many seeds.
+        from_root: Finished stages are reused from this root, a run's or a sweep's, where their digests agree.
         deployment: Members and shared stages are runs of their deployments, on workers of the server.
         command: The command line, for the report.
     """
     plan = plan_sweep(preset, overrides or [], over, random, seeds)
-    lenders = Lenders(root, plan, from_root)
-    told = SweepTold(plan, root, metrics, command)
-    _share(plan, lenders, told, deployment)
-    _run_members(plan, lenders, told, deployment)
-    results = write_results(told)
+    shared = SharedRoots(root, plan, from_root)
+    state = SweepState(plan, root, metrics, command)
+    _share(plan, shared, state, deployment)
+    _run_members(plan, shared, state, deployment)
+    results = write_results(state)
     with warn_if_unreachable("the sweep's table"):
-        columns, rows = table(told.sweep())
+        columns, rows = table(state.sweep())
         create_table_artifact(
             [dict(zip(columns, row)) for row in rows], key="sweep", description="Mean and sd by setting"
         )
-    told.raise_failed()
-    told.refuse_unmeasured()
+    state.raise_failed()
+    state.refuse_unmeasured()
     return results
 
 
-def _share(plan: SweepPlan, lenders: Lenders, told: SweepTold, deployment: bool) -> None:
-    """Makes what more than one unfinished member needs; of a failure those members are told."""
+def _share(plan: SweepPlan, shared: SharedRoots, state: SweepState, deployment: bool) -> None:
+    """Make the stages that several unfinished members share; if one fails, so do these members."""
     for stage in dict.fromkeys(stage for stage, _, _ in plan.shared()):
         todo = [(name, member) for at, name, member in plan.shared() if at == stage]
-        work = [_shared_work(stage, name, member, plan, lenders, told, deployment) for name, member in todo]
+        work = [_shared_work(stage, name, member, plan, shared, state, deployment) for name, member in todo]
         _each([each for each in work if each is not None], deployment)
 
 
 def _shared_work(
-    stage: str, name: str, member: Member, plan: SweepPlan, lenders: Lenders, told: SweepTold, deployment: bool
+    stage: str, name: str, member: Member, plan: SweepPlan, shared: SharedRoots, state: SweepState, deployment: bool
 ) -> Work | None:
     sharing = [each for each in plan.members if each.digests.get(stage) == name]
-    if all(told.stands(each) or each in told.failed for each in sharing):
+    if all(state.is_finished(each) or each in state.failed for each in sharing):
         return None
 
     def work() -> None:
-        root = lenders.shared_root(stage, name)
+        root = shared.root_of(stage, name)
         named = STAGES[stage].command
         try:
-            lenders.lend(member, root, with_inputs(member.config, stage))
-            if Ledger(member.config, root).standing(stage) is not None:
+            shared.reuse(member, root, with_inputs(member.config, stage))
+            if Ledger(member.config, root).up_to_date(stage) is not None:
                 return
             get_run_logger().info(f"{named} for {len(sharing)} of {len(plan.members)} members, in {root}")
             _run(stage, member, root, None, deployment)
         except Exception as error:
             get_run_logger().error(f"{named} for {len(sharing)} members: failed: {_line(error)}")
-            for each in (each for each in sharing if not told.stands(each)):
-                told.fail(each, f"{named}, which it shares: {_line(error)}")
+            for each in (each for each in sharing if not state.is_finished(each)):
+                state.fail(each, f"{named}, which it shares: {_line(error)}")
 
     return work
 
 
-def _run_members(plan: SweepPlan, lenders: Lenders, told: SweepTold, deployment: bool) -> None:
+def _run_members(plan: SweepPlan, shared: SharedRoots, state: SweepState, deployment: bool) -> None:
     def work(number: int, member: Member) -> Work:
         def run() -> None:
             begun = time.monotonic()
             which = f"member {number} of {len(plan.members)}, {member.name}"
-            if not told.stands(member):
+            if not state.is_finished(member):
                 try:
                     made = [stage for stage in stages_of(member.config) if stage != "evaluate"]
-                    lenders.lend(member, told.root_of(member), made)
-                    _run("pipeline", member, told.root_of(member), told.first_finished(), deployment)
+                    shared.reuse(member, state.root_of(member), made)
+                    _run("pipeline", member, state.root_of(member), state.first_finished(), deployment)
                 except Exception as error:
-                    told.fail(member, _line(error))
+                    state.fail(member, _line(error))
                     get_run_logger().error(f"{which}: failed: {_line(error)}")
                     return
-            told.finish(member)
-            get_run_logger().info(f"{which}: {told.figures(member)}, after {time.monotonic() - begun:.0f} s")
+            state.finish(member)
+            get_run_logger().info(f"{which}: {state.figures(member)}, after {time.monotonic() - begun:.0f} s")
 
         return run
 
-    todo = [work(number, member) for number, member in enumerate(plan.members, 1) if member not in told.failed]
+    todo = [work(number, member) for number, member in enumerate(plan.members, 1) if member not in state.failed]
     _each(todo, deployment)
 
 
@@ -138,7 +138,7 @@ def _run(name: str, member: Member, root: str, from_root: str | None, deployment
 
 
 def _each(todo: Sequence[Work], deployment: bool) -> None:
-    """One after the other here; on workers several at a time, in threads that do not outlive an interrupted command."""
+    """Run one after the other here; on workers several at a time, in threads that end with an interrupted command."""
     if not deployment:
         for work in todo:
             work()

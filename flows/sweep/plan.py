@@ -1,4 +1,4 @@
-"""What a sweep is made of: axes, members' configs, and what members share. Free of torch and Prefect."""
+"""Plan a sweep: axes, the members' configs, and what members share. Imports neither torch nor Prefect."""
 
 import itertools
 import math
@@ -44,12 +44,12 @@ class Member:
 
     @property
     def name(self) -> str:
-        """How people are told of it; the folder's and the run's name too."""
+        """The member's name in messages, also that of its folder and its run."""
         return self.config.name
 
     @property
     def folder(self) -> str:
-        """Where it goes below the sweep's root; other settings never meet in it."""
+        """The member's folder below the sweep's root; other settings have another one."""
         return f"members/{self.name}-{self.digests['evaluate'][:8]}"
 
 
@@ -82,7 +82,7 @@ class SweepPlan:
 def plan_sweep(
     preset: str, overrides: list[str], over: list[str], draws: int | None = None, seeds: int = 1
 ) -> SweepPlan:
-    """Every member's config, each as `functa run PRESET --set ...` would have it.
+    """Return every member's config, each as `functa run PRESET --set ...` would have it.
 
     All combinations of the axes' values, or `draws` of them, drawn by the config's seed; each `seeds` times. The
     quality gate is left out: a sweep looks for what is good, and its members need not be.
@@ -110,7 +110,7 @@ def plan_sweep(
 
 
 def _axis(text: str) -> Axis:
-    """KEY=V,V or KEY,KEY=[V,V],[V,V]; commas inside brackets and quotes do not part values."""
+    """Parse KEY=V,V or KEY,KEY=[V,V],[V,V]; commas inside brackets and quotes do not separate values."""
     left, equals, right = text.partition("=")
     keys = tuple(_full(key.strip()) for key in left.split(","))
     values = split_values(right)
@@ -128,12 +128,12 @@ def _axis(text: str) -> Axis:
 
 
 def _full(key: str) -> str:
-    """A key may leave out sections in its middle where one key alone is meant: diffusion.timestep_ratio."""
+    """Return the full key for one without its middle sections, if only one fits: diffusion.timestep_ratio."""
     parts = key.split(".")
     if annotation_of(PipelineConfig, parts) is not Any:
         return key
     fitting = [known for known in _keys(PipelineConfig) if _leaves_out_of(parts, known.split("."))]
-    return fitting[0] if len(fitting) == 1 else key  # else the config tells what is wrong with it
+    return fitting[0] if len(fitting) == 1 else key  # else loading the config reports what is wrong with it
 
 
 def _leaves_out_of(parts: list[str], known: list[str]) -> bool:
@@ -149,7 +149,7 @@ def _keys(annotation: Any, prefix: str = "") -> list[str]:
 
 
 def split_values(text: str) -> list[str]:
-    """Parts a text at the commas that stand in no bracket and no quotes: "[1,2],[3,4]" are two values."""
+    """Split a text at the commas outside brackets and quotes: "[1,2],[3,4]" are two values."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
         if quote:
@@ -177,7 +177,7 @@ def _refuse_keys_twice(axes: tuple[Axis, ...]) -> None:
 
 
 def _settings(axes: tuple[Axis, ...], base: PipelineConfig, draws: int | None) -> list[tuple[tuple[str, ...], ...]]:
-    """Of each setting: the value of every axis. Draws are all different, in the grid's order."""
+    """Return the value of every axis for each setting. Draws are all different, in the grid's order."""
     sizes = [len(axis.values) for axis in axes]
     total = math.prod(sizes)
     if draws is None:
@@ -191,8 +191,8 @@ def _settings(axes: tuple[Axis, ...], base: PipelineConfig, draws: int | None) -
     for number in drawn:
         setting = []
         for axis, size in zip(reversed(axes), reversed(sizes)):
-            number, place = divmod(number, size)
-            setting.append(axis.values[place])
+            number, index = divmod(number, size)
+            setting.append(axis.values[index])
         found.append(tuple(reversed(setting)))
     return found
 
@@ -218,17 +218,17 @@ def _member(
 
 
 def _name(base: str, settings: list[str]) -> str:
-    """Such as digits.timestep_ratio-3.seed-1: what a config's name may hold, and a folder's."""
+    """Return a name such as digits.timestep_ratio-3.seed-1, valid for a config and a folder."""
     pairs = [(key.rpartition(".")[2], value) for key, _, value in (text.partition("=") for text in settings)]
-    for told in ([f"{key}-{value}" for key, value in pairs], [value for _, value in pairs]):
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", ".".join([base, *told]))
+    for parts in ([f"{key}-{value}" for key, value in pairs], [value for _, value in pairs]):
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", ".".join([base, *parts]))
         if len(name) <= MAX_NAME:
             return name
     return f"{name[: MAX_NAME - 9]}-{digest(settings)[:8]}"
 
 
 def _seeded(members: list[Member], base: PipelineConfig, axes: tuple[Axis, ...]) -> dict[str, int]:
-    """The keys that seeds count up, with their first values.
+    """Return the keys that seeds count up, with their first values.
 
     `seed` where every setting meta-trains a field of its own, and a training_seed that the config gives too, or what
     is trained after the functaset would not vary; else training_seed alone, so that the field is shared.
@@ -244,7 +244,7 @@ def _seeded(members: list[Member], base: PipelineConfig, axes: tuple[Axis, ...])
 
 
 def _in_common(base: PipelineConfig, axes: tuple[Axis, ...]) -> dict[str, Any]:
-    """What decides the base's results, flat, without what the axes change: another is another sweep."""
+    """Return the keys that decide the base's results, flat, without those of the axes: they identify the sweep."""
     flat = {key: value for stage in stages_of(base) for key, value in stage_config(base, stage).items()}
     flat |= {"seed": base.seed, "training_seed": seed_of(base, "evaluate")}
     changed = [key for axis in axes for key in axis.keys]
@@ -252,7 +252,7 @@ def _in_common(base: PipelineConfig, axes: tuple[Axis, ...]) -> dict[str, Any]:
 
 
 def _refuse_equals(members: list[Member], axes: tuple[Axis, ...]) -> None:
-    """Two members of one digest would be one run: a value given twice, or a key that decides no result."""
+    """Raise ConfigError for members that are the same run: a value given twice, or a key without effect."""
     first: dict[str, Member] = {}
     for member in members:
         twin = first.setdefault(member.digests["evaluate"], member)
@@ -263,7 +263,7 @@ def _refuse_equals(members: list[Member], axes: tuple[Axis, ...]) -> None:
 
 
 def number_of(text: str) -> float | None:
-    """A value's number, for an axis of a plot; None for a word, a list, a truth value."""
+    """Return a value as a number, for an axis of a plot; None for a word, a list, a truth value."""
     try:
         value: Any = read_yaml(text, Any)
         return None if isinstance(value, bool | list | dict) or value is None else float(value)

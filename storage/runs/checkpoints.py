@@ -28,7 +28,7 @@ TENSORS = re.compile(r"step-(\d{8,12})\.safetensors")
 
 
 class Marker(Record):
-    """What a checkpoint must be."""
+    """The length and sha256 of a checkpoint, and its metadata."""
 
     step: int = Field(ge=0)
     sha256: str
@@ -62,9 +62,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(location: Location, step: int | None = None) -> Checkpoint | None:
-    """The newest valid checkpoint (or the one of `step`), None where there is none.
+    """Load the newest valid checkpoint (or the one of `step`); None if there is none.
 
-    An invalid one is skipped with a warning; asked for by its step, it raises DamagedObject.
+    An invalid one is skipped with a warning; if requested by its step, it raises DamagedObject.
     """
     if step is not None:
         return _load(location, step) if location.exists(f"{_stem(step)}.json") else None
@@ -79,7 +79,7 @@ def load_checkpoint(location: Location, step: int | None = None) -> Checkpoint |
 
 
 def newest_metadata(location: Location) -> dict[str, Any] | None:
-    """Metadata of the newest checkpoint that is whole by its lengths, None where there is none. Reads no tensor."""
+    """Return the metadata of the newest checkpoint of the right length, or None. Reads no tensor."""
     for step in _steps(location, MARKER):
         if _is_whole(location, step):
             return dict(_marker(location, step).metadata)
@@ -91,7 +91,7 @@ def _stem(step: int) -> str:
 
 
 def _steps(location: Location, pattern: re.Pattern[str]) -> list[int]:
-    """Newest first."""
+    """Return the steps, newest first."""
     matches = (pattern.fullmatch(key) for key in location.list("step-"))
     return sorted((int(match[1]) for match in matches if match), reverse=True)
 
@@ -132,7 +132,7 @@ def _prune(location: Location, keep: int) -> None:
 
 
 def _is_whole(location: Location, step: int) -> bool:
-    """By lengths, which is what a crash can spoil; loading checks the sha256."""
+    """Return whether the length is right, which a crash can spoil; loading checks the sha256."""
     try:
         return location.size(f"{_stem(step)}.safetensors") == _marker(location, step).bytes
     except StorageError:

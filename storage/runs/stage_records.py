@@ -24,7 +24,7 @@ class StageRecord(BaseModel):
     state: Literal["running", "interrupted", "failed", "finished"]
     config: dict[str, Any]  # the keys that decide the result, flat
     pipeline: dict[str, Any] = {}  # the whole config of the run, so that a schedule can do the stage again
-    stages: tuple[str, ...] = ()  # all stages of the run that this one is part of; empty in records that do not say
+    stages: tuple[str, ...] = ()  # all stages of the run that this one is part of; empty in records of older versions
     inputs: dict[str, str]  # digests of what it reads
     output: str  # under the root, or the URI of another root's output that was taken over
     output_digest: str = ""
@@ -45,7 +45,7 @@ class StageConflict(StorageError):
 
 
 def read_record(root: Location, stage: str) -> StageRecord | None:
-    """The stage's record, or None. Raises StorageError if it is garbled."""
+    """Return the stage's record, or None. Raises StorageError if it is garbled."""
     key = f"stages/{stage}.json"
     if not root.exists(key):
         return None
@@ -59,20 +59,20 @@ def read_record(root: Location, stage: str) -> StageRecord | None:
 
 
 def write_record(root: Location, record: StageRecord) -> None:
-    """Replaces the stage's record atomically."""
+    """Replace the stage's record atomically."""
     root.write(f"stages/{record.stage}.json", record.model_dump_json(indent=1).encode())
 
 
 def check_same_config(root: Location, record: StageRecord, config: dict[str, Any], strictly: bool = False) -> None:
-    """Raises StageConflict, naming the changed keys as `key: old -> new`, if existing output is of another config.
+    """Raise StageConflict, naming the changed keys as `key: old -> new`, if existing output is of another config.
 
-    Training that failed through its config does not stand in the way: its own advice is to change a key. What a full
-    disk or a lost process ended does: its checkpoints are good. A failed encoding does not: another goes beside it.
-    strictly: all of them do.
+    Training that failed through its config is no conflict: its message asks to change a key. Training that a full disk
+    or a killed process ended is one: its checkpoints are good. A failed encoding is none: another goes beside it.
+    strictly: all of them are conflicts.
     """
     keys = sorted(k for k in record.config.keys() | config.keys() if record.config.get(k) != config.get(k))
     makes_way = record.state == "failed" and (record.by_config or record.stage == "encode")
-    if not keys or (not strictly and (makes_way or not _output_exists(record, root))):
+    if not keys or (not strictly and (makes_way or not _any_output(record, root))):
         return
     changes = ", ".join(f"{k}: {record.config.get(k)!r} -> {config.get(k)!r}" for k in keys[:6])
     more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
@@ -83,20 +83,20 @@ def check_same_config(root: Location, record: StageRecord, config: dict[str, Any
 
 
 def output_location(record: StageRecord, root: Location) -> Location:
-    """Where the stage's output is."""
-    return open_location(record.output) if is_borrowed(record) else root.child(*record.output.split("/"))
+    """Return the location of the stage's output."""
+    return open_location(record.output) if is_reused(record) else root.child(*record.output.split("/"))
 
 
-def is_borrowed(record: StageRecord) -> bool:
-    """Whether the output is another root's."""
+def is_reused(record: StageRecord) -> bool:
+    """Return whether the output is another root's."""
     return "://" in record.output or record.output.startswith("/")
 
 
-def output_stands(record: StageRecord, root: Location) -> bool:
-    """Whether what the record tells of is (still) there, whole and the same by its own record.
+def output_exists(record: StageRecord, root: Location) -> bool:
+    """Return whether the record's output exists, is complete, and is the one that was recorded.
 
-    A functaset's shards and a checkpoint's tensors are checked by whoever reads them. Raises DamagedObject where the
-    functaset's newest commit or its root document is: another encoding would not mend it.
+    A functaset's shards and a checkpoint's tensors are checked when they are read. Raises DamagedObject if the
+    functaset's newest commit or its root document is damaged: another encoding would not repair it.
     """
     output = output_location(record, root)
     if record.stage == "evaluate":
@@ -116,7 +116,7 @@ def output_stands(record: StageRecord, root: Location) -> bool:
 
 
 def this_process() -> str:
-    """host/pid/start: a pid alone would come back as another process."""
+    """Return host/pid/start: a pid alone may be used again by another process."""
     return _process(os.getpid())
 
 
@@ -127,9 +127,9 @@ def _process(pid: int) -> str:
 
 
 def check_not_at_work(root: Location, record: StageRecord) -> None:
-    """Raises StorageError if another process of this machine is at the stage now: two would spoil each other's files.
+    """Raise StorageError if another process of this machine works on the stage: two would spoil each other's files.
 
-    A process of another machine cannot be asked; flows/others.py asks the server about its run.
+    About processes of other machines flows/server/at_work.py asks the server.
     """
     if record.state == "running" and record.owner != this_process() and _lives_here(record.owner):
         pid = record.owner.split("/")[1]
@@ -139,19 +139,19 @@ def check_not_at_work(root: Location, record: StageRecord) -> None:
         )
 
 
-def ended_unsaid(record: StageRecord) -> bool:
-    """Whether the record says that somebody of this machine is at work, and that process is gone: it was killed."""
+def was_killed(record: StageRecord) -> bool:
+    """Return whether the record names a process of this machine at work that no longer runs: it was killed."""
     here = record.owner.partition("/")[0] == socket.gethostname()
     return record.state == "running" and here and not _lives_here(record.owner)
 
 
 def is_elsewhere(record: StageRecord) -> bool:
-    """Whether the record says that a process of another machine is at work."""
+    """Return whether the record names a process of another machine at work."""
     return record.state == "running" and record.owner.partition("/")[0] != socket.gethostname()
 
 
 def _lives_here(owner: str) -> bool:
-    """Whether host/pid/start is a process of this machine that lives."""
+    """Return whether host/pid/start is a process of this machine that runs."""
     host, _, rest = owner.partition("/")
     if host != socket.gethostname():
         return False
@@ -164,8 +164,8 @@ def _lives_here(owner: str) -> bool:
         return False
 
 
-def _output_exists(record: StageRecord, root: Location) -> bool:
-    """Whether there is anything at all, finished or not, that another config would spoil."""
+def _any_output(record: StageRecord, root: Location) -> bool:
+    """Return whether any output exists, finished or not, that another config would spoil."""
     output = output_location(record, root)
     if record.stage == "evaluate":
         return record.state == "finished" and output.exists("run.json")

@@ -1,4 +1,4 @@
-"""Weights of a trained model for whoever uses it: one safetensors file, and beside it a JSON file of what they are.
+"""Weights of a trained model: one safetensors file, and beside it a JSON file that describes them.
 
 weights.json is written last and carries the length and sha256 of weights.safetensors: without it there are no weights.
 """
@@ -20,7 +20,7 @@ TENSORS, SIDECAR = "weights.safetensors", "weights.json"
 
 
 class Sidecar(Record):
-    """What the tensors are."""
+    """The length and sha256 of the weights, and their metadata."""
 
     sha256: str
     bytes: int = Field(ge=0)
@@ -36,7 +36,7 @@ class Weights:
 
 
 def write_weights(location: Location, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    """Replaces what stands; killed in between, nothing stands. Raises StorageError."""
+    """Replace the weights; a kill in between leaves no weights, never mixed ones. Raises StorageError."""
     data = packed(tensors)
     sidecar = Sidecar(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), metadata=dict(metadata))
     if location.exists(SIDECAR):
@@ -46,13 +46,13 @@ def write_weights(location: Location, tensors: Mapping[str, np.ndarray], metadat
 
 
 def read_description(location: Location) -> dict[str, Any] | None:
-    """The metadata alone, None where there are no weights. Raises DamagedObject."""
+    """Return the metadata alone, or None if there are no weights. Raises DamagedObject."""
     sidecar = _sidecar(location)
     return None if sidecar is None else sidecar.metadata
 
 
 def read_weights(location: Location) -> Weights | None:
-    """None where there are none. Raises DamagedObject for what was altered."""
+    """Return the weights, or None if there are none. Raises DamagedObject if they were altered."""
     sidecar = _sidecar(location)
     if sidecar is None:
         return None
@@ -74,15 +74,15 @@ def _sidecar(location: Location) -> Sidecar | None:
 
 
 def packed(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """The file's bytes."""
+    """Return the bytes of a safetensors file."""
     from safetensors.numpy import save
 
-    # safetensors stores a non-contiguous array's memory in the wrong order, without a word.
+    # safetensors stores a non-contiguous array's memory in the wrong order, without an error.
     return save({name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()})
 
 
 def unpacked(data: bytes, name: str, fix: str) -> dict[str, np.ndarray]:
-    """The tensors. Raises DamagedObject, naming the file and the fix, for bytes that are no such file."""
+    """Return the tensors of a safetensors file. Raises DamagedObject, naming the file and the fix."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

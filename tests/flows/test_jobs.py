@@ -76,9 +76,9 @@ def test_a_training_that_goes_on_stays_with_the_commit_it_began_with(book: Ledge
     metadata = newest_metadata(open_location(first.output))
     assert metadata is not None
     assert metadata["functaset"] == {"fingerprint": Functaset.open(functaset).fingerprint, "version": 1}
-    standing = book.standing("train_classifier")
+    standing = book.up_to_date("train_classifier")
     assert standing is not None
-    assert "trained on commit 1 of the functaset, which has 2" in book.outrun(standing)
+    assert "trained on commit 1 of the functaset, which has 2" in book.newer_commit_note(standing)
 
 
 def test_a_training_whose_commit_was_given_up_starts_anew_on_the_newest(book: Ledger, functaset: Location) -> None:
@@ -104,9 +104,9 @@ def test_where_nothing_was_trained_nothing_was_outrun(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     finish(book, "meta_train")
     finish(book, "encode")
-    record = book.standing("encode")
+    record = book.up_to_date("encode")
     assert record is not None
-    assert book.outrun(record) == ""
+    assert book.newer_commit_note(record) == ""
 
 
 def test_draws_for_distinct_counts_are_as_many_of_each_class(tmp_path: Path) -> None:

@@ -24,22 +24,22 @@ from tests.helpers.storage.functasets import FIELD, new_store
 
 
 def test_what_has_finished_stands(tmp_path: Path) -> None:
-    assert finish_all(tmp_path).all_standing()
-    assert not ledger(tmp_path / "other").all_standing()
+    assert finish_all(tmp_path).all_up_to_date()
+    assert not ledger(tmp_path / "other").all_up_to_date()
 
 
 def test_a_stage_that_the_config_does_not_have_is_not_missed(tmp_path: Path) -> None:
     book = ledger(tmp_path, "classifier=null", "diffusion=null")
     for stage in ("meta_train", "encode", "evaluate"):
         finish(book, stage)
-    assert book.all_standing()
-    assert book.standing("train_classifier") is None
+    assert book.all_up_to_date()
+    assert book.up_to_date("train_classifier") is None
     assert book.inputs("evaluate") == {"meta_train": "feed", "encode": "feed"}
     assert read_status(str(tmp_path))["stages"] == dict.fromkeys(("meta_train", "encode", "evaluate"), "finished")
     added = ledger(tmp_path, "diffusion=null")  # a classifier asked for later
-    assert not added.all_standing()
+    assert not added.all_up_to_date()
     finish(added, "train_classifier")
-    assert [stage for stage in STAGES if added.standing(stage)] == ["meta_train", "encode", "train_classifier"]
+    assert [stage for stage in STAGES if added.up_to_date(stage)] == ["meta_train", "encode", "train_classifier"]
     assert read_status(str(tmp_path))["stages"]["train_classifier"] == "finished"
 
 
@@ -47,16 +47,16 @@ def test_an_unfinished_or_other_checkpoint_does_not_stand(tmp_path: Path) -> Non
     book = finish_all(tmp_path)
     field = book.location.child("checkpoints", "field")
     save_checkpoint(field, 6, WEIGHTS, {"finished": False})
-    assert book.standing("meta_train") is None
+    assert book.up_to_date("meta_train") is None
     save_checkpoint(field, 7, WEIGHTS, {"finished": True, "weights_digest": "beef"})
-    assert book.standing("meta_train") is None
+    assert book.up_to_date("meta_train") is None
 
 
 def test_a_truncated_checkpoint_does_not_stand(tmp_path: Path) -> None:
     book = finish_all(tmp_path)
     (tensors,) = (tmp_path / "checkpoints" / "field").glob("*.safetensors")
     tensors.write_bytes(tensors.read_bytes()[:-1])
-    assert book.standing("meta_train") is None
+    assert book.up_to_date("meta_train") is None
 
 
 @pytest.mark.parametrize("gone", ["metrics.json", "report.html", "runs"])
@@ -64,13 +64,13 @@ def test_a_report_without_one_of_its_parts_does_not_stand(gone: str, tmp_path: P
     book = finish_all(tmp_path)
     path = tmp_path / gone
     path.unlink() if path.is_file() else path.rename(tmp_path / "elsewhere")
-    assert book.standing("evaluate") is None
+    assert book.up_to_date("evaluate") is None
 
 
 def test_existing_output_of_another_config_is_refused_by_its_keys(tmp_path: Path) -> None:
     finish_all(tmp_path)
     with pytest.raises(StageConflict, match=r"classifier.steps: 600 -> 700.*another --root"):
-        ledger(tmp_path, "classifier.steps=700").standing("train_classifier")
+        ledger(tmp_path, "classifier.steps=700").up_to_date("train_classifier")
 
 
 def test_half_trained_work_of_another_config_is_refused_too(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_half_trained_work_of_another_config_is_refused_too(tmp_path: Path) -> N
         raise KeyboardInterrupt
     assert read_record(book.location, "meta_train").state == "interrupted"  # type: ignore[union-attr]
     with pytest.raises(StageConflict):
-        ledger(tmp_path, "field.width=32").standing("meta_train")
+        ledger(tmp_path, "field.width=32").up_to_date("meta_train")
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_half_trained_work_that_the_world_ended_is_refused_to_another_config(err
         raise error
     assert read_record(book.location, "meta_train").state == "failed"  # type: ignore[union-attr]
     with pytest.raises(StageConflict, match=r"field.width: 64 -> 32.*another --root"):
-        ledger(tmp_path, "field.width=32").standing("meta_train")
-    assert ledger(tmp_path).standing("meta_train") is None  # the same one goes on
+        ledger(tmp_path, "field.width=32").up_to_date("meta_train")
+    assert ledger(tmp_path).up_to_date("meta_train") is None  # the same one goes on
 
 
 def test_a_failed_encoding_is_not_in_the_way_of_another_which_goes_beside_it(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_failed_encoding_is_not_in_the_way_of_another_which_goes_beside_it(tmp
         new_store(book.location.child(record.output).uri)
         raise StorageError("too much is clipped: change encode.quantization.range")
     other = ledger(tmp_path, "encode.quantization.range=minmax", "encode.quantization.margin=0.5")
-    assert other.standing("encode") is None
+    assert other.up_to_date("encode") is None
     with other.working("encode") as record:
         assert record.output.startswith("functaset-")
 
@@ -124,16 +124,16 @@ def test_what_was_deleted_or_diverged_may_be_made_with_another_config(tmp_path: 
     record = read_record(book.location, "meta_train")
     assert record is not None
     assert (record.state, record.error) == ("failed", "it diverged: lower learning_rate")
-    assert ledger(tmp_path, "meta_train.learning_rate=1e-4").standing("meta_train") is None
+    assert ledger(tmp_path, "meta_train.learning_rate=1e-4").up_to_date("meta_train") is None
     finish(ledger(tmp_path, "meta_train.learning_rate=1e-4"), "meta_train")
     (tmp_path / "checkpoints" / "field").rename(tmp_path / "gone")
-    assert ledger(tmp_path, "field.width=32").standing("meta_train") is None
+    assert ledger(tmp_path, "field.width=32").up_to_date("meta_train") is None
 
 
 def test_a_field_that_came_out_otherwise_gets_a_functaset_of_its_own(tmp_path: Path) -> None:
     book = finish_all(tmp_path)
     finish(book, "meta_train", digest="beef")
-    assert book.standing("encode") is None
+    assert book.up_to_date("encode") is None
     with book.working("encode") as record:
         assert record.output.startswith("functaset-")
         first = record.output
@@ -181,7 +181,7 @@ def test_an_encoding_is_current_while_its_images_are_the_same(tmp_path: Path) ->
     assert current()
     put(12)
     assert not current()
-    assert book.standing("encode") is not None  # what was trained on it is not touched by that
+    assert book.up_to_date("encode") is not None  # what was trained on it is not touched by that
     (tmp_path / "x.npz").unlink()
     assert current()  # who cannot look does not begin anew
     with pytest.raises(StorageError, match=r"x\.npz.*: is missing"):  # but who was asked to look says so
@@ -193,7 +193,7 @@ def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: Bas
     book = finish_all(tmp_path)
     before = read_record(book.location, "encode")
     with pytest.raises(type(error)), book.working("encode"):
-        assert book.standing("encode") is not None  # what it held before can be read meanwhile
+        assert book.up_to_date("encode") is not None  # what it held before can be read meanwhile
         raise error
     after = read_record(book.location, "encode")
     assert before is not None
@@ -202,18 +202,18 @@ def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: Bas
     said = str(error) or type(error).__name__
     assert after.error == said
     assert read_status(book.root)["errors"] == {"encode": said}
-    assert book.all_standing()
+    assert book.all_up_to_date()
     # Killed at it, and failed the next time.
     write_record(book.location, after.model_copy(update={"state": "running", "owner": ""}))
     with pytest.raises(type(error)), book.working("encode"):
         raise error
-    assert book.all_standing()
+    assert book.all_up_to_date()
 
 
 def test_what_another_root_encoded_is_repaired_there(tmp_path: Path) -> None:
     finish_all(tmp_path / "lender")
     book = ledger(tmp_path / "mine", lender=tmp_path / "lender")
-    assert book.standing("encode") is not None
+    assert book.up_to_date("encode") is not None
     with pytest.raises(MissingInput, match=r"its encode lies in .*/lender/functaset\.zarr; name the root of that"):
         book.require_begun("encode")
     with book.working("encode") as record:
@@ -240,14 +240,14 @@ def test_a_functaset_whose_own_records_are_damaged_does_not_stand_in_silence(tmp
     path = tmp_path / "functaset.zarr" / what
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(StorageError, match=what):
-        book.standing("encode")
+        book.up_to_date("encode")
 
 
 def test_stages_after_a_changed_input_do_not_stand(tmp_path: Path) -> None:
     book = finish_all(tmp_path)
     (tmp_path / "functaset.zarr").rename(tmp_path / "gone")
     finish(book, "encode", digest="beef")
-    assert [s for s in ("train_classifier", "train_diffusion", "evaluate") if book.standing(s)] == []
+    assert [s for s in ("train_classifier", "train_diffusion", "evaluate") if book.up_to_date(s)] == []
 
 
 def test_a_later_commit_of_the_same_choices_and_classes_does_not_invalidate_a_model(tmp_path: Path) -> None:
@@ -257,13 +257,13 @@ def test_a_later_commit_of_the_same_choices_and_classes_does_not_invalidate_a_mo
     for stage in ("train_classifier", "train_diffusion"):
         finish(book, stage, commit=1)
     finish(book, "evaluate")
-    assert book.all_standing()
+    assert book.all_up_to_date()
     finish(book, "encode", "two", choices="c", info={"version": 2})
-    classifier = book.standing("train_classifier")
+    classifier = book.up_to_date("train_classifier")
     assert classifier is not None
-    assert book.standing("train_diffusion") is not None
-    assert book.standing("evaluate") is None  # other rows, other figures
-    told = book.outrun(classifier)
+    assert book.up_to_date("train_diffusion") is not None
+    assert book.up_to_date("evaluate") is None  # other rows, other figures
+    told = book.newer_commit_note(classifier)
     assert re.fullmatch(r" \(trained on commit 1 of the functaset, which has 2; delete .*/classifier .*\)", told)
     assert stale_models(book) == []
     finish(book, "encode", "three", choices="other classes", info={"version": 3})
@@ -272,10 +272,10 @@ def test_a_later_commit_of_the_same_choices_and_classes_does_not_invalidate_a_mo
 
 def test_a_functaset_that_goes_on_in_its_own_root_is_seen_from_those_that_borrowed_it(tmp_path: Path) -> None:
     lender = finish_all(tmp_path / "lender")
-    ledger(tmp_path / "mine", lender=tmp_path / "lender").all_standing()
+    ledger(tmp_path / "mine", lender=tmp_path / "lender").all_up_to_date()
     finish(lender, "encode", "beef", info={"version": 2})
     for book in (ledger(tmp_path / "mine"), ledger(tmp_path / "mine", lender=tmp_path / "lender")):
-        record = book.standing("encode")
+        record = book.up_to_date("encode")
         assert record is not None
         assert (record.output_digest, record.figures["info"]) == ("beef", {"version": 2})
         assert book.output(record) == str(tmp_path / "lender" / "functaset.zarr")
@@ -297,13 +297,13 @@ def test_another_root_lends_what_agrees_and_nothing_else(tmp_path: Path) -> None
     finish_all(tmp_path / "a")
     book = ledger(tmp_path / "b", "classifier.steps=700", lender=tmp_path / "a")
     assert book.output(book.require("encode")) == str(tmp_path / "a" / "functaset.zarr")
-    assert book.standing("train_classifier") is None
-    assert book.standing("train_diffusion") is not None
+    assert book.up_to_date("train_classifier") is None
+    assert book.up_to_date("train_diffusion") is not None
     save_checkpoint(
         Ledger(config(), str(tmp_path / "a")).location.child("checkpoints", "field"), 6, WEIGHTS,
         {"finished": True, "weights_digest": "beef"},
     )  # fmt: skip
-    assert book.standing("meta_train") is None  # the lender trained again: its field is another now
+    assert book.up_to_date("meta_train") is None  # the lender trained again: its field is another now
 
 
 def test_a_root_to_borrow_from_must_hold_a_run(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_the_command_says_that_all_stands_without_a_server_or_torch(copy: Path) 
         cwd=PROJECT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "everything stands already" in done.stdout
+    assert "everything is up to date" in done.stdout
 
 
 @pytest.mark.parametrize(

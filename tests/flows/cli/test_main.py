@@ -247,7 +247,7 @@ def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> Non
     check_a_root_that_reuses_a_functaset(root, tmp_path / "reusing", command)
 
     again = here(*command)
-    assert "everything stands already" in again.stdout
+    assert "everything is up to date" in again.stdout
     other = here(*command, "--set", "classifier.steps=30")
     assert "classifier.steps: 20 -> 30" in error_line(other, 1)
 
@@ -318,7 +318,7 @@ def test_a_run_without_classifier_and_diffusion(tmp_path: Path) -> None:
     assert "Train the classifier" not in (root / "report.html").read_text()
     status = json.loads(here("status", str(root), "--json").stdout)
     assert status["stages"] == dict.fromkeys(("meta_train", "encode", "evaluate"), "finished")
-    assert "everything stands already" in here(*command).stdout
+    assert "everything is up to date" in here(*command).stdout
 
 
 def check_a_root_that_reuses_a_functaset(other: Path, root: Path, command: list[str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from functa.flows.config.load import load_config
 from functa.flows.sweep.plan import plan_sweep
-from functa.flows.sweep.results import SweepFailed, SweepTold
+from functa.flows.sweep.results import SweepFailed, SweepState
 from functa.storage.runs.stage_records import StageConflict
 from tests.helpers.flows.command import here
 from tests.helpers.flows.prefect_server import PROJECT, serving
@@ -145,9 +145,9 @@ def test_another_sweep_does_not_replace_what_a_root_tells(root: Path) -> None:
         plan = plan_sweep("digits", ENCODED, [over])
         if differs:
             with pytest.raises(StageConflict, match=differs):
-                SweepTold(plan, str(root), METRICS, "")
+                SweepState(plan, str(root), METRICS, "")
         else:
-            SweepTold(plan, str(root), METRICS, "")  # other values of the same key
+            SweepState(plan, str(root), METRICS, "")  # other values of the same key
     assert (root / "sweep.json").read_text() == told
 
 
@@ -158,7 +158,7 @@ def test_what_a_sweep_told_of_which_nothing_finished_is_in_nobodys_way(root: Pat
         each["state"] = "failed"
     for text in (json.dumps(told), json.dumps(told | {"base": None}), "{", "[]"):
         (tmp_path / "sweep.json").write_text(text)
-        SweepTold(plan, str(tmp_path), METRICS, "")
+        SweepState(plan, str(tmp_path), METRICS, "")
 
 
 def gated(root: Path, *gate: str) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from functa.flows.config.preflight import check_models
 from functa.flows.config.schema import ConfigError
 from functa.flows.ledger import MissingInput
 from functa.flows.sweep.plan import number_of, plan_sweep, split_values
-from functa.flows.sweep.shared import Lenders
+from functa.flows.sweep.shared import SharedRoots
 from functa.tasks import report
 from functa.tasks.report.compare.sweep import unknown_metric
 
@@ -217,9 +217,9 @@ def test_a_root_to_borrow_from_must_hold_a_run_or_what_a_sweep_shares(tmp_path: 
     for lender, key in (("run", "stages/meta_train.json"), ("sweep", "shared/encode-abc/stages/encode.json")):
         (tmp_path / lender / key).parent.mkdir(parents=True)
         (tmp_path / lender / key).write_text("{}")
-        Lenders(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(tmp_path / lender))
+        SharedRoots(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(tmp_path / lender))
     with pytest.raises(MissingInput, match="no run has been started there"):
-        Lenders(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(nowhere))
+        SharedRoots(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(nowhere))
 
 
 def test_a_sweep_over_nothing_is_refused() -> None:

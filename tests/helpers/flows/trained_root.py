@@ -21,7 +21,7 @@ def trained_root(root: Path, *overrides: str, lender: Path | None = None, stages
     config = load_config("digits", [*TINY, "dispatch.device=cpu", *overrides])
     ledger = Ledger(config, str(root), None if lender is None else str(lender))
     for stage in stages:
-        if ledger.standing(stage) is None:
+        if ledger.up_to_date(stage) is None:
             with ledger.working(stage) as record:
                 figures = _work(ledger, record)
                 ledger.finish(record, figures.pop("weights_digest"), figures)
