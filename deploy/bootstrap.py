@@ -131,24 +131,24 @@ def create_pool(client: SyncPrefectClient, place: Place, pool: str, queues: list
             ) from None
         if template:
             client.update_work_pool(pool, WorkPoolUpdate(**template))
-    standing = {queue.name for queue in client.read_work_queues(work_pool_name=pool)}
+    existing = {queue.name for queue in client.read_work_queues(work_pool_name=pool)}
     for queue in queues:
-        if queue not in standing:
+        if queue not in existing:
             client.create_work_queue(queue, work_pool_name=pool)
 
 
 def create_limit(client: SyncPrefectClient, gpus: int | None, at_least: bool = False) -> int:
-    """The concurrency limit of runs that compute; its slots. Those that an operator added stay with at_least."""
+    """Create the concurrency limit of runs that compute; return its slots. at_least keeps slots that were added."""
     try:
-        standing = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+        existing = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
     except ObjectNotFound:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=gpus or 1))
         return gpus or 1
     if gpus is not None and at_least:
-        gpus = max(gpus, standing.limit)
-    if gpus is not None and standing.limit != gpus:
+        gpus = max(gpus, existing.limit)
+    if gpus is not None and existing.limit != gpus:
         client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(limit=gpus))
-    return standing.limit if gpus is None else gpus
+    return existing.limit if gpus is None else gpus
 
 
 def watch_over_runs(client: SyncPrefectClient) -> None:
@@ -171,11 +171,11 @@ def watch_over_runs(client: SyncPrefectClient) -> None:
         trigger=trigger,
         actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=message)],
     )
-    standing = client.read_automations_by_name(WATCH)
-    if not standing:
+    existing = client.read_automations_by_name(WATCH)
+    if not existing:
         client.create_automation(watch)
-    elif _described(standing[0]) != _described(watch):  # written anew it would forget the runs that it is watching
-        client.update_automation(standing[0].id, watch)
+    elif _described(existing[0]) != _described(watch):  # written anew it would forget the runs that it is watching
+        client.update_automation(existing[0].id, watch)
 
 
 def _described(automation: AutomationCore) -> dict[str, Any]:

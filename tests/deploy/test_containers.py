@@ -66,7 +66,7 @@ def test_every_secret_is_a_required_variable_and_has_no_default() -> None:
         assert re.search(rf"^{name}=$", EXAMPLE, re.MULTILINE), f"{name} is empty in .env.example"
 
 
-def test_no_secret_stands_in_clear() -> None:
+def test_no_secret_is_written_in_clear() -> None:
     secret = re.compile("password|auth|secret|_url$|access_key", re.IGNORECASE)
     for name, service in SERVICES.items():
         for key, value in service.get("environment", {}).items():
@@ -165,9 +165,9 @@ def test_compose_accepts_the_file_with_the_secrets_alone(tmp_path: Path, profile
     assert refused.returncode and "set it in deploy/.env" in refused.stderr
     filled.write_text("".join(f"{name}=word\n" for name in SECRETS))
     accepted = [*command, "--profile", profile, "config", "--format", "json"]
-    told = json.loads(subprocess.run(accepted, capture_output=True, text=True, check=True).stdout)
-    assert set(SERVICES) - set(told["services"]) == {"worker-no-gpu" if profile == "gpu" else "worker-gpu-0"}
-    assert [port["host_ip"] for port in told["services"]["server"]["ports"]] == ["127.0.0.1"]
+    parsed = json.loads(subprocess.run(accepted, capture_output=True, text=True, check=True).stdout)
+    assert set(SERVICES) - set(parsed["services"]) == {"worker-no-gpu" if profile == "gpu" else "worker-gpu-0"}
+    assert [port["host_ip"] for port in parsed["services"]["server"]["ports"]] == ["127.0.0.1"]
 
 
 # Images
@@ -207,8 +207,7 @@ def test_the_images_of_the_project_hold_all_of_its_packages() -> None:
 # Versions
 
 
-def test_server_and_project_have_the_same_versions() -> None:
-    """Of everything that both have."""
+def test_server_and_project_have_the_same_versions_of_shared_packages() -> None:
     assert SERVER_LOCK.keys() - PROJECT_LOCK.keys() == {"prefect-redis"}
     shared = SERVER_LOCK.keys() & PROJECT_LOCK.keys()
     assert {name: SERVER_LOCK[name] for name in shared} == {name: PROJECT_LOCK[name] for name in shared}
@@ -229,7 +228,7 @@ def test_locks_name_no_address() -> None:
 
 
 def rendered(variables: dict[str, Any]) -> dict[str, Any]:
-    """What Prefect makes of the template with a run's job variables, by its own functions."""
+    """Return the job that Prefect's own functions make of the template with a run's variables."""
     from prefect.workers.base import BaseJobConfiguration
 
     class Configuration(BaseJobConfiguration):
@@ -241,7 +240,7 @@ def rendered(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_prefect_accepts_the_job_template() -> None:
-    """By the server's own check, which refuses a placeholder that has no variable."""
+    """The server's own check refuses a placeholder without a variable."""
     from prefect.server.schemas.actions import validate_base_job_template
 
     assert validate_base_job_template(TEMPLATE) == TEMPLATE

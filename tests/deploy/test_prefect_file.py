@@ -71,7 +71,7 @@ def test_arrivals_ask_for_what_the_command_emits(deployments: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "expected"),
     [
         ("--gpus=0", "0: expected a whole number from 1"),
         ("--cron=at noon", "'at noon' is no cron expression"),
@@ -79,17 +79,19 @@ def test_arrivals_ask_for_what_the_command_emits(deployments: dict[str, Any]) ->
         ("--type=cloud", "invalid choice"),
     ],
 )
-def test_a_wrong_option_of_bootstrap_is_told_before_a_server_is_asked(option: str, said: str, tmp_path: Path) -> None:
+def test_a_wrong_option_of_bootstrap_is_reported_before_a_server_is_asked(
+    option: str, expected: str, tmp_path: Path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "functa.deploy.bootstrap", option],
         cwd=PROJECT, env=clean_environment(tmp_path), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert said in done.stderr
+    assert expected in done.stderr
 
 
 def test_parameters_fit_the_flows_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the server will check when the form is submitted."""
+    """The server checks the same when the form is submitted."""
     from prefect.flows import load_flow_from_entrypoint
 
     for deployment in rendered("root", monkeypatch)["deployments"]:
@@ -97,8 +99,10 @@ def test_parameters_fit_the_flows_schema(monkeypatch: pytest.MonkeyPatch) -> Non
         flow.validate_parameters(deployment["parameters"])
 
 
-@pytest.mark.parametrize(("url", "said"), [(None, "PREFECT_API_URL is not set"), ("dead", "no Prefect server answers")])
-def test_bootstrap_without_a_server_is_one_line(tmp_path: Path, url: str | None, said: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "expected"), [(None, "PREFECT_API_URL is not set"), ("dead", "no Prefect server answers")]
+)
+def test_bootstrap_without_a_server_is_one_line(tmp_path: Path, url: str | None, expected: str) -> None:
     environment = clean_environment(tmp_path)
     if url:
         environment["PREFECT_API_URL"] = f"http://127.0.0.1:{free_port()}/api"
@@ -106,7 +110,7 @@ def test_bootstrap_without_a_server_is_one_line(tmp_path: Path, url: str | None,
         [sys.executable, "-m", "functa.deploy.bootstrap"], cwd=PROJECT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert said in done.stderr
+    assert expected in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stdout + done.stderr
 

@@ -54,51 +54,51 @@ def run_until_both_train(root: Path) -> tuple[subprocess.Popen[bytes], list[psut
 
 
 def in_terminal(arguments: list[str], until: bytes, home: Path) -> tuple[int, int, bytes]:
-    """The command in a terminal of its own, until it says the word: process, terminal, what it said."""
+    """Run the command in a terminal of its own until it prints the word; return process, terminal, output."""
     process, terminal = pty.fork()
     if process == 0:
         os.chdir(PROJECT)
         os.execve(arguments[0], arguments, os.environ | {"PREFECT_HOME": str(home)})
-    said = b""
-    while until not in said:
+    output = b""
+    while until not in output:
         more = read(terminal, 240)
-        assert more, said.decode()[-3000:]
-        said += more
-    return process, terminal, said
+        assert more, output.decode()[-3000:]
+        output += more
+    return process, terminal, output
 
 
 def read(terminal: int, seconds: float) -> bytes:
-    """Some bytes; none: the other end has closed."""
+    """Return some bytes; none if the other end has closed."""
     assert select.select([terminal], [], [], seconds)[0], "silence"
     try:
         return os.read(terminal, 65536)
-    except OSError:  # how Linux tells that nobody holds the terminal any more
+    except OSError:  # Linux raises it when no process holds the terminal any more
         return b""
 
 
 def test_a_typed_interrupt_ends_the_command_in_seconds_with_its_server(tmp_path: Path) -> None:
-    """Ctrl-C reaches the whole foreground group: the embedded server must outlive it to be told of the end."""
+    """Ctrl-C reaches the whole foreground group: the embedded server must outlive it to record the end."""
     endless = [*command(tmp_path / "root"), "--set", "meta_train.steps=1000000"]
-    process, terminal, said = in_terminal(endless, b" images/s", tmp_path / "prefect")
+    process, terminal, output = in_terminal(endless, b" images/s", tmp_path / "prefect")
     below = psutil.Process(process).children(recursive=True)
     assert any("uvicorn" in " ".join(cmdline(p)) for p in below)
     began = time.monotonic()
     os.write(terminal, b"\x03")
     while more := read(terminal, 60):
-        said += more
+        output += more
     status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     os.close(terminal)
-    assert status == 130, said.decode()[-3000:]
+    assert status == 130, output.decode()[-3000:]
     assert time.monotonic() - began < 45  # it used to be more than a minute, on an idle machine
-    (last,) = [line for line in said.decode().splitlines() if line.startswith("functa:")]
+    (last,) = [line for line in output.decode().splitlines() if line.startswith("functa:")]
     assert last == "functa: interrupted; the same command continues where this one stopped"
-    assert "Traceback" not in said.decode()
+    assert "Traceback" not in output.decode()
     assert all_end(below, 10)
 
 
 @pytest.mark.parametrize("group", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_terminated_command_leaves_no_server(group: bool, tmp_path: Path) -> None:
-    """Of the whole group (`timeout`, a service manager) the server ends first, and is not asked in vain for minutes."""
+    """In a whole group (`timeout`, a service manager) the server ends first; no request is repeated for minutes."""
     endless = [*command(tmp_path / "root"), "--set", "meta_train.steps=1000000"]
     log = tmp_path / "log"
     with log.open("wb") as file:

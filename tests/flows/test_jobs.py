@@ -1,4 +1,4 @@
-"""Which commit of a functaset a model is trained on: the newest; a training that goes on stays with its own."""
+"""A model is trained on the functaset's newest commit; a resumed training keeps its own."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.helpers.storage.functasets import fill, filled, plan
 
 @pytest.fixture
 def book(tmp_path: Path) -> Ledger:
-    """Of a root whose field and functaset stand; the functaset has one commit."""
+    """The ledger of a root with a finished field and functaset; the functaset has one commit."""
     book = Ledger(load_config("digits", TINY), str(tmp_path / "root"))
     finish(book, "meta_train")
     with book.working("encode") as record:
@@ -37,12 +37,12 @@ def book(tmp_path: Path) -> Ledger:
 
 @pytest.fixture
 def functaset(book: Ledger) -> Location:
-    """That one."""
+    """The functaset of that root."""
     return open_location(book.output(book.require("encode")))
 
 
 def add(functaset: Location, book: Ledger, n: int) -> None:
-    """A later commit with so many rows more, and the record that tells of it."""
+    """Add a commit with n rows, and record it."""
     fill(functaset, [plan(functaset, first=1000 * n, n=n)])
     with book.working("encode") as record:
         newest = Functaset.open(functaset)
@@ -51,7 +51,7 @@ def add(functaset: Location, book: Ledger, n: int) -> None:
 
 
 def interrupt(job: ClassifierJob, at: int) -> None:
-    """Trains so far; what it leaves is a checkpoint of a run that goes on."""
+    """Train for that many steps, and leave a checkpoint of an interrupted run."""
     short = job.classifier.model_copy(update={"steps": at})
     run(job.model_copy(update={"classifier": short}), lambda row: None)
     place = Path(job.output)
@@ -76,12 +76,12 @@ def test_a_training_that_goes_on_stays_with_the_commit_it_began_with(book: Ledge
     metadata = newest_metadata(open_location(first.output))
     assert metadata is not None
     assert metadata["functaset"] == {"fingerprint": Functaset.open(functaset).fingerprint, "version": 1}
-    standing = book.up_to_date("train_classifier")
-    assert standing is not None
-    assert "trained on commit 1 of the functaset, which has 2" in book.newer_commit_note(standing)
+    classifier = book.up_to_date("train_classifier")
+    assert classifier is not None
+    assert "trained on commit 1 of the functaset, which has 2" in book.newer_commit_note(classifier)
 
 
-def test_a_training_whose_commit_was_given_up_starts_anew_on_the_newest(book: Ledger, functaset: Location) -> None:
+def test_a_training_whose_commit_has_expired_starts_anew_on_the_newest(book: Ledger, functaset: Location) -> None:
     with book.working("train_classifier") as record:
         first = classifier_job(book, record)
         interrupt(first, 10)
@@ -100,7 +100,7 @@ def test_a_new_training_takes_the_newest_commit(book: Ledger, functaset: Locatio
         assert classifier_job(book, record).version == 2
 
 
-def test_where_nothing_was_trained_nothing_was_outrun(tmp_path: Path) -> None:
+def test_a_root_without_a_model_has_no_note_of_a_newer_commit(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     finish(book, "meta_train")
     finish(book, "encode")
@@ -130,7 +130,7 @@ def test_draws_for_distinct_counts_are_as_many_of_each_class(tmp_path: Path) -> 
 
 
 def test_at_guidance_zero_nothing_is_of_a_class(tmp_path: Path) -> None:
-    """Samples are unconditional there: labels would be names that nothing stands for."""
+    """Samples are unconditional there: labels would have no meaning."""
 
     def book(guidance: float) -> Ledger:
         settings = [*TINY, f"diffusion.process.guidance={guidance}", "evaluation.memorization.draws_per_class=5"]

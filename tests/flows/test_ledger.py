@@ -1,4 +1,4 @@
-"""What of a root stands, what is refused, and where new work goes. No training, no server: records and checkpoints."""
+"""The ledger decides which stages are up to date, what is refused, and where new output goes: records and checkpoints alone."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ from tests.helpers.flows.finished_stages import WEIGHTS, config, finish, finish_
 from tests.helpers.storage.functasets import FIELD, new_store
 
 
-def test_what_has_finished_stands(tmp_path: Path) -> None:
+def test_a_finished_root_is_up_to_date(tmp_path: Path) -> None:
     assert finish_all(tmp_path).all_up_to_date()
     assert not ledger(tmp_path / "other").all_up_to_date()
 
@@ -43,7 +43,7 @@ def test_a_stage_that_the_config_does_not_have_is_not_missed(tmp_path: Path) -> 
     assert read_status(str(tmp_path))["stages"]["train_classifier"] == "finished"
 
 
-def test_an_unfinished_or_other_checkpoint_does_not_stand(tmp_path: Path) -> None:
+def test_an_unfinished_or_other_checkpoint_is_not_up_to_date(tmp_path: Path) -> None:
     book = finish_all(tmp_path)
     field = book.location.child("checkpoints", "field")
     save_checkpoint(field, 6, WEIGHTS, {"finished": False})
@@ -52,17 +52,17 @@ def test_an_unfinished_or_other_checkpoint_does_not_stand(tmp_path: Path) -> Non
     assert book.up_to_date("meta_train") is None
 
 
-def test_a_truncated_checkpoint_does_not_stand(tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_not_up_to_date(tmp_path: Path) -> None:
     book = finish_all(tmp_path)
     (tensors,) = (tmp_path / "checkpoints" / "field").glob("*.safetensors")
     tensors.write_bytes(tensors.read_bytes()[:-1])
     assert book.up_to_date("meta_train") is None
 
 
-@pytest.mark.parametrize("gone", ["metrics.json", "report.html", "runs"])
-def test_a_report_without_one_of_its_parts_does_not_stand(gone: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["metrics.json", "report.html", "runs"])
+def test_a_report_without_one_of_its_parts_is_not_up_to_date(missing: str, tmp_path: Path) -> None:
     book = finish_all(tmp_path)
-    path = tmp_path / gone
+    path = tmp_path / missing
     path.unlink() if path.is_file() else path.rename(tmp_path / "elsewhere")
     assert book.up_to_date("evaluate") is None
 
@@ -92,7 +92,9 @@ def test_half_trained_work_of_another_config_is_refused_too(tmp_path: Path) -> N
         TrainingFailed("the disk is full", may_pass=False),
     ],
 )
-def test_half_trained_work_that_the_world_ended_is_refused_to_another_config(error: Exception, tmp_path: Path) -> None:
+def test_half_trained_work_that_an_outside_fault_ended_is_refused_to_another_config(
+    error: Exception, tmp_path: Path
+) -> None:
     """Its checkpoints are good, and the training of another config would begin with deleting them."""
     book = ledger(tmp_path)
     with pytest.raises(type(error)), book.working("meta_train"):
@@ -126,7 +128,7 @@ def test_what_was_deleted_or_diverged_may_be_made_with_another_config(tmp_path: 
     assert (record.state, record.error) == ("failed", "it diverged: lower learning_rate")
     assert ledger(tmp_path, "meta_train.learning_rate=1e-4").up_to_date("meta_train") is None
     finish(ledger(tmp_path, "meta_train.learning_rate=1e-4"), "meta_train")
-    (tmp_path / "checkpoints" / "field").rename(tmp_path / "gone")
+    (tmp_path / "checkpoints" / "field").rename(tmp_path / "moved")
     assert ledger(tmp_path, "field.width=32").up_to_date("meta_train") is None
 
 
@@ -183,13 +185,13 @@ def test_an_encoding_is_current_while_its_images_are_the_same(tmp_path: Path) ->
     assert not current()
     assert book.up_to_date("encode") is not None  # what was trained on it is not touched by that
     (tmp_path / "x.npz").unlink()
-    assert current()  # who cannot look does not begin anew
-    with pytest.raises(StorageError, match=r"x\.npz.*: is missing"):  # but who was asked to look says so
+    assert current()  # unreadable images do not start a new encoding
+    with pytest.raises(StorageError, match=r"x\.npz.*: is missing"):  # must_ask reports it
         Ledger(book.config, book.root).current("encode", must_ask=True)
 
 
 @pytest.mark.parametrize("error", [StorageError("the disk is full"), KeyboardInterrupt()])
-def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: BaseException, tmp_path: Path) -> None:
+def test_a_functaset_is_up_to_date_after_adding_images_has_failed(error: BaseException, tmp_path: Path) -> None:
     book = finish_all(tmp_path)
     before = read_record(book.location, "encode")
     with pytest.raises(type(error)), book.working("encode"):
@@ -199,9 +201,9 @@ def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: Bas
     assert before is not None
     assert after is not None
     assert (after.state, after.output_digest, after.figures) == ("finished", before.output_digest, before.figures)
-    said = str(error) or type(error).__name__
-    assert after.error == said
-    assert read_status(book.root)["errors"] == {"encode": said}
+    message = str(error) or type(error).__name__
+    assert after.error == message
+    assert read_status(book.root)["errors"] == {"encode": message}
     assert book.all_up_to_date()
     # Killed at it, and failed the next time.
     write_record(book.location, after.model_copy(update={"state": "running", "owner": ""}))
@@ -211,10 +213,10 @@ def test_a_functaset_stands_after_an_encoding_of_newcomers_has_failed(error: Bas
 
 
 def test_what_another_root_encoded_is_repaired_there(tmp_path: Path) -> None:
-    finish_all(tmp_path / "lender")
-    book = ledger(tmp_path / "mine", lender=tmp_path / "lender")
+    finish_all(tmp_path / "other")
+    book = ledger(tmp_path / "mine", from_root=tmp_path / "other")
     assert book.up_to_date("encode") is not None
-    with pytest.raises(MissingInput, match=r"its encode lies in .*/lender/functaset\.zarr; name the root of that"):
+    with pytest.raises(MissingInput, match=r"its encode is in .*/other/functaset\.zarr; name the root of that"):
         book.require_begun("encode")
     with book.working("encode") as record:
         assert record.output == "functaset.zarr"
@@ -235,7 +237,7 @@ def test_only_what_was_begun_with_the_same_config_is_repaired(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("what", ["commits/00000001.json", "zarr.json"])
-def test_a_functaset_whose_own_records_are_damaged_does_not_stand_in_silence(tmp_path: Path, what: str) -> None:
+def test_a_functaset_with_damaged_records_raises(tmp_path: Path, what: str) -> None:
     book = finish_all(tmp_path)
     path = tmp_path / "functaset.zarr" / what
     path.write_bytes(path.read_bytes()[:-20])
@@ -243,9 +245,9 @@ def test_a_functaset_whose_own_records_are_damaged_does_not_stand_in_silence(tmp
         book.up_to_date("encode")
 
 
-def test_stages_after_a_changed_input_do_not_stand(tmp_path: Path) -> None:
+def test_stages_after_a_changed_input_are_not_up_to_date(tmp_path: Path) -> None:
     book = finish_all(tmp_path)
-    (tmp_path / "functaset.zarr").rename(tmp_path / "gone")
+    (tmp_path / "functaset.zarr").rename(tmp_path / "moved")
     finish(book, "encode", digest="beef")
     assert [s for s in ("train_classifier", "train_diffusion", "evaluate") if book.up_to_date(s)] == []
 
@@ -263,22 +265,22 @@ def test_a_later_commit_of_the_same_choices_and_classes_does_not_invalidate_a_mo
     assert classifier is not None
     assert book.up_to_date("train_diffusion") is not None
     assert book.up_to_date("evaluate") is None  # other rows, other figures
-    told = book.newer_commit_note(classifier)
-    assert re.fullmatch(r" \(trained on commit 1 of the functaset, which has 2; delete .*/classifier .*\)", told)
+    note = book.newer_commit_note(classifier)
+    assert re.fullmatch(r" \(trained on commit 1 of the functaset, which has 2; delete .*/classifier .*\)", note)
     assert stale_models(book) == []
     finish(book, "encode", "three", choices="other classes", info={"version": 3})
     assert stale_models(book) == ["train_classifier", "train_diffusion"]
 
 
-def test_a_functaset_that_goes_on_in_its_own_root_is_seen_from_those_that_borrowed_it(tmp_path: Path) -> None:
-    lender = finish_all(tmp_path / "lender")
-    ledger(tmp_path / "mine", lender=tmp_path / "lender").all_up_to_date()
-    finish(lender, "encode", "beef", info={"version": 2})
-    for book in (ledger(tmp_path / "mine"), ledger(tmp_path / "mine", lender=tmp_path / "lender")):
+def test_a_root_sees_later_commits_of_the_functaset_that_it_reuses(tmp_path: Path) -> None:
+    other = finish_all(tmp_path / "other")
+    ledger(tmp_path / "mine", from_root=tmp_path / "other").all_up_to_date()
+    finish(other, "encode", "beef", info={"version": 2})
+    for book in (ledger(tmp_path / "mine"), ledger(tmp_path / "mine", from_root=tmp_path / "other")):
         record = book.up_to_date("encode")
         assert record is not None
         assert (record.output_digest, record.figures["info"]) == ("beef", {"version": 2})
-        assert book.output(record) == str(tmp_path / "lender" / "functaset.zarr")
+        assert book.output(record) == str(tmp_path / "other" / "functaset.zarr")
 
 
 def test_an_evaluation_goes_on_in_its_folder_and_a_new_one_gets_a_new_folder(tmp_path: Path) -> None:
@@ -287,15 +289,15 @@ def test_an_evaluation_goes_on_in_its_folder_and_a_new_one_gets_a_new_folder(tmp
     with book.working("evaluate") as record:
         assert record.output == folder
     other = ledger(tmp_path, "diffusion.process.guidance=2")
-    (tmp_path / "runs").rename(tmp_path / "gone")
+    (tmp_path / "runs").rename(tmp_path / "moved")
     with other.working("evaluate") as record:
         assert record.output.startswith("runs/")
         assert record.output != folder
 
 
-def test_another_root_lends_what_agrees_and_nothing_else(tmp_path: Path) -> None:
+def test_stages_of_another_root_are_reused_only_where_they_agree(tmp_path: Path) -> None:
     finish_all(tmp_path / "a")
-    book = ledger(tmp_path / "b", "classifier.steps=700", lender=tmp_path / "a")
+    book = ledger(tmp_path / "b", "classifier.steps=700", from_root=tmp_path / "a")
     assert book.output(book.require("encode")) == str(tmp_path / "a" / "functaset.zarr")
     assert book.up_to_date("train_classifier") is None
     assert book.up_to_date("train_diffusion") is not None
@@ -303,15 +305,15 @@ def test_another_root_lends_what_agrees_and_nothing_else(tmp_path: Path) -> None
         Ledger(config(), str(tmp_path / "a")).location.child("checkpoints", "field"), 6, WEIGHTS,
         {"finished": True, "weights_digest": "beef"},
     )  # fmt: skip
-    assert book.up_to_date("meta_train") is None  # the lender trained again: its field is another now
+    assert book.up_to_date("meta_train") is None  # the other root has trained again: its field has changed
 
 
-def test_a_root_to_borrow_from_must_hold_a_run(tmp_path: Path) -> None:
+def test_a_root_to_reuse_from_must_hold_a_run(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="no run has been started there"):
-        ledger(tmp_path / "a", lender=tmp_path / "nowhere")
+        ledger(tmp_path / "a", from_root=tmp_path / "nowhere")
 
 
-def test_a_stage_without_its_input_says_what_to_run(tmp_path: Path) -> None:
+def test_a_stage_without_its_input_names_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="run `functa meta-train digits` first"):
         ledger(tmp_path).require_inputs("encode")
     with pytest.raises(MissingInput, match="run `functa encode digits` first"):

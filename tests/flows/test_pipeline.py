@@ -1,4 +1,4 @@
-"""The pipeline on a real Prefect server: everything runs, what stands is not done again, what changed is refused."""
+"""The pipeline on a real Prefect server: everything runs, finished stages are skipped, changes are refused."""
 
 import json
 import shutil
@@ -135,7 +135,7 @@ def test_a_second_run_changes_nothing(copy: Path) -> None:
     assert stamps(copy) == before
 
 
-def test_the_command_says_that_all_stands_without_a_server_or_torch(copy: Path) -> None:
+def test_the_command_reports_an_up_to_date_root_without_a_server_or_torch(copy: Path) -> None:
     code = (
         "import sys; from functa.flows.cli.main import _guarded; status = _guarded(sys.argv[1:], False); "
         "assert not {'torch', 'prefect', 'zarr'} & set(sys.modules), 'something heavy was loaded'; sys.exit(status)"
@@ -159,7 +159,7 @@ def test_the_command_says_that_all_stands_without_a_server_or_torch(copy: Path) 
     ],
 )
 def test_after_deleting_an_output_only_its_stage_runs(copy: Path, output: str, stage: str) -> None:
-    """What it makes again is bit for bit what it was, so nothing that reads it need run."""
+    """Its new output is the same bit for bit, so no stage that reads it runs."""
     place = copy / output
     shutil.rmtree(place) if place.is_dir() else place.unlink()
     assert rerun(copy) == {stage}
@@ -167,7 +167,7 @@ def test_after_deleting_an_output_only_its_stage_runs(copy: Path, output: str, s
 
 @pytest.mark.slow
 def test_a_failure_after_the_features_does_not_compute_them_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over a large reference they are the longest part of an evaluation; once it has finished, they are gone."""
+    """Over a large reference they are the longest part of an evaluation; once it has finished, they are deleted."""
     from functa.flows.stages import evaluate
     from functa.storage.errors import StorageError
     from functa.tasks.evaluation.generation import features, memorization
@@ -216,7 +216,7 @@ def test_another_root_takes_over_what_still_fits(root: Path, tmp_path: Path) -> 
     assert ["Memorisation" in (place / "report.html").read_text() for place in (root, other)] == [True, False]
 
 
-def test_a_stage_without_its_input_says_what_to_run_first(tmp_path: Path, prefect_server: None) -> None:
+def test_a_stage_without_its_input_names_the_command_to_run_first(tmp_path: Path, prefect_server: None) -> None:
     from functa.flows.ledger import MissingInput
     from functa.flows.stages import encode
 

@@ -1,4 +1,4 @@
-"""What an operator is promised of re-encoding: by cron and by event, exactly what was added; and of two devices."""
+"""Re-encoding by cron and by event encodes exactly what was added, and two runs do not meet."""
 
 import contextlib
 import json
@@ -122,7 +122,7 @@ def command(served: Served, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_the_cron_starts_a_run_that_encodes_exactly_the_images_added_since(served: Served, images: Path) -> None:
     before = keys(served)
-    stood = fragments(served)
+    old = fragments(served)
     added = {f"train/{'ab'[number % 2]}/cron-{number}.png" for number in range(3)}
     for number, name in enumerate(sorted(added)):
         add(images, name, 2000 + number)
@@ -135,24 +135,24 @@ def test_the_cron_starts_a_run_that_encodes_exactly_the_images_added_since(serve
     assert run["auto_scheduled"]
     assert end_of(served, run["id"])["type"] == "COMPLETED"
     assert keys(served) == before | added
-    (new,) = fragments(served).keys() - stood.keys()
+    (new,) = fragments(served).keys() - old.keys()
     assert fragments(served)[new]["rows"] == len(added)
 
 
 def test_the_event_starts_a_run_that_encodes_exactly_the_images_added_since(served: Served, images: Path) -> None:
     wait_until_idle(served)
-    before, stood, earlier = keys(served), fragments(served), runs_of(served, "re-encode")
+    before, old, earlier = keys(served), fragments(served), runs_of(served, "re-encode")
     add(images, "train/a/event.png", 3000)
     (images / "train/b/001.png").unlink()
-    told = command(served, "notify", str(served.root), "--images", str(images / "train" / "a"))
-    assert told.returncode == 0, told.stderr
-    assert "functa.images.arrived" in told.stdout
+    done = command(served, "notify", str(served.root), "--images", str(images / "train" / "a"))
+    assert done.returncode == 0, done.stderr
+    assert "functa.images.arrived" in done.stdout
     run = eventually(lambda: new_run(served, earlier), RUN_SECONDS, "the event starts a run")
     assert run["created_by"]["type"] == "AUTOMATION"
     assert run["parameters"] == {"root": str(served.root), "images": str(images / "train" / "a")}
     assert end_of(served, run["id"])["type"] == "COMPLETED"
     assert keys(served) == before - {"train/b/001.png"} | {"train/a/event.png"}
-    (new,) = fragments(served).keys() - stood.keys()
+    (new,) = fragments(served).keys() - old.keys()
     assert fragments(served)[new]["rows"] == 1
 
 
@@ -162,7 +162,7 @@ def new_run(served: Served, earlier: list[dict[str, Any]]) -> dict[str, Any] | N
 
 
 def wait_until_idle(served: Served) -> None:
-    """No re-encoding is at work or about to be."""
+    """Wait until no re-encoding runs or is about to."""
     eventually(
         lambda: all(run["state_type"] not in ("PENDING", "RUNNING") for run in runs_of(served, "re-encode")),
         RUN_SECONDS,
@@ -196,12 +196,12 @@ def test_a_malformed_event_is_one_line_on_its_runs_page_and_nothing_else(served:
     run = eventually(lambda: new_run(served, earlier), RUN_SECONDS, "the event starts a run")
     state = end_of(served, run["id"])
     assert state["type"] == "FAILED"
-    assert "an event without payload.root: `functa notify ROOT --images URI` says" in state["message"]
+    assert "an event without payload.root: `functa notify ROOT --images URI` sends" in state["message"]
     assert tree(served.root / "functaset.zarr") == before
 
 
 def test_notify_refuses_what_nobody_would_act_on(served: Served, images: Path, tmp_path: Path) -> None:
-    for arguments, said in (
+    for arguments, expected in (
         ((str(tmp_path), "--images", str(images)), "nothing has been encoded there"),
         (
             (str(served.root), "--images", str(tmp_path)),
@@ -209,10 +209,10 @@ def test_notify_refuses_what_nobody_would_act_on(served: Served, images: Path, t
         ),
         ((str(served.root), "--images", str(images / "train" / "none")), "nothing is there, so nothing arrived"),
     ):
-        told = command(served, "notify", *arguments)
-        assert told.returncode == 1
-        assert said in told.stderr
-        assert len(told.stderr.strip().splitlines()) == 1
+        done = command(served, "notify", *arguments)
+        assert done.returncode == 1
+        assert expected in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_no_device_is_ever_held_twice_and_every_stage_ran_on_queue_gpu(served: Served) -> None:

@@ -19,7 +19,7 @@ def run(root: Path, *arguments: str) -> dict:  # type: ignore[type-arg]
     return json.loads((root / "metrics.json").read_text())
 
 
-def test_the_demo_is_as_good_as_it_says(tmp_path: Path) -> None:
+def test_the_demo_reaches_its_documented_quality(tmp_path: Path) -> None:
     """32 numbers an image; linear baselines at that size are 18.8 dB (patch PCA) and 26.4 dB (whole-image PCA)."""
     metrics = run(tmp_path / "root", "digits")
     assert metrics["psnr_test"] >= 29
@@ -32,7 +32,7 @@ def test_the_demo_is_as_good_as_it_says(tmp_path: Path) -> None:
     assert metrics["psnr_pca_image"] == pytest.approx(26.4, abs=0.4)
 
 
-def test_latents_of_any_seed_tell_the_digits_apart(tmp_path: Path) -> None:
+def test_latents_of_any_seed_separate_the_digits(tmp_path: Path) -> None:
     """Logistic regression on the pixels reaches 0.98."""
     quick = ["--set", "diffusion=null"]
     top1 = [run(tmp_path / str(seed), "digits", "--set", f"seed={seed}", *quick)["top1_test"] for seed in range(3)]

@@ -48,7 +48,7 @@ def drawn(root: Path, out: Path, *options: str) -> tuple[list[bytes], str]:
 def test_samples_are_drawn_with_the_settings_of_the_root(root: Path, tmp_path: Path) -> None:
     """The model is another root's, whose settings differ."""
     guided = ("diffusion.process.guidance=20", "diffusion.process.sampling_steps=6")
-    reusing = trained_root(tmp_path / "reusing", *OVERRIDES, *guided, lender=root)
+    reusing = trained_root(tmp_path / "reusing", *OVERRIDES, *guided, from_root=root)
     theirs, how = drawn(root, tmp_path / "theirs")
     assert "(ddpm, 4 steps, guidance 1)" in how
     asked, _ = drawn(root, tmp_path / "asked", "--guidance", "20", "--steps", "6")
@@ -60,7 +60,7 @@ def test_samples_are_drawn_with_the_settings_of_the_root(root: Path, tmp_path: P
 
 def test_the_settings_of_the_last_evaluation_are_used(root: Path, tmp_path: Path) -> None:
     """Also where the record of training has other settings: older roots did not write their own there."""
-    guided = trained_root(tmp_path / "root", *OVERRIDES, "diffusion.process.guidance=7", lender=root)
+    guided = trained_root(tmp_path / "root", *OVERRIDES, "diffusion.process.guidance=7", from_root=root)
     with guided.working("evaluate"):
         pass
     original = read_record(open_location(str(root)), "train_diffusion")
@@ -95,7 +95,7 @@ def test_what_a_model_cannot_do_is_reported_before_anything_is_drawn(
 ) -> None:
     """Drawing a million would take hours."""
     if overrides:
-        trained_root(tmp_path / "root", *OVERRIDES, "diffusion.steps=1", *overrides, lender=root)
+        trained_root(tmp_path / "root", *OVERRIDES, "diffusion.steps=1", *overrides, from_root=root)
         root = tmp_path / "root"
     done = here("sample", str(root), "--count", "1000000", "--out", str(tmp_path / "out"), *options)
     assert line in error_line(done, 1)
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written_is_reported_before_any_work(
 def test_a_model_that_never_dropped_a_label_and_one_without_labels_draw(root: Path, tmp_path: Path) -> None:
     for name in ("label_drop=0", "conditional=false"):
         place = tmp_path / name
-        trained_root(place, *OVERRIDES, "diffusion.steps=1", f"diffusion.process.{name}", lender=root)
+        trained_root(place, *OVERRIDES, "diffusion.steps=1", f"diffusion.process.{name}", from_root=root)
         assert len(drawn(place, place / "out")[0]) == 3
 
 
@@ -235,7 +235,7 @@ def test_a_folder_without_images_and_one_that_is_not_there_are_two_faults(root: 
 
 def test_a_stage_that_the_run_does_not_have_is_named(root: Path, tmp_path: Path) -> None:
     without = ("classifier=null", "diffusion=null")
-    trained_root(tmp_path / "root", *OVERRIDES[2:], *without, lender=root, stages=("meta_train", "encode"))
+    trained_root(tmp_path / "root", *OVERRIDES[2:], *without, from_root=root, stages=("meta_train", "encode"))
     for command, section in ((["classify", str(tmp_path)], "classifier"), (["sample", "--out", "x"], "diffusion")):
         line = error_line(here(command[0], str(tmp_path / "root"), *command[1:]), 1)
         assert f"its run has {section}=null, so train-{section} is not part of it" in line
@@ -252,7 +252,7 @@ def test_models_of_other_latents_are_refused_and_later_commits_are_as_good(
     assert here("sample", str(copy), "--count", "1", "--out", str(tmp_path / "out")).returncode == 0
 
     other = trained_root(
-        tmp_path / "other", *OVERRIDES, "encode.quantization.bits=5", lender=root, stages=("meta_train", "encode")
+        tmp_path / "other", *OVERRIDES, "encode.quantization.bits=5", from_root=root, stages=("meta_train", "encode")
     )
     for stage in ("train_classifier", "train_diffusion"):
         record = read_record(open_location(str(root)), stage)

@@ -1,4 +1,4 @@
-"""Two machines, containers or pods at one stage of one root: the server tells whether the other one still is."""
+"""Two machines, containers or pods at one stage of one root: the server knows whether the other one still runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +31,12 @@ def asking(root: str, of: StageRecord) -> None:
 
 @flow
 def others_run() -> None:
-    """Stands for a run of another machine; its states are set by the test."""
+    """Replace a run of another machine; its states are set by the test."""
 
 
 @pytest.fixture
 def other(prefect_server: None) -> tuple[str, Callable[..., None]]:
-    """A run, and what sets its state."""
+    """A run, and a function that sets its state."""
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(others_run)
 
@@ -47,13 +47,15 @@ def other(prefect_server: None) -> tuple[str, Callable[..., None]]:
     return str(run.id), becomes
 
 
-def test_a_run_of_another_machine_that_goes_on_is_in_the_way_until_it_has_ended(
+def test_a_run_of_another_machine_that_goes_on_is_a_conflict_until_it_has_ended(
     other: tuple[str, Callable[..., None]], tmp_path: Path
 ) -> None:
     run, becomes = other
     becomes(Running)
-    said = rf"run {run} on elsewhere is at encode there since 2026-01-01T00:00:00Z \(Running\); wait for it, cancel it"
-    with pytest.raises(StorageError, match=said):
+    message = (
+        rf"run {run} on elsewhere is at encode there since 2026-01-01T00:00:00Z \(Running\); wait for it, cancel it"
+    )
+    with pytest.raises(StorageError, match=message):
         asking(str(tmp_path), record(run))
     for end in (Crashed, Running, Completed):
         becomes(end)

@@ -1,4 +1,4 @@
-"""What an operator sees: the run's page, its artifacts and the run form, in Debian's chromium.
+"""The pages that an operator sees, in Debian's chromium: the run's page, its artifacts and the run form.
 
 Screenshots go to the folder $FUNCTA_SCREENSHOTS, where it is set.
 """
@@ -45,7 +45,7 @@ sys.exit(not state.is_completed())
 
 @pytest.fixture(scope="module")
 def chromium() -> dict[str, str]:
-    """Where the browser and its driver are, installed where that is allowed; a skip says why not."""
+    """Paths of the browser and its driver, installed if that is allowed, else the test is skipped with the reason."""
     missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
     if missing:
         install(*missing)
@@ -86,12 +86,12 @@ def browser(chromium: dict[str, str]) -> Iterator[Any]:
 
 
 def text_of(browser: Any) -> str:
-    """What the page says, in one line."""
+    """Return the page's text in one line."""
     return " ".join(browser.find_element("tag name", "body").text.split())
 
 
 def at_rest(browser: Any) -> None:
-    """Waits until the page has stopped growing: until then what is pressed is not where it was."""
+    """Wait until the page has stopped growing: until then its buttons move."""
     size, since = None, time.monotonic()
     deadline = since + 60
     while time.monotonic() - since < 3:
@@ -103,14 +103,14 @@ def at_rest(browser: Any) -> None:
 
 
 def press(browser: Any, label: str) -> None:
-    """A click on the button of this label."""
+    """Click on the button with this label."""
     (button,) = (b for b in browser.find_elements("tag name", "button") if b.text.strip() == label)
     browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", button)
     button.click()
 
 
 def shown(browser: Any, wanted: list[str], name: str, height: int = 1200) -> str:
-    """Waits until the page says all of it, and keeps a screenshot."""
+    """Wait until the page shows all the words, and keep a screenshot."""
 
     def missing() -> list[str]:
         text = text_of(browser)
@@ -149,7 +149,7 @@ def test_the_run_page_shows_every_stage_as_completed(browser: Any, page: str) ->
 
 
 def test_the_pipelines_own_page_shows_the_runs_artifacts(browser: Any, page: str) -> None:
-    """Where an operator looks first: no need to find the stage that made them."""
+    """An operator looks there first, and need not find the stage that made them."""
     browser.get(f"{page}?tab=Artifacts")
     shown(browser, ["pipeline digits", *ARTIFACTS], "artifacts-pipeline", 2400)
 

@@ -1,4 +1,4 @@
-"""`functa doctor` names what is missing on a machine, and how to mend it."""
+"""`functa doctor` names what is missing on a machine, and how to fix it."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from functa.models.compute import compilation
 from tests.helpers.flows.prefect_server import free_port
 
 
-def test_doctor_names_what_it_finds_and_how_to_mend_what_is_missing(home: Path, tmp_path: Path) -> None:
+def test_doctor_names_what_it_finds_and_how_to_fix_what_is_missing(home: Path, tmp_path: Path) -> None:
     checks = {check.name: check for check in doctor.doctor(str(tmp_path / "not" / "yet"))}
     assert list(checks) == ["python", "torch", "compiler", "disk", "memory", "prefect", "port", "lock", "versions"]
     assert all(check.fix for check in checks.values() if check.ok is False)
@@ -47,10 +47,10 @@ def test_a_missing_piece_of_the_compiler_is_named_with_its_package_before_anythi
         compilation.should_compile("on", 1e18, device)
 
 
-def test_another_compiler_counts_only_where_inductor_is_told_of_it(
+def test_another_compiler_counts_only_if_inductor_is_set_to_use_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inductor calls $CXX or g++; a clang++ that lies in the path is not tried."""
+    """Inductor calls $CXX or g++; a clang++ in the path is not tried."""
     empty_path(monkeypatch)
     compiler = tmp_path / "clang++"
     compiler.write_text("#!/bin/sh\n")

@@ -1,4 +1,4 @@
-"""A run goes on when whoever read its output is gone."""
+"""A run goes on when the process that read its output has ended."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ if sys.argv[1] == "outlives":
     outlive_the_worker()
 log = logging.getLogger("prefect.tests")
 log.info("first")
-sys.stdin.readline()  # the reader of this output is gone by now
+sys.stdin.readline()  # by now the reader of this output has ended
 for number in range(3):
     log.info("nobody reads this")
     print("nor this", flush=True)
@@ -44,7 +44,7 @@ def run(how: str, done: str) -> int:
     return process.returncode
 
 
-def test_a_run_goes_on_when_its_worker_is_gone(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_goes_on_when_its_worker_has_ended(tmp_path) -> None:  # type: ignore[no-untyped-def]
     assert run("outlives", str(tmp_path / "a")) == 0
     assert (tmp_path / "a").read_text() == "done"
-    assert run("as it is", str(tmp_path / "b")) != 0  # or the mend is not needed any more
+    assert run("as it is", str(tmp_path / "b")) != 0  # else the fix is not needed any more

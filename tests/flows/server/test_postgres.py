@@ -63,7 +63,7 @@ def database() -> Iterator[str]:
 
 
 def as_owner(place: Path) -> list[str]:
-    """Postgres refuses root: what stands before a command so that another user runs it, who owns the folder."""
+    """Return the prefix that runs a command as the folder's owner: Postgres refuses the root user."""
     if os.geteuid() != 0:
         return []
     user = pwd.getpwnam("postgres")
@@ -97,10 +97,10 @@ def test_the_pipeline_runs_through_its_deployments(workplace: Cluster) -> None:
 
 
 def test_bootstrap_again_changes_nothing(workplace: Cluster) -> None:
-    def standing() -> list[object]:
+    def existing() -> list[object]:
         kinds = ("deployments", "work_pools", "automations", "v2/concurrency_limits")
         return [sorted(row["name"] for row in workplace.ask(f"{kind}/filter", {})) for kind in kinds]
 
-    before = standing()
+    before = existing()
     workplace.bootstrap("--gpus", "2")
-    assert standing() == before
+    assert existing() == before

@@ -38,7 +38,7 @@ def test_a_child_that_dies_is_named_with_its_last_word_and_its_log(tmp_path: Pat
     assert str(caught.value) == f"the helper ended with status 1: no space left; log: {child.log}"
 
 
-def test_a_child_that_never_gets_ready_is_given_up(tmp_path: Path) -> None:
+def test_a_child_that_never_gets_ready_is_an_error(tmp_path: Path) -> None:
     child = begin("import time; time.sleep(600)", tmp_path)
     with pytest.raises(OperateError, match="the helper was not ready within 0 s; log: "):
         processes.wait([child], [], lambda: False, 0.2)

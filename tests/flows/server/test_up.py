@@ -1,4 +1,4 @@
-"""What an operator is promised: `functa up` and `functa run --deployment`."""
+"""Promises to an operator: `functa up` and `functa run --deployment`."""
 
 import contextlib
 import os
@@ -80,7 +80,7 @@ def test_embedded_server_is_allowed_only_where_no_api_is_configured(
     assert os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] == "true"
 
 
-def test_run_deployed_without_a_server_says_which_and_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_deployed_without_a_server_names_it_and_the_fix(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
     with pytest.raises(OperateError, match=r"answers at http://127.*, which PREFECT_API_URL names: .*functa up"):
         deployed.run_deployed(PipelineConfig(), "root")
@@ -186,22 +186,22 @@ def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: S
 def test_bootstrap_again_leaves_the_watch_and_an_operators_slots(served: Served) -> None:
     """Written anew the watch would forget the runs that it is watching."""
 
-    def standing() -> tuple[str, int]:
+    def existing() -> tuple[str, int]:
         automations = {each["name"]: each for each in served.ask("automations/filter", {})}
         return automations[WATCH]["trigger"]["id"], served.ask(f"v2/concurrency_limits/{api.GPU_LIMIT}")["limit"]
 
     from functa.deploy.bootstrap import WATCH
 
-    watch, slots = standing()
+    watch, slots = existing()
     bootstrap(served, "--gpus", str(slots + 2))
     bootstrap(served, "--gpus", str(slots), "--at-least")
-    assert standing() == (watch, slots + 2)
+    assert existing() == (watch, slots + 2)
     bootstrap(served, "--gpus", str(slots))
-    assert standing() == (watch, slots)
+    assert existing() == (watch, slots)
 
 
 @pytest.mark.server
-def test_pages_of_another_origin_may_not_speak_to_the_server(served: Served) -> None:
+def test_pages_of_another_origin_may_not_call_the_server(served: Served) -> None:
     """It has no password: else any page in the operator's browser could start runs."""
     asked = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
     own = asked | {"Origin": f"http://127.0.0.1:{served.port}"}
@@ -224,7 +224,7 @@ def test_a_second_up_on_the_port_is_one_line(served: Served, home: Path) -> None
 
 
 @pytest.mark.server
-def test_run_deployed_says_which_queue_no_worker_polls(
+def test_run_deployed_names_the_queue_that_no_worker_polls(
     served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"{served.address}/api")
@@ -235,9 +235,7 @@ def test_run_deployed_says_which_queue_no_worker_polls(
 
 
 @pytest.mark.server
-def test_run_deployed_says_that_the_deployment_is_missing(
-    served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_deployed_reports_a_missing_deployment(served: Served, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"{served.address}/api")
     monkeypatch.setattr(deployed, "DEPLOYMENT", "pipeline/elsewhere")
     with pytest.raises(OperateError, match="no deployment 'pipeline/elsewhere': make it with"):
@@ -275,8 +273,8 @@ def test_ctrl_c_ends_worker_server_and_a_running_stage_and_leaves_no_process(ser
     family = served.family()
     assert len(family) >= 4  # up, server, worker, flow run
     served.process.send_signal(signal.SIGINT)
-    said, _ = served.process.communicate(timeout=60)
-    assert served.process.returncode == 0, said
+    output, _ = served.process.communicate(timeout=60)
+    assert served.process.returncode == 0, output
     assert not [process for process in family if processes.alive(process)]
     assert api.port_fault(served.port) == ""
     with contextlib.closing(sqlite3.connect(served.home / "prefect.db")) as database:

@@ -1,4 +1,4 @@
-"""One run per device: the workers of `functa up`, the lock of a device, and what a waiting pipeline says."""
+"""One run per device: the workers of `functa up`, the lock of a device, and the messages of a waiting pipeline."""
 
 import os
 import re
@@ -49,12 +49,14 @@ def test_each_device_has_a_worker_of_one_run_and_the_pipelines_one_without_limit
     assert [each.device for each in workers_of_this_machine(4200, 1)[1:]] == ["3"]
 
 
-@pytest.mark.parametrize(("gpus", "said"), [(3, "--gpus 3, but this process sees 2: 3, 5"), (0, "expected at least 1")])
+@pytest.mark.parametrize(
+    ("gpus", "expected"), [(3, "--gpus 3, but this process sees 2: 3, 5"), (0, "expected at least 1")]
+)
 def test_an_impossible_number_of_devices_is_wrong_from_the_arguments_alone(
-    gpus: int, said: str, monkeypatch: pytest.MonkeyPatch
+    gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=expected):
         workers_of_this_machine(4200, gpus)
 
 
@@ -110,7 +112,7 @@ class PlayedLimit:
 
 
 def refused(cause: Exception | None) -> Exception:
-    """As prefect wraps whatever happened."""
+    """Return the error that Prefect wraps the cause in."""
     error = ConcurrencySlotAcquisitionError("Unable to acquire concurrency slots")
     error.__cause__ = cause
     return error
@@ -157,17 +159,17 @@ def test_a_server_that_is_away_is_waited_for_before_a_slot_is_held(
 
 
 @pytest.mark.parametrize(
-    ("cause", "said"),
+    ("cause", "expected"),
     [
         (None, "the server has no concurrency limit 'functa-gpu': make it with `python -m functa.deploy.bootstrap`"),
         (ValueError("401 Unauthorized"), "no slot of concurrency limit 'functa-gpu' could be had: 401 Unauthorized"),
     ],
 )
-def test_what_will_not_mend_itself_is_told_at_once(
-    cause: Exception | None, said: str, slot: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_fault_that_waiting_cannot_fix_is_reported_at_once(
+    cause: Exception | None, expected: str, slot: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prefect.concurrency.sync.concurrency", PlayedLimit(refused(cause)))
-    with pytest.raises(OperateError, match=re.escape(said)), gpu_slot():
+    with pytest.raises(OperateError, match=re.escape(expected)), gpu_slot():
         pass
 
 
@@ -186,7 +188,7 @@ class Played:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(stage_runs, "get_run_logger", lambda: SimpleNamespace(warning=lines.append))
     monkeypatch.setattr(deployed, "POLL_SECONDS", 0.01)
@@ -197,19 +199,19 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("unpolled", "expected"),
     [(["gpu"], "encode: no worker has polled queue gpu of pool 'functa' for"), ([], "every worker of queue gpu is at")],
 )
-def test_a_pipeline_says_why_its_stage_waits(
-    unpolled: list[str], expected: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_pipeline_reports_why_its_stage_waits(
+    unpolled: list[str], expected: str, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage_runs, "WAITING_SECONDS", 0.05)
     monkeypatch.setattr(stage_runs, "unpolled_queues", lambda client: unpolled)
     client: Any = Played(*[Scheduled()] * 20, Running(), Completed())
     assert follow(client, "run", "encode").state.is_completed()  # type: ignore[arg-type, union-attr]
-    assert said
-    assert expected in said[0]
+    assert warnings
+    assert expected in warnings[0]
 
 
 def test_a_server_that_is_away_for_a_while_does_not_fail_the_pipeline(
-    said: list[str], monkeypatch: pytest.MonkeyPatch
+    warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = httpx.ConnectError("refused")
     client: Any = Played(Running(), away, away, Completed())
@@ -217,4 +219,4 @@ def test_a_server_that_is_away_for_a_while_does_not_fail_the_pipeline(
     monkeypatch.setattr(deployed, "SILENCE_SECONDS", 0.05)
     with pytest.raises(StageFailed, match=r"encode: the server has not answered for 0 s \(ConnectError\)"):
         follow(Played(Running(), away), "run", "encode")  # type: ignore[arg-type]
-    assert not said
+    assert not warnings

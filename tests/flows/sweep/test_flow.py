@@ -92,37 +92,37 @@ def test_the_field_is_trained_once_and_each_width_encoded_from_it(root: Path) ->
 
 
 def test_the_table_holds_what_the_members_measured(root: Path) -> None:
-    told = json.loads((root / "sweep.json").read_text())
+    results = json.loads((root / "sweep.json").read_text())
     lines = [line.split(",") for line in (root / "sweep.csv").read_text().splitlines()]
     assert lines[0] == ["encode.quantization.bits", *METRICS]
-    for bits, line, setting in zip((8, 2), lines[1:], told["settings"], strict=True):
+    for bits, line, setting in zip((8, 2), lines[1:], results["settings"], strict=True):
         metrics = json.loads((member(root, bits) / "metrics.json").read_text())
         assert line == [str(bits), *(str(metrics[key]) for key in METRICS)]
         assert setting["values"] == {"encode.quantization.bits": str(bits)}
         assert setting["metrics"]["psnr_test"] == {
             "mean": metrics["psnr_test"], "sd": None, "values": [metrics["psnr_test"]],
         }  # fmt: skip
-    assert "chosen on test" in told["splits"]["psnr_test"]
+    assert "chosen on test" in results["splits"]["psnr_test"]
     page = (root / "report.html").read_text()
     assert "chosen on test" in page and "digits.bits-2" in page and page.count("<svg") == 2
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     assert (root / "images/sweep_psnr_test.svg").stat().st_size > 0
 
 
-def test_a_finished_sweep_is_told_without_a_server_and_by_other_metrics(root: Path) -> None:
+def test_a_finished_sweep_is_shown_without_a_server_and_by_other_metrics(root: Path) -> None:
     before = {path: path.read_text() for path in root.glob("members/*/stages/*.json")}
     done = here(*commanded(root, "--metric", "psnr_by_bits.4"))
     assert done.returncode == 0, done.stderr
     assert "psnr_by_bits.4" in done.stdout and f"{root}/report.html" in done.stdout
     assert {path: path.read_text() for path in root.glob("members/*/stages/*.json")} == before
-    told = (root / "sweep.json").read_text()
+    results = (root / "sweep.json").read_text()
     wrong = here(*commanded(root, "--metric", "psnr_by_bits.3"))
     assert wrong.returncode == 2
     assert "--metric psnr_by_bits.3: no member measured such a number; did you mean psnr_by_bits.32" in wrong.stderr
-    assert (root / "sweep.json").read_text() == told
+    assert (root / "sweep.json").read_text() == results
 
 
-def test_a_metric_that_only_some_members_have_is_told_of_these(root: Path, tmp_path: Path) -> None:
+def test_a_metric_that_only_some_members_have_is_shown_for_these(root: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(root, tmp_path / "root"))
     first = member(place, 8) / "stages/evaluate.json"
     record = json.loads(first.read_text())
@@ -135,8 +135,8 @@ def test_a_metric_that_only_some_members_have_is_told_of_these(root: Path, tmp_p
     assert "not measured" in (place / "images/sweep.csv").read_text()
 
 
-def test_another_sweep_does_not_replace_what_a_root_tells(root: Path) -> None:
-    told = (root / "sweep.json").read_text()
+def test_another_sweep_does_not_replace_the_results_in_a_root(root: Path) -> None:
+    results = (root / "sweep.json").read_text()
     done = here(*commanded(root, "--set", "evaluation.bits=[8]"))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -148,15 +148,15 @@ def test_another_sweep_does_not_replace_what_a_root_tells(root: Path) -> None:
                 SweepState(plan, str(root), METRICS, "")
         else:
             SweepState(plan, str(root), METRICS, "")  # other values of the same key
-    assert (root / "sweep.json").read_text() == told
+    assert (root / "sweep.json").read_text() == results
 
 
-def test_what_a_sweep_told_of_which_nothing_finished_is_in_nobodys_way(root: Path, tmp_path: Path) -> None:
-    told = json.loads((root / "sweep.json").read_text())
+def test_results_of_a_sweep_without_a_finished_member_may_be_replaced(root: Path, tmp_path: Path) -> None:
+    results = json.loads((root / "sweep.json").read_text())
     plan = plan_sweep("digits", [*ENCODED, "evaluation.bits=[8]"], [BITS])
-    for each in told["members"]:
+    for each in results["members"]:
         each["state"] = "failed"
-    for text in (json.dumps(told), json.dumps(told | {"base": None}), "{", "[]"):
+    for text in (json.dumps(results), json.dumps(results | {"base": None}), "{", "[]"):
         (tmp_path / "sweep.json").write_text(text)
         SweepState(plan, str(tmp_path), METRICS, "")
 
@@ -169,7 +169,7 @@ def gated(root: Path, *gate: str) -> tuple[int, str]:
     return done.returncode, done.stderr.strip()
 
 
-def test_the_gate_fails_a_run_that_stands_and_names_figure_threshold_and_report(root: Path, tmp_path: Path) -> None:
+def test_the_gate_fails_a_finished_run_and_names_figure_threshold_and_report(root: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(member(root, 8), tmp_path / "root"))
     psnr = json.loads((place / "metrics.json").read_text())["psnr_test"]
     assert gated(place, f"gate.min_psnr={psnr - 1}") == (0, "")
@@ -198,13 +198,13 @@ def test_compare_shows_what_differs_and_lays_curves_over_each_other(root: Path, 
     one, two, page = member(root, 8), member(root, 2), tmp_path / "compared.html"
     done = here("compare", str(one), str(two), "--out", str(page), "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert [run["name"] for run in told["runs"]] == ["digits.bits-8", "digits.bits-2"]
+    results = json.loads(done.stdout)
+    assert [run["name"] for run in results["runs"]] == ["digits.bits-8", "digits.bits-2"]
     expected = [json.loads((place / "metrics.json").read_text()) for place in (one, two)]
-    assert told["metrics"]["psnr_test"] == [each["psnr_test"] for each in expected]
-    assert told["metrics"]["psnr_by_bits.4"] == [each["psnr_by_bits"]["4"] for each in expected]
-    assert "psnr_test" in told["differing"] and "psnr_pca_image" not in told["differing"]
-    assert told["config"] == {"encode.quantization.bits": [8, 2]}
+    assert results["metrics"]["psnr_test"] == [each["psnr_test"] for each in expected]
+    assert results["metrics"]["psnr_by_bits.4"] == [each["psnr_by_bits"]["4"] for each in expected]
+    assert "psnr_test" in results["differing"] and "psnr_pca_image" not in results["differing"]
+    assert results["config"] == {"encode.quantization.bits": [8, 2]}
     text = page.read_text()
     assert "\u2260" in text and "encode.quantization.bits" in text
     assert text.count("<svg") == 1 and "digits.bits-8</" in text  # the field's curve
@@ -216,14 +216,14 @@ def test_compare_shows_what_differs_and_lays_curves_over_each_other(root: Path, 
 def test_compare_reads_a_moved_root_and_a_run_folder(root: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(member(root, 8), tmp_path / "moved"))
     run_folder = next((member(root, 2) / "runs").iterdir())
-    told = json.loads(here("compare", str(moved), str(run_folder), "--json").stdout)
-    assert told["config"] == {"encode.quantization.bits": [8, 2]}
+    results = json.loads(here("compare", str(moved), str(run_folder), "--json").stdout)
+    assert results["config"] == {"encode.quantization.bits": [8, 2]}
     equal = here("compare", str(moved), str(moved))
     assert equal.returncode == 0 and "All settings are equal." in equal.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "expected"),
     [
         (["{root}"], 2, "compare needs at least two roots"),
         (["{member}", "/no/such/root"], 1, "/no/such/root: has no metrics.json"),
@@ -235,12 +235,12 @@ def test_compare_reads_a_moved_root_and_a_run_folder(root: Path, tmp_path: Path)
         ),
     ],
 )
-def test_compare_refuses_in_one_line(arguments: list[str], status: int, said: str, root: Path) -> None:
+def test_compare_refuses_in_one_line(arguments: list[str], status: int, expected: str, root: Path) -> None:
     place = member(root, 8)
     done = here("compare", *(text.format(root=root, member=place) for text in arguments))
     assert done.returncode == status
     (line,) = done.stderr.splitlines()
-    assert said in line
+    assert expected in line
 
 
 GUIDANCE = [word for text in TINY for word in ("--set", text)] + [
@@ -268,15 +268,15 @@ def test_a_killed_sweep_over_guidance_goes_on_and_samples_from_models_trained_on
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
     trained_anew = list(root.glob("members/*/checkpoints/*/weights.safetensors"))
     assert {path.parent.name for path in trained_anew} <= {"pixel_classifier"} and len(trained_anew) <= 2
-    told = json.loads((root / "sweep.json").read_text())
-    assert told["seeded"] == "training_seed"
-    for setting, guidance in zip(told["settings"], "03", strict=True):
+    results = json.loads((root / "sweep.json").read_text())
+    assert results["seeded"] == "training_seed"
+    for setting, guidance in zip(results["settings"], "03", strict=True):
         found = [json.loads(path.read_text()) for path in root.glob(f"members/*guidance-{guidance}.*/metrics.json")]
         values = [each["fd"]["classifier"] for each in found]
         assert len(set(values)) == 2  # a seed makes other models
         assert setting["metrics"]["fd.classifier"]["mean"] == pytest.approx(np.mean(values), rel=1e-12)
         assert setting["metrics"]["fd.classifier"]["sd"] == pytest.approx(np.std(values, ddof=1), rel=1e-9)
-    assert told["settings"][0]["metrics"]["top1_test"] == told["settings"][1]["metrics"]["top1_test"]
+    assert results["settings"][0]["metrics"]["top1_test"] == results["settings"][1]["metrics"]["top1_test"]
     assert (root / "images/sweep_samples.png").stat().st_size > 0
 
 

@@ -1,4 +1,4 @@
-"""What a sweep is made of: members, what they share, and what is refused before anything starts."""
+"""The plan of a sweep: members, what they share, and what is refused before anything starts."""
 
 import contextlib
 import io
@@ -34,12 +34,12 @@ def test_values_are_parted_at_the_commas_outside_of_brackets(values: list[str]) 
     assert split_values(",".join(values)) == values
 
 
-def test_a_comma_in_quotes_or_braces_parts_nothing() -> None:
+def test_a_comma_in_quotes_or_braces_separates_nothing() -> None:
     assert split_values('"a,b",{x: 1, y: [2,3]}, c') == ['"a,b"', "{x: 1, y: [2,3]}", "c"]
 
 
 @pytest.mark.parametrize("stage", ["meta_train", "encode", "train_classifier", "train_diffusion", "evaluate"])
-def test_roots_made_before_there_was_a_training_seed_go_on_standing(stage: str) -> None:
+def test_roots_made_before_there_was_a_training_seed_remain_up_to_date(stage: str) -> None:
     config = load_config("digits", ["seed=3"])
     assert not any("training_seed" in key or "gate" in key for key in stage_config(config, stage))
     assert stage_config(config, stage).get("seed", 3) == 3
@@ -151,7 +151,7 @@ def test_a_stage_that_some_members_do_not_have_is_shared_by_the_others() -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--over", "diffusion.process.timestep_rato=1,2"], "did you mean 'timestep_ratio'"),
         (["--over", "nonsense=1,2"], "unknown key 'nonsense'"),
@@ -177,10 +177,12 @@ def test_a_stage_that_some_members_do_not_have_is_shared_by_the_others() -> None
         (["--over", "diffusion.model.channels=64,32"], "digits.channels-32: diffusion.model.head_channels: the 2x2"),
     ],
 )  # fmt: skip
-def test_a_bad_sweep_is_refused_in_one_line_before_anything_starts(arguments: list[str], said: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_bad_sweep_is_refused_in_one_line_before_anything_starts(
+    arguments: list[str], expected: str, tmp_path
+) -> None:  # type: ignore[no-untyped-def]
     status, line = refused([*arguments, "--metric", "psnr_test"], tmp_path / "sweep")
     assert status == 2
-    assert line.startswith("functa: ") and said in line
+    assert line.startswith("functa: ") and expected in line
 
 
 def refused(arguments: list[str], root: Path) -> tuple[int | str | None, str]:
@@ -209,15 +211,15 @@ def test_a_metric_that_no_run_measures_is_refused_before_anything_starts(
     assert f"--metric {metric}: no run measures that; {meant}" in line
 
 
-def test_a_root_to_borrow_from_must_hold_a_run_or_what_a_sweep_shares(tmp_path: Path) -> None:
+def test_a_root_to_reuse_from_must_hold_a_run_or_a_sweeps_shared_stages(tmp_path: Path) -> None:
     nowhere = tmp_path / "typo"
     status, line = refused([*GUIDANCE, "--metric", "psnr_test", "--from", str(nowhere)], tmp_path / "sweep")
     assert status == 1
     assert f"--from {nowhere}: no run has been started there" in line
-    for lender, key in (("run", "stages/meta_train.json"), ("sweep", "shared/encode-abc/stages/encode.json")):
-        (tmp_path / lender / key).parent.mkdir(parents=True)
-        (tmp_path / lender / key).write_text("{}")
-        SharedRoots(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(tmp_path / lender))
+    for kind, key in (("run", "stages/meta_train.json"), ("sweep", "shared/encode-abc/stages/encode.json")):
+        (tmp_path / kind / key).parent.mkdir(parents=True)
+        (tmp_path / kind / key).write_text("{}")
+        SharedRoots(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(tmp_path / kind))
     with pytest.raises(MissingInput, match="no run has been started there"):
         SharedRoots(str(tmp_path), plan_sweep("digits", [], [GUIDANCE[1]]), str(nowhere))
 
@@ -275,7 +277,7 @@ def test_every_table_and_figure_that_is_measured_has_a_command() -> None:
     assert all("`functa " in commands for _, commands in ROWS)
 
 
-def test_the_sections_that_the_commands_point_to_stand_in_the_report() -> None:
+def test_the_sections_that_the_commands_point_to_are_in_the_report() -> None:
     pages = [path.read_text() for path in (Path(report.__file__).parent).rglob("*") if path.suffix in (".py", ".j2")]
     named = {title for _, commands in ROWS for title in re.findall(r"\*([A-Z][^*]+)\*", commands)}
     assert {"Memorisation", "Perturbation", "Samples"} <= named

@@ -19,12 +19,12 @@ def config(*overrides: str) -> PipelineConfig:
     return load_config("digits", list(overrides))
 
 
-def ledger(root: Path, *overrides: str, lender: Path | None = None) -> Ledger:
-    return Ledger(config(*overrides), str(root), None if lender is None else str(lender))
+def ledger(root: Path, *overrides: str, from_root: Path | None = None) -> Ledger:
+    return Ledger(config(*overrides), str(root), None if from_root is None else str(from_root))
 
 
 def finish(book: Ledger, stage: str, digest: str = "feed", **figures: object) -> None:
-    """As a stage does it, with a small output of the right form."""
+    """Finish a stage like a flow does, with a small output of the right form."""
     with book.working(stage) as record:
         place = book.location.child(*record.output.split("/"))
         if stage == "encode":

@@ -106,13 +106,13 @@ def serving(folder: Path, devices: str | None = None, **options: Any) -> Iterato
         text=True,
     )
     try:
-        said = []
+        lines = []
         assert process.stdout is not None
         for line in process.stdout:  # ends with the process
-            said.append(line)
+            lines.append(line)
             if "Ctrl-C" in line:
                 break
-        assert process.poll() is None, "".join(said)
+        assert process.poll() is None, "".join(lines)
         yield Served(process, port, home, root)
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -16,10 +16,12 @@ from tests.helpers.flows.tiny_config import TINY
 STAGES = ("meta_train", "encode", "train_classifier", "train_diffusion")
 
 
-def trained_root(root: Path, *overrides: str, lender: Path | None = None, stages: tuple[str, ...] = STAGES) -> Ledger:
-    """Does what does not stand, there or in the lender, as the flows do."""
+def trained_root(
+    root: Path, *overrides: str, from_root: Path | None = None, stages: tuple[str, ...] = STAGES
+) -> Ledger:
+    """Run the stages that are up to date neither in the root nor in the one reused from, like the flows do."""
     config = load_config("digits", [*TINY, "dispatch.device=cpu", *overrides])
-    ledger = Ledger(config, str(root), None if lender is None else str(lender))
+    ledger = Ledger(config, str(root), None if from_root is None else str(from_root))
     for stage in stages:
         if ledger.up_to_date(stage) is None:
             with ledger.working(stage) as record:

@@ -32,7 +32,7 @@ class Cluster:
         return f"http://{HOST}:{self.port}/api"
 
     def environment(self) -> dict[str, str]:
-        """Of every process: no setting of this machine's Prefect, one thread."""
+        """Return the environment of every process: no setting of this machine's Prefect, one thread."""
         own = {"PREFECT_API_URL": self.api, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         return clean_environment(self.folder / "home") | MANNERS | self.settings | own
 
