@@ -55,7 +55,7 @@ class BootstrapError(FunctaError):
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """The location of runs and what runs them. gpus: slots of the limit, None leaves an operator's number as it is."""
 
     root: str
@@ -67,9 +67,9 @@ class Place:
     job_template: Path | None = None
 
 
-def bootstrap(place: Place) -> dict[str, list[str]]:
+def bootstrap(target: Target) -> dict[str, list[str]]:
     """Creates what is missing, brings the rest up to date; the names of what is there, by kind."""
-    document = render(yaml.safe_load(PREFECT_FILE.read_text()), place)
+    document = render(yaml.safe_load(PREFECT_FILE.read_text()), target)
     queues: dict[str, list[str]] = {}
     for deployment in document["deployments"]:
         pool = deployment["work_pool"]
@@ -82,8 +82,8 @@ def bootstrap(place: Place) -> dict[str, list[str]]:
         if fault := client.api_healthcheck():
             raise BootstrapError(f"{client.api_url}: no Prefect server answers ({fault}); set PREFECT_API_URL to one")
         for pool_name, names in queues.items():
-            create_pool(client, place, pool_name, names)
-        slots = create_limit(client, place.gpus, place.at_least)
+            create_pool(client, target, pool_name, names)
+        slots = create_limit(client, target.gpus, target.at_least)
         watch_over_runs(client)
     deploy(document)
     return {
@@ -95,10 +95,10 @@ def bootstrap(place: Place) -> dict[str, list[str]]:
     }
 
 
-def render(document: dict[str, Any], place: Place) -> dict[str, Any]:
+def render(document: dict[str, Any], target: Target) -> dict[str, Any]:
     """Return prefect.yaml filled in: the root, the schedule, the preset as `config`, a deployment for each stage."""
-    os.environ["FUNCTA_ROOT"] = place.root
-    os.environ["FUNCTA_CRON"] = place.cron
+    os.environ["FUNCTA_ROOT"] = target.root
+    os.environ["FUNCTA_CRON"] = target.cron
     pools = document["definitions"]
     deployments: list[dict[str, Any]] = []
     for block in document["deployments"]:
@@ -110,24 +110,24 @@ def render(document: dict[str, Any], place: Place) -> dict[str, Any]:
             values |= {"work_pool": pools[stage.queue]}
             deployments.append(apply_values(block, values, remove_notset=False))
     config = load_config(pools["preset"]).model_dump(mode="json")
-    pull = [] if place.folder is None else [{SET_FOLDER: {"directory": place.folder}}]
+    pull = [] if target.folder is None else [{SET_FOLDER: {"directory": target.folder}}]
     filled = apply_values(
         document | {"deployments": deployments, "pull": pull}, {"config": config}, remove_notset=False
     )
     return cast(dict[str, Any], filled)
 
 
-def create_pool(client: SyncPrefectClient, place: Place, pool: str, queues: list[str]) -> None:
+def create_pool(client: SyncPrefectClient, target: Target, pool: str, queues: list[str]) -> None:
     """The pool and its queues, where they are missing; an operator's limits on existing ones stay."""
-    template = {} if place.job_template is None else {"base_job_template": json.loads(place.job_template.read_text())}
+    template = {} if target.job_template is None else {"base_job_template": json.loads(target.job_template.read_text())}
     described = "Spatial functa's workers."
     try:
-        client.create_work_pool(WorkPoolCreate(name=pool, type=place.pool_type, description=described, **template))
+        client.create_work_pool(WorkPoolCreate(name=pool, type=target.pool_type, description=described, **template))
     except ObjectAlreadyExists:
         found = client.read_work_pool(pool).type
-        if found != place.pool_type:
+        if found != target.pool_type:
             raise BootstrapError(
-                f"work pool '{pool}' is of type '{found}', not '{place.pool_type}': delete or rename it"
+                f"work pool '{pool}' is of type '{found}', not '{target.pool_type}': delete or rename it"
             ) from None
         if template:
             client.update_work_pool(pool, WorkPoolUpdate(**template))
@@ -211,11 +211,11 @@ def main() -> int:
     parser.add_argument("--folder", help="working folder of runs on the workers, for relative locations in a config")
     parser.add_argument("--job-template", type=template, help="a JSON file: the work pool's base job template")
     given = parser.parse_args()
-    place = Place(
+    target = Target(
         absolute(given.root), given.gpus, given.at_least, given.cron, given.folder, given.type, given.job_template
     )
     try:
-        made = bootstrap(place)
+        made = bootstrap(target)
     except (FunctaError, httpx.HTTPError, PrefectException) as error:
         sys.stderr.write(f"bootstrap: {one_line(error)}\n")
         return error.exit_status if isinstance(error, FunctaError) else 1

@@ -77,7 +77,7 @@ def diffusion_job(ledger: Ledger, record: StageRecord) -> DiffusionJob:
 
 def _commit_to_train_on(ledger: Ledger, record: StageRecord, functaset: StageRecord) -> tuple[int, str]:
     """Return (commit, digest of the training): the commit of the checkpoint to resume from, else the newest."""
-    place = open_location(ledger.output(functaset))
+    location = open_location(ledger.output(functaset))
 
     def name(version: int) -> str:
         return digest({"training": ledger.digest(record.stage), "commit": version})
@@ -86,8 +86,8 @@ def _commit_to_train_on(ledger: Ledger, record: StageRecord, functaset: StageRec
     version = before.get("functaset", {}).get("version")
     if version is not None and before.get("digest") == name(version):
         with suppress(MissingObject):  # the commit has expired: train on the newest
-            return Functaset.open(place, version).version, name(version)
-    newest = Functaset.open(place).version
+            return Functaset.open(location, version).version, name(version)
+    newest = Functaset.open(location).version
     return newest, name(newest)
 
 

@@ -40,13 +40,13 @@ def run(
         config = load_config(config, list(overrides))
     elif overrides:
         raise ValueError("overrides go with a preset or a file: pass them to load_config")
-    place = str(root or f"./functa-runs/{config.name}")
+    root = str(root or f"./functa-runs/{config.name}")
     source = None if from_root is None else str(from_root)
-    ledger = Ledger(config, place, source)
+    ledger = Ledger(config, root, source)
     if ledger.all_up_to_date():
         check_gate(ledger)
     else:
-        _run_pipeline(config, place, source)
+        _run_pipeline(config, root, source)
     return dict(ledger.require("evaluate").figures)
 
 

@@ -116,13 +116,13 @@ def run(
 
     Without a Prefect API in environment or profile it runs on Prefect's embedded server.
     """
-    config, place = config_and_root(preset, overrides, root)
-    ledger = Ledger(config, place, from_root)
+    config, root = config_and_root(preset, overrides, root)
+    ledger = Ledger(config, root, from_root)
     if ledger.all_up_to_date():
         return _finish(ledger, "everything is up to date: nothing to do", gated=True)
     if deployment:
-        return _run_deployed(config, place, from_root)
-    call_flow("pipeline", config, place, from_root)
+        return _run_deployed(config, root, from_root)
+    call_flow("pipeline", config, root, from_root)
     return _finish(ledger, "done")
 
 

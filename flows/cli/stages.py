@@ -54,18 +54,18 @@ def _run_stage(
     if len([name for name in chosen if stage.options[name].again]) > 1:
         named = " and ".join(f"--{name.replace('_', '-')}" for name in chosen if stage.options[name].again)
         raise ConfigError(f"{named} are separate jobs: run one after the other")
-    config, place = config_and_root(preset, overrides, root)
+    config, root = config_and_root(preset, overrides, root)
     require_stage(config, stage.name)
-    ledger = Ledger(config, place, from_root)
+    ledger = Ledger(config, root, from_root)
     finished = None if chosen else ledger.current(stage.name, must_ask=True)
     if finished is not None:
-        print(f"{stage.command} is up to date in {place}: nothing to do{ledger.newer_commit_note(finished)}")
+        print(f"{stage.command} is up to date in {root}: nothing to do{ledger.newer_commit_note(finished)}")
         return 0
     if chosen:
         ledger.require_begun(stage.name)
     ledger.require_inputs(stage.name)
-    call_flow(stage.name, config, place, from_root, **chosen)
-    print(f"{stage.command}: done, in {place}")
+    call_flow(stage.name, config, root, from_root, **chosen)
+    print(f"{stage.command}: done, in {root}")
     return 0
 
 

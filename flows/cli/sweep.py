@@ -70,16 +70,16 @@ def sweep(
 
     plan = plan_sweep(preset, overrides or [], over, draws, seeds)
     check_from_root(from_root)
-    place = absolute(root or _default_root(plan))
+    root = absolute(root or _default_root(plan))
     asked = {
         "preset": preset, "over": over, "metrics": metric, "overrides": overrides or [], "random": draws,
         "seeds": seeds, "from_root": absolute(from_root) if from_root else None,
         "command": shlex.join(["functa", *sys.argv[1:]]),
     }  # fmt: skip
-    if not _gather_if_finished(plan, place, metric, asked["command"]):
-        _check_members(plan, place)
-        _call_flow(place, asked, deployment)
-    print_sweep(place)
+    if not _gather_if_finished(plan, root, metric, asked["command"]):
+        _check_members(plan, root)
+        _call_flow(root, asked, deployment)
+    print_sweep(root)
     return 0
 
 

@@ -270,11 +270,11 @@ def test_each_stages_pod_has_one_device_and_the_waiting_pipelines_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """deploy/prefect.yaml itself asks for them."""
-    from functa.deploy.bootstrap import Place, render
+    from functa.deploy.bootstrap import Target, render
 
     for name in ("FUNCTA_ROOT", "FUNCTA_CRON"):
         monkeypatch.setenv(name, "")
-    document = render(yaml.safe_load((DEPLOY / "prefect.yaml").read_text()), Place("root"))
+    document = render(yaml.safe_load((DEPLOY / "prefect.yaml").read_text()), Target("root"))
     for deployment in document["deployments"]:
         pool = deployment["work_pool"]
         limits = rendered(pool.get("job_variables", {}))["spec"]["template"]["spec"]["containers"][0]["resources"][

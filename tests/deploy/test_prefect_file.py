@@ -19,11 +19,11 @@ DOCUMENT = yaml.safe_load((PROJECT / "deploy" / "prefect.yaml").read_text())
 
 
 def rendered(root: str, monkeypatch: pytest.MonkeyPatch, folder: str | None = None) -> dict[str, Any]:
-    from functa.deploy.bootstrap import Place, render
+    from functa.deploy.bootstrap import Target, render
 
     for name in ("FUNCTA_ROOT", "FUNCTA_CRON"):
         monkeypatch.setenv(name, "")  # render sets them; monkeypatch takes them back
-    return render(DOCUMENT, Place(root, cron="30 2 * * 1", folder=folder))
+    return render(DOCUMENT, Target(root, cron="30 2 * * 1", folder=folder))
 
 
 @pytest.fixture

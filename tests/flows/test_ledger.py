@@ -1,4 +1,4 @@
-"""The ledger decides which stages are up to date, what is refused, and where new output goes: records and checkpoints alone."""
+"""The ledger decides which stages are up to date, what is refused, and where new output goes, from records alone."""
 
 import re
 import subprocess

@@ -96,11 +96,11 @@ def test_a_stage_added_to_the_table_is_planned_and_has_a_digest_of_its_own(toy: 
 
 
 def test_a_stage_added_to_the_table_is_deployed(toy: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    from functa.deploy.bootstrap import Place, render
+    from functa.deploy.bootstrap import Target, render
 
     for name in ("FUNCTA_ROOT", "FUNCTA_CRON"):
         monkeypatch.setenv(name, "")
-    document = render(yaml.safe_load((PROJECT / "deploy" / "prefect.yaml").read_text()), Place("root"))
+    document = render(yaml.safe_load((PROJECT / "deploy" / "prefect.yaml").read_text()), Target("root"))
     (deployed,) = (each for each in document["deployments"] if each["name"] == "count-rows")
     assert deployed["entrypoint"] == "toy_stage.count_rows"
     assert deployed["description"] == toy.summary
