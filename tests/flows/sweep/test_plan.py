@@ -153,7 +153,7 @@ def test_a_stage_that_some_members_do_not_have_is_shared_by_the_others() -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--over", "diffusion.process.timestep_rato=1,2"], "did you mean 'timestep_ratio'"),
+        (["--over", "diffusion.process.timestep_rato=1,2"], "did you mean 'diffusion.process.timestep_ratio'"),
         (["--over", "nonsense=1,2"], "unknown key 'nonsense'"),
         (["--over", "diffusion.process.guidance=1,-2"], "--over diffusion.process.guidance=-2: digits: diffusion.pro"),
         (["--over", "field.width=32,x"], "field.width: input should be a valid integer"),
@@ -178,8 +178,8 @@ def test_a_stage_that_some_members_do_not_have_is_shared_by_the_others() -> None
     ],
 )  # fmt: skip
 def test_a_bad_sweep_is_refused_in_one_line_before_anything_starts(
-    arguments: list[str], expected: str, tmp_path
-) -> None:  # type: ignore[no-untyped-def]
+    arguments: list[str], expected: str, tmp_path: Path
+) -> None:
     status, line = refused([*arguments, "--metric", "psnr_test"], tmp_path / "sweep")
     assert status == 2
     assert line.startswith("functa: ") and expected in line
