@@ -280,6 +280,6 @@ def test_every_table_and_figure_that_is_measured_has_a_command() -> None:
 def test_the_sections_that_the_commands_point_to_are_in_the_report() -> None:
     pages = [path.read_text() for path in (Path(report.__file__).parent).rglob("*") if path.suffix in (".py", ".j2")]
     named = {title for _, commands in ROWS for title in re.findall(r"\*([A-Z][^*]+)\*", commands)}
-    assert {"Memorisation", "Perturbation", "Samples"} <= named
+    assert {"Memorisation", "Latents", "Samples"} <= named
     for title in named:
         assert any(f'"{title}"' in text or f">{title}</h2>" in text for text in pages), title
