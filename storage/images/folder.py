@@ -109,7 +109,7 @@ def _folder_split(location: Location, rows: Rows, resolution: int, channels: int
             return Picture(seen(image, resolution, views), "", sha256, token)
         except (BadImage, StorageError) as error:
             if isinstance(error, StorageError) and may_pass(location, error):
-                raise  # the whole place is away: that makes no image bad
+                raise  # the whole location does not answer: that makes no image bad
             return Picture(None, str(error), sha256, token)
 
     return ImageSplit(rows.keys, rows.labels, rows.tokens, (resolution, resolution, channels), read_row, READ_THREADS)

@@ -1,5 +1,5 @@
-"""The method as the paper writes it: modulations at every pixel, autograd inside autograd. Slow and short, it shares
-nothing with models/ but the parameters."""
+"""The method as the paper writes it: modulations at every pixel, autograd inside autograd. It is slow and short, and
+shares nothing with models/ but the parameters."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from functa.models.field.field import Field
 
 
 def coordinates(field: Field, resolution: tuple[int, ...]) -> Tensor:
-    """[H, W, width], pixel by pixel."""
+    """Return [H, W, width], computed pixel by pixel."""
     config, rows = field.config, []
     for pixel in itertools.product(*map(range, resolution)):
         if config.coordinates == "binary":

@@ -79,7 +79,7 @@ class Ceph:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def environment(self, user: User | None = None) -> dict[str, str]:
-        """AWS_ variables of a client."""
+        """Return the AWS_ variables of a client."""
         user = user or self.user
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
@@ -89,7 +89,7 @@ class Ceph:
         }
 
     def start(self) -> None:
-        """Monitor, store, users, gateway: about 15 s."""
+        """Start monitor, store, users and gateway, which takes about 15 s."""
         fsid = str(uuid.uuid4())
         libraries = self.root / "usr" / "lib" / triplet()
         (self.folder / "ceph.conf").write_text(
@@ -122,7 +122,7 @@ class Ceph:
         self.start_gateway()
 
     def start_gateway(self) -> None:
-        """Returns once it answers. To be called by a thread that outlives it: its end would be the gateway's, too."""
+        """Start the gateway and wait until it answers. It ends with the calling thread, which must outlive it."""
         self._start(
             "radosgw", "-n", "client.admin", "--rgw-frontends", f"beast endpoint=127.0.0.1:{self.port} tcp_nodelay=1"
         )
@@ -136,11 +136,11 @@ class Ceph:
         raise Unavailable(f"radosgw did not answer within {START_SECONDS} s: {self._last_words('radosgw')}")
 
     def kill_gateway(self) -> None:
-        """SIGKILL: connections end in the middle of a message."""
+        """Kill the gateway with SIGKILL: connections end in the middle of a message."""
         self._kill("radosgw")
 
     def stop(self) -> None:
-        """Every process that was started here, whatever state it is in."""
+        """End every process that was started here, whatever state it is in."""
         for name in list(self.processes):
             self._kill(name)
 

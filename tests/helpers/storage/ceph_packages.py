@@ -21,7 +21,7 @@ NEEDLESS = {
 
 
 class Unavailable(Exception):
-    """Ceph is not available here; one line names what is missing."""
+    """Ceph is not available here; the message is one line that names what is missing."""
 
 
 def unpacked(cache: Path = CACHE) -> Path:
@@ -40,18 +40,18 @@ def unpacked(cache: Path = CACHE) -> Path:
 
 
 def environment(root: Path) -> dict[str, str]:
-    """Variables under which the unpacked programs find their libraries."""
+    """Return the environment variables under which the unpacked programs find their libraries."""
     folders = [root / below for tail in ("", "/ceph") for below in (f"usr/lib/{triplet()}{tail}", f"lib/{triplet()}")]
     return {**os.environ, "LD_LIBRARY_PATH": ":".join(str(folder) for folder in folders), "LC_ALL": "C"}
 
 
 def triplet() -> str:
-    """Debian's name for this kind of machine in library folders."""
+    """Return Debian's name for this kind of machine in library folders."""
     return f"{os.uname().machine}-linux-gnu"
 
 
 def _fetch(folder: Path) -> None:
-    """Packages that this machine lacks, downloaded and unpacked; apt keeps its lists in the folder, too."""
+    """Download and unpack the packages that this machine lacks; apt's lists are in the folder, too."""
     for below in ("lists/partial", "apt/archives/partial", "debs", "root"):
         (folder / below).mkdir(parents=True)
     options = [
@@ -82,9 +82,9 @@ def _check_libraries(root: Path) -> None:
         if not path.is_file():
             raise Unavailable(f"{path} is missing: remove {root} and run again")
         done = subprocess.run(["ldd", str(path)], env=environment(root), capture_output=True, text=True)
-        lost = [line.split()[0] for line in done.stdout.splitlines() if line.endswith("not found")]
-        if lost:
-            raise Unavailable(f"{program} lacks {', '.join(lost)}: remove {root} and run again, or install them")
+        missing = [line.split()[0] for line in done.stdout.splitlines() if line.endswith("not found")]
+        if missing:
+            raise Unavailable(f"{program} lacks {', '.join(missing)}: remove {root} and run again, or install them")
 
 
 def _run(command: list[str], cwd: Path | None = None) -> str:

@@ -1,8 +1,7 @@
-"""Four processes write one fragment at once and are killed with SIGKILL at random, until enough have died.
+"""Let four processes write one fragment at once, and kill them with SIGKILL at random until enough have died.
 
-Run as a process of its own
-(python -m tests.helpers.storage.crowd FOLDER KILLS SEED): it forks the writers, so zarr's event
-loop must not run here yet. Prints how many were killed at work.
+Run as a process of its own: it forks the writers, so zarr's event loop must not run here yet.
+Prints the number of writers killed at work: python -m tests.helpers.storage.crowd FOLDER KILLS SEED
 """
 
 import os
@@ -33,7 +32,7 @@ def planned(path: Path) -> tuple[object, Plan]:
 
 
 def write_all(path: Path, order: int | None) -> None:
-    """Every shard, in an order of this writer's own, and the commit."""
+    """Write every shard, in an order of this writer's own, and commit."""
     place, plan = planned(path)
     shards = list(range(plan.shards))
     if order is not None:
@@ -57,7 +56,7 @@ def start(path: Path, order: int) -> int:
 
 
 def crowd(path: Path, luck: random.Random, kills: int) -> int:
-    """One store written by the crowd; how many were killed before it was done. Raises if one fails by itself."""
+    """Let the crowd write one store; return how many were killed first. Raises if a writer fails by itself."""
     dead, running = 0, {}
     for _ in range(WRITERS):
         running[start(path, luck.randrange(1 << 30))] = True

@@ -1,8 +1,7 @@
-"""Writes shards onto a real file system of 2 MB that fills up, turns read-only, or belongs to somebody else.
+"""Write shards onto a real file system of 2 MB that fills up, turns read-only, or belongs to somebody else.
 
-Run inside a mount namespace of its own:
-unshare --map-root-user --mount python -m tests.helpers.storage.full_disk FOLDER.
-Prints the message of each fault, one line each.
+Run inside a mount namespace of its own; prints the message of each fault, one line each:
+unshare --map-root-user --mount python -m tests.helpers.storage.full_disk FOLDER
 """
 
 import os

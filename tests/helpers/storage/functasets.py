@@ -1,4 +1,4 @@
-"""A small functaset, filled the way that the encoding tasks do it."""
+"""A small functaset, filled as the encoding tasks do."""
 
 import hashlib
 from pathlib import Path
@@ -26,7 +26,7 @@ FIELD = {"w": np.arange(6, dtype=np.float32).reshape(2, 3).T}
 
 
 def latents_of(keys: list[str], shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
-    """Latents [n, s, s, c] that are a function of the key: heavy-tailed, like functa."""
+    """Return latents [n, s, s, c] that are a function of the key: heavy-tailed, like functa."""
     seeds = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") for key in keys]
     return np.stack([np.random.default_rng(seed).laplace(0, 0.05, shape) for seed in seeds]).astype(np.float32)
 
@@ -60,7 +60,7 @@ def table_of(location: Location, plan: Plan, number: int) -> RowTable:
 
 
 def write(location: Location, plan: Plan, shard: int, bad: dict[int, str] | None = None, **changes: Any) -> Receipt:
-    """The shard's rows; `bad` is row -> reason."""
+    """Write the shard's rows and return its receipt; `bad` maps a row to the reason."""
     planned = shard_of(location, plan, shard)
     rows = planned.table()
     n = len(rows.keys)
@@ -84,14 +84,14 @@ def fill(location: Location, plans: list[Plan]) -> None:
 
 
 def filled(path: Home | str, bits: int = 8) -> Location:
-    """Train 20 rows in 3 shards, test 6 rows in 1, committed."""
+    """Write and commit a functaset: train 20 rows in 3 shards, test 6 rows in 1."""
     location = new_store(path)
     fill(location, [plan(location, bits=bits), plan(location, "test", n=6, bits=bits)])
     return location
 
 
 def tree(path: Home | str) -> dict[str, str]:
-    """sha256 of every object, temporary ones left out."""
+    """Return the sha256 of every object, temporary ones left out."""
     if str(path).startswith("s3://"):
         location = open_location(str(path))
         return {key: hashlib.sha256(location.read(key)).hexdigest() for key in location.list()}
@@ -100,7 +100,7 @@ def tree(path: Home | str) -> dict[str, str]:
 
 
 def store_with_bad_rows(folder: Path, bits: int = 8) -> Functaset:
-    """Two fragments of 20 and 13 rows, of other ranges if coded; 4 rows are bad, all of one shard among them."""
+    """Write fragments of 20 and 13 rows, with different ranges if coded; 4 rows are bad, among them a whole shard."""
     place = new_store(folder, {"bits": bits})
     first = plan(place, n=20, bits=bits)
     second = plan(place, n=13, first=20, bits=bits, range="sigma", shard_rows=4)

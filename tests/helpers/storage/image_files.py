@@ -1,4 +1,4 @@
-"""Image files made on the spot."""
+"""Image files made in memory, for tests."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def noise(seed: int, side: int = 8, channels: int = 3) -> np.ndarray:
-    """uint8 [side, side, 3] or [side, side]."""
+    """Return random pixels, uint8 [side, side, 3] or [side, side]."""
     shape = (side, side, 3) if channels == 3 else (side, side)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 

@@ -1,8 +1,7 @@
-"""Kills a real writer with SIGKILL before its k-th durable step, for every k, and lets another one finish its work.
+"""Kill a real writer with SIGKILL before its k-th durable step, for every k, and let another one finish its work.
 
-Run as a process of its own
-(python -m tests.helpers.storage.killed_writer WHAT FOLDER): it forks the writers, so zarr's event loop
-must not run here yet. Prints how many points there were.
+Run as a process of its own: it forks the writers, so zarr's event loop must not run here yet.
+Prints the number of steps: python -m tests.helpers.storage.killed_writer WHAT FOLDER
 """
 
 import os
@@ -46,7 +45,7 @@ def kill_before(k: int) -> None:
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Wait status of a forked process that did the work."""
+    """Return the wait status of a forked process that did the work."""
     child = os.fork()
     if child == 0:
         try:
@@ -72,7 +71,7 @@ def check_store(path: Path, reference: Path) -> None:
 
 
 def check_killed_store(path: Path) -> None:
-    """Nothing is visible, or all of it."""
+    """Check that nothing is visible, or all of it."""
     if list(path.glob("commits/*.json")):
         assert len(Functaset.open(str(path)).load("train")) == 5
 
@@ -84,7 +83,7 @@ def write_checkpoints(path: Path) -> None:
 
 
 def check_killed_checkpoints(path: Path) -> None:
-    """Whatever is loaded is whole, and as new as the newest marker."""
+    """Check that the loaded checkpoint is whole and as new as the newest marker."""
     found = load_checkpoint(open_location(str(path)))
     markers = sorted(path.glob("*.json"))
     assert (found is None) == (not markers)
@@ -95,7 +94,7 @@ def check_killed_checkpoints(path: Path) -> None:
 
 
 def check_checkpoints(path: Path, reference: Path) -> None:
-    """All that should be there; of what was pruned, a kill may leave some for the next checkpoint to prune."""
+    """Check that all objects exist; a kill may leave some old ones for the next checkpoint to prune."""
     assert filled.tree(path).items() >= filled.tree(reference).items()
 
 

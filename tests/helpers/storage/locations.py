@@ -14,7 +14,7 @@ from functa.storage.places.location import Location
 
 @dataclass(frozen=True)
 class Prefix:
-    """An s3:// address to which parts are added by '/', as to a Path."""
+    """An s3:// address that is extended with '/', like a Path."""
 
     uri: str
 
@@ -30,7 +30,7 @@ Home = Path | Prefix
 
 @contextmanager
 def new_bucket(environment: dict[str, str]) -> Iterator[str]:
-    """The name of an empty bucket; the environment's server and credentials hold inside."""
+    """Yield the name of an empty bucket; inside, clients use the environment's server and credentials."""
     import fsspec
 
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +44,7 @@ def new_bucket(environment: dict[str, str]) -> Iterator[str]:
 
 @contextmanager
 def clients_of_this_environment() -> Iterator[None]:
-    """fsspec keeps its clients, which read the environment once: none from before, none left."""
+    """Clear fsspec's clients before and after: it keeps them, and each reads the environment only once."""
     import fsspec
 
     fsspec.get_filesystem_class("s3").clear_instance_cache()

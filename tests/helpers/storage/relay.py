@@ -1,4 +1,4 @@
-"""A TCP relay before a real server, which spoils chosen requests: the client sees what a bad network does."""
+"""A TCP relay before a real server that disturbs chosen requests, as a bad network does."""
 
 import socket
 import threading
@@ -34,7 +34,7 @@ class Relay:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """A request's first bytes hold its method; what follows of it, its body, is passed on."""
+        """Pass requests on to the server, unless a fault is due; bytes without a method belong to a body."""
         deaf = threading.Event()
         with client, socket.create_connection(self._server) as server, suppress(OSError):
             threading.Thread(target=self._answer, args=(server, client, deaf), daemon=True).start()

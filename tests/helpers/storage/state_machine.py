@@ -1,5 +1,5 @@
-"""A functaset beside a dict: whatever is planned, written, killed, committed, retired, damaged, repaired and collected,
-in any order, readers see exactly what the dict has, of every version that is kept."""
+"""A functaset compared with a dict, after any order of plans, writes, kills, commits, retirements, damage, repairs and
+collections: readers see exactly the rows of the dict, in every version that is kept."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ Shown = dict[tuple[str, str], int]  # (split, key) -> which of the image's state
 
 
 class Killed(BaseException):
-    """Nothing in the code under test may catch it."""
+    """Acts as a SIGKILL: no code under test may catch it."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Mortal(Location):
 
 @dataclass
 class Pending:
-    """A fragment that is planned: its images' states, and those whose rows are to be bad."""
+    """A planned fragment, the states of its images, and the images whose rows are to be bad."""
 
     plan: Plan
     states: dict[str, int]
@@ -112,7 +112,7 @@ class Store(RuleBasedStateMachine):
         self.history: dict[int, Shown] = {}
         self.images = 0
         self.states: Shown = {}
-        self.lost: set[str] = set()  # fragments that gc took
+        self.collected: set[str] = set()  # fragments that gc took
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
@@ -182,12 +182,12 @@ class Store(RuleBasedStateMachine):
 
     @rule(work=pending, shard=st.integers(0, 2))
     def write(self, work: Pending, shard: int) -> None:
-        if work.plan.id not in self.lost and shard < work.plan.shards:
+        if work.plan.id not in self.collected and shard < work.plan.shards:
             self.write_one(work, shard)
 
     @rule(work=pending, shard=st.integers(0, 2), writes=st.integers(0, 8))
     def kill(self, work: Pending, shard: int, writes: int) -> None:
-        if work.plan.id in self.lost or shard >= work.plan.shards:
+        if work.plan.id in self.collected or shard >= work.plan.shards:
             return
         try:
             self.write_one(work, shard, Mortal(self.place.uri, [writes]))
@@ -196,7 +196,7 @@ class Store(RuleBasedStateMachine):
 
     @rule(target=pending, work=consumes(pending))
     def commit(self, work: Pending) -> object:
-        if work.plan.id in self.lost:
+        if work.plan.id in self.collected:
             return multiple()
         shards = range(work.plan.shards)
         if all(shard_of(self.place, work.plan, shard).find_receipt() is not None for shard in shards):
@@ -242,7 +242,7 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.history)
     @rule(data=st.data(), how=st.sampled_from(["flip", "cut", "empty", "delete"]))
     def tamper(self, data: st.DataObject, how: str) -> None:
-        """Damage anything in the folder: found if the newest version needs it, never read as something else."""
+        """Damage any object: reported if the newest version needs it, and never read as something else."""
         files = sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.name.endswith(".partial"))
         path = data.draw(st.sampled_from(files))
         whole = path.read_bytes()
@@ -265,11 +265,11 @@ class Store(RuleBasedStateMachine):
             self.newest_is_as_it_should_be()
         except StorageError:
             assert fatal
-        path.write_bytes(whole)  # from the copy that everybody has
+        path.write_bytes(whole)  # restore it from a copy
 
     @property
     def needed(self) -> set[str]:
-        """Keys of what the newest version and the chain of commits rest upon, read from the records by hand."""
+        """Return the keys that the newest version and the chain of commits need, read from the records by hand."""
         newest = max(self.history)
         record = json.loads((self.folder / f"commits/{newest:08d}.json").read_text())
         keys = set(record["objects"]) | ({record["moments"]["key"]} if record["moments"] else set())
@@ -290,7 +290,7 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.shown)
     @rule(data=st.data())
     def repair(self, data: st.DataObject) -> None:
-        """A damaged shard's rows into a fragment of their own, as tasks/encoding/repair.py does with real images."""
+        """Move a damaged shard's rows to a new fragment, as tasks/encoding/repair.py does with real images."""
         fragments = Functaset.open(self.place).fragments
         fragment = fragments[data.draw(st.integers(0, len(fragments) - 1))]
         plan, live = fragment.plan, fragment.live
@@ -309,14 +309,14 @@ class Store(RuleBasedStateMachine):
         self.committed(commit(self.place, new, {plan.id: rows}).version)
         assert verify(self.place, deep=True).bad == []
         self.newest_is_as_it_should_be()
-        path.write_bytes(whole)  # older versions can be checked no other way
+        path.write_bytes(whole)  # so that older versions can be checked
 
     @precondition(lambda self: self.history)
     @rule(hours=st.sampled_from([0, 48]))
     def collect(self, hours: int) -> None:
         before = latest(self.place)
         done = collect(self.place, delete=True, now=lambda: time.time() + 3600 * hours)
-        self.lost |= set(done.fragments)
+        self.collected |= set(done.fragments)
         after = latest(self.place)
         assert after is not None and before is not None
         assert (after.fragments, after.retired_fragments) == (before.fragments, before.retired_fragments)
@@ -325,12 +325,12 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.history)
     @rule(changes=st.integers(0, 40), hours=st.sampled_from([0, 48]), erase=st.booleans())
     def kill_collection(self, changes: int, hours: int, erase: bool) -> None:
-        """Anywhere; readers see the same rows, and whatever it had begun on is not committed any more."""
+        """Kill it at any change: readers see the same rows; a fragment that it began to delete is never committed."""
         mortal = Mortal(self.place.uri, [changes])
         with suppress(Killed):
             collect(mortal, delete=True, erase_retired=erase, now=lambda: time.time() + 3600 * hours)
         claims = {path.parent.name for path in self.folder.glob("fragments/*/claim") if path.read_bytes() == b"collect"}
-        self.lost |= claims
+        self.collected |= claims
         newest = latest(self.place)
         assert newest is not None
         if newest.version not in self.history:
@@ -365,7 +365,7 @@ class Store(RuleBasedStateMachine):
     def erase(self) -> None:
         content = Functaset.open(self.place).content
         done = collect(self.place, delete=True, erase_retired=True)
-        self.lost |= set(done.fragments)
+        self.collected |= set(done.fragments)
         newest = latest(self.place)
         assert newest is not None
         self.committed(newest.version)
