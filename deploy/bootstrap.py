@@ -68,7 +68,7 @@ class Target:
 
 
 def bootstrap(target: Target) -> dict[str, list[str]]:
-    """Creates what is missing, brings the rest up to date; the names of what is there, by kind."""
+    """Create what is missing and update the rest; return the names of what exists, by kind."""
     document = render(yaml.safe_load(PREFECT_FILE.read_text()), target)
     queues: dict[str, list[str]] = {}
     for deployment in document["deployments"]:
@@ -118,7 +118,7 @@ def render(document: dict[str, Any], target: Target) -> dict[str, Any]:
 
 
 def create_pool(client: SyncPrefectClient, target: Target, pool: str, queues: list[str]) -> None:
-    """The pool and its queues, where they are missing; an operator's limits on existing ones stay."""
+    """Create the pool and its queues where they are missing; keep an operator's limits on existing ones."""
     template = {} if target.job_template is None else {"base_job_template": json.loads(target.job_template.read_text())}
     described = "Spatial functa's workers."
     try:
@@ -174,7 +174,7 @@ def watch_over_runs(client: SyncPrefectClient) -> None:
     existing = client.read_automations_by_name(WATCH)
     if not existing:
         client.create_automation(watch)
-    elif _described(existing[0]) != _described(watch):  # written anew it would forget the runs that it is watching
+    elif _described(existing[0]) != _described(watch):  # replacing an equal one would drop the runs that it is watching
         client.update_automation(existing[0].id, watch)
 
 
@@ -184,7 +184,7 @@ def _described(automation: AutomationCore) -> dict[str, Any]:
 
 
 def deploy(document: dict[str, Any]) -> None:
-    """`prefect deploy --all`, so that every key of prefect.yaml means what Prefect's documentation defines."""
+    """Run `prefect deploy --all`, so that every key of prefect.yaml means what Prefect's documentation defines."""
     with tempfile.TemporaryDirectory() as folder:
         rendered = Path(folder) / "prefect.yaml"
         rendered.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -201,7 +201,7 @@ def last_line(text: str) -> str:
 
 
 def main() -> int:
-    """Exit status 0 done, 1 the server, 2 the arguments or the preset."""
+    """Return the exit status: 0 done, 1 fault of the server, 2 of the arguments or the preset."""
     parser = argparse.ArgumentParser(prog="python -m functa.deploy.bootstrap", description=__doc__.splitlines()[0])
     parser.add_argument("--root", default="functa-runs/digits", help="where runs go by default")
     parser.add_argument("--gpus", type=positive, help="slots of the limit, one for each device (new: 1)")
@@ -224,14 +224,14 @@ def main() -> int:
 
 
 def positive(text: str) -> int:
-    """A number of devices."""
+    """Parse a number of devices."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
     return int(text)
 
 
 def schedule(text: str) -> str:
-    """A cron expression, as Prefect checks it."""
+    """Parse a cron expression with Prefect's own check."""
     from prefect.client.schemas.schedules import CronSchedule
 
     try:
@@ -241,7 +241,7 @@ def schedule(text: str) -> str:
 
 
 def template(text: str) -> Path:
-    """A file of JSON."""
+    """Parse the path of a JSON file."""
     try:
         json.loads(Path(text).read_text())
     except (OSError, ValueError) as error:

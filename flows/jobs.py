@@ -34,7 +34,7 @@ KEPT_ASIDE = (
 
 
 def meta_train_job(ledger: Ledger, record: StageRecord) -> MetaTrainJob:
-    """The field's training run."""
+    """Return the job of the field's training."""
     config = ledger.config
     return MetaTrainJob(
         seed=config.seed, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
@@ -44,7 +44,7 @@ def meta_train_job(ledger: Ledger, record: StageRecord) -> MetaTrainJob:
 
 
 def encode_job(ledger: Ledger, record: StageRecord, **options: bool) -> EncodeJob:
-    """The encoding of all images."""
+    """Return the job of encoding all images."""
     field = ledger.require("meta_train")
     return EncodeJob(
         images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
@@ -54,7 +54,7 @@ def encode_job(ledger: Ledger, record: StageRecord, **options: bool) -> EncodeJo
 
 
 def classifier_job(ledger: Ledger, record: StageRecord) -> ClassifierJob:
-    """The classifier's training run."""
+    """Return the job of the classifier's training."""
     config, functaset = ledger.config, ledger.require("encode")
     version, name = _commit_to_train_on(ledger, record, functaset)
     return ClassifierJob(
@@ -65,7 +65,7 @@ def classifier_job(ledger: Ledger, record: StageRecord) -> ClassifierJob:
 
 
 def diffusion_job(ledger: Ledger, record: StageRecord) -> DiffusionJob:
-    """The diffusion model's training run."""
+    """Return the job of the diffusion model's training."""
     config, functaset = ledger.config, ledger.require("encode")
     version, name = _commit_to_train_on(ledger, record, functaset)
     return DiffusionJob(
@@ -137,7 +137,7 @@ def _pixel_classifier_digest(config: PipelineConfig) -> str:
 
 
 def pixel_classifier_job(ledger: Ledger, output: str) -> PixelClassifierJob:
-    """The feature space of Frechet distances: images and its own config decide it.
+    """Return the job of the classifier whose features Frechet distances use: its config and the images decide it.
 
     Its seed is its own: runs of several seeds are measured in one space.
     """
@@ -165,7 +165,7 @@ def sample_jobs(ledger: Ledger, job: EvaluationJob, pictures_only: bool) -> tupl
 
 
 def draw_jobs(ledger: Ledger, job: EvaluationJob) -> tuple[list[SampleJob], list[int]]:
-    """Slices of the samples of each class that Table 7 counts, and all labels; empty where those for distances do."""
+    """Return the slices of each class's samples for Table 7, and all labels; empty if those for distances serve."""
     diffusion, memorization = ledger.config.diffusion, ledger.config.evaluation.memorization
     each = None if memorization is None else memorization.draws_per_class
     if each is None or diffusion is None or not diffusion.process.labelled:
@@ -176,7 +176,7 @@ def draw_jobs(ledger: Ledger, job: EvaluationJob) -> tuple[list[SampleJob], list
 
 
 def _slices(ledger: Ledger, job: EvaluationJob, labels: list[int] | None, count: int, folder: str) -> list[SampleJob]:
-    """`count` samples, so many per dispatched task, into this folder of the run."""
+    """Return the jobs that draw `count` samples, a slice per dispatched task, into this folder of the run."""
     config = ledger.config
     assert config.diffusion is not None
     size = config.evaluation.slice

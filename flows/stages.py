@@ -224,7 +224,7 @@ def _delete_features(run: str) -> None:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values with dotted names, for a table."""
+    """Return nested values with dotted names, for a table."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}

@@ -12,13 +12,13 @@ from functa.tasks.stage_table import STAGES
 
 
 def stages_of(config: PipelineConfig) -> tuple[str, ...]:
-    """The stages that this config has, in order: a stage whose optional section is null is left out."""
+    """Return the stages of this config, in order: a stage whose optional section is null is left out."""
     sections = {name: stage.optional_section for name, stage in STAGES.items()}
     return tuple(name for name, section in sections.items() if not section or getattr(config, section) is not None)
 
 
 def levels(config: PipelineConfig) -> list[list[str]]:
-    """The stages of this config in order of work: those of one level read only earlier ones, and may run together."""
+    """Return the stages of this config by levels: those of one level read only earlier ones, and may run together."""
     sorter = TopologicalSorter({stage: inputs_of(config, stage) for stage in stages_of(config)})
     sorter.prepare()
     found: list[list[str]] = []
@@ -30,12 +30,12 @@ def levels(config: PipelineConfig) -> list[list[str]]:
 
 
 def inputs_of(config: PipelineConfig, stage: str) -> tuple[str, ...]:
-    """The stages whose outputs a stage reads, of those that this config has."""
+    """Return the stages of this config whose outputs a stage reads."""
     return tuple(name for name in STAGES[stage].inputs if name in stages_of(config))
 
 
 def require_stage(config: PipelineConfig, stage: str) -> None:
-    """Raises ConfigError for a stage that this config does not have."""
+    """Raise ConfigError for a stage that this config does not have."""
     if stage not in stages_of(config):
         section = STAGES[stage].optional_section
         raise ConfigError(
@@ -60,7 +60,7 @@ def chain_digests(config: PipelineConfig) -> dict[str, str]:
 
 
 def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
-    """The keys that decide a stage's result, flat: {"field.width": 128, ...}."""
+    """Return the keys that decide a stage's result, flat: {"field.width": 128, ...}."""
     flat: dict[str, Any] = {}
     for section in STAGES[stage].sections:
         value = seed_of(config, stage) if section == "seed" else getattr(config, section)
@@ -69,7 +69,7 @@ def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
 
 
 def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
-    """The keys of a section that decide a result, flat; those of the machine are left out."""
+    """Return the keys of a section that decide a result, flat, without those of the machine."""
     flat: dict[str, Any] = {}
     for name, info in type(model).model_fields.items():
         extra = info.json_schema_extra
@@ -84,6 +84,6 @@ def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of a JSON value, independent of key order."""
+    """Return a digest of a JSON value as 16 hex digits, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -28,13 +28,13 @@ class Setting(NamedTuple):
 
     @property
     def section(self) -> str:
-        """The section that the key belongs to; empty for the settings of the run itself (name, seeds)."""
+        """Return the section of the key; empty for the settings of the run itself (name, seeds)."""
         first, dot, _ = self.key.partition(".")
         return first if dot or self.type == SECTION else ""
 
 
 def settings_reference() -> list[Setting]:
-    """All settings in the order of the config, a section that may be null before its own settings."""
+    """Return all settings in the order of the config, a section that may be null before its own settings."""
     return list(_settings(PipelineConfig, ""))
 
 

@@ -38,11 +38,11 @@ MANNERS = {
 
 
 class OperateError(FunctaError):
-    """Something in the world is wrong (port taken, no server, a child died)."""
+    """A fault outside the program: a taken port, no server, a child process that ended."""
 
 
 def prepare_environment() -> None:
-    """Prefect's settings, before it is imported; what the user set in environment or profile stays."""
+    """Set Prefect's settings before it is imported, except those that the user set in environment or profile."""
     profile = active_profile()
     settings = dict(MANNERS)
     if not configured_api():
@@ -53,12 +53,12 @@ def prepare_environment() -> None:
 
 
 def prefect_home() -> Path:
-    """Prefect's folder: its database, its profiles and our logs."""
+    """Return Prefect's folder: its database, its profiles and our logs."""
     return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
 
 
 def active_profile() -> dict[str, str]:
-    """Settings of the user's active Prefect profile; empty where there is none that can be read."""
+    """Return the settings of the user's active Prefect profile; empty if none can be read."""
     try:
         profiles = tomllib.loads((prefect_home() / "profiles.toml").read_text())
         name = os.environ.get("PREFECT_PROFILE") or profiles.get("active", "")
@@ -68,22 +68,22 @@ def active_profile() -> dict[str, str]:
 
 
 def absolute(root: str) -> str:
-    """A URI as it is; a path so that a worker in another folder means the same one."""
+    """Return a URI unchanged, and a path as absolute, so that it means the same to a worker in another folder."""
     return root if "://" in root else str(Path(root).expanduser().absolute())
 
 
 def configured_api() -> str:
-    """PREFECT_API_URL from environment or profile; empty: neither has one."""
+    """Return PREFECT_API_URL from environment or profile, or an empty string."""
     return (os.environ.get("PREFECT_API_URL") or active_profile().get("PREFECT_API_URL", "")).rstrip("/")
 
 
 def local_api(port: int) -> str:
-    """Address of the API that `functa up` serves."""
+    """Return the address of the API that `functa up` serves."""
     return f"http://{HOST}:{port}/api"
 
 
 def fetch(address: str, timeout: float = 3.0) -> bytes:
-    """A page's body. Raises OSError or ValueError where there is none."""
+    """Return a page's body. Raises OSError or ValueError if there is none."""
     loopback = urlsplit(address).hostname in (HOST, "localhost", "::1")
     # A proxy from the environment is never asked for this machine's own addresses.
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if loopback else []))
@@ -92,7 +92,7 @@ def fetch(address: str, timeout: float = 3.0) -> bytes:
 
 
 def healthy(api: str) -> bool:
-    """Whether a Prefect server answers at this API address."""
+    """Return whether a Prefect server answers at this API address."""
     try:
         return fetch(f"{api}/health").strip() == b"true"
     except (OSError, ValueError, http.client.HTTPException):
@@ -100,7 +100,7 @@ def healthy(api: str) -> bool:
 
 
 def port_fault(port: int) -> str:
-    """Why the port cannot be served on this machine; empty: it can."""
+    """Return why the port cannot be served on this machine; empty if it can."""
     if not 0 < port < 65536:
         return "is no port: 1 to 65535 are"
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:

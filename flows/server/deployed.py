@@ -76,9 +76,9 @@ def run_deployed(
 
 @contextmanager
 def on_server() -> Iterator[None]:
-    """For a flow of this process whose children are runs on workers: with the server's API, checked to be served.
+    """Use the server's API in this process, checked to be served, for a flow whose children are runs on workers.
 
-    Raises OperateError as run_deployed.
+    Raises OperateError if none answers, the deployment is missing, or no worker comes.
     """
     prepare_environment()
     api = find_api()
@@ -100,7 +100,7 @@ def on_server() -> Iterator[None]:
 
 
 def find_api() -> str:
-    """The configured server, or that of `functa up` on its default port."""
+    """Return the API of the configured server, or of `functa up` on its default port."""
     api = configured_api() or local_api(PORT)
     if healthy(api):
         return api
@@ -109,7 +109,7 @@ def find_api() -> str:
 
 
 def check_deployment(client: "SyncPrefectClient", api: str) -> None:
-    """The deployment is there."""
+    """Raise OperateError if the deployment does not exist."""
     from prefect.exceptions import ObjectNotFound
 
     try:
@@ -122,7 +122,7 @@ def check_deployment(client: "SyncPrefectClient", api: str) -> None:
 
 
 def unpolled_queues(client: "SyncPrefectClient") -> list[str]:
-    """Queues that no worker asked for work lately."""
+    """Return the queues that no worker has recently asked for work."""
     since = datetime.now(UTC) - POLLED_WITHIN
     queues = {queue.name: queue for queue in client.read_work_queues(work_pool_name=POOL)}
     missing = []
@@ -134,7 +134,7 @@ def unpolled_queues(client: "SyncPrefectClient") -> list[str]:
 
 
 def wait_for_workers(client: "SyncPrefectClient", api: str, console: Console) -> None:
-    """A worker may just be starting; a run that nobody takes would wait for ever."""
+    """Wait until every queue has a worker: one may just be starting. Raises OperateError after WORKER_SECONDS."""
     began = time.monotonic()
     with console.status("") as status:
         while missing := unpolled_queues(client):
@@ -149,7 +149,7 @@ def wait_for_workers(client: "SyncPrefectClient", api: str, console: Console) ->
 
 
 def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRun":
-    """A new run of the deployment; relative folders mean those of this shell, not the worker's."""
+    """Start a run of the deployment; relative folders are those of this shell, not the worker's."""
     from prefect.deployments import run_deployment
     from prefect.exceptions import PrefectHTTPStatusError
 
@@ -176,7 +176,7 @@ def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRu
 
 
 def run_address(api: str, run_id: "UUID") -> str:
-    """The run's page, in the UI that this server shows by default (the old addresses open the old UI)."""
+    """Return the run's page, in the UI that this server shows by default (the old addresses open the old UI)."""
     served = api.removesuffix("/api")
     base = os.environ.get("PREFECT_UI_URL", served).rstrip("/")  # a container reaches the API by another name
     try:

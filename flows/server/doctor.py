@@ -41,7 +41,7 @@ class Check:
 
 
 def doctor(root: str = "functa-runs") -> list[Check]:
-    """Every check, none of which raises."""
+    """Run every check; none of them raises."""
     checks: list[Callable[[], Check]] = [
         check_python, check_torch, check_compiler, lambda: check_disk(root), check_memory,
         check_prefect, check_port, check_lock, check_versions,
@@ -50,7 +50,7 @@ def doctor(root: str = "functa-runs") -> list[Check]:
 
 
 def guarded(check: Callable[[], Check]) -> Check:
-    """A broken installation is a finding, not a traceback."""
+    """Run a check and report an exception as a finding: a broken installation is no traceback."""
     try:
         return check()
     except Exception as error:
@@ -59,7 +59,7 @@ def guarded(check: Callable[[], Check]) -> Check:
 
 
 def check_python() -> Check:
-    """At least 3.11."""
+    """Check that Python is at least 3.11."""
     version = platform.python_version()
     return Check(
         "python", sys.version_info >= (3, 11), f"{version} at {sys.executable}", "install Python 3.11 or later"
@@ -67,7 +67,7 @@ def check_python() -> Check:
 
 
 def check_torch() -> Check:
-    """Version and device."""
+    """Report torch's version and device."""
     import torch
 
     if torch.cuda.is_available():
@@ -78,7 +78,7 @@ def check_torch() -> Check:
 
 
 def check_compiler() -> Check:
-    """The tools of torch.compile, by the test that `compile: auto` uses itself."""
+    """Check the tools of torch.compile, by the test that `compile: auto` uses itself."""
     from functa.models.compute.compilation import missing
     from functa.models.compute.device import choose_device
 
@@ -90,7 +90,7 @@ def check_compiler() -> Check:
 
 
 def check_disk(root: str) -> Check:
-    """Free space where runs go; for a location elsewhere, whether it can be written to."""
+    """Check the free space of the root's disk; for another storage, whether it can be written to."""
     if root.startswith("s3://"):
         from functa.storage.errors import StorageError
         from functa.storage.places.address import open_location
@@ -112,7 +112,7 @@ def check_disk(root: str) -> Check:
 
 
 def check_memory() -> Check:
-    """Memory that can be had without swapping."""
+    """Check the memory available without swapping."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -121,7 +121,7 @@ def check_memory() -> Check:
 
 
 def check_prefect() -> Check:
-    """The server that flows will report to."""
+    """Check the server that flows will report to."""
     api = configured_api()
     if not api:
         return Check("prefect", True, "no PREFECT_API_URL: functa run starts its embedded server")
@@ -130,7 +130,7 @@ def check_prefect() -> Check:
 
 
 def check_port() -> Check:
-    """The port of `functa up`; a server of ours that has it is no fault."""
+    """Check that the port of `functa up` is free; a server of this project on it is no fault."""
     fault = port_fault(PORT)
     ok = None if "Prefect" in fault else not fault
     return Check("port", ok, f"{PORT} {fault or 'is free'}", "functa up --port")
@@ -173,7 +173,7 @@ def _check_requirements() -> Check:
 
 
 def read_pins(lock: str) -> dict[str, list[str]]:
-    """Pinned versions by package, of the lines that hold on this platform."""
+    """Return the pinned versions by package, of the lines that apply to this platform."""
     from packaging.requirements import Requirement
 
     pins: dict[str, list[str]] = {}
@@ -187,12 +187,12 @@ def read_pins(lock: str) -> dict[str, list[str]]:
 
 
 def gibibytes(number: int) -> str:
-    """Bytes for people."""
+    """Return a number of bytes as people read it."""
     return f"{number / (1 << 30):.1f} GiB"
 
 
 def print_checks(checks: list[Check], console: Console | None = None) -> None:
-    """A table, with the fix below each finding that needs one."""
+    """Print a table, with the fix below each finding that needs one."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.ok]

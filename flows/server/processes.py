@@ -65,7 +65,7 @@ def start(name: str, command: list[str], environment: dict[str, str], folder: Pa
 
 @contextlib.contextmanager
 def signals_caught() -> Iterator[list[int]]:
-    """Signals that ask for an end are collected instead of acted on; the old handlers come back afterwards."""
+    """Collect signals that ask for an end instead of acting on them; restore the old handlers afterwards."""
     caught: list[int] = []
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -17,7 +17,7 @@ INTERRUPTED = "Crash detected! Execution was aborted by an interrupt signal"
 
 @contextmanager
 def prefect_session() -> Iterator[None]:
-    """Within, flows run on the configured server, or on Prefect's embedded one, with the project's settings.
+    """Let flows run on the configured server, or on Prefect's embedded one, with the project's settings.
 
     Raises OperateError if the embedded server does not start.
     """

@@ -111,7 +111,7 @@ def up(
 
 
 def cancel_waiting(port: int) -> None:
-    """Cancels runs that no worker has begun: the next `functa up` would start them, for nobody.
+    """Cancel runs that no worker has begun: the next `functa up` would start them unasked.
 
     Those that a schedule has planned stay. As far as the server answers: it ends next.
     """
@@ -133,7 +133,7 @@ def cancel_waiting(port: int) -> None:
 
 
 def check_port(port: int) -> None:
-    """One clear line before anything starts."""
+    """Raise ConfigError or OperateError if the port cannot be served, before anything starts."""
     fault = port_fault(port)
     if fault.startswith("is no port"):
         raise ConfigError(f"--port {port} {fault}")
@@ -147,7 +147,7 @@ def check_port(port: int) -> None:
 
 
 def check_cron(cron: str | None) -> None:
-    """Raises ConfigError for what is no cron expression; Prefect is loaded only for one."""
+    """Raise ConfigError if the text is no cron expression; load Prefect only if there is one."""
     if cron is None:
         return
     from prefect.client.schemas.schedules import CronSchedule
@@ -159,7 +159,7 @@ def check_cron(cron: str | None) -> None:
 
 
 def workers_of_this_machine(port: int, gpus: int | None) -> list[Worker]:
-    """One for the pipelines, without a limit since they only wait; and one for each device, with a limit of one run.
+    """Return a worker for pipelines, without a limit as they only wait, and one for each device, limited to one run.
 
     Raises ConfigError where more devices are asked for than there are.
     """
@@ -188,7 +188,7 @@ def bootstrap_options(root: str, cron: str | None) -> list[str]:
 
 
 def serve(children: list[Child], caught: list[int], port: int, console: Console) -> None:
-    """Prefect's server, on this machine's own address alone."""
+    """Start Prefect's server, on this machine's own address alone."""
     with console.status("") as status:
         children.append(begin("server", [*PREFECT, "server", "start", "--host", HOST, "--port", str(port)], port))
         progress = progress_line(status.update, f"Prefect's server starts on {HOST}:{port}", STARTUP_SECONDS)
@@ -196,7 +196,7 @@ def serve(children: list[Child], caught: list[int], port: int, console: Console)
 
 
 def set_up(children: list[Child], caught: list[int], port: int, options: list[str], console: Console) -> None:
-    """Work pool, queues, limit and deployments, by a child that ends by itself."""
+    """Create work pool, queues, limit and deployments, by a child that ends by itself."""
     with console.status("") as status:
         child = begin("bootstrap", [sys.executable, "-P", "-m", "functa.deploy.bootstrap", *options], port)
         progress = progress_line(status.update, "Work pool, queues and deployments are set up", BOOTSTRAP_SECONDS)
@@ -209,7 +209,7 @@ def set_up(children: list[Child], caught: list[int], port: int, options: list[st
 
 
 def work(children: list[Child], caught: list[int], port: int, workers: list[Worker], console: Console) -> None:
-    """The workers, all of which have answered in the end."""
+    """Start the workers, and wait until all of them have answered."""
     started = datetime.now(UTC)
     names = {worker.name for worker in workers}
     for worker in workers:

@@ -29,7 +29,7 @@ class Axis:
 
     @property
     def name(self) -> str:
-        """The key as it is shown: "diffusion.timestep_ratio", or "field.spatial, field.channels"."""
+        """Return the key as it is shown: "diffusion.timestep_ratio", or "field.spatial, field.channels"."""
         return ", ".join(self.keys)
 
 
@@ -44,12 +44,12 @@ class Member:
 
     @property
     def name(self) -> str:
-        """The member's name in messages, also that of its folder and its run."""
+        """Return the member's name in messages, which its folder and its run have too."""
         return self.config.name
 
     @property
     def folder(self) -> str:
-        """The member's folder below the sweep's root; other settings have another one."""
+        """Return the member's folder below the sweep's root; other settings have another one."""
         return f"members/{self.name}-{self.digests['evaluate'][:8]}"
 
 
@@ -65,11 +65,11 @@ class SweepPlan:
 
     @property
     def keys(self) -> list[str]:
-        """The keys that the axes change, sorted."""
+        """Return the keys that the axes change, sorted."""
         return sorted(key for axis in self.axes for key in axis.keys)
 
     def shared(self) -> list[tuple[str, str, Member]]:
-        """(stage, digest, a member that has it) of everything that more than one member needs, inputs first."""
+        """Return (stage, digest, one member) of each stage that several members need, inputs first."""
         found: list[tuple[str, str, Member]] = []
         stages = dict.fromkeys(stage for member in self.members for stage in stages_of(member.config))
         for stage in stages:
