@@ -198,14 +198,14 @@ def watch(client: "SyncPrefectClient", run_id: "UUID") -> "Iterator[FlowRun | No
     """
     import httpx
 
-    heard = time.monotonic()
+    answered = time.monotonic()
     while True:
         run: FlowRun | None = None
         try:
             run = client.read_flow_run(run_id)
-            heard = time.monotonic()
+            answered = time.monotonic()
         except httpx.HTTPError as error:  # also from a proxy in front of a server that starts again
-            silence = time.monotonic() - heard
+            silence = time.monotonic() - answered
             if silence > SILENCE_SECONDS:
                 raise ServerSilent(
                     f"the server has not answered for {silence:.0f} s ({type(error).__name__})"

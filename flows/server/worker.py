@@ -117,7 +117,7 @@ def outlive_the_worker() -> None:
     at the next one.
     """
     for console in _consoles():
-        console.on_broken_pipe = _write_to_nobody
+        console.on_broken_pipe = _discard_output
 
 
 def _consoles() -> Iterator[Any]:
@@ -128,8 +128,8 @@ def _consoles() -> Iterator[Any]:
                 yield console
 
 
-def _write_to_nobody() -> None:
-    nobody = os.open(os.devnull, os.O_WRONLY)
+def _discard_output() -> None:
+    discard = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
-        os.dup2(nobody, stream)
-    os.close(nobody)
+        os.dup2(discard, stream)
+    os.close(discard)
