@@ -31,7 +31,7 @@ VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["ve
 
 
 def locked(path: Path) -> dict[str, str]:
-    """Versions by package."""
+    """Return the locked versions by package."""
     return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;]+)", path.read_text(), re.MULTILINE))
 
 
@@ -40,13 +40,13 @@ SERVER_LOCK = locked(DEPLOY / "requirements-server.lock")
 
 
 def instructions(dockerfile: str, kind: str) -> list[str]:
-    """Arguments of each instruction of a kind, continued lines joined, comments left out."""
+    """Return the arguments of each instruction of a kind, continued lines joined, comments removed."""
     lines = "\n".join(line for line in dockerfile.splitlines() if not line.startswith("#")).replace("\\\n", " ")
     return [" ".join(line.split()[1:]) for line in lines.splitlines() if line.split()[:1] == [kind]]
 
 
 def options(command: list[str]) -> dict[str, str]:
-    """--name VALUE pairs of a worker's command."""
+    """Return the --name VALUE pairs of a worker's command."""
     return {name: value for name, value in pairwise(command) if name.startswith("--")}
 
 
@@ -108,8 +108,8 @@ def test_everything_that_lasts_is_watched_restarted_and_bounded_in_its_log() -> 
         assert name in ("bootstrap", "services") or "test" in service["healthcheck"], name
 
 
-def test_what_server_and_services_share_lies_outside_their_memory() -> None:
-    """Modules of prefect-redis; that they exist there is tried where that is installed."""
+def test_server_and_services_share_state_outside_their_memory() -> None:
+    """The settings name modules of prefect-redis; if that is installed, they are imported."""
     for name in ("server", "services"):
         environment = SERVICES[name]["environment"]
         modules = [value for value in environment.values() if value.startswith("prefect_redis.")]
@@ -134,7 +134,7 @@ def test_prefect_knows_every_setting_that_is_made() -> None:
 
 
 def settings_of(model: Any) -> set[str]:
-    """Names, in lower case, of all environment variables that Prefect's settings read."""
+    """Return the names, in lower case, of all environment variables that Prefect's settings read."""
     from pydantic import AliasChoices
 
     names: set[str] = set()
@@ -148,7 +148,7 @@ def settings_of(model: Any) -> set[str]:
 
 
 def compose_command() -> list[str]:
-    """docker compose, whichever this machine has; empty: none."""
+    """Return the command of docker compose on this machine; empty if there is none."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode:
             return command

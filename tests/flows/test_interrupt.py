@@ -40,7 +40,7 @@ def started(root: Path, stage: str) -> bool:
 
 
 def run_until_both_train(root: Path) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
-    """A run in which classifier and diffusion train side by side, and everything below it."""
+    """Start a run; return it and its descendants once classifier and diffusion train side by side."""
     with open(root.parent / "log", "ab") as log:
         process = subprocess.Popen(command(root), cwd=PROJECT, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 200

@@ -61,7 +61,7 @@ def interrupt(job: ClassifierJob, at: int) -> None:
         marker.write_text(json.dumps(document))
 
 
-def test_a_training_that_goes_on_stays_with_the_commit_it_began_with(book: Ledger, functaset: Location) -> None:
+def test_a_resumed_training_stays_with_the_commit_it_began_with(book: Ledger, functaset: Location) -> None:
     with book.working("train_classifier") as record:
         first = classifier_job(book, record)
         assert first.version == 1
@@ -110,7 +110,7 @@ def test_a_root_without_a_model_has_no_note_of_a_newer_commit(tmp_path: Path) ->
 
 
 def test_draws_for_distinct_counts_are_as_many_of_each_class(tmp_path: Path) -> None:
-    """Beside the samples for distances, not among them; none where nobody asked, or the model knows no classes."""
+    """Beside the samples for distances, not among them; none if not requested, or if the model knows no classes."""
     job = EvaluationJob.model_construct(output="run", diffusion="d")
 
     def book(*overrides: str) -> Ledger:
@@ -146,7 +146,7 @@ def test_at_guidance_zero_nothing_is_of_a_class(tmp_path: Path) -> None:
 
 
 def test_the_pixel_classifier_is_another_one_when_its_images_are(tmp_path: Path) -> None:
-    """Its digest is of the images as they are, its own seed and keys, and of nothing that only the machine has."""
+    """Its digest depends on the current images, its seed and its keys, and not on the machine."""
     folder = tmp_path / "images"
 
     def draw(*classes: str) -> None:

@@ -106,7 +106,7 @@ def test_half_trained_work_that_an_outside_fault_ended_is_refused_to_another_con
     assert ledger(tmp_path).up_to_date("meta_train") is None  # the same one goes on
 
 
-def test_a_failed_encoding_is_not_in_the_way_of_another_which_goes_beside_it(tmp_path: Path) -> None:
+def test_another_encoding_goes_beside_a_failed_one(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     finish(book, "meta_train")
     with pytest.raises(StorageError), book.working("encode") as record:
@@ -132,7 +132,7 @@ def test_what_was_deleted_or_diverged_may_be_made_with_another_config(tmp_path: 
     assert ledger(tmp_path, "field.width=32").up_to_date("meta_train") is None
 
 
-def test_a_field_that_came_out_otherwise_gets_a_functaset_of_its_own(tmp_path: Path) -> None:
+def test_a_field_with_other_weights_gets_a_functaset_of_its_own(tmp_path: Path) -> None:
     book = finish_all(tmp_path)
     finish(book, "meta_train", digest="beef")
     assert book.up_to_date("encode") is None
@@ -144,7 +144,7 @@ def test_a_field_that_came_out_otherwise_gets_a_functaset_of_its_own(tmp_path: P
     assert (tmp_path / "functaset.zarr" / "zarr.json").exists()
 
 
-def test_a_functaset_of_the_same_choices_is_found_again_whatever_was_tried_meanwhile(tmp_path: Path) -> None:
+def test_a_functaset_of_the_same_choices_is_found_again_after_another_encoding(tmp_path: Path) -> None:
     book = finish_all(tmp_path)
     place = tmp_path / "functaset.zarr"
     (place / "zarr.json").unlink()
@@ -283,7 +283,7 @@ def test_a_root_sees_later_commits_of_the_functaset_that_it_reuses(tmp_path: Pat
         assert book.output(record) == str(tmp_path / "other" / "functaset.zarr")
 
 
-def test_an_evaluation_goes_on_in_its_folder_and_a_new_one_gets_a_new_folder(tmp_path: Path) -> None:
+def test_a_resumed_evaluation_keeps_its_folder_and_a_new_one_gets_a_new_folder(tmp_path: Path) -> None:
     book = finish_all(tmp_path)
     folder = read_record(book.location, "evaluate").output  # type: ignore[union-attr]
     with book.working("evaluate") as record:

@@ -29,7 +29,7 @@ def root(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def copy(root: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be spoilt."""
+    """A copy of the root that a test may change."""
     return Path(shutil.copytree(root, tmp_path / "root"))
 
 
@@ -44,17 +44,17 @@ def run(root: Path, *overrides: str, from_root: Path | None = None) -> dict:  # 
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    """When each file below was last written."""
+    """Return when each file below was last written."""
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
 def starts(root: Path) -> dict[str, str]:
-    """When each stage last started: a stage that was not run again keeps its time."""
+    """Return when each stage last started: a skipped stage keeps its time."""
     return {p.stem: p.read_text() for p in (root / "stages").glob("*.json")}
 
 
 def rerun(root: Path, *overrides: str) -> set[str]:
-    """The stages that a run really ran."""
+    """Run the pipeline; return the stages that were not skipped."""
     before = starts(root)
     run(root, *overrides)
     after = starts(root)

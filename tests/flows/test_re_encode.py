@@ -80,7 +80,7 @@ def start(served: Served, name: str, parameters: dict[str, Any]) -> str:
 
 
 def runs_of(served: Served, name: str) -> list[dict[str, Any]]:
-    """Those that have begun, the latest last."""
+    """Return the runs that have begun, the latest last."""
     wanted = {"deployment_id": {"any_": [deployment(served, name)["id"]]}}
     runs = served.ask("flow_runs/filter", {"flow_runs": wanted, "sort": "START_TIME_ASC"})
     return [run for run in runs if run["state_type"] != "SCHEDULED"]
@@ -105,7 +105,7 @@ def keys(served: Served) -> set[str]:
 
 
 def fragments(served: Served) -> dict[str, list[str]]:
-    """Keys of each fragment, by its name."""
+    """Return the keys of each fragment, by its name."""
     found = {}
     for plan in (served.root / "functaset.zarr" / "fragments").glob("*/plan.json"):
         found[plan.parent.name] = json.loads(plan.read_text())
@@ -200,7 +200,7 @@ def test_a_malformed_event_is_one_line_on_its_runs_page_and_nothing_else(served:
     assert tree(served.root / "functaset.zarr") == before
 
 
-def test_notify_refuses_what_nobody_would_act_on(served: Served, images: Path, tmp_path: Path) -> None:
+def test_notify_refuses_an_event_that_no_run_would_use(served: Served, images: Path, tmp_path: Path) -> None:
     for arguments, expected in (
         ((str(tmp_path), "--images", str(images)), "nothing has been encoded there"),
         (
@@ -240,7 +240,7 @@ def test_no_device_is_ever_held_twice_and_every_stage_ran_on_queue_gpu(served: S
 
 
 def devices_in_use(served: Served) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of the processes of flow runs on queue gpu."""
+    """Return CUDA_VISIBLE_DEVICES of the processes of flow runs on queue gpu."""
     found = []
     for process in served.family():
         with contextlib.suppress(psutil.Error):  # it has just ended

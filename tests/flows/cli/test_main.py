@@ -79,8 +79,8 @@ def test_a_fault_is_one_line_and_its_exit_status(arguments: list[str], status: i
         (["encode", "digits", "--root", "/tmp/no-such-functa-root"], 1, "run `functa meta-train digits` first"),
     ],
 )
-def test_nothing_that_is_loaded_on_the_way_adds_a_line(arguments: list[str], status: int, line: str) -> None:
-    """In a process of its own: a warning while a library is loaded would be heard here."""
+def test_no_loaded_library_adds_a_line(arguments: list[str], status: int, line: str) -> None:
+    """In a process of its own: a warning while a library is loaded would appear."""
     assert line.lower() in error_line(functa(*arguments), status).lower()
 
 
@@ -209,7 +209,7 @@ def test_presets_answer_in_json() -> None:
 
 
 @pytest.mark.server
-def test_a_run_from_the_shell_and_what_can_be_asked_of_it(tmp_path: Path) -> None:
+def test_a_run_from_the_shell_and_commands_on_it(tmp_path: Path) -> None:
     """On Prefect's embedded server, with a damaged image among good ones."""
     images, root = tmp_path / "images", tmp_path / "root"
     write_digits(images, damaged="train/3/damaged.png")

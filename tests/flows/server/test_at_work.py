@@ -47,7 +47,7 @@ def other(prefect_server: None) -> tuple[str, Callable[..., None]]:
     return str(run.id), becomes
 
 
-def test_a_run_of_another_machine_that_goes_on_is_a_conflict_until_it_has_ended(
+def test_a_running_run_of_another_machine_is_a_conflict_until_it_has_ended(
     other: tuple[str, Callable[..., None]], tmp_path: Path
 ) -> None:
     run, becomes = other
@@ -63,7 +63,7 @@ def test_a_run_of_another_machine_that_goes_on_is_a_conflict_until_it_has_ended(
             asking(str(tmp_path), record(run))
 
 
-def test_what_no_server_knows_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_run_that_no_server_knows_is_no_conflict(tmp_path: Path) -> None:
     for run in (str(uuid4()), "", "no id"):
         asking(str(tmp_path), record(run))
     check_nobody_at_work(open_location(str(tmp_path)), record(str(uuid4())))  # not a flow run: nobody to ask

@@ -60,7 +60,7 @@ def served(chromium: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def page(served: Served) -> str:
-    """The address that `functa run --deployment` prints, once the pipeline has run on the worker."""
+    """Return the address that `functa run --deployment` prints, once the pipeline has run on the worker."""
     command = [sys.executable, "-c", RUN, f"{served.root}-tiny", *TINY]
     done = subprocess.run(command, cwd=PROJECT, env=served.environment(), capture_output=True, text=True, timeout=600)
     log = served.home / "functa" / f"worker-gpu-0-{served.port}.log"
@@ -133,7 +133,7 @@ def shown(browser: Any, wanted: list[str], name: str, height: int = 1200) -> str
 
 
 def stage_runs(served: Served) -> dict[str, dict[str, Any]]:
-    """Child runs by the name of their stage."""
+    """Return child runs by the name of their stage."""
     flows = {flow["id"]: flow["name"] for flow in served.ask("flows/filter", {})}
     return {flows[run["flow_id"]]: run for run in served.ask("flow_runs/filter", {"sort": "START_TIME_ASC"})}
 
@@ -197,7 +197,7 @@ def test_the_deployments_page_shows_every_stage_and_the_schedule(browser: Any, p
 
 
 def descriptions(schema: dict[str, Any]) -> list[str]:
-    """Every description of every field, sections' included."""
+    """Return every description of every field, sections' included."""
     models = [schema, *schema.get("$defs", {}).values()]
     fields = [field for model in models for field in model.get("properties", {}).values()]
     return sorted({" ".join(field["description"].split()) for field in fields if "description" in field})
@@ -222,7 +222,7 @@ def test_the_run_form_shows_every_field_with_its_description_and_default(
     assert str(load_config("digits").meta_train.steps) in values
 
 
-def test_the_pages_report_to_nobody(browser: Any, page: str) -> None:
+def test_the_pages_send_no_telemetry(browser: Any, page: str) -> None:
     """The v2 UI asks Amplitude for a configuration whatever is set, but it may not send anything."""
     browser.get(page)
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]

@@ -101,7 +101,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def snapshot(served: Served) -> dict[str, Any]:
-    """Pools, queues and deployments without what any reading or polling changes."""
+    """Return pools, queues and deployments without values that reading or polling changes."""
     volatile = {"updated", "last_polled", "status", "active_slots"}
     tables = {
         "pools": served.ask("work_pools/filter", {}),
@@ -184,7 +184,7 @@ def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: S
 
 @pytest.mark.server
 def test_bootstrap_again_leaves_the_watch_and_an_operators_slots(served: Served) -> None:
-    """Written anew the watch would forget the runs that it is watching."""
+    """Replacing the watch would drop the runs that it is watching."""
 
     def existing() -> tuple[str, int]:
         automations = {each["name"]: each for each in served.ask("automations/filter", {})}
@@ -251,7 +251,7 @@ def test_a_config_out_of_range_is_refused_before_a_worker_sees_it(served: Served
 
 
 def start_run(served: Served, name: str, config: dict[str, Any]) -> Any:
-    """A run of the deployment as the run form makes it: its row, or the status of the refusal."""
+    """Start a run like the run form does; return its row, or the status of the refusal."""
     import urllib.error
 
     (deployment,) = (d for d in served.ask("deployments/filter", {}) if d["name"] == name)

@@ -250,7 +250,7 @@ GUIDANCE = [word for text in TINY for word in ("--set", text)] + [
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_killed_sweep_over_guidance_goes_on_and_samples_from_models_trained_once(tmp_path: Path) -> None:
+def test_a_killed_sweep_over_guidance_resumes_and_samples_from_models_trained_once(tmp_path: Path) -> None:
     root, code = tmp_path / "root", "from functa.flows.cli.main import main; main()"
     command = [sys.executable, "-c", code, "sweep", "digits", *GUIDANCE, "--root", str(root)]
     with (tmp_path / "log").open("w") as log:

@@ -55,7 +55,7 @@ def test_the_gate_is_part_of_no_digest() -> None:
 
 
 def shared(*over: str, seeds: int = 1) -> dict[str, int]:
-    """Stage -> how many different outputs of it are made once for several members."""
+    """Return for each stage how many of its outputs several members share."""
     found: dict[str, int] = {}
     for stage, _, _ in plan_sweep("digits", [], list(over), None, seeds).shared():
         found[stage] = found.get(stage, 0) + 1
@@ -186,7 +186,7 @@ def test_a_bad_sweep_is_refused_in_one_line_before_anything_starts(
 
 
 def refused(arguments: list[str], root: Path) -> tuple[int | str | None, str]:
-    """Exit status and the one line of `functa sweep digits` with these arguments; it must leave nothing behind."""
+    """Return exit status and line of a refused `functa sweep digits`, after checking that it left nothing behind."""
     errors = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(errors):
         patch.setattr(sys, "argv", ["functa", "sweep", "digits", *arguments, "--root", str(root)])

@@ -39,7 +39,7 @@ class Served:
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
-        """An answer of the server's API; POST where there is a body.
+        """Return an answer of the server's API; POST if there is a body.
 
         Where another process of the server holds SQLite's lock, it answers 503 and has changed nothing: as Prefect's
         own client does, ask again.
@@ -62,26 +62,26 @@ class Served:
         return clean_environment(self.home) | {"PREFECT_API_URL": f"{self.address}/api"}
 
     def family(self) -> list[psutil.Process]:
-        """The command and everything below it."""
+        """Return the command's process and all its descendants."""
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """Nothing of this machine's Prefect reaches the test, and nothing of the test this machine's Prefect."""
+    """Return an environment that keeps the test and this machine's own Prefect apart."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_") and k != "DO_NOT_TRACK"}
     return kept | {"PREFECT_HOME": str(home)}
 
 
 def free_port() -> int:
-    """A port that nobody serves now."""
+    """Return a port that no process serves."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Waits for something that comes with a lag; fails naming it."""
+    """Wait until the condition holds; fail, naming it, when time is up."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -91,7 +91,7 @@ def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 @contextlib.contextmanager
 def serving(folder: Path, devices: str | None = None, **options: Any) -> Iterator[Served]:
-    """`functa up` with a home of its own; stopped at the end, where the test has not done it.
+    """Run `functa up` with a home of its own; stop it at the end unless the test has.
 
     devices: what it sees as CUDA_VISIBLE_DEVICES, for workers that hold a device each where there is none.
     """

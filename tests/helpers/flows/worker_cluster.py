@@ -47,7 +47,7 @@ class Cluster:
         eventually(lambda: healthy(self.api), START_SECONDS, f"the server answers; {self.log('server')}")
 
     def start_worker(self, queue: str, device: str | None = None) -> str:
-        """The worker's name, once it polls."""
+        """Start a worker and return its name, once it polls."""
         number = sum(name.startswith(f"{queue}-") for name in self.processes)
         worker = Worker(f"{queue}-{number}", queue, None if queue == "cpu" else 1, device)
         self.start(worker.name, worker.command(), **worker.environment())
@@ -65,12 +65,12 @@ class Cluster:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def kill(self, name: str) -> None:
-        """SIGKILL to this process alone: what it started lives on."""
+        """Send SIGKILL to this process alone: its children live on."""
         self.processes[name].kill()
         self.processes[name].wait()
 
     def flow_processes(self) -> list[psutil.Process]:
-        """The processes of flow runs, whoever started them."""
+        """Return the processes of flow runs, by whichever worker."""
         return [p for p in psutil.process_iter() if self._is_ours(p) and "prefect.engine" in " ".join(p.cmdline())]
 
     def _is_ours(self, process: psutil.Process) -> bool:
@@ -86,7 +86,7 @@ class Cluster:
         return self.served().ask(path, body)
 
     def run(self, deployment: str, **parameters: Any) -> str:
-        """Starts a run of the deployment; its id."""
+        """Start a run of the deployment and return its id."""
         (found,) = (d for d in self.ask("deployments/filter", {}) if d["name"] == deployment)
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
         return str(self.ask(f"deployments/{found['id']}/create_flow_run", body)["id"])
@@ -98,7 +98,7 @@ class Cluster:
         return int(self.ask(f"v2/concurrency_limits/{GPU_LIMIT}")["active_slots"])
 
     def stop(self) -> None:
-        """Everything that was started, and what that started."""
+        """Stop every process that was started, with its descendants."""
         for process in [p for p in psutil.process_iter() if self._is_ours(p)]:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
@@ -108,7 +108,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(folder: Path, **settings: str) -> Iterator[Cluster]:
-    """A server with deployments and two slots; workers are the test's to start."""
+    """Run a server with deployments and two slots; the test starts the workers."""
     folder.mkdir(parents=True, exist_ok=True)
     made = Cluster(folder, settings)
     try:
