@@ -1,6 +1,6 @@
-"""Bits per latent number, as stored, and test PSNR of a functaset quantised anew; one JSON line (paper Fig. 11).
+"""Measure stored bits per latent number and test PSNR of a functaset quantised anew; one JSON line (paper Fig. 11).
 
-python benchmarks/bits.py FUNCTASET IMAGES      # of 32 bits, or the root of the run that encoded it; its npz images
+python benchmarks/bits.py FUNCTASET IMAGES      # a functaset of 32 bits, or its run's root; a folder of its npz images
 
 Ranges are set by the functaset's training latents. PSNR is the mean over test images, decoded through the functaset's
 own field; "range" is a name of tasks/encoding/ranges.py.
@@ -34,7 +34,7 @@ DECODED = 128  # images at a time
 
 
 def measure(uri: str, folder: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The row: PSNR of float32 latents, and of every bits x granularity x range, with bits per number by codec."""
+    """Return the row: PSNR of float32 latents and of every bits x granularity x range, bits per number by codec."""
     source = Functaset.open(_functaset(uri))
     field, _, side = field_of(source)
     latents = source.load("test")
@@ -56,7 +56,7 @@ def _functaset(uri: str) -> str:
 
 
 def _pixels(folder: str, keys: list[str]) -> Tensor:
-    """The images of the keys, float32 [n, H, W, ch]."""
+    """Read the images of the keys, float32 [n, H, W, ch]."""
     split = open_images(ImagesConfig(source="npz", location=folder)).split("test")
     places = {key: row for row, key in enumerate(split.keys)}
     missing = [key for key in keys if key not in places]

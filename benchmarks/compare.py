@@ -1,4 +1,4 @@
-"""Our code and the JAX peer in turns, one process each, so that a change in the machine's speed meets both."""
+"""Run our code and the JAX peer in turns, one process each, so that a change in the machine's speed affects both."""
 
 import argparse
 import json
@@ -17,11 +17,11 @@ from functa.models.field.cost import encode_passes, forward_flops, outer_passes
 
 SIDE = Path(__file__).with_name("side.py")
 PRECISIONS = ("float32", "bf16", "fp16")  # tf32 is float32 on a CPU
-PASSES = {"encode": 6, "meta": 21}  # of the method as written, which is what GFLOP/s counts on both sides
+PASSES = {"encode": 6, "meta": 21}  # of the method as written: GFLOP/s counts these on both sides
 
 
 class Side:
-    """A process that works when it is asked to."""
+    """A process that works on request."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
@@ -30,7 +30,7 @@ class Side:
         self.prepared = self._answer()
 
     def turn(self, seconds: float) -> dict[str, Any]:
-        """Lets it work for so long."""
+        """Let the process work for this time; return its answer."""
         assert self._process.stdin
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
@@ -44,14 +44,14 @@ class Side:
         return dict(json.loads(line))
 
     def end(self) -> None:
-        """Closes its input, upon which it ends."""
+        """End the process by closing its input."""
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
 
 
 def arguments(mode: str, batch: int, description: str) -> argparse.Namespace:
-    """The options of both benchmarks; defaults are the CIFAR-10 field of Table 4."""
+    """Return the options of both benchmarks; defaults are the CIFAR-10 field of Table 4."""
     parser = argparse.ArgumentParser(description=description)
     sizes = {"spatial": 8, "channels": 16, "width": 256, "depth": 6, "batch": batch, "resolution": 32, "chunk": 2048}
     for name, default in sizes.items():
@@ -74,7 +74,7 @@ def arguments(mode: str, batch: int, description: str) -> argparse.Namespace:
 
 
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row for every precision: medians over the turns, ratios turn by turn."""
+    """Return one row for every precision: medians over the turns, ratios turn by turn."""
     names = ("spatial", "channels", "width", "depth", "w0", "batch", "resolution", "chunk", "loss")
     config = {name: getattr(options, name) for name in names} | {"compiled": not options.eager}
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def _row(
 
 
 def _processor() -> str:
-    """The processor's name and whether it multiplies bf16."""
+    """Return the processor's name and whether it multiplies bf16."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

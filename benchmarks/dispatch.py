@@ -1,12 +1,12 @@
-"""Encoding through Prefect and Dask beside bare processes, and what a group costs that has nothing to do: JSON.
+"""Compare encoding through Prefect and Dask with bare processes, and measure a group without work: JSON.
 
-    python benchmarks/dispatch.py --images FOLDER     # train.npz there; groups of a minute, half an hour on 2 cores
+    python benchmarks/dispatch.py --images FOLDER     # has train.npz; groups of a minute, half an hour on 2 cores
     python benchmarks/dispatch.py --seconds 1 --alternations 1 --empty 10,30
 
 Encoding: the same groups by two bare processes of one thread side by side, by two Dask workers of one thread on a
 Prefect server of their own, and by one, in turns. A rate is that of the time in which every worker was busy, from the
-first shard that each had written to the last; what comes before is quoted apart. All must write the same bytes. Empty
-groups: every shard is written already; per group after each worker's first.
+first shard that each had written to the last; the time before is listed separately. All must write the same bytes.
+Empty groups: every shard exists; the figure is per group after each worker's first.
 """
 
 import argparse
@@ -40,7 +40,7 @@ WORKERS = 2
 
 
 class Work:
-    """A functaset that is planned, of so many images, and copies of it to be encoded."""
+    """A functaset that is planned but not encoded, and copies of it to encode."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, shard_rows: int, groups: int, shards: int) -> None:
         from functa.flows.config.load import load_config
@@ -63,7 +63,7 @@ class Work:
 
     @contextmanager
     def copy(self) -> Iterator[tuple["EncodeJob", Path]]:
-        """A job on a functaset of its own, of which nothing is encoded yet."""
+        """Return a job on a copy of the functaset, of which nothing is encoded yet."""
         store = self.folder / "copy"
         shutil.copytree(self.folder / "planned", store)
         yield self.job.model_copy(update={"functaset": str(store)}), store
@@ -71,7 +71,7 @@ class Work:
 
 
 def _draw(folder: Path, options: argparse.Namespace, count: int) -> None:
-    """train.npz of so many images, those of --images again and again, or noise; and a few to test."""
+    """Write train.npz of `count` images, those of --images repeated or noise, and a small test.npz."""
     if options.images:
         from functa.storage.images.arrays import read_npz
 
@@ -85,7 +85,7 @@ def _draw(folder: Path, options: argparse.Namespace, count: int) -> None:
 
 
 def _field(folder: Path, config: Any) -> None:
-    """A field of one step: how fast it encodes does not depend on what it learnt."""
+    """Train a field for one step: its speed of encoding does not depend on its training."""
     from functa.tasks.training import meta_train
     from functa.tasks.training_jobs import MetaTrainJob
 
@@ -141,7 +141,7 @@ def side_by_side(job: "EncodeJob", groups: Groups, processes: int) -> Stats:
 
 
 def through_prefect(job: "EncodeJob", groups: Groups, runner: str, workers: int) -> tuple[Stats, float]:
-    """The `encode` flow's own map over groups, within a flow; and the seconds that it took in all."""
+    """Encode with the `encode` flow's own map over groups, within a flow; return its results and total seconds."""
     from prefect import flow
 
     from functa.flows.stages import encode_groups
@@ -161,7 +161,7 @@ def through_prefect(job: "EncodeJob", groups: Groups, runner: str, workers: int)
 
 @contextmanager
 def server() -> Iterator[None]:
-    """A real Prefect server, of which nothing runs while bare processes do."""
+    """Start a Prefect server; none of its processes runs while bare processes are measured."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
@@ -189,14 +189,14 @@ def lanes(stats: Stats, groups: Groups, store: Path) -> list[list[tuple[float, i
 
 
 def steady_rate(found: list[list[tuple[float, int]]]) -> float:
-    """Images per second of all workers together, while all of them are busy."""
+    """Return images per second of all workers together, while all of them are busy."""
     begin, end = max(lane[0][0] for lane in found), min(lane[-1][0] for lane in found)
     done = [np.interp([begin, end], *map(np.asarray, zip(*lane))) for lane in found]
     return float(sum(after - before for before, after in done) / (end - begin))
 
 
 def turn(side: str, work: Work) -> tuple[dict[str, float], dict[str, bytes]]:
-    """One side's figures, and what it wrote."""
+    """Return one side's figures, and the bytes that it wrote."""
     groups = work.groups[: len(work.groups) // WORKERS] if side == "one worker" else work.groups
     load = os.getloadavg()[0]
     with work.copy() as (job, store):
@@ -223,7 +223,7 @@ def turn(side: str, work: Work) -> tuple[dict[str, float], dict[str, bytes]]:
 
 
 def measure_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The row of encoding: medians over the turns, ratios turn by turn."""
+    """Return the row of encoding: medians over the turns, ratios turn by turn."""
     (folder / "calibration").mkdir()
     probe = Work(folder / "calibration", options, shard_rows=8 * options.batch, groups=1, shards=SHARDS)
     with probe.copy() as (job, store):  # fills the compiler's cache too
@@ -263,7 +263,7 @@ def measure_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any
 
 
 def measure_empty(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each runner: seconds per group that is written already, by the number of groups."""
+    """Return a row for each runner: seconds per finished group, by the number of groups."""
     counts = sorted(map(int, options.empty.split(",")))
     work = Work(folder, argparse.Namespace(**vars(options) | {"eager": True}), 4, counts[-1], 1)
     job = work.job
@@ -300,7 +300,7 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def arguments() -> argparse.Namespace:
-    """The command's own options."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="folder of train.npz; none: noise")
     parser.add_argument("--preset", default="cifar10_8x8x16_fast")

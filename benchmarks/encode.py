@@ -1,4 +1,4 @@
-"""Encoding: three inner steps without a PSNR pass, ours and the JAX peer in turns; prints one JSON line.
+"""Time encoding (three inner steps, no PSNR pass), ours and the JAX peer in turns; prints one JSON line.
 
 python benchmarks/encode.py --precision float32,bf16
 python benchmarks/encode.py --spatial 1 --channels 1024          # vector functa

@@ -1,10 +1,10 @@
-"""Encoding and outer step on one GPU, precision by precision, beside the device's own matmul rate.
+"""Measure encoding and outer step on one GPU, by precision, beside the device's own matmul rate.
 
     python benchmarks/gpu.py --out gpu.jsonl --minutes 8     # again, until it prints that nothing is left
     python benchmarks/gpu.py --out gpu.jsonl --table         # Markdown for docs/results.md
     python benchmarks/gpu.py --out gpu.jsonl --cuda-graphs   # compiled pieces once more, launched as CUDA graphs
 
-Every finished measurement is a line of the file, which the next call takes up. Needs torch, numpy and pydantic alone.
+Every finished measurement is a line of the file; the next call continues after it. Needs only torch, numpy, pydantic.
 `--device cpu` runs the same on one small image: a test of this file, not a measurement.
 """
 
@@ -49,7 +49,7 @@ MODES = ("encode", "outer")
 
 
 def rate(call: Callable[[], Any], device: str) -> float:
-    """Calls per second, after two for warming up."""
+    """Return calls per second, after two warm-up calls."""
     for _ in range(2 if device == "cuda" else 1):
         call()
     _wait(device)
@@ -67,7 +67,7 @@ def _wait(device: str) -> None:
 
 
 def matmul(precision: str, device: str) -> dict[str, Any]:
-    """FLOP/s of one [65536, 256] x [256, 256] product."""
+    """Measure FLOP/s of one [65536, 256] x [256, 256] product."""
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a = torch.randn(ROWS[device], 256, device=device, dtype=kind)
     b = torch.randn(256, 256, device=device, dtype=kind)
@@ -76,7 +76,7 @@ def matmul(precision: str, device: str) -> dict[str, Any]:
 
 
 def start_afresh(graphs: bool, device: str) -> None:
-    """Drops the graphs and memory of the piece before, so that pieces in any order and number measure the same."""
+    """Free the graphs and memory of earlier pieces, so that their order and number do not change a measurement."""
     torch._dynamo.reset()
     torch._inductor.config.triton.cudagraphs = graphs
     if device == "cuda":
@@ -87,7 +87,7 @@ def start_afresh(graphs: bool, device: str) -> None:
 def measure(
     name: str, mode: str, precision: str, compiled: bool, graphs: bool, chunk: int, device: str
 ) -> dict[str, Any]:
-    """Images per second, FLOP/s and peak memory of one setting; a reason where it cannot be had."""
+    """Measure images per second, FLOP/s and peak memory of one setting; return a reason if it is not available."""
     config, side, *batches = PRESETS[name]
     batch = batches[mode == "outer"]
     if device == "cpu":
@@ -116,7 +116,7 @@ def measure(
 
 
 def pieces(device: str, presets: list[str], hows: list[str]) -> list[dict[str, Any]]:
-    """Everything to measure, the aims of the project first; `hows` are keys of HOWS."""
+    """Return everything to measure, the project's targets first; `hows` are keys of HOWS."""
     rates: list[dict[str, Any]] = [{"piece": "matmul", "precision": precision} for precision in PRECISIONS]
     chunks = CHUNKS[:1] if device == "cpu" else CHUNKS
     settings = itertools.product(chunks, hows, ("bf16", "fp16", "tf32", "float32"), presets, MODES)
@@ -127,7 +127,7 @@ def pieces(device: str, presets: list[str], hows: list[str]) -> list[dict[str, A
 
 
 def run(piece: dict[str, Any], device: str) -> dict[str, Any]:
-    """One piece's figures, or the error that it ended with: out of memory is an answer too."""
+    """Return one piece's figures, or the error that ended it: out of memory is a result too."""
     torch.manual_seed(0)
     try:
         if piece["piece"] == "matmul":
@@ -139,7 +139,7 @@ def run(piece: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The fastest chunk of every setting, as Markdown."""
+    """Return the fastest chunk of every setting, as Markdown."""
     device = rows[0]["device"] if rows else "nothing measured"
     matmuls = {r["precision"]: r["tflop_per_s"] for r in rows if r["piece"] == "matmul" and "tflop_per_s" in r}
     best: dict[tuple[Any, ...], dict[str, Any]] = {}

@@ -1,7 +1,6 @@
-"""Kodak photographs as 256x256 crops, so that a field trained on half of them can be measured on the other half.
+"""Cut Kodak photographs into 256x256 crops, so that a field trained on half of them can be measured on the other half.
 
-The photographs are lossless scans: no JPEG has smoothed them or left its 8x8 blocks in them, which a field would learn
-and a PSNR would reward.
+The photographs are lossless scans: they have no 8x8 blocks of JPEG, which a field would learn and a PSNR would reward.
 
     python benchmarks/kodak.py FOLDER OUT            # 16 PNG files -> OUT/train.npz, OUT/test.npz
     functa meta-train kodak_16x16x64 --set images.location=OUT --root ROOT
@@ -20,14 +19,14 @@ SIDE, STRIDE = 256, 64
 
 
 def crops(image: np.ndarray, stride: int) -> list[np.ndarray]:
-    """[H, W, 3] -> its crops [256, 256, 3] at multiples of the stride."""
+    """Return the crops [256, 256, 3] of an image [H, W, 3] at multiples of the stride."""
     height, width = image.shape[:2]
     corners = [(y, x) for y in range(0, height - SIDE + 1, stride) for x in range(0, width - SIDE + 1, stride)]
     return [image[y : y + SIDE, x : x + SIDE] for y, x in corners]
 
 
 def write_crops(folder: Path, out: Path) -> str:
-    """Writes both archives; one line on what they hold."""
+    """Write both archives; return one line that describes them."""
     paths = sorted(folder.glob("*.png"))
     if len(paths) < 2:
         raise SystemExit(f"{folder}: holds {len(paths)} PNG files; name the folder of the Kodak images")

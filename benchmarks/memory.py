@@ -1,4 +1,4 @@
-"""Peak memory at 256x256, of one outer step of the ImageNet preset and of encoding 10 and 100 images; one JSON line.
+"""Measure peak memory at 256x256: one outer step of the ImageNet preset, encoding 10 and 100 images; one JSON line.
 
     python benchmarks/memory.py                     # about 10 minutes on 2 cores
     python benchmarks/memory.py --resolution 64 --batch 2 --images 2,4
@@ -25,7 +25,7 @@ IMAGENET = FieldConfig(spatial=16, channels=128, width=256, depth=12, w0=20)  # 
 
 
 def work(mode: str, images: int, options: argparse.Namespace) -> dict[str, float]:
-    """One outer step over so many images, or their encoding a few at a time: {mib, seconds}."""
+    """Do one outer step over the images, or encode them a few at a time; return {mib, seconds}."""
     inner = InnerConfig(rates="element", precision=options.precision)
     side = options.resolution
     field = Field(IMAGENET, inner, 3, seed=0)

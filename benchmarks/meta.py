@@ -1,4 +1,4 @@
-"""One outer step (second order, Adam on every shared parameter), ours and the JAX peer in turns; prints one JSON line.
+"""Time one outer step (second order, Adam on every shared parameter), ours and the JAX peer in turns; one JSON line.
 
 python benchmarks/meta.py --precision float32,bf16
 """

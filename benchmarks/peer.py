@@ -1,4 +1,4 @@
-"""The JAX peer (jax_functa.py, kept as it came) as a module: its functions, and its parameters as one of our fields."""
+"""Load the JAX peer (jax_functa.py, an unchanged copy) as a module, and its parameters as one of our fields."""
 
 import argparse
 import importlib.util
@@ -16,7 +16,7 @@ LOSS = {"image": "mean", "patch": "patch"}
 
 
 def load_peer() -> ModuleType:
-    """The peer's module. Raises SystemExit where jax is not installed."""
+    """Import the peer's module. Raises SystemExit if jax is not installed."""
     try:
         import jax  # noqa: F401
     except ImportError:
@@ -29,13 +29,13 @@ def load_peer() -> ModuleType:
 
 
 def peer_arguments(config: dict[str, Any]) -> argparse.Namespace:
-    """The peer's own command line, as a namespace."""
+    """Return the peer's command line of this config, as a namespace."""
     names = ("spatial", "channels", "width", "depth", "w0", "resolution", "batch")
     return argparse.Namespace(**{name: config[name] for name in names}, loss=LOSS[config["loss"]], seed=0)
 
 
 def our_field(config: dict[str, Any], inner: InnerConfig, arrays: dict[str, np.ndarray]) -> Field:
-    """The peer's parameters, saved as w0, w1, ..., b0, ..., lam, lam_b, lrs, in a field of ours."""
+    """Return a field of ours with the peer's parameters, saved as w0, w1, ..., b0, ..., lam, lam_b, lrs."""
     shape = FieldConfig(**{name: config[name] for name in ("spatial", "channels", "width", "depth", "w0")})
     field = Field(shape, inner, image_channels=3)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Test PSNR of a trained field on all of a test split, beside linear baselines of the same size; one JSON line.
+"""Measure a trained field's PSNR on a whole test split, beside linear baselines of the same size; one JSON line.
 
 python benchmarks/psnr.py ROOT FOLDER            # ROOT of `functa meta-train`, FOLDER of train.npz and test.npz
 """
@@ -27,7 +27,7 @@ PIXELS = 1 << 16  # per call
 
 
 def measure(root: Path, folder: Path) -> dict[str, Any]:
-    """PSNR (mean of images, and pooled) of the field's float32 latents, and of PCA with as many numbers."""
+    """Return PSNR (mean of images, and pooled) of the field's float32 latents, and of PCA with as many numbers."""
     field, inner, metadata = load_field(str(root / "checkpoints" / "field"))
     side = metadata["resolution"]
     arrays = read_npz(str(folder))

@@ -1,10 +1,10 @@
-"""One side of a comparison in a process of its own: prepares, then works only when it is asked to.
+"""Run one side of a comparison in its own process: prepare, then work only on request.
 
     python benchmarks/side.py '{"side": "ours", "mode": "encode", "folder": ..., "precision": "bf16", "config": {...}}'
 
-For each line `SECONDS` on standard input it calls its function for that long and answers with one JSON line. What it
-prepared (compiling included) is not timed. Both sides work on the same images and parameters: the peer draws them and
-leaves them in the folder.
+For each line `SECONDS` on standard input it calls its function for that long and prints one JSON line. Preparation
+(compiling included) is not timed. Both sides work on the same images and parameters: the peer draws them and writes
+them into the folder.
 """
 
 import json
@@ -23,7 +23,7 @@ MATMUL_ROWS, MATMUL_SECONDS = 16384, 1.0
 
 
 def prepare_peer(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """The peer's jitted call, as its own main builds it."""
+    """Return the peer's jitted call, built like in its own main."""
     import jax
     import jax.numpy as jnp
 
@@ -47,7 +47,7 @@ def prepare_peer(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]
 
 
 def prepare_ours(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Our call, once its latents have been found equal to the peer's."""
+    """Return our call, after a check that its latents equal the peer's."""
     import torch
 
     from benchmarks.peer import our_field
@@ -64,7 +64,7 @@ def prepare_ours(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]
     field = our_field(config, inner, arrays)
     images = torch.from_numpy(arrays["images"])
     loop = InnerLoop(field, inner, (config["resolution"],) * 2, compiled=config["compiled"])
-    if job["precision"] != "float32":  # what is timed in fewer bits must be the same method in all of them
+    if job["precision"] != "float32":  # the method must be equal in full precision before it is timed in fewer bits
         few = min(2, len(images))
         exact = InnerLoop(field, inner.model_copy(update={"precision": "float32"}), loop.resolution)
         difference_of(exact.encode(images[:few]).numpy(), arrays["z"][:few], allowed=1e-4)
@@ -88,7 +88,7 @@ def prepare_ours(job: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]
 
 
 def difference_of(ours: np.ndarray, peers: np.ndarray, allowed: float) -> float:
-    """Norm of the difference over the peer's norm. Raises SystemExit where it is more than allowed."""
+    """Return the norm of the difference over the peer's norm. Raises SystemExit if it is more than allowed."""
     difference = float(np.linalg.norm(ours - peers) / np.linalg.norm(peers))
     if not difference <= allowed:
         raise SystemExit(f"latents differ from the peer's by {difference:.1e} in norm, more than {allowed:g}")
@@ -96,7 +96,7 @@ def difference_of(ours: np.ndarray, peers: np.ndarray, allowed: float) -> float:
 
 
 def matmul_rate(width: int, precision: str) -> float:
-    """GFLOP/s of one [16384, W] x [W, W] product at this precision."""
+    """Measure GFLOP/s of one [16384, W] x [W, W] product at this precision."""
     import torch
 
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
@@ -110,7 +110,7 @@ def matmul_rate(width: int, precision: str) -> float:
 
 
 def turn(call: Callable[[], Any], seconds: float) -> dict[str, float]:
-    """Call for so long, at least once: {calls, elapsed and CPU seconds}."""
+    """Repeat the call for this time, at least once; return {calls, elapsed and CPU seconds}."""
     calls, begun, cpu = 0, time.perf_counter(), time.process_time()
     while not calls or time.perf_counter() - begun < seconds:
         call()

@@ -1,11 +1,11 @@
-"""The functaset's readers and writer beside numpy, np.memmap and webdataset, in turns; prints one JSON line.
+"""Compare the functaset's readers and writer with numpy, np.memmap and webdataset, in turns; prints one JSON line.
 
     python benchmarks/store.py                                   # 50,000 latents of 8x8x16, about 4 minutes on 2 cores
     python benchmarks/store.py --rows 2000 --memory-rows 1000,2000 --seconds 0.05 --alternations 1
 
 Shuffled batches, labels with them. Ratios are taken turn by turn, against a peer that gathers the same rows; the
-dequantised ones are compared with numpy's gather of float32 rows from memory. Each peak of memory is of a process of
-its own. Without webdataset (make bench-install) streaming has no peer.
+dequantised ones are compared with numpy's gather of float32 rows from memory. Each peak of memory is of a separate
+process. Without webdataset (make bench-install) streaming has no peer.
 """
 
 import argparse
@@ -47,7 +47,7 @@ Call = Callable[[], Any]
 
 
 def latents(rows: int, seed: int = 0) -> np.ndarray:
-    """float32 [n, 8, 8, 16], about as spread as real ones."""
+    """Draw latents float32 [n, 8, 8, 16], about as spread as real ones."""
     return np.random.default_rng(seed).normal(0, 0.05, (rows, *SHAPE)).astype(np.float32)
 
 
@@ -80,7 +80,7 @@ class Store:
 
 
 def forever(epoch: Callable[[int], Iterator[Any]]) -> Call:
-    """The next batch, of one epoch after the other."""
+    """Return a function that returns the next batch, epoch after epoch."""
 
     def endless() -> Iterator[Any]:
         number = 0
@@ -93,7 +93,7 @@ def forever(epoch: Callable[[int], Iterator[Any]]) -> Call:
 
 
 def ours(reader: Reader, batch: int, dequantize: bool = False) -> Call:
-    """Batches of a reader; dequantised into one buffer if asked."""
+    """Return the next batch of a reader at each call, dequantised into one buffer if requested."""
     order = Order(batch, drop_last=True)
     step = forever(lambda epoch: reader.batches(order, epoch, reuse=True))
     if not dequantize:
@@ -103,7 +103,7 @@ def ours(reader: Reader, batch: int, dequantize: bool = False) -> Call:
 
 
 def gathered(z: np.ndarray, labels: np.ndarray, batch: int) -> Call:
-    """numpy's own gather, z[rows] and labels[rows], in the order of a permutation."""
+    """Gather with numpy, z[rows] and labels[rows], in the order of a permutation."""
 
     def epoch(number: int) -> Iterator[Any]:
         order = np.random.default_rng(number).permutation(len(z))
@@ -115,7 +115,7 @@ def gathered(z: np.ndarray, labels: np.ndarray, batch: int) -> Call:
 
 
 def webdataset(folder: Path, z: np.ndarray, batch: int) -> Call | None:
-    """Batches of a tar of .npy members, read as its documentation shows: shuffled in a buffer, decoded, batched."""
+    """Read a tar of .npy members as webdataset's documentation shows: shuffled in a buffer, decoded, batched."""
     try:
         import webdataset as wds
     except ImportError:
@@ -145,7 +145,7 @@ def compare(
     row_bytes: int,
     rows: int | None = None,
 ) -> dict[str, Any]:
-    """A row: medians over the turns, the ratio turn by turn. Our call deals out `rows`, or a batch as the peer's."""
+    """Return a row: medians over the turns, ratios turn by turn. Our call reads `rows`, or a batch like the peer's."""
     dealt = {"ours": rows or options.batch, "peer": options.batch}
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
     for work in (call, peer_call):
@@ -173,7 +173,7 @@ def configuration(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_rates(folder: Path, z: np.ndarray, options: argparse.Namespace) -> dict[str, Any]:
-    """write_shard of float32, and the same bytes by one write and fsync, shard by shard in turns."""
+    """Time write_shard of float32, and one write and fsync of the same bytes, shard by shard in turns."""
     store = Store(folder, z, 32, options)
     rates: list[float] = []
     plain: list[float] = []
@@ -199,7 +199,7 @@ def write_rates(folder: Path, z: np.ndarray, options: argparse.Namespace) -> dic
 
 
 def peaks(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Peak memory of a process that streams one epoch, by rows; buffers of 4 shards of 1024 rows."""
+    """Measure the peak memory of a process that streams one epoch, by rows; buffers of 4 shards of 1024 rows."""
     small = argparse.Namespace(**vars(options) | {"shard_rows": min(1024, options.shard_rows)})
     peak = {}
     for count in map(int, options.memory_rows.split(",")):
@@ -215,11 +215,11 @@ def peaks(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def stream(place: str, batch: int) -> float:
-    """MB at the peak of this process, after one epoch."""
+    """Stream one epoch; return the peak memory of this process in MB."""
     reader = open_reader(Functaset.open(place), "train", "streamed", buffer_shards=4)
     rows = sum(len(labels) for labels in (each.labels for each in reader.batches(Order(batch))))
     assert rows == len(reader)
-    # Of this program alone: ru_maxrss would begin with what the process was before it became this one.
+    # VmHWM counts this program only: ru_maxrss includes the process before exec.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return round(int(status["VmHWM"].split()[0]) / 1024, 1)
 

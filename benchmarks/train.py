@@ -1,12 +1,12 @@
-"""Training steps of classifiers and denoisers, compiled and eager, beside the plainest loop of the same model: JSON.
+"""Time training steps of classifiers and denoisers, compiled and eager, beside the plainest loop: JSON.
 
     python benchmarks/train.py                              # every preset's, small batches of the large ones on a CPU
     python benchmarks/train.py --presets digits --seconds 5
 
-Steps are the pipeline's own (tasks/training/loop.py) on one batch of random latents that lies ready: what reading costs
-is for benchmarks/store.py. The plainest loop is what one writes first:
-float32, eager, torch's optimiser with its defaults, the loss read at every step. Sides take turns; rates are medians,
-ratios are of turns. A preset's batch is cut until a forward pass takes at most --gflop.
+Steps are the pipeline's own (tasks/training/loop.py) on one batch of random latents in memory: benchmarks/store.py
+measures reading. The plainest loop is float32, eager, torch's optimiser with its defaults, the loss read at every
+step. Sides take turns; rates are medians, ratios are of turns. A preset's batch is cut until a
+forward pass takes at most --gflop.
 """
 
 import argparse
@@ -40,7 +40,7 @@ CLASSES = 10
 
 
 class Piece:
-    """One training of one preset, with a batch that the machine takes."""
+    """One training of one preset, with a batch that this machine can compute."""
 
     def __init__(self, config: PipelineConfig, kind: str, options: argparse.Namespace) -> None:
         self.kind, self.name, self.shape = kind, config.name, config.field.latent_shape
@@ -58,7 +58,7 @@ class Piece:
         self.flops = 3 * one * batch
 
     def learner(self, section: Any, compilation: str) -> Learner:
-        """The pipeline's own."""
+        """Return the pipeline's learner."""
         section = section.model_copy(update={"compile": compilation})
         z = torch.randn(section.batch, *self.shape, device=self.device)
         labels = torch.randint(0, self.classes or CLASSES, (section.batch,), device=self.device)
@@ -66,7 +66,7 @@ class Piece:
         return make(section, self.shape, self.classes, lambda step: (z, labels), self.ranks, seed=0)  # type: ignore[no-any-return]
 
     def ours(self, compilation: str) -> tuple[Callable[[], Any], Learner]:
-        """One step of the pipeline's loop, and what it is made of."""
+        """Return one step of the pipeline's loop, and its learner."""
         learner = self.learner(self.config, compilation)
         run = Run(
             stage=self.kind, config=self.config, seed=0, learner=learner, output=open_location("."), metadata={},
@@ -78,7 +78,7 @@ class Piece:
         return lambda: loop._update(run, averages, next(steps), stop, watch), learner
 
     def plain(self) -> Callable[[], float]:
-        """The plainest loop's step."""
+        """Return one step of the plainest loop."""
         plain = self.config.model_copy(update={"precision": "float32"})
         model = self.learner(plain, "off").model.train()
         z = torch.randn(plain.batch, *self.shape, device=self.device)
@@ -107,7 +107,7 @@ class Piece:
 
 
 def rate(step: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Steps per second, one step at least."""
+    """Measure steps per second, with one step at least."""
     _wait(device)
     begun, count = time.perf_counter(), 0
     while not count or time.perf_counter() - begun < seconds:
@@ -124,7 +124,7 @@ def _wait(device: torch.device) -> None:
 
 
 def measure(piece: Piece, options: argparse.Namespace) -> dict[str, Any]:
-    """A row: steps/s of each side, and what that is of the device's matmul rate."""
+    """Return a row: steps/s of each side, and their share of the device's matmul rate."""
     sides: dict[str, Callable[[], Any]] = {}
     compiled, learner = piece.ours(options.compile)
     sides["compiled"], sides["eager"], sides["plain"] = compiled, piece.ours("off")[0], piece.plain()

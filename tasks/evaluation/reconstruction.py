@@ -61,14 +61,14 @@ def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
 
 def _rows_of(bench: Bench, ids: np.ndarray) -> np.ndarray:
     """Return the rows of the test images of the stored latents, by id: the store has an order of its own."""
-    places = {row_id(key): i for i, key in enumerate(bench.test.keys)}
-    missing, changed = sum(bytes(i) not in places for i in ids), _changed(bench)
+    positions = {row_id(key): i for i, key in enumerate(bench.test.keys)}
+    missing, changed = sum(bytes(i) not in positions for i in ids), _changed(bench)
     if missing or changed:
         raise StorageError(
             f"{missing} of {len(ids)} test images of {bench.job.functaset} are no longer there or readable, {changed} "
             "changed: restore them, or encode again"
         )
-    return np.array([places[bytes(i)] for i in ids])
+    return np.array([positions[bytes(i)] for i in ids])
 
 
 def _changed(bench: Bench) -> int:

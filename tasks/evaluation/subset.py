@@ -40,18 +40,18 @@ def stored_subset(bench: Bench, split: str, count: int) -> Subset:
     Augmented versions are left out, and images that are missing or changed since.
     """
     pictures = bench.training if split == "train" else bench.test
-    places, today = ({key: row for row, key in enumerate(keys)} for keys in (pictures.keys, pictures.split.keys))
+    known, today = ({key: row for row, key in enumerate(keys)} for keys in (pictures.keys, pictures.split.keys))
     shards, latents, rows = bench.functaset.shards(split), [], []
     shard_rows = min(shard.fragment.plan.shard_rows for shard in shards)
     chosen = spread(len(shards), max(SHARDS, -(-count // shard_rows)))
     for shard in (shards[i] for i in chosen):
         table = shard.table()
         seen = np.flatnonzero(shard.visible & (table.augmentations == 0))
-        asked = [int(i) for i in seen if table.keys[i] in places][: -(-count // len(chosen))]
+        asked = [int(i) for i in seen if table.keys[i] in known][: -(-count // len(chosen))]
         changed = set(changed_rows(shard, table, asked, pictures.split, today))
         kept = [i for i in asked if i not in changed]
         latents.append(shard.fragment.dequantized(shard.array("z")[kept]))
-        rows += [places[table.keys[i]] for i in kept]
+        rows += [known[table.keys[i]] for i in kept]
     return Subset(torch.from_numpy(np.concatenate(latents)), np.array(rows, np.int64), pictures)
 
 

@@ -18,12 +18,12 @@ from functa.tasks.inference.decode import DECODED_NUMBERS
 from functa.tasks.inference.open_models import TrainedField, load_field
 from functa.tasks.inputs.pictures import as_uint8
 
-Place = str | Path
+Address = str | Path
 
 Images = np.ndarray | Tensor
 
 
-def encode(field: TrainedField | Place, images: Images, *, batch: int = BATCH, device: str = "auto") -> np.ndarray:
+def encode(field: TrainedField | Address, images: Images, *, batch: int = BATCH, device: str = "auto") -> np.ndarray:
     """Encode images [n, H, W, C] into latents float32 [n, s, s, c].
 
     Args:
@@ -48,7 +48,7 @@ def encode(field: TrainedField | Place, images: Images, *, batch: int = BATCH, d
 
 
 def decode(
-    field: TrainedField | Place,
+    field: TrainedField | Address,
     z: Images,
     resolution: int | None = None,
     *,
@@ -85,7 +85,7 @@ def decode(
 
 
 def sample(
-    root: Place,
+    root: Address,
     count: int,
     *,
     label: int | None = None,
@@ -126,7 +126,7 @@ def sample(
     return np.concatenate([images for z in sample_batches(job) for images in decoded(z)])
 
 
-def classify(root: Place, images: Images | Place) -> list[Row]:
+def classify(root: Address, images: Images | Address) -> list[Row]:
     """Classify images; return a row {"class", "label", "probability", "top"} for each.
 
     class is the class's name, label its number from 0, probability is from 0 to 1, top the [name, probability] of the
@@ -150,7 +150,7 @@ def classify(root: Place, images: Images | Place) -> list[Row]:
     return [row for part in parts for row in judge.rows(_floats(part))]
 
 
-def _opened(field: TrainedField | Place) -> TrainedField:
+def _opened(field: TrainedField | Address) -> TrainedField:
     return field if isinstance(field, TrainedField) else load_field(field)
 
 

@@ -48,7 +48,7 @@ class TrainedModel(NamedTuple):
     about: dict[str, Any]
 
 
-def load_field(place: str | Path) -> TrainedField:
+def load_field(location: str | Path) -> TrainedField:
     """Load the trained field of a root, of a functaset (which holds its field) or of a checkpoint folder.
 
     Raises StorageError, one line that names the fault and the fix: nothing trained there, damaged, unreachable.
@@ -56,18 +56,18 @@ def load_field(place: str | Path) -> TrainedField:
         field = functa.load_field("functa-runs/digits")
         z = functa.encode(field, images)
     """
-    location = _location(place)
-    if _is_root(location):
-        if _finished(location, "encode"):  # also where only the functaset was copied
-            return TrainedField(*field_of(Functaset.open(stage_output(location, "encode"))))
-        location = stage_output(location, "meta_train")
-    elif location.exists("zarr.json"):
-        return TrainedField(*field_of(Functaset.open(location)))
-    module, inner, about = trained.load_field(location.uri)
+    opened = _location(location)
+    if _is_root(opened):
+        if _finished(opened, "encode"):  # also where only the functaset was copied
+            return TrainedField(*field_of(Functaset.open(stage_output(opened, "encode"))))
+        opened = stage_output(opened, "meta_train")
+    elif opened.exists("zarr.json"):
+        return TrainedField(*field_of(Functaset.open(opened)))
+    module, inner, about = trained.load_field(opened.uri)
     return TrainedField(module, inner, about["resolution"])
 
 
-def load_classifier(place: str | Path) -> TrainedModel:
+def load_classifier(location: str | Path) -> TrainedModel:
     """Load the trained classifier of a root or of a checkpoint folder: (model, normalizer, about).
 
     model(normalizer.normalize(z)) maps latents float32 [n, s, s, c] to logits [n, K]; about["class_names"] names the
@@ -76,10 +76,10 @@ def load_classifier(place: str | Path) -> TrainedModel:
         model, normalizer, about = functa.load_classifier("functa-runs/digits")
         logits = model(normalizer.normalize(torch.from_numpy(z)))
     """
-    return TrainedModel(*trained.load_classifier(_output(place, "train_classifier")))
+    return TrainedModel(*trained.load_classifier(_output(location, "train_classifier")))
 
 
-def load_denoiser(place: str | Path) -> TrainedModel:
+def load_denoiser(location: str | Path) -> TrainedModel:
     """Load the trained diffusion model of a root or of a checkpoint folder: (model, normalizer, about).
 
     model(x, t, labels) predicts, for noisy normalized latents x [n, s, s, c] at timesteps t [n], what about["process"]
@@ -89,16 +89,16 @@ def load_denoiser(place: str | Path) -> TrainedModel:
         model, normalizer, about = functa.load_denoiser("functa-runs/digits")
         prediction = model(x, t, labels)
     """
-    return TrainedModel(*trained.load_denoiser(_output(place, "train_diffusion")))
+    return TrainedModel(*trained.load_denoiser(_output(location, "train_diffusion")))
 
 
-def _output(place: str | Path, stage: str) -> str:
-    location = _location(place)
-    return (stage_output(location, stage) if _is_root(location) else location).uri
+def _output(location: str | Path, stage: str) -> str:
+    opened = _location(location)
+    return (stage_output(opened, stage) if _is_root(opened) else opened).uri
 
 
-def _location(place: str | Path) -> Location:
-    return open_location(str(place))
+def _location(location: str | Path) -> Location:
+    return open_location(str(location))
 
 
 def _is_root(location: Location) -> bool:

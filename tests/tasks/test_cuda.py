@@ -43,7 +43,7 @@ def images(device: str) -> torch.Tensor:
 
 
 def apart(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference relative to the norm."""
+    """Return the norm of the difference relative to the norm."""
     return float((got.double().cpu() - expected.double().cpu()).norm() / expected.double().cpu().norm())
 
 

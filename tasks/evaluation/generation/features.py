@@ -99,11 +99,11 @@ def write_features(job: FeatureJob, progress: Progress = lambda done, total: Non
 
     An existing file is kept. Raises StorageError for samples of another shape than the functaset's latents.
     """
-    place = f"{job.evaluation.output}/features"
-    location, key = open_location(place), f"{job.kind}-{job.part:04d}-{job.parts:04d}.npz"
+    output = f"{job.evaluation.output}/features"
+    location, key = open_location(output), f"{job.kind}-{job.part:04d}-{job.parts:04d}.npz"
     if not location.exists(key):
         location.write(key, to_bytes(gather(job, open_tools(job), progress)))
-    return f"{place}/{key}"
+    return f"{output}/{key}"
 
 
 def open_tools(job: FeatureJob) -> Tools:
@@ -250,9 +250,9 @@ def _digests(pictures: np.ndarray) -> np.ndarray:
     return np.stack([np.frombuffer(hashlib.sha256(picture.tobytes()).digest(), np.uint8) for picture in pictures])
 
 
-def _agreeing(job: FeatureJob, tools: Tools, images: Tensor, places: np.ndarray) -> int:
+def _agreeing(job: FeatureJob, tools: Tools, images: Tensor, rows: np.ndarray) -> int:
     """Count the samples, at these rows of the slice, that the pixel classifier takes for their label."""
     if job.labels is None or tools.pixels is None:
         return 0
     guesses = logits_of(tools.pixels, images, BATCH).argmax(1).cpu().numpy()
-    return int((guesses == np.array(job.labels)[places]).sum())
+    return int((guesses == np.array(job.labels)[rows]).sum())

@@ -54,14 +54,14 @@ CLASSES = 100  # more are counted together in metrics.json, and one by one in th
 class References:
     """Training images whose latents the functaset holds: rows int64 [N] of the pictures, labels int64 [N].
 
-    Their latents are read on request: `places` int64 [N], ascending, are their rows in `latents`.
+    Their latents are read on request: `positions` int64 [N], ascending, are their rows in `latents`.
     """
 
     bench: Bench
     rows: np.ndarray
     labels: Tensor
     latents: PlainRows
-    places: np.ndarray
+    positions: np.ndarray
 
     def images(self, numbers: Tensor) -> Tensor:
         """Return the images of these numbers, [b, H, W, ch]."""
@@ -73,7 +73,7 @@ class References:
 
     def reconstructions(self, numbers: Tensor) -> Tensor:
         """Decode their latents, [b, D]; numbers ascend."""
-        return self.bench.decode(self.latents.read(self.places[numbers.numpy()])).flatten(1)
+        return self.bench.decode(self.latents.read(self.positions[numbers.numpy()])).flatten(1)
 
     def thumbnails(self) -> Iterator[Tensor]:
         """Yield all images in parts, reduced: [b, D']."""
@@ -151,15 +151,15 @@ def _references(bench: Bench) -> References:
     pictures, today = ({key: row for row, key in enumerate(keys)} for keys in (bench.training.keys, split.keys))
     rows: list[int] = []
     labels: list[int] = []
-    places: list[int] = []
+    positions: list[int] = []
     start = 0
     for shard in latents.shards:
         table, within = shard.table(), shard.rows.tolist()
         there = [row for row in within if table.keys[row] in pictures]
         kept = set(there) - _changed(shard, table, there, split, today)
-        for place, row in enumerate(within):
+        for position, row in enumerate(within):
             if row in kept:
-                places.append(start + place)
+                positions.append(start + position)
                 rows.append(pictures[table.keys[row]])
                 labels.append(int(table.labels[row]))
         start += len(within)
@@ -168,7 +168,7 @@ def _references(bench: Bench) -> References:
             f"{bench.job.functaset}: {len(rows)} of its training images are still there as they were encoded, and "
             "nearest ones need 2: restore the images, or encode again"
         )
-    return References(bench, np.array(rows), torch.tensor(labels), latents, np.array(places))
+    return References(bench, np.array(rows), torch.tensor(labels), latents, np.array(positions))
 
 
 def _changed(shard: Shard, table: RowTable, rows: list[int], split: ImageSplit, today: Mapping[str, int]) -> set[int]:

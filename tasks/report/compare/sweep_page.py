@@ -182,22 +182,22 @@ def over_axes(settings: Sequence[Setting], axes: tuple[str, ...], metric: str, n
     with matplotlib.rc_context(STYLE):
         if len(axes) > 2:
             figure, panels = new_figure(len(axes), height=1.9)
-            for place, (axis, name) in enumerate(zip(panels, axes, strict=True)):
-                ticks = _Ticks([each.values[place] for each in having], number)
+            for i, (axis, name) in enumerate(zip(panels, axes, strict=True)):
+                ticks = _Ticks([each.values[i] for each in having], number)
                 for each in having:
                     values = each.summaries[metric].values
-                    axis.plot([ticks.place(each.values[place])] * len(values), values, "o", color=BLUE, alpha=0.6)
+                    axis.plot([ticks.position(each.values[i])] * len(values), values, "o", color=BLUE, alpha=0.6)
                 _finish(axis, ticks, name, metric)
             return to_svg(figure)
         figure, (axis,) = new_figure(1, height=3.0)
         x = _horizontal(having, len(axes), number)
         ticks = _Ticks([each.values[x] for each in having], number)
         lines = list(dict.fromkeys(each.values[1 - x] for each in having)) if len(axes) == 2 else [""]
-        for place, line in enumerate(lines):
+        for i, line in enumerate(lines):
             part = [each for each in having if len(axes) == 1 or each.values[1 - x] == line]
-            part.sort(key=lambda each: ticks.place(each.values[x]))
-            places = [ticks.place(each.values[x]) for each in part]
-            _line(axis, places, [each.summaries[metric] for each in part], LINES[place % len(LINES)], line)
+            part.sort(key=lambda each: ticks.position(each.values[x]))
+            positions = [ticks.position(each.values[x]) for each in part]
+            _line(axis, positions, [each.summaries[metric] for each in part], LINES[i % len(LINES)], line)
         _finish(axis, ticks, axes[x], metric)
         if len(axes) == 2:
             title = axes[1 - x].rpartition(".")[2]
@@ -206,16 +206,16 @@ def over_axes(settings: Sequence[Setting], axes: tuple[str, ...], metric: str, n
 
 
 def _line(
-    axis: Axes, places: Sequence[float], summaries: Sequence[Summary], look: tuple[str, str, str], name: str
+    axis: Axes, positions: Sequence[float], summaries: Sequence[Summary], look: tuple[str, str, str], name: str
 ) -> None:
     colour, style, marker = look
     means = [each.mean for each in summaries]
     sds = [each.sd or 0.0 for each in summaries]
-    for place, each in zip(places, summaries):
+    for position, each in zip(positions, summaries):
         if len(each.values) > 1:
-            axis.plot([place] * len(each.values), each.values, "_", color=INK, markersize=7, zorder=4)
+            axis.plot([position] * len(each.values), each.values, "_", color=INK, markersize=7, zorder=4)
     axis.errorbar(
-        places, means, yerr=sds if any(sds) else None, color=colour, linestyle=style, marker=marker, markersize=5,
+        positions, means, yerr=sds if any(sds) else None, color=colour, linestyle=style, marker=marker, markersize=5,
         linewidth=1.8, capsize=3, label=short(name, 20),
     )  # fmt: skip
 
@@ -228,10 +228,10 @@ class _Ticks:
         found = [number(value) for value in self.values]
         self.numbers = [value for value in found if value is not None]
         self.numeric = len(self.numbers) == len(self.values) and all(np.isfinite(self.numbers))
-        self._places = dict(zip(self.values, self.numbers if self.numeric else range(len(self.values))))
+        self._positions = dict(zip(self.values, self.numbers if self.numeric else range(len(self.values))))
 
-    def place(self, value: str) -> float:
-        return float(self._places[value])
+    def position(self, value: str) -> float:
+        return float(self._positions[value])
 
     @property
     def logarithmic(self) -> bool:
@@ -242,8 +242,8 @@ def _horizontal(settings: Sequence[Setting], axes: int, number: Number) -> int:
     """Choose the horizontal one of two axes: a numeric one, that of more values; the other becomes lines."""
     if axes == 1:
         return 0
-    found = [_Ticks([each.values[place] for each in settings], number) for place in (0, 1)]
-    return max((0, 1), key=lambda place: (found[place].numeric, len(found[place].values), -place))
+    found = [_Ticks([each.values[i] for each in settings], number) for i in (0, 1)]
+    return max((0, 1), key=lambda i: (found[i].numeric, len(found[i].values), -i))
 
 
 def _finish(axis: Axes, ticks: _Ticks, name: str, metric: str) -> None:

@@ -274,7 +274,7 @@ def test_a_group_whose_run_has_ended_stops_before_its_next_batch(field: Path, tm
     work = encode_job(field, tmp_path, "encode.batch=8")[0]
     group = plan(work).groups[0]
     looks = iter([False] * 10 + [True])
-    with pytest.raises(RunEnded, match="shard 1 of train was left"):
+    with pytest.raises(RunEnded, match="shard 1 of train was not encoded"):
         encode_group(work, group, 200, run_ended=lambda: next(looks))
     assert [path.name for path in tmp_path.glob("fragments/*/receipts/*")] == [
         "000000.0.json"
@@ -294,8 +294,8 @@ def test_only_transient_failures_are_retried(prefect_server: None) -> None:
 def pictures(folder: Path, count: int) -> None:
     for label in "ab":
         (folder / label).mkdir(parents=True)
-    for place in range(count):
-        write_noise(folder / "ab"[place % 2] / f"{place:03d}.png", place)
+    for number in range(count):
+        write_noise(folder / "ab"[number % 2] / f"{number:03d}.png", number)
 
 
 def test_groups_of_a_run_list_the_images_once_and_images_removed_since_are_bad(

@@ -67,24 +67,26 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(workplace: Cluster, config: PipelineConfig) -> dict[str, str]:
-    """The stored bytes of an undisturbed run; all runs reuse the field of one other root."""
+    """Return the stored bytes of an undisturbed run; all runs reuse the field of one other root."""
     workplace.start_worker("gpu", "0")
     parameters = config.model_dump(mode="json")
-    ends(workplace, workplace.run("meta-train", root=str(place(workplace, "field")), config=parameters), "COMPLETED")
+    ends(
+        workplace, workplace.run("meta-train", root=str(root_named(workplace, "field")), config=parameters), "COMPLETED"
+    )
     ends(workplace, begin(workplace, config, "undisturbed"), "COMPLETED")
     end_workers(workplace)
-    return stored(place(workplace, "undisturbed"))
+    return stored(root_named(workplace, "undisturbed"))
 
 
 @pytest.fixture
 def two_workers(workplace: Cluster, undisturbed: dict[str, str]) -> Iterator[list[str]]:
-    """Names of workers with a device each; they and their runs are ended after the test."""
+    """Start workers with a device each; yield their names, and end them and their runs after the test."""
     eventually(lambda: workplace.slots_held() == 0, WATCH_SECONDS, "all slots are free")
     yield [workplace.start_worker("gpu", device) for device in "01"]
     end_workers(workplace)
 
 
-def place(workplace: Cluster, name: str) -> Path:
+def root_named(workplace: Cluster, name: str) -> Path:
     return workplace.folder / "roots" / name
 
 
@@ -114,14 +116,14 @@ def stored(root: Path) -> dict[str, str]:
 def begin(workplace: Cluster, config: PipelineConfig, name: str, **dispatch: Any) -> str:
     """Start the encoding into a root of that name; return its run."""
     changed = config.model_copy(update={"dispatch": config.dispatch.model_copy(update=dispatch)})
-    source = place(workplace, "field")
+    source = root_named(workplace, "field")
     return workplace.run(
-        "encode", root=str(place(workplace, name)), from_root=str(source), config=changed.model_dump(mode="json")
+        "encode", root=str(root_named(workplace, name)), from_root=str(source), config=changed.model_dump(mode="json")
     )
 
 
 def receipts(workplace: Cluster, name: str) -> int:
-    return len(list((place(workplace, name) / "functaset.zarr").glob("fragments/*/receipts/*")))
+    return len(list((root_named(workplace, name) / "functaset.zarr").glob("fragments/*/receipts/*")))
 
 
 def middle(workplace: Cluster, name: str, run: str) -> None:
@@ -150,7 +152,7 @@ def test_a_run_whose_dask_worker_is_killed_completes_with_the_same_bytes(
     assert len(nannies) == 2
     nannies[0].kill()
     ends(workplace, run, "COMPLETED")
-    assert stored(place(workplace, "dask")) == undisturbed
+    assert stored(root_named(workplace, "dask")) == undisturbed
     eventually(lambda: not workplace.flow_processes(), 60, "no process is left")
 
 
@@ -175,7 +177,7 @@ def test_a_rerun_completes_the_work_of_a_killed_flow_process(
     again = begin(workplace, config, "flow")
     ends(workplace, again, "COMPLETED")
     assert done >= 4
-    assert stored(place(workplace, "flow")) == undisturbed
+    assert stored(root_named(workplace, "flow")) == undisturbed
 
 
 def test_a_run_continues_when_its_prefect_worker_is_killed(
@@ -187,7 +189,7 @@ def test_a_run_continues_when_its_prefect_worker_is_killed(
     (holder,) = [name for name in two_workers if workplace.processes[name].pid == process.ppid()]
     workplace.kill(holder)
     ends(workplace, run, "COMPLETED")
-    assert stored(place(workplace, "worker")) == undisturbed
+    assert stored(root_named(workplace, "worker")) == undisturbed
 
 
 def test_the_automation_marks_a_run_as_crashed_when_worker_and_flow_are_killed(
@@ -205,7 +207,7 @@ def test_the_automation_marks_a_run_as_crashed_when_worker_and_flow_are_killed(
     assert "No heartbeat" in workplace.ask(f"flow_runs/{run}")["state"]["message"]
     ends(workplace, again, "COMPLETED")
     eventually(lambda: workplace.slots_held() == 0, LEASE_SECONDS + 60, "the slot is free")
-    assert stored(place(workplace, "machine")) == undisturbed
+    assert stored(root_named(workplace, "machine")) == undisturbed
 
 
 def for_half_a_minute(workplace: Cluster) -> None:
@@ -235,5 +237,5 @@ def test_a_run_completes_while_the_server_is_down_and_is_reported_later(
     finally:
         workplace.start_server()
     ends(workplace, run, "COMPLETED")
-    assert stored(place(workplace, name)) == undisturbed
+    assert stored(root_named(workplace, name)) == undisturbed
     eventually(lambda: workplace.slots_held() == 0, LEASE_SECONDS + 60, "the slot is free")

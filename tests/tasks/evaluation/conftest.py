@@ -8,7 +8,7 @@ from tests.helpers.tasks.encoded import encoded
 
 @pytest.fixture(scope="package")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> EvaluationJob:
-    """A float32 functaset of 200 digits per split under a field of 20 steps."""
+    """Make a float32 functaset of 200 digits per split under a field of 20 steps."""
     folder = tmp_path_factory.mktemp("compression")
     few = ["evaluation.bits=[6,4,2]", "evaluation.compression.jpeg=[50]", "evaluation.compression.webp=[50]"]
     config, work = encoded(folder, *few)

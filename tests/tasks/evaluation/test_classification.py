@@ -59,7 +59,7 @@ def test_figures_and_arrays_follow_from_the_logits(job: EvaluationJob) -> None:
     assert arrays["bin_count"].sum() == len(labels) and len(arrays["bin_count"]) == 15
 
 
-def test_top_5_of_five_classes_means_nothing_and_is_absent() -> None:
+def test_top_5_is_absent_for_five_classes_or_fewer() -> None:
     assert classification._top5(torch.randn(4, 5), torch.zeros(4, dtype=torch.int64)) == {}
     assert classification._top5(torch.randn(4, 6), torch.zeros(4, dtype=torch.int64)).keys() == {"top5_test"}
 

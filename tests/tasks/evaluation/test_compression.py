@@ -18,7 +18,7 @@ from functa.tasks.evaluation.subset import float_subset
 
 
 def pictures(channels: int, side: int = 48) -> np.ndarray:
-    """Smooth shapes with a little noise, uint8 [3, side, side, channels]."""
+    """Return smooth shapes with a little noise, uint8 [3, side, side, channels]."""
     y, x = np.mgrid[:side, :side] / side
     waves = [np.sin(9 * x + k) * np.cos(7 * y + c) for k in range(3) for c in range(channels)]
     images = np.stack(waves).reshape(3, channels, side, side).transpose(0, 2, 3, 1)
@@ -48,7 +48,7 @@ def test_rates_are_the_files_sizes_and_distortions_scikit_images(
 
 
 def test_a_scan_is_the_only_difference_of_two_jpegs_with_the_same_tables() -> None:
-    """With one quality and size all but the scan is the same, byte for byte, where the tables are the standard ones."""
+    """With standard tables, files of one quality and size are equal byte for byte but for the scan."""
     files = [_plain_jpeg(image) for image in pictures(3)]
     (first, second), lengths = files[:2], [len(data) - scan_bytes(data) for data in files]
     assert len(set(lengths)) == 1

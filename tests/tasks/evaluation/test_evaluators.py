@@ -87,6 +87,6 @@ def test_quick_leaves_out_the_slow_parts_and_only_these() -> None:
     assert chain_digests(quick) == chain_digests(by_hand) != chain_digests(load_config("digits"))
 
 
-def test_what_reads_a_model_is_left_out_without_it() -> None:
+def test_an_evaluator_of_a_model_is_left_out_without_the_model() -> None:
     assert names(models=set()) == {"reconstruction", "compression", "perturbation"}
     assert names(models={"diffusion"}) == names() - {"classification"}

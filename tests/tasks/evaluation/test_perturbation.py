@@ -31,7 +31,7 @@ KINDS = {
 
 
 def measured(kind: str, folder: Path) -> tuple[EvaluationJob, dict[str, Any]]:
-    """A field of this kind, hardly trained: what a latent reaches is a matter of its form."""
+    """Measure a field of this kind, hardly trained: the reach of a latent depends on the kind only."""
     overrides = [*SMALL, *KINDS[kind]]
     job = work(field_of(folder / "field", *overrides), folder, *overrides)
     evaluation = load_config("digits", [*overrides, "evaluation.perturbation.images=3"]).evaluation
@@ -66,7 +66,7 @@ def test_progress_counts_to_its_end(kind: str, all_kinds: Any, tmp_path: Path) -
     assert [done for _, done, _ in reported] == list(range(1, total + 1))
 
 
-def test_of_large_images_fewer_channels_are_perturbed(monkeypatch: pytest.MonkeyPatch, all_kinds: Any) -> None:
+def test_fewer_channels_are_perturbed_for_large_images(monkeypatch: pytest.MonkeyPatch, all_kinds: Any) -> None:
     job, _ = all_kinds["vector"]
     monkeypatch.setattr(perturbation, "PIXELS", 1000)
     perturbation.measure(job)
@@ -89,7 +89,7 @@ def test_only_the_rows_that_are_perturbed_are_read(
 
 
 def test_an_image_of_one_patch_has_no_locality(all_kinds: Any, tmp_path: Path) -> None:
-    """It would be 1, as if a vector's entry stayed in its place."""
+    """It would be 1, as if the entry of a vector had a position."""
     job, known = all_kinds["vector"]
     one = job.evaluation.perturbation.model_copy(update={"grid": 1})
     evaluation = job.evaluation.model_copy(update={"perturbation": one})

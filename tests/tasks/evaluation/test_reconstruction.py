@@ -11,7 +11,7 @@ from functa.tasks.report.blocks import ReportData, Sheet
 from functa.tasks.report.sections import report_sections
 
 
-def test_psnr_is_measured_of_both_splits_and_after_every_inner_step(evaluated: EvaluationJob) -> None:
+def test_psnr_is_measured_on_both_splits_and_after_every_inner_step(evaluated: EvaluationJob) -> None:
     figures, bench = reconstruction.measure(evaluated), open_bench(evaluated)
     assert figures["psnr_images"] == {"test": 200, "train": 200, "by_step": {"test": 200, "train": 200}}
     for split, pictures in (("test", bench.test), ("train", bench.training)):

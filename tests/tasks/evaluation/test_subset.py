@@ -7,7 +7,7 @@ from functa.tasks.evaluation.subset import stored_subset
 
 
 def test_stored_latents_are_those_of_their_images(evaluated: EvaluationJob) -> None:
-    """Also of a subset, whose order is the store's."""
+    """This holds for a subset too, which is in the order of the store."""
     bench = open_bench(evaluated)
     for split, count in (("train", 50), ("test", 10_000)):
         subset = stored_subset(bench, split, count)

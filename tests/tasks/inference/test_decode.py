@@ -12,7 +12,7 @@ from tests.helpers.tasks.encoded import encoded
 
 
 def functaset(folder: Path, *overrides: str) -> str:
-    """A functaset of digits under a field of a few training steps."""
+    """Make a functaset of digits under a field of a few training steps."""
     return encoded(folder, *overrides)[1].functaset
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from functa.tasks.report import artifacts, pixels
 
 
-def test_a_figure_nobody_measured_makes_no_row() -> None:
+def test_a_figure_that_was_not_measured_has_no_row() -> None:
     assert artifacts.metrics_table({"fid": None, "psnr_test": 1.0, "fd": {}}) == artifacts.metrics_table(
         {"psnr_test": 1.0}
     )

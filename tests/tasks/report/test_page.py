@@ -54,7 +54,7 @@ def test_links_on_the_page_lead_somewhere(full: ReportData) -> None:
         assert {link[1:] for link in page.attributes("href", "xlink:href")} <= set(page.attributes("id"))
 
 
-def test_what_was_not_measured_is_absent() -> None:
+def test_figures_that_were_not_measured_are_absent() -> None:
     page = Page(page_of(ReportData(title="nothing yet")))
     assert not page.open
     assert "Nothing has been measured yet." in page.text and "No reconstructions were made." in page.text

@@ -30,7 +30,7 @@ def test_nothing_is_claimed_of_a_run_without_pictures(run: ReportData) -> None:
     assert summary(dataclasses.replace(run, originals=None)) == ""
 
 
-def test_few_images_are_warned_of_model_by_model(run: ReportData) -> None:
+def test_each_model_trained_on_few_images_has_a_warning(run: ReportData) -> None:
     assert warnings(run) == ()
     few = dataclasses.replace(
         run, images_by_split={"train": 83, "test": 17}, curves=run.curves | {"train_diffusion": []}

@@ -35,7 +35,7 @@ def test_metrics_show_everything_in_metrics_json(full: ReportData) -> None:
         (float("inf"), "dB", "∞"), (5123.4, "rate", "5,123 images/s"), ("zstd", "dB", "zstd"), (True, "plain", "true"),
     ],
 )  # fmt: skip
-def test_values_are_written_as_a_person_reads_them(value: Any, unit: str, expected: str) -> None:
+def test_values_are_written_for_people(value: Any, unit: str, expected: str) -> None:
     assert words.show(value, unit) == expected
 
 

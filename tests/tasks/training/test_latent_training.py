@@ -110,7 +110,7 @@ def test_a_loop_that_runs_ahead_of_its_device_trains_the_same_weights(
 
 
 def _with_a_bad_step(monkeypatch: pytest.MonkeyPatch, of: Any) -> Any:
-    """The fifth step's gradient is no number."""
+    """Make the gradient of the fifth step NaN."""
     norm, calls = torch.nn.utils.get_total_norm, [0]
 
     def bad(*args: Any, **kwargs: Any) -> torch.Tensor:

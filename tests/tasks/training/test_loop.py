@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_training_before_the_update(tmp_path) ->
 
 
 def test_the_average_equals_its_closed_form(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """average_t = ema average_{t-1} + (1 - ema) w_t, from w_0."""
+    """The average is average_t = ema average_{t-1} + (1 - ema) w_t, from w_0."""
     weights: list[Tensor] = []
     job = run(tmp_path, CONFIG)
     start = job.learner.model[0].weight.detach().clone()

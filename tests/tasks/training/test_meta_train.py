@@ -38,7 +38,7 @@ def job(output: Path | str, *overrides: str) -> MetaTrainJob:
 
 
 def one_step(made: MetaTrainJob, ranks: Ranks = Ranks()) -> tuple[dict[str, float], list[torch.Tensor]]:  # noqa: B008
-    """Figures and gradients of step 2."""
+    """Return figures and gradients of step 2."""
     pictures = Pictures(open_images(made.images), "train", made.images)
     loop = InnerLoop(Field(made.field, made.inner, pictures.channels, 0), made.inner, pictures.resolution)
     figures = meta_train._outer_step(made, loop, pictures, ranks)(2, torch.Generator())

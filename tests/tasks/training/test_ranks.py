@@ -33,7 +33,7 @@ COMMON = {"seed": 0, "device": "cpu", "digest": "d"}
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that ranks and the single process that they are compared with add in the same order."""
+    """Use one thread, so that ranks and the single process add in the same order."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -155,11 +155,11 @@ def test_ranks_that_could_not_read_the_same_images_refuse_to_train(tmp_path: Pat
             (seen / unreadable).write_bytes(b"damaged")
         sets = ["images.source=folder", f"images.location={seen}", "images.max_bad_fraction=0.5"]
         job = field_job(tmp_path / "out", 2, *sets, "meta_train.validation_images=0")
-        place = {"RANK": str(rank), "WORLD_SIZE": "2", STORE: str(tmp_path / "store"), JOB: json.dumps(job)}
+        variables = {"RANK": str(rank), "WORLD_SIZE": "2", STORE: str(tmp_path / "store"), JOB: json.dumps(job)}
         ranks.append(
             subprocess.Popen(
                 [sys.executable, "-P", "-m", "functa.tasks.training"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                env=os.environ | place | {"PYTHONPATH": str(child.PROJECT)}, text=True,
+                env=os.environ | variables | {"PYTHONPATH": str(child.PROJECT)}, text=True,
             )
         )  # fmt: skip
     for process in ranks:

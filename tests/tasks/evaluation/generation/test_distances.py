@@ -50,7 +50,7 @@ def test_slices_of_any_size_merge_to_one_pass(tmp_path: Path, cuts: list[int], s
     assert found.duplicates == whole.duplicates == 0 and found.shape == (8, 8, 1)
 
 
-def test_what_is_written_of_a_slice_comes_back_bit_for_bit() -> None:
+def test_features_are_read_bit_for_bit_as_they_were_written() -> None:
     known = gathered(np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32))
     known.agreeing, known.weights = 7, "ab" * 32
     back = from_bytes(to_bytes(known))
@@ -76,7 +76,7 @@ def figures_of(folder: Path, run: str, *settings: str, z: np.ndarray | None = No
     return found | {"warnings": warnings}
 
 
-def test_the_figures_do_not_depend_on_how_the_work_was_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_do_not_depend_on_the_number_of_slices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = figures_of(folder, "whole"), figures_of(folder, "cut", parts=2)
     for key in ("fd", "fd_reconstruction", "fd_noise", "kd", "precision", "recall"):
         assert whole[key] == pytest.approx(cut[key], rel=1e-5, abs=1e-9), key
@@ -86,18 +86,18 @@ def test_the_figures_do_not_depend_on_how_the_work_was_cut(folder: Path, monkeyp
     }  # fmt: skip
     assert whole["label_agreement"] == cut["label_agreement"]
     assert whole["duplicates"] == cut["duplicates"] == 0
-    place = folder / "cut" / "run"
-    assert len(list((place / "features").glob("*.npz"))) == 8  # for as long as anything may have to be measured again
+    output = folder / "cut" / "run"
+    assert len(list((output / "features").glob("*.npz"))) == 8  # for as long as anything may have to be measured again
     with monkeypatch.context() as patch:
         patch.setattr(computing, "gather", lambda *_: pytest.fail("features were computed again"))
         again = figures_of(folder, "cut", parts=2)
     assert again == cut
-    delete_features(str(place))
-    assert [path.name for path in (place / "features").iterdir()] == ["normalizer.json"]
+    delete_features(str(output))
+    assert [path.name for path in (output / "features").iterdir()] == ["normalizer.json"]
 
 
 def test_without_a_pixel_classifier_the_latents_alone_are_compared(folder: Path) -> None:
-    """Images of one class teach it nothing."""
+    """Images of one class only cannot train it."""
     job = evaluation_job(folder, *SMALL).model_copy(
         update={"output": str(folder / "unjudged" / "run"), "pixel_classifier": ""}
     )
@@ -112,7 +112,7 @@ def test_without_a_pixel_classifier_the_latents_alone_are_compared(folder: Path)
 
 
 def test_the_distances_are_those_of_all_features_at_once(folder: Path) -> None:
-    """The reference's path and the samples', against features computed here without slices."""
+    """Reference and samples are compared with features computed here without slices."""
     job = evaluation_job(folder).model_copy(update={"output": str(folder / "direct" / "run")})
     slices = write_samples(folder / "direct", samples())
     sets = merged(features(job, slices, parts=2))
@@ -131,7 +131,7 @@ def test_the_distances_are_those_of_all_features_at_once(folder: Path) -> None:
     torch.testing.assert_close(rows, tools.normalizer.normalize(z).flatten(1))
 
 
-def test_rows_are_read_from_their_shards_alone_as_all_at_once(folder: Path) -> None:
+def test_rows_read_shard_by_shard_equal_those_read_at_once(folder: Path) -> None:
     functaset = Functaset.open(evaluation_job(folder).functaset)
     rows, whole = PlainRows(functaset, "train"), load_split(functaset, "train").z
     assert len(rows) == COUNT
@@ -189,7 +189,7 @@ def test_pictures_of_other_sizes_are_refused(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """For the right form, at random: the library's own network's, without its reading of a file."""
+    """Write random weights of the right shapes: those of the library's own network."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_fid_runs_from_a_file_of_weights_but_is_not_called_so(folder: Path, weights: str) -> None:
+def test_few_images_and_other_weights_give_a_distance_that_is_not_called_fid(folder: Path, weights: str) -> None:
     z = samples(5)
     job = evaluation_job(folder, *SMALL, f"fid.weights={weights}", "fid.any_weights=true", "fid.few=true")
     job = job.model_copy(update={"output": str(folder / "fid" / "run"), "images": job.images.model_copy(
@@ -222,7 +222,7 @@ def test_fid_runs_from_a_file_of_weights_but_is_not_called_so(folder: Path, weig
 
 
 def test_standard_weights_and_enough_images_are_called_fid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Naming alone: what the network would compute is given."""
+    """Only the naming is tested: the features of the network are replaced."""
     from functa.tasks.evaluation.generation.distances import named
 
     fid = evaluation_job(folder, "fid.weights=w", "fid.min_samples=2049")
@@ -238,7 +238,7 @@ def test_standard_weights_and_enough_images_are_called_fid(folder: Path, monkeyp
             assert (found["fid"], found["fid_reconstruction"]) == (3.0, 1.0)
 
 
-def test_the_features_are_torchmetrics_own_without_antialiasing(weights: str) -> None:
+def test_features_equal_those_of_torchmetrics_without_antialiasing(weights: str) -> None:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     from functa.tasks.evaluation.config import FidConfig
@@ -260,9 +260,9 @@ def test_weights_of_another_digest_are_refused_unless_allowed(weights: str, fold
 
 
 def test_a_missing_file_is_named(tmp_path: Path, folder: Path) -> None:
-    for place in (tmp_path / "none.pth", tmp_path):
+    for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(StorageError, match=r"cannot be read .* or null for no FID"):
-            inception.weights_digest(evaluation_job(folder, f"fid.weights={place}").evaluation.fid)
+            inception.weights_digest(evaluation_job(folder, f"fid.weights={path}").evaluation.fid)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,9 @@ def test_a_missing_file_is_named(tmp_path: Path, folder: Path) -> None:
         (2_048, 50_000, "fewer than 2049 leave the covariance of 2048 features without full rank"),
     ],
 )
-def test_too_few_images_are_refused_unless_asked_for(samples: int, reference: int, expected: str, folder: Path) -> None:
+def test_too_few_images_are_refused_unless_the_config_allows_them(
+    samples: int, reference: int, expected: str, folder: Path
+) -> None:
     fid = evaluation_job(folder, "fid.weights=w").evaluation.fid
     with pytest.raises(StorageError, match=expected):
         inception.check_counts(fid, samples, reference)
@@ -289,8 +291,8 @@ def test_too_few_images_are_refused_unless_asked_for(samples: int, reference: in
     inception.check_counts(fid, 10_000, 10_000)
 
 
-def test_what_is_no_file_of_weights_runs_nothing_and_is_one_line(tmp_path: Path, folder: Path) -> None:
-    """The library would unpickle it: a file may then run whatever is in it."""
+def test_a_hostile_weights_file_runs_nothing_and_is_reported_in_one_line(tmp_path: Path, folder: Path) -> None:
+    """The library would unpickle the file, which runs the code in it."""
     import pickle
 
     class Hostile:

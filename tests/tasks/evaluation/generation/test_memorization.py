@@ -37,7 +37,7 @@ FLOAT = "encode.quantization.bits=32"
 
 
 def field_of(folder: Path, *overrides: str) -> str:
-    """A trained field."""
+    """Train a field on digits."""
     config = load_config("digits", [*overrides])
     job = MetaTrainJob(
         seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
@@ -48,7 +48,7 @@ def field_of(folder: Path, *overrides: str) -> str:
 
 
 def work(field: str, folder: Path, *overrides: str) -> EvaluationJob:
-    """Digits encoded by it, and what evaluators are given."""
+    """Encode digits with the field; return the job of the evaluators."""
     config = load_config("digits", [FLOAT, *overrides])
     encoding = EncodeJob(
         images=config.images, encode=config.encode, field=field, field_digest="feed", functaset=str(folder / "z"),
@@ -72,12 +72,12 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> EvaluationJob:
 
 @pytest.fixture
 def tiny(encoded: EvaluationJob, tmp_path: Path) -> EvaluationJob:
-    """200 digits, and a folder for what is measured."""
+    """Return a job on 200 digits, with a folder for its results."""
     return encoded.model_copy(update={"output": str(tmp_path / "run")})
 
 
 def slice_of(folder: Path, z: np.ndarray) -> str:
-    """Latents as a file of samples."""
+    """Write latents as a file of samples."""
     buffer = io.BytesIO()
     np.save(buffer, z)
     open_location(str(folder)).write("latents.npy", buffer.getvalue())
@@ -95,15 +95,15 @@ def test_copies_of_training_images_are_named_counted_and_flagged(tiny: Evaluatio
     arrays = read_arrays(tiny.output, "memorization")
     assert arrays["nearest"].shape == (3, 8, 8, 8, 1)
     images = open_images(tiny.images).split("train")
-    places = {row_id(key): place for place, key in enumerate(images.keys)}
+    positions = {row_id(key): position for position, key in enumerate(images.keys)}
     shown = rows[np.linspace(0, 9, 8).round().astype(int)]
-    originals = images.read([places[bytes(train.ids[row])] for row in shown]).images
+    originals = images.read([positions[bytes(train.ids[row])] for row in shown]).images
     np.testing.assert_array_equal(arrays["nearest"][0], originals)
     assert (np.diff(arrays["distances"], axis=0) >= 0).all()
     np.testing.assert_array_equal(arrays["neighbour_labels"][0], train.labels[shown])
 
 
-def test_what_no_model_has_seen_is_not_flagged(tiny: EvaluationJob, tmp_path: Path) -> None:
+def test_images_that_no_model_has_seen_are_not_flagged(tiny: EvaluationJob, tmp_path: Path) -> None:
     """Latents of test images are as good as samples can be."""
     z = Functaset.open(tiny.functaset).load("test").dequantized()
     figures = memorization.measure(with_samples(tiny, [slice_of(tmp_path, z)], None))
@@ -113,7 +113,7 @@ def test_what_no_model_has_seen_is_not_flagged(tiny: EvaluationJob, tmp_path: Pa
     assert figures["distinct_expected"]["all"] == pytest.approx(200 * (1 - (1 - 1 / 200) ** 200))
 
 
-def test_the_section_names_which_and_how_many(tiny: EvaluationJob, tmp_path: Path) -> None:
+def test_the_section_shows_the_copies_and_their_share(tiny: EvaluationJob, tmp_path: Path) -> None:
     train = Functaset.open(tiny.functaset).load("train")
     figures = memorization.measure(with_samples(tiny, [slice_of(tmp_path, train.dequantized(np.arange(40)))], None))
     arrays = {"memorization": read_arrays(tiny.output, "memorization")}
@@ -132,7 +132,7 @@ def test_the_section_names_which_and_how_many(tiny: EvaluationJob, tmp_path: Pat
 def test_samples_that_do_not_fit_in_memory_and_large_images_give_the_same(
     tiny: EvaluationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decoded when asked for; shortlisted by thumbnails, which differ between digits too."""
+    """Samples are decoded on request and shortlisted by thumbnails, which differ between digits too."""
     z = Functaset.open(tiny.functaset).load("train").dequantized(np.arange(0, 200, 7))
     samples = slice_of(tmp_path, z)
     figures = memorization.measure(with_samples(tiny, [samples], None))
@@ -143,7 +143,7 @@ def test_samples_that_do_not_fit_in_memory_and_large_images_give_the_same(
 
 
 def test_classes_without_training_images_count_nowhere(tiny: EvaluationJob, tmp_path: Path) -> None:
-    """Nothing can be expected of them: they would only add to what is found."""
+    """They have no expected count, and would only add to the counted images."""
     train = Functaset.open(tiny.functaset).load("train")
     threes, rest = np.flatnonzero(train.labels == 3)[[0, 0, 0, 1]], np.flatnonzero(train.labels == 5)[:5]
     samples = slice_of(tmp_path, train.dequantized(np.concatenate([threes, rest])))
@@ -155,10 +155,10 @@ def test_classes_without_training_images_count_nowhere(tiny: EvaluationJob, tmp_
     assert table["table_images"].tolist() == [(train.labels == 3).sum()] * 2
 
 
-def test_of_the_latents_only_those_of_neighbours_are_read(
+def test_only_the_latents_of_neighbours_are_read(
     encoded: EvaluationJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A split may be larger than memory, above all one of augmentations. None of these is anybody's neighbour."""
+    """A split may be larger than memory, above all with augmentations, which are never neighbours."""
     settings = ("evaluation.memorization.null_images=6",)
     augmented = work(encoded.field, tmp_path / "a", *TINY, "encode.augmentation.count=2", *settings)
     evaluation = augmented.evaluation
@@ -182,7 +182,7 @@ def test_of_the_latents_only_those_of_neighbours_are_read(
 
 
 def put(folder: Path, name: str, seed: int) -> None:
-    """A picture of noise."""
+    """Write a picture of noise."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise(seed, channels=1)).save(path)
@@ -190,7 +190,7 @@ def put(folder: Path, name: str, seed: int) -> None:
 
 @pytest.fixture
 def of_files(encoded: EvaluationJob, tmp_path: Path) -> EvaluationJob:
-    """Forty training images of noise in files; of twenty test images the first two are training images too."""
+    """Encode files of noise: 40 training images, and 20 test images of which two are training images too."""
     for i in range(40):
         put(tmp_path / "x", f"train/{'ab'[i % 2]}/{i:03d}.png", i)
     for i in range(20):
@@ -230,7 +230,7 @@ def test_changed_images_are_not_compared_with_their_old_latents(of_files: Evalua
 def test_where_test_images_repeat_training_images_the_report_gives_no_verdict(
     of_files: EvaluationJob, tmp_path: Path
 ) -> None:
-    """Copies they are all the same: there is no figure instead of a wrong one."""
+    """Samples that are copies are not reported then: there is no figure instead of a wrong one."""
     train = Functaset.open(of_files.functaset).load("train")
     figures = memorization.measure(with_samples(of_files, [slice_of(tmp_path, train.dequantized(np.arange(30)))], None))
     assert not figures.keys() & {"memorized", "memorized_share"}

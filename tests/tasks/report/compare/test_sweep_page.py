@@ -15,7 +15,7 @@ from functa.tasks.report.compare.sweep_page import over_axes, sweep_sections, ta
 from tests.helpers.tasks.sweep_members import member, number
 
 
-def test_one_value_has_no_sd_and_what_failed_has_no_part_in_a_mean() -> None:
+def test_one_value_has_no_sd_and_failed_members_do_not_count_in_a_mean() -> None:
     sweep = Sweep("p", ("k",), ("fd.latent",), (member(4, "1"), member(0, "1", seed=1, state="failed"), member(6, "2")))
     columns, rows = table(sweep)
     assert columns == ("k", "seeds", "fd.latent", "fd.latent sd")
@@ -95,7 +95,7 @@ def best_note(members: tuple[SweepMember, ...]) -> str:
     return next(block.note for block in blocks if isinstance(block, Drawing))
 
 
-def test_the_best_setting_is_named_with_what_is_missing_of_it() -> None:
+def test_the_best_setting_is_named_with_its_missing_measurements() -> None:
     others = (member(5, "2"), member(6, "2", seed=1))
     lucky = (member(4, "1"), member(0, "1", seed=1, state="failed"))
     assert best_note((*others, *lucky)).startswith("Best: 4, at k 1, measured with 1 of its 2 seeds. Mean and sd")

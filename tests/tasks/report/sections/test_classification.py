@@ -24,7 +24,7 @@ def test_of_many_classes_the_worst_pairs_are_listed(full: ReportData) -> None:
     assert len(rows) == 1 + 20 and rows[1] == "kind 0,kind 1,10,10.0 %"
 
 
-def test_hostile_class_names_stay_expectedin_figures_and_files(full: ReportData) -> None:
+def test_hostile_class_names_are_harmless_in_figures_and_files(full: ReportData) -> None:
     names = [f"{HOSTILE} {n}" for n in range(3)] + ["\ud800", "$x_1", "=1+1"]
     data = hostile(classified(full, names))
     data.metrics["accuracy_by_class"] = dict.fromkeys(names, 0.9)

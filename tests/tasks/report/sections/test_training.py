@@ -16,7 +16,7 @@ def test_a_resumed_run_draws_each_step_once() -> None:
 
 
 def test_every_figure_at_the_end_is_one_that_the_training_writes(tmp_path: Path) -> None:
-    """The keys are asked of rows that a real training logged."""
+    """The keys are compared with rows that a real training logged."""
     filled(str(tmp_path / "z"))
     settings = ("steps=2", "warmup=0", "batch=6", "log_every=1", "model.width=16", "model.depth=1", "model.heads=2")
     config = load_config("digits", [f"classifier.{setting}" for setting in settings]).classifier
