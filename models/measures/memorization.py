@@ -165,5 +165,5 @@ def _typical(unseen: Tensor) -> Tensor:
 
 
 def is_memorized(repeating: Tensor) -> bool:
-    """The verdict over which samples repeat a training image, bool [n]."""
+    """Return whether so many samples repeat a training image, bool [n], that the model counts as memorising."""
     return int(repeating.sum()) >= max(LEAST, FLAGGED * len(repeating))

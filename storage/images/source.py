@@ -67,7 +67,7 @@ class ImageSplit:
         return self.source if self.source is not None and self.source.shape[1:] == self.shape else None
 
     def read(self, rows: np.ndarray | Sequence[int], views: Sequence[View | None] | None = None) -> ImageBatch:
-        """The rows, in the order asked for. An unreadable one is bad with its reason; nothing shifts.
+        """Return the rows in the order asked for. An unreadable one is bad with its reason; nothing shifts.
 
         views: what makes each row's pixels of the decoded image; None is the image as it is. Of rows side by side that
         are the same image, the image is read once.

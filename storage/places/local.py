@@ -72,7 +72,7 @@ class LocalLocation(Location):
         return Path(self.uri, checked_key(key))
 
     def _writable_path(self, key: str) -> Path:
-        """The path, unless a link inside leads out of the folder: a hostile store must not aim our writes."""
+        """Return the path. Raises StorageError if a link leads out of the folder: no store may redirect our writes."""
         path = self._path(key)
         root = os.path.realpath(self.uri)
         if os.path.commonpath([root, os.path.realpath(path.parent)]) != root:

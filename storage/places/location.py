@@ -34,12 +34,12 @@ class Location(ABC):
     uri: str
 
     def child(self, *parts: str) -> "Location":
-        """The location below this one."""
+        """Return the location below this one."""
         return replace(self, uri=f"{self.uri.rstrip('/')}/{checked_key('/'.join(parts))}")
 
     @abstractmethod
     def read(self, key: str, limit: int | None = None) -> bytes:
-        """The object's bytes. Raises DamagedObject where they are more than `limit`, whose memory is not taken."""
+        """Return the object's bytes. Raises DamagedObject, without taking their memory, if they exceed `limit`."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
@@ -54,7 +54,7 @@ class Location(ABC):
 
     @abstractmethod
     def entry(self, key: str) -> Entry | None:
-        """The object as it would be listed now, None where there is none."""
+        """Return the object's entry as a listing would show it now, None if there is no such object."""
 
     @abstractmethod
     def entries(self, prefix: str = "") -> list[Entry]:
@@ -73,19 +73,19 @@ class Location(ABC):
 
     @abstractmethod
     def free_bytes(self) -> int | None:
-        """Free space, None where there is no such limit."""
+        """Return the free space in bytes, None where it is not limited."""
 
     def size(self, key: str) -> int | None:
-        """Bytes of the object, None where there is none."""
+        """Return the object's size in bytes, None if there is no such object."""
         entry = self.entry(key)
         return entry.size if entry else None
 
     def exists(self, key: str) -> bool:
-        """Whether the object is there."""
+        """Return whether the object exists."""
         return self.entry(key) is not None
 
     def list(self, prefix: str = "") -> list[str]:
-        """Keys that start with `prefix`, sorted."""
+        """Return the keys that start with `prefix`, sorted."""
         return [entry.key for entry in self.entries(prefix)]
 
     def preflight_write(self, needed_bytes: int = 0) -> None:
@@ -106,7 +106,7 @@ class Location(ABC):
 
 
 def checked_key(key: str) -> str:
-    """The key itself, if it is relative and stays inside. Raises StorageError."""
+    """Return the key if it is relative and stays inside the location. Raises StorageError."""
     if not key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
         raise StorageError(f"'{key}': not a relative key of plain names")
     return key

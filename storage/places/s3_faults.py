@@ -169,7 +169,7 @@ def _without_user(endpoint: str | None) -> str:
 
 
 def _configured_key() -> str | None:
-    """The key id in the environment or, where that has none, in the profile's file."""
+    """Return the key id of the environment or, where that has none, in the profile's file."""
     found = os.environ.get("AWS_ACCESS_KEY_ID")
     if found or not os.path.exists(os.environ.get("AWS_SHARED_CREDENTIALS_FILE", os.path.expanduser("~/.aws"))):
         return found
