@@ -35,7 +35,7 @@ test: $(READY)   ## all tests but the slow ones, those in a browser and those on
 	$(BIN)/python -m pytest -n $(WORKERS) --durations 25 --durations-min 5 -m "not browser and not slow and not s3 and not postgres"
 
 test-s3: $(READY)  ## the storage tests on a real S3 server: Ceph from Debian's packages, unpacked, not installed
-	@$(BIN)/python -m tests.storage.ceph_packages
+	@$(BIN)/python -m tests.helpers.storage.ceph_packages
 	$(BIN)/python -m pytest -m s3 tests/storage
 
 test-postgres: $(READY)  ## the pipeline with Prefect's server on Postgres (installs Debian's where it may)

@@ -3,7 +3,7 @@
 python benchmarks/bits.py FUNCTASET IMAGES      # a functaset of 32 bits, or its run's root; a folder of its npz images
 
 Ranges are set by the functaset's training latents. PSNR is the mean over test images, decoded through the functaset's
-own field; "range" is a name of tasks/encoding/ranges.py.
+own field; "range" is a name of tasks/encoding/quantizer_choice.py.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from functa.storage.functaset.functaset import Functaset, Latents
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
 from functa.storage.upkeep.requantize import requantize
-from functa.tasks.encoding.ranges import CANDIDATES
+from functa.tasks.encoding.quantizer_choice import CANDIDATES
 from functa.tasks.inputs.pictures import as_float
 from functa.tasks.trained import field_of
 

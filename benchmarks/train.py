@@ -32,8 +32,8 @@ from functa.storage.places.address import open_location
 from functa.tasks.training import loop
 from functa.tasks.training.classifier import classifier_learner
 from functa.tasks.training.diffusion import diffusion_learner
+from functa.tasks.training.learner import Learner, Run
 from functa.tasks.training.ranks import Ranks
-from functa.tasks.training.run import Learner, Run
 
 KINDS = ("classifier", "diffusion")
 CLASSES = 10

@@ -47,7 +47,7 @@ NIGHTLY = "0 3 * * *"
 
 WATCH = "functa: runs without a heartbeat have crashed"
 
-SILENCE = timedelta(seconds=90)  # three heartbeats of flows/server.py
+SILENCE = timedelta(seconds=90)  # three heartbeats of flows/server/api.py
 
 
 class BootstrapError(FunctaError):

@@ -15,7 +15,7 @@ from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import newest_metadata
 from functa.storage.runs.stage_records import StageRecord, read_record
 from functa.tasks.encoding.plan import EncodeJob
-from functa.tasks.evaluation.bench import EvaluationJob
+from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.evaluation.generation.distances import reference_labels
 from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_of
 from functa.tasks.inference.sample import SampleJob

@@ -29,15 +29,15 @@ from functa.flows.stage_flow import stage_flow
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
 from functa.storage.images.sources import known_shape
-from functa.tasks import units
+from functa.tasks import prefect_tasks
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.fan_out import fan_out
 from functa.tasks.dispatch.progress import warn_if_unreachable
 from functa.tasks.encoding.keyed_images import forget_images
 from functa.tasks.encoding.plan import EncodeJob, Planned
 from functa.tasks.encoding.progress import Following, encoding_speed
-from functa.tasks.evaluation.bench import EvaluationJob, Samples
 from functa.tasks.evaluation.evaluator import Evaluator
+from functa.tasks.evaluation.evaluator_input import EvaluationJob, Samples
 from functa.tasks.evaluation.evaluators import chosen
 from functa.tasks.evaluation.generation.distances import delete_features
 from functa.tasks.inference.sample import SampleJob
@@ -67,9 +67,9 @@ def encode(ledger: Ledger, retry_bad: bool, repair: bool, retire_lost: bool) -> 
         # Read before planning: what arrives later is for the next run. A repair does not look for new images.
         images = open_images(ledger.config.images)
         seen, classes = "" if repair else images_digest(images), images.classes
-        planned = units.retried(units.plan_encoding, dispatch)(job)
+        planned = prefect_tasks.retried(prefect_tasks.plan_encoding, dispatch)(job)
         stats = encode_groups(job, planned, dispatch)
-        done = units.retried(units.finalise_encoding, dispatch)(job, planned)
+        done = prefect_tasks.retried(prefect_tasks.finalise_encoding, dispatch)(job, planned)
         # What a model trained on it must have in common with it. A repair keeps the labels as they were.
         choices = digest({"fingerprint": done["info"]["fingerprint_digest"], "classes": classes})
         choices = record.figures.get("choices", choices) if repair else choices
@@ -89,7 +89,9 @@ def encode_groups(job: EncodeJob, planned: Planned, dispatch: DispatchConfig) ->
     images, run = sum(group.images for group in planned.groups), uuid4().hex
     each = [{"job": job, "group": group, "images": images, "run": run} for group in planned.groups]
     following = Following(job.functaset, planned)
-    return fan_out(units.retried(units.encode_shards, dispatch), each, dispatch, following, forget_images)
+    return fan_out(
+        prefect_tasks.retried(prefect_tasks.encode_shards, dispatch), each, dispatch, following, forget_images
+    )
 
 
 @stage_flow
@@ -121,14 +123,14 @@ def evaluate(ledger: Ledger) -> None:
         run = ledger.output(record)
         metrics = _measure(ledger, evaluation_job(ledger, run))
         described = run_folder(ledger, record, run, metrics)
-        units.retried(units.write_report, ledger.config.dispatch)(described)
+        prefect_tasks.retried(prefect_tasks.write_report, ledger.config.dispatch)(described)
         ledger.finish(record, digest(described.metrics), described.metrics)
     _delete_features(run)
 
 
 def _train(ledger: Ledger, job: TrainingJob, threads: int | None = None) -> dict[str, Any]:
     """Train in a process of its own; return the figures, weights_digest among them."""
-    figures: dict[str, Any] = units.retried(units.train, ledger.config.dispatch)(job, threads)
+    figures: dict[str, Any] = prefect_tasks.retried(prefect_tasks.train, ledger.config.dispatch)(job, threads)
     return figures
 
 
@@ -152,7 +154,7 @@ def _measure(ledger: Ledger, job: EvaluationJob) -> dict[str, Any]:
 
 
 def _run_evaluators(ledger: Ledger, job: EvaluationJob, evaluators: list[Evaluator]) -> dict[str, Any]:
-    measure, metrics = units.retried(units.measure, ledger.config.dispatch), dict[str, Any]()
+    measure, metrics = prefect_tasks.retried(prefect_tasks.measure, ledger.config.dispatch), dict[str, Any]()
     for evaluator in evaluators:
         metrics |= measure(evaluator.name, job)
     return metrics
@@ -163,7 +165,8 @@ def _measure_samples(ledger: Ledger, job: EvaluationJob, evaluators: list[Evalua
     if not evaluators:
         return {}
     needs, metrics = {name for evaluator in evaluators for name in evaluator.needs}, dict[str, Any]()
-    pictures_only = not needs & {"features", "draws"}
+    counted_apart = bool(draw_jobs(ledger, job)[0])  # draws of their own: no other samples are needed to count them
+    pictures_only = "features" not in needs and ("draws" not in needs or counted_apart)
     if "features" in needs:
         job, metrics = _train_pixel_classifier(ledger, job)
     slices, labels = sample_jobs(ledger, job, pictures_only)
@@ -172,7 +175,9 @@ def _measure_samples(ledger: Ledger, job: EvaluationJob, evaluators: list[Evalua
     files, features = _draw(ledger, slices), list[str]()
     if "features" in needs:
         each = [{"job": job} for job in feature_jobs(ledger, job, files, labels)]
-        features = fan_out(units.retried(units.compute_features, ledger.config.dispatch), each, ledger.config.dispatch)
+        features = fan_out(
+            prefect_tasks.retried(prefect_tasks.compute_features, ledger.config.dispatch), each, ledger.config.dispatch
+        )
     samples = _samples(files, labels, features)
     plain = [evaluator for evaluator in evaluators if "draws" not in evaluator.needs]
     metrics |= _run_evaluators(ledger, job.model_copy(update={"samples": samples}), plain)
@@ -191,7 +196,9 @@ def _samples(files: list[str], labels: list[int] | None, features: Sequence[str]
 def _draw(ledger: Ledger, slices: list[SampleJob]) -> list[str]:
     """Draw slices of samples on the dispatch of the config; return the URIs of their files."""
     dispatch = ledger.config.dispatch
-    return fan_out(units.retried(units.sample_slice, dispatch), [{"job": job} for job in slices], dispatch)
+    return fan_out(
+        prefect_tasks.retried(prefect_tasks.sample_slice, dispatch), [{"job": job} for job in slices], dispatch
+    )
 
 
 def _train_pixel_classifier(ledger: Ledger, job: EvaluationJob) -> tuple[EvaluationJob, dict[str, Any]]:

@@ -17,7 +17,9 @@ class FunctaError(Exception):
     exit_status: ClassVar[int] = 1  # of the command; 2 where arguments or config alone are wrong
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))  # one line, whatever a library put into its own message
+        super().__init__(
+            " ".join(line.strip() for line in message.splitlines())
+        )  # one line, whatever a library put into its own message
 
 
 class StorageError(FunctaError):

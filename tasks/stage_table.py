@@ -34,9 +34,8 @@ class Stage:
     optional_section: str = ""  # the config section that may be null; then the config does not have the stage
     required: tuple[str, ...] | None = None  # inputs without which it cannot run; None: all that the config has
     options: Mapping[str, Option] = field(default_factory=dict)
-    trains: bool = (
-        False  # it trains a model: its flow takes `threads`, and a newer commit of its input does not outdate it
-    )
+    # It trains a model: its flow takes `threads`, and a newer commit of its input does not outdate it.
+    trains: bool = False
     queue: str = "gpu"  # a run on queue gpu waits for a free device
     module: str = "functa.flows.stages"
     leaves_out: Callable[[str], bool] = lambda key: False  # keys of its sections that do not decide the result

@@ -3,9 +3,9 @@
 from pydantic import ValidationError
 
 from functa.flows.config.explain import explain
-from functa.flows.config.presets import read_preset, set_key
+from functa.flows.config.overrides import apply_override
+from functa.flows.config.presets import read_preset
 from functa.flows.config.schema import ConfigError, PipelineConfig
-from functa.flows.config.yaml_values import annotation_of, read_value
 
 
 def load_config(preset: str, overrides: list[str] | None = None) -> PipelineConfig:
@@ -15,14 +15,7 @@ def load_config(preset: str, overrides: list[str] | None = None) -> PipelineConf
     """
     settings = read_preset(preset).settings
     for override in overrides or []:
-        key, equals, text = override.partition("=")
-        parts = tuple(key.strip().split("."))
-        if not equals or not all(parts):
-            raise ConfigError(f"--set {override}: expected KEY=VALUE, such as --set field.width=256")
-        try:
-            set_key(settings, parts, read_value(text, annotation_of(PipelineConfig, list(parts))))
-        except ValueError as error:
-            raise ConfigError(f"--set {override}: '{error}' is a value, not a section") from None
+        apply_override(settings, override)
     try:
         return PipelineConfig.model_validate(settings)
     except ValidationError as error:

@@ -34,7 +34,8 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
             f"classifier needs two or more: set classifier=null, or sort the images into class folders"
         )
     fid = config.evaluation.fid
-    if fid.weights is not None and config.diffusion is not None and stage in ("pipeline", "evaluate"):
+    measured = config.diffusion is not None and config.evaluation.generation is not None
+    if fid.weights is not None and measured and stage in ("pipeline", "evaluate"):
         weights_digest(fid)
         reference = len(images.split("train"))
         check_counts(fid, min(config.evaluation.samples, reference), reference)

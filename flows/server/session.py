@@ -47,7 +47,11 @@ def quiet_console() -> None:
 
     if os.environ.get("FUNCTA_DEBUG"):
         return
-    loggers = [logging.getLogger(name) for name in ("", *logging.root.manager.loggerDict)]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("", *logging.root.manager.loggerDict)
+        if not name or name.startswith("prefect")
+    ]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         if "Console" in type(handler).__name__ and not any(isinstance(each, Unhelpful) for each in handler.filters):
             handler.addFilter(Unhelpful())
@@ -61,7 +65,7 @@ class Unhelpful(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is shown."""
         message = record.getMessage()
-        return not (message.startswith(INTERRUPTED) or (not configured_api() and message.startswith(EMBEDDED)))
+        return not (message.startswith(INTERRUPTED) or (message.startswith(EMBEDDED) and not configured_api()))
 
 
 def _without_traceback(render: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:

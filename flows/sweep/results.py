@@ -175,7 +175,7 @@ def _earlier_results(root: Location) -> dict[str, Any] | None:
 
 def write_results(state: SweepState) -> dict[str, Any]:
     """Write sweep.json, sweep.csv, images/ and report.html; return what sweep.json holds."""
-    from functa.tasks.evaluation.bench import read_arrays
+    from functa.tasks.evaluation.evaluator_input import read_arrays
     from functa.tasks.report.compare.sweep_page import write_sweep
 
     root = open_location(state.root)

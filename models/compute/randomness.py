@@ -1,9 +1,7 @@
-"""The source of a training run's randomness: seeds of several numbers, and the order in which rows are seen."""
+"""The source of a training run's randomness: seeds of several numbers, and noise that depends on its seed alone."""
 
 import math
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,22 +20,6 @@ def mix(*numbers: int) -> int:
 def stage_number(stage: str) -> int:
     """Stages of one seed draw from different streams."""
     return int.from_bytes(stage.encode()[:7], "big")
-
-
-def batch_rows(rows: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """The step's rows: epochs of a fresh permutation each, cut into batches that may span two epochs."""
-    wanted = np.arange(step * batch, (step + 1) * batch)
-    epochs, places = np.divmod(wanted, rows)
-    chosen = np.empty(batch, dtype=np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        chosen[here] = _order(rows, seed, int(epoch))[places[here]]
-    return chosen
-
-
-@lru_cache(maxsize=2)
-def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(mix(seed, epoch))).permutation(rows)
 
 
 def gaussian_noise(seeds: Tensor, step: int, shape: tuple[int, ...]) -> Tensor:

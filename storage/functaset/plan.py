@@ -171,15 +171,15 @@ class RowTable:
         """The names that identify the rows within a split."""
         return [(row_id(key), int(number)) for key, number in zip(self.keys, self.augmentations, strict=True)]
 
-    def to_bytes(self) -> bytes:
-        """Return the table as it is stored."""
+    def to_bytes(self, augmented: bool) -> bytes:
+        """Return the table as it is stored; `augmented`: whether any row of the fragment is an augmentation."""
         table: dict[str, Any] = {
             "keys": self.keys,
             "labels": self.labels.tolist(),
             "tokens": self.tokens,
             "rows": self.rows.tolist(),
         }
-        if self.augmentations.any():
+        if augmented:
             table["augmentations"] = self.augmentations.tolist()
         return canonical(table)
 

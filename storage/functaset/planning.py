@@ -72,7 +72,8 @@ def plan_fragment(
         "replaces": replaces,
     }
     parts = (order[start : start + shard_rows] for start in range(0, len(order), shard_rows))
-    tables = [numbered.take(part).to_bytes() for part in parts]
+    augmented = bool(rows.augmentations.any())
+    tables = [numbered.take(part).to_bytes(augmented) for part in parts]
     identity = {key: value for key, value in content.items() if key != "quantization"} | {
         "bits": quantizer.bits if quantizer else 32,
         "ranges": {name: values.tobytes().hex() for name, values in _ranges(quantizer).items()},

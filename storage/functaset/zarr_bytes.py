@@ -45,7 +45,7 @@ def new_document(spec: ArraySpec, attributes: dict[str, Any] | None = None) -> b
 
     choices: dict[str, list[Any]] = {
         "raw": [],
-        # Level 1 is entropy coding alone, which packs codes tighter than level 3 (reference/storage.md, section 2).
+        # Level 1 is entropy coding alone, which packs codes tighter than level 3.
         "zstd": [ZstdCodec(level=1)],
         # Bit planes: the empty ones vanish, the others cost their own bits. lz4 would add 0.03 bits a number for them.
         "exact": [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=1)],

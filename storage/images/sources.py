@@ -41,7 +41,7 @@ class ImageSource:
         return getattr(import_module(module), function)(config)
 
     def check(self, name: str, config: "ImagesConfig") -> None:
-        """Raises ValueError for settings that the source called `name` needs, or does not read."""
+        """Raise ValueError for a location that the source called `name` needs, or does not read."""
         if self.located and not config.location:
             raise ValueError(f"location is empty: images.source={name} needs images.location=PATH")
         if not self.located and config.location:
@@ -49,15 +49,6 @@ class ImageSource:
                 f"location={config.location} has no effect with images.source={name}, {self.description}: for images "
                 f"of your own set images.source=folder too"
             )
-        others = {setting for source in IMAGE_SOURCES.values() for setting in source.settings} - set(self.settings)
-        for setting in sorted(others & set(type(config).model_fields)):
-            value = getattr(config, setting)
-            if value != type(config).model_fields[setting].default:
-                readers = [other for other, source in IMAGE_SOURCES.items() if setting in source.settings]
-                raise ValueError(
-                    f"{setting}={value} has no effect with images.source={name}: leave it out, or choose "
-                    f"images.source={' or '.join(readers)}"
-                )
 
 
 IMAGE_SOURCES: dict[str, ImageSource] = {

@@ -3,9 +3,7 @@
 Retries are our own: bounded, alike for every operation, and distinguished from faults that would come again.
 """
 
-import logging
 import os
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,18 +13,9 @@ from typing import Any, TypeVar
 from functa.storage.errors import MissingObject, StorageError, TransientError
 from functa.storage.places import s3_faults
 from functa.storage.places.location import PARTIAL, Entry, Location, check_length, checked_key, refuse_fork
-
-log = logging.getLogger(__name__)
+from functa.storage.places.s3_retries import TRIES, retried
 
 Answer = TypeVar("Answer")
-
-# With pauses of half to all of 1, 2, 4, 8, 8, ... s: an outage of 27 s is survived whatever the random draws, one of a
-# minute never.
-TRIES = 10
-
-PATIENCE_SECONDS = 60.0  # no try begins later than this after the first fault
-
-LONGEST_PAUSE = 8.0
 
 ONE_PUT = 5 << 30  # bytes; S3 takes no more at once
 
@@ -149,20 +138,11 @@ class S3Location(Location):
         return system
 
     def _tried(self, key: str, act: Callable[[], Answer]) -> Answer:
-        """Return what `act` returns, tried again while its fault may pass."""
-        first_fault, tried = 0.0, 0
-        while True:
-            try:
-                with self._translated(key):
-                    return act()
-            except TransientError as error:
-                tried += 1
-                first_fault = first_fault or time.monotonic()
-                if tried >= self.tries or time.monotonic() - first_fault > PATIENCE_SECONDS:
-                    raise
-                log.info("try %d of %d: %s", tried, self.tries, error)
-            # Apart from one another, so that workers thrown out together do not come back together.
-            self.sleep(min(LONGEST_PAUSE, 2.0 ** (tried - 1)) * random.SystemRandom().uniform(0.5, 1.0))
+        def once() -> Answer:
+            with self._translated(key):
+                return act()
+
+        return retried(once, self.tries, self.sleep)
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:

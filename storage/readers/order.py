@@ -1,4 +1,7 @@
-"""The shuffle order: which row comes when in an epoch, and on which rank; a function of (seed, epoch) alone."""
+"""The shuffle order of readers: which row comes when in an epoch, and on which rank, by (seed, epoch) alone.
+
+The project's own trainings hold their latents in memory and draw by models/compute/batch_order.py instead.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -6,6 +6,7 @@ writes the previous shard.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -117,13 +118,14 @@ class _Work:
             for shard in (_Shard(each, each.table()) for each in self.left)
             for rows in _pieces(shard.rows, self.job.encode.batch)
         ]
-        batches = prefetched(partial(self._read, rows) for _, rows in pieces)
-        for (shard, _), batch in zip(pieces, batches, strict=True):
-            if self.run_ended():
-                raise RunEnded(f"shard {shard.shard.number} of {self.group.split} was not encoded: its run has ended")
-            self._encode(shard, batch)
-            if shard.encoded == len(shard.rows.keys):
-                yield shard
+        with closing(prefetched(partial(self._read, rows) for _, rows in pieces)) as batches:
+            for (shard, _), batch in zip(pieces, batches, strict=True):
+                if self.run_ended():
+                    number, split = shard.shard.number, self.group.split
+                    raise RunEnded(f"shard {number} of {split} was not encoded: its run has ended")
+                self._encode(shard, batch)
+                if shard.encoded == len(shard.rows.keys):
+                    yield shard
 
     def _read(self, rows: RowTable) -> ImageBatch:
         begun = time.monotonic()

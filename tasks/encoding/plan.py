@@ -24,7 +24,7 @@ from functa.storage.upkeep.status import bytes_left
 from functa.tasks.config import EncodeConfig
 from functa.tasks.encoding.changes import changes, refuse_great_loss, stored_quantizer
 from functa.tasks.encoding.keyed_images import PlannedImages, of_split
-from functa.tasks.encoding.ranges import choose_quantizer
+from functa.tasks.encoding.quantizer_choice import choose_quantizer
 from functa.tasks.encoding.repair import find_damage, held_names, other_images, put_back, wanted_rows
 from functa.tasks.inputs.pictures import as_float, spread
 from functa.tasks.trained import load_field

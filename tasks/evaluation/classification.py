@@ -15,7 +15,7 @@ from functa.models.measures.metrics import (
     top_accuracy,
 )
 from functa.storage.functaset.functaset import Functaset
-from functa.tasks.evaluation.bench import SILENT, EvaluationJob, Messages, write_arrays
+from functa.tasks.evaluation.evaluator_input import SILENT, EvaluationJob, Messages, write_arrays
 from functa.tasks.inputs.latents import load_split
 from functa.tasks.trained import load_classifier, logits_of
 

@@ -23,8 +23,8 @@ from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.functaset.writing import write_shard
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
-from functa.tasks.encoding.ranges import choose_quantizer
-from functa.tasks.evaluation.bench import SILENT, Bench, EvaluationJob, Messages, open_bench
+from functa.tasks.encoding.quantizer_choice import choose_quantizer
+from functa.tasks.evaluation.evaluator_input import SILENT, Bench, EvaluationJob, Messages, open_bench
 from functa.tasks.evaluation.subset import Subset, bounded, float_subset
 from functa.tasks.inputs.pictures import as_uint8
 

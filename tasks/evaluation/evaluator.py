@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from functa.tasks.evaluation.bench import EvaluationJob, Messages
+    from functa.tasks.evaluation.evaluator_input import EvaluationJob, Messages
     from functa.tasks.report.blocks import ReportData, Section
 
 

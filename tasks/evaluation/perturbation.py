@@ -26,8 +26,8 @@ from functa.models.measures.perturbation import (
 )
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.moments import Moments
-from functa.tasks.evaluation.bench import SILENT, EvaluationJob, Messages, write_arrays
 from functa.tasks.evaluation.config import PerturbationConfig
+from functa.tasks.evaluation.evaluator_input import SILENT, EvaluationJob, Messages, write_arrays
 from functa.tasks.inputs.latents import PlainRows
 from functa.tasks.inputs.pictures import as_uint8, spread
 from functa.tasks.trained import field_of

@@ -12,7 +12,15 @@ from functa.models.measures.metrics import image_errors, pca_psnr, pooled_psnr, 
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Latents
 from functa.storage.functaset.plan import row_id
-from functa.tasks.evaluation.bench import SILENT, Bench, EvaluationJob, Messages, Progress, open_bench, write_arrays
+from functa.tasks.evaluation.evaluator_input import (
+    SILENT,
+    Bench,
+    EvaluationJob,
+    Messages,
+    Progress,
+    open_bench,
+    write_arrays,
+)
 from functa.tasks.evaluation.subset import ENCODED, bounded, changed_rows, stored_subset
 from functa.tasks.inputs.pictures import Pictures, as_uint8, spread
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.plan import RowTable
 from functa.storage.images.source import ImageSplit
-from functa.tasks.evaluation.bench import Bench
+from functa.tasks.evaluation.evaluator_input import Bench
 from functa.tasks.inputs.pictures import Pictures, spread
 
 SHARDS = 8  # that a subset is read from: rows lie in the order of their ids, so the first of each are as good as any

@@ -1,5 +1,6 @@
 """Encode, decode, sample and classify arrays in memory: no file but those of the models is read or written."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from functa.models.compute.device import choose_device
+from functa.models.field.field import Field
 from functa.models.field.inner import InnerLoop
 from functa.models.field.inner import decode as decode_latents
 from functa.tasks.config import SampleRequest
@@ -43,7 +45,7 @@ def encode(field: TrainedField | Address, images: Images, *, batch: int = BATCH,
         return np.empty((0, *opened.latent_shape), np.float32)
     target = choose_device(device)
     resolution = (opened.resolution, opened.resolution)
-    loop = InnerLoop(opened.module.to(target), opened.inner, resolution).prepared(len(pixels))
+    loop = InnerLoop(_on(opened.module, target), opened.inner, resolution).prepared(len(pixels))
     return np.concatenate([loop.encode(_floats(part).to(target)).cpu().numpy() for part in pixels.split(batch)])
 
 
@@ -75,7 +77,7 @@ def decode(
     _check_side(opened, side)
     latents = _latents(z, opened.latent_shape)
     target = choose_device(device)
-    module, channels = opened.module.to(target), opened.image_shape[-1]
+    module, channels = _on(opened.module, target), opened.image_shape[-1]
     size = max(1, DECODED_NUMBERS // (side * side * channels))
     parts = [np.empty((0, side, side, channels), dtype)]
     for part in latents.split(size) if len(latents) else ():
@@ -152,6 +154,13 @@ def classify(root: Address, images: Images | Address) -> list[Row]:
 
 def _opened(field: TrainedField | Address) -> TrainedField:
     return field if isinstance(field, TrainedField) else load_field(field)
+
+
+def _on(module: Field, device: torch.device) -> Field:
+    """Return the module itself if it is on the device, else a copy there: the caller's stays where it is."""
+    if next(module.parameters()).device.type == device.type == "cpu":
+        return module
+    return copy.deepcopy(module).to(device)
 
 
 def _pixels(images: Images, shape: tuple[int, int, int]) -> Tensor:

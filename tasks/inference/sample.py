@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from functa.models.compute.compilation import has_compiler
+from functa.models.compute.compiled_function import graphed
 from functa.models.compute.device import choose_device
 from functa.models.compute.flops import forward_flops
-from functa.models.compute.graph import graphed
 from functa.models.compute.randomness import mix, stage_number
 from functa.models.config import Config, DenoiserConfig, DiffusionConfig
 from functa.models.latents.denoiser import build_denoiser

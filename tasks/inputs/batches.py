@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from functa.models.compute.randomness import batch_rows, mix, stage_number
+from functa.models.compute.batch_order import batch_rows
+from functa.models.compute.randomness import mix, stage_number
 from functa.models.latents.normalize import Affine, Normalizer
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset

@@ -30,5 +30,7 @@ class Prefetcher(Generic[T]):
             return self._prepare(step)
         if step != self._next:
             self._prepared = prefetched(partial(self._prepare, each) for each in range(step, self._steps))
+        self._next = -1  # a step that fails is prepared again where it is asked for again
+        inputs = next(self._prepared)
         self._next = step + 1
-        return next(self._prepared)
+        return inputs

@@ -10,7 +10,7 @@ from typing import Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from functa.tasks.report import charts, pixels, words
+from functa.tasks.report import chart_style, pixels, words
 from functa.tasks.report.blocks import Drawing, Pictures, Pixels, ReportData, Section, Sheet, Table
 from functa.tasks.report.cards import Card, cards
 from functa.tasks.report.summary import TERMS, summary, warnings
@@ -25,8 +25,9 @@ LONG = 60  # letters of a cell that takes the page's width
 
 # Chart colours that the page's own variables replace, so that a chart follows the reader's light or dark theme.
 _THEME = {
-    charts.INK: "ink", charts.PAPER: "panel", charts.FAINT: "line",
-    charts.BLUE: "blue", charts.VERMILION: "vermilion", charts.GREEN: "green", charts.PURPLE: "purple",
+    chart_style.INK: "ink", chart_style.PAPER: "panel", chart_style.FAINT: "line",
+    chart_style.BLUE: "blue", chart_style.VERMILION: "vermilion",
+    chart_style.GREEN: "green", chart_style.PURPLE: "purple",
 }  # fmt: skip
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

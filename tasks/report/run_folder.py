@@ -11,7 +11,7 @@ import yaml
 
 from functa.models.config import Config
 from functa.storage.places.address import open_location
-from functa.tasks.evaluation.bench import all_arrays, read_arrays
+from functa.tasks.evaluation.evaluator_input import all_arrays, read_arrays
 from functa.tasks.report.blocks import ReportData
 from functa.tasks.report.files import page_files
 from functa.tasks.report.page import write_report

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 
 from functa.storage.errors import TransientError, one_line
 from functa.tasks.training.launch import JOB, launch
+from functa.tasks.training.learner import NonFiniteLoss
 from functa.tasks.training.ranks import RankLost, leave_ranks
-from functa.tasks.training.run import NonFiniteLoss
 from functa.tasks.training_jobs import JOBS, TrainingJob
 
 PACKAGE = "functa"

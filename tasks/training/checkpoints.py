@@ -10,7 +10,7 @@ from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import load_checkpoint, save_checkpoint
 from functa.storage.runs.weights import write_weights
 from functa.tasks.trained import best_weights, tensors_below, weights_digest
-from functa.tasks.training.run import Row, Run
+from functa.tasks.training.learner import Row, Run
 
 logger = logging.getLogger(__name__)
 

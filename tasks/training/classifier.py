@@ -14,10 +14,10 @@ from functa.tasks.config import TrainClassifierConfig
 from functa.tasks.inputs.batches import Batches, check_labels, training_batches
 from functa.tasks.inputs.latents import Split, load_split, training_normalizer
 from functa.tasks.trained import logits_of
+from functa.tasks.training.learner import Emit, Learner, latent_metadata, run_of
 from functa.tasks.training.loop import train
 from functa.tasks.training.optimizer import classifier_optimizer
 from functa.tasks.training.ranks import Ranks, join_ranks
-from functa.tasks.training.run import Emit, Learner, latent_metadata, run_of
 from functa.tasks.training.step import batch_loss, step_work
 from functa.tasks.training_jobs import ClassifierJob
 

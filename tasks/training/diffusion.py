@@ -13,9 +13,9 @@ from functa.storage.functaset.functaset import Functaset
 from functa.tasks.config import TrainDiffusionConfig
 from functa.tasks.inputs.batches import Batches, training_batches
 from functa.tasks.inputs.latents import training_normalizer
+from functa.tasks.training.learner import Emit, Learner, latent_metadata, run_of
 from functa.tasks.training.loop import train
 from functa.tasks.training.ranks import Ranks, join_ranks
-from functa.tasks.training.run import Emit, Learner, latent_metadata, run_of
 from functa.tasks.training.step import batch_loss, step_work
 from functa.tasks.training_jobs import DiffusionJob
 

@@ -19,8 +19,8 @@ from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import mix, stage_number
 from functa.tasks.config import TrainingConfig
 from functa.tasks.training.checkpoints import resume, save
+from functa.tasks.training.learner import NonFiniteLoss, Row, Run
 from functa.tasks.training.ranks import STOPPED, RankLost
-from functa.tasks.training.run import NonFiniteLoss, Row, Run
 
 logger = logging.getLogger(__name__)
 

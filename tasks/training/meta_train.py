@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from functa.models.compute.batch_order import batch_rows
 from functa.models.compute.compilation import should_compile
 from functa.models.compute.parallel import fit_threads
-from functa.models.compute.randomness import batch_rows, mix, stage_number
+from functa.models.compute.randomness import mix, stage_number
 from functa.models.field.cost import outer_flops
 from functa.models.field.field import Field
 from functa.models.field.inner import InnerLoop
@@ -22,10 +23,10 @@ from functa.tasks.config import MetaTrainConfig
 from functa.tasks.inputs.pictures import Pictures
 from functa.tasks.inputs.prefetch import Prefetcher
 from functa.tasks.trained import refuse_other_field
+from functa.tasks.training.learner import Emit, Gradients, Learner, run_of
 from functa.tasks.training.loop import train
 from functa.tasks.training.optimizer import outer_optimizer
 from functa.tasks.training.ranks import Ranks, join_ranks
-from functa.tasks.training.run import Emit, Gradients, Learner, run_of
 from functa.tasks.training_jobs import MetaTrainJob
 
 FALLEN = 3.0  # dB below the best PSNR so far; the noise of 64 validation images is a tenth of that

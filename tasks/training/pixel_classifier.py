@@ -7,16 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from functa.models.compute.batch_order import batch_rows
 from functa.models.compute.flops import forward_flops
 from functa.models.compute.parallel import fit_threads
-from functa.models.compute.randomness import batch_rows, mix, stage_number
+from functa.models.compute.randomness import mix, stage_number
 from functa.models.latents.classifier import build_pixel_classifier, classification_loss, decay_groups
 from functa.storage.images.source import open_images
 from functa.tasks.inputs.pictures import Pictures
 from functa.tasks.trained import logits_of
+from functa.tasks.training.learner import Emit, Learner, run_of
 from functa.tasks.training.loop import train
 from functa.tasks.training.ranks import join_ranks
-from functa.tasks.training.run import Emit, Learner, run_of
 from functa.tasks.training_jobs import PixelClassifierJob
 
 TEST_IMAGES = 2000  # enough to see whether a feature space works

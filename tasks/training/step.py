@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from functa.models.compute.compiled_function import Function, graphed
 from functa.models.compute.flops import forward_flops, matmul_rate
-from functa.models.compute.graph import Function, graphed
 from functa.tasks.config import LatentTrainingConfig
+from functa.tasks.training.learner import Work
 from functa.tasks.training.ranks import Ranks
-from functa.tasks.training.run import Work
 
 
 def step_work(

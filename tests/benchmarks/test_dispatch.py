@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ def encoded(store: Path, groups: list[tuple[float, list[float]]], rows: int) -> 
     receipts = store / "fragments" / "f" / "receipts"
     receipts.mkdir(parents=True)
     for begun, ends in groups:
-        planned.append({"fragment": "f", "shards": list(range(shard, shard + len(ends)))})
+        planned.append(SimpleNamespace(fragment="f", shards=list(range(shard, shard + len(ends)))))
         stats.append({"begun": begun, "images": rows * len(ends)})
         for end in ends:
             path = receipts / f"{shard:06d}.0.json"

@@ -15,7 +15,7 @@ from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import newest_metadata
 from functa.storage.upkeep.gc import collect
-from functa.tasks.evaluation.bench import EvaluationJob
+from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.training.classifier import run
 from functa.tasks.training_jobs import ClassifierJob
 from tests.helpers.flows.finished_stages import finish, ledger

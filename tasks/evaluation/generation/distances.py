@@ -16,8 +16,8 @@ from functa.models.measures.metrics import frechet_distance
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
-from functa.tasks.evaluation.bench import SILENT, EvaluationJob, Messages
 from functa.tasks.evaluation.config import EvaluationConfig
+from functa.tasks.evaluation.evaluator_input import SILENT, EvaluationJob, Messages
 from functa.tasks.evaluation.generation.feature_sets import Gathered, merged
 from functa.tasks.evaluation.generation.inception import DIMENSIONS, RESIZE, check_counts, is_fid
 from functa.tasks.inputs.pictures import digest_of

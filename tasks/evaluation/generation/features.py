@@ -24,7 +24,7 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location, read_json, write_json
-from functa.tasks.evaluation.bench import EvaluationJob
+from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.evaluation.generation.feature_sets import Gathered, Space, to_bytes
 from functa.tasks.evaluation.generation.inception import load_inception, space_of, weights_digest
 from functa.tasks.inference.sample import read_samples

@@ -32,8 +32,8 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.plan import RowTable
 from functa.storage.images.source import ImageSplit
-from functa.tasks.evaluation.bench import SILENT, Bench, EvaluationJob, Messages, open_bench, write_arrays
 from functa.tasks.evaluation.config import MemorizationConfig
+from functa.tasks.evaluation.evaluator_input import SILENT, Bench, EvaluationJob, Messages, open_bench, write_arrays
 from functa.tasks.evaluation.subset import changed_rows
 from functa.tasks.inference.sample import read_slices
 from functa.tasks.inputs.latents import PlainRows

@@ -7,7 +7,7 @@ import torch
 
 from functa.models.field.inner import decode
 from functa.storage.images.source import open_images
-from functa.tasks.evaluation.bench import SILENT, EvaluationJob, Messages, write_arrays
+from functa.tasks.evaluation.evaluator_input import SILENT, EvaluationJob, Messages, write_arrays
 from functa.tasks.inference.sample import read_samples
 from functa.tasks.inputs.pictures import as_uint8, spread
 from functa.tasks.trained import load_field

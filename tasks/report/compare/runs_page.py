@@ -8,7 +8,7 @@ import numpy as np
 
 from functa.storage.errors import StorageError
 from functa.tasks.report.blocks import Block, Drawing, Row, Section, Table
-from functa.tasks.report.charts import MAX_POINTS, STYLE, log_scale, new_figure, running_mean, step_axis, to_svg
+from functa.tasks.report.chart_style import MAX_POINTS, STYLE, log_scale, new_figure, running_mean, step_axis, to_svg
 from functa.tasks.report.compare.runs import BEST, Comparison, Line
 from functa.tasks.report.compare.sweep_page import LINES
 from functa.tasks.report.page import Page, write_page

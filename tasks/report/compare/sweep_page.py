@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from functa.storage.places.location import Location
 from functa.tasks.report.blocks import Block, Drawing, Pictures, Section, Sheet, Table
-from functa.tasks.report.charts import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, new_figure, to_svg
+from functa.tasks.report.chart_style import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, new_figure, to_svg
 from functa.tasks.report.compare.sweep import Setting, Summary, Sweep, best, splits
 from functa.tasks.report.files import page_files
 from functa.tasks.report.page import Page, write_page

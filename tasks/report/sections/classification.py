@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from functa.tasks.report.blocks import Block, Drawing, ReportData, Section, Table
-from functa.tasks.report.charts import BLUE, INK, PAPER, STYLE, VERMILION, new_figure, to_svg
+from functa.tasks.report.chart_style import BLUE, INK, PAPER, STYLE, VERMILION, new_figure, to_svg
 from functa.tasks.report.words import number, short, show
 
 DRAWN_CLASSES = 20  # more cannot be read as a matrix

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from functa.tasks.report.blocks import Drawing, ReportData, Section, Table
-from functa.tasks.report.charts import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, is_number, new_figure, to_svg
+from functa.tasks.report.chart_style import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, is_number, new_figure, to_svg
 
 ABOUT = (
     "How many bits a pixel the stored latents take, and the quality that comes back, beside JPEG and WebP: higher and "

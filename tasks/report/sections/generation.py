@@ -8,7 +8,7 @@ from matplotlib.ticker import FuncFormatter
 
 from functa.tasks.evaluation.catalogue import SPACES
 from functa.tasks.report.blocks import Drawing, ReportData, Section, Table
-from functa.tasks.report.charts import BLUE, FAINT, GREEN, STYLE, VERMILION, new_figure, to_svg
+from functa.tasks.report.chart_style import BLUE, FAINT, GREEN, STYLE, VERMILION, new_figure, to_svg
 from functa.tasks.report.words import number, short, show
 
 MEASURES = (

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from functa.tasks.report.blocks import Block, Drawing, Pictures, ReportData, Section, Sheet, Table
-from functa.tasks.report.charts import BLUE, INK, STYLE, VERMILION, Numbers, new_figure, to_svg
+from functa.tasks.report.chart_style import BLUE, INK, STYLE, VERMILION, Numbers, new_figure, to_svg
 from functa.tasks.report.words import number, show
 
 ORDER = ("nearest", "second", "third")

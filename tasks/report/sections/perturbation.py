@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from functa.tasks.report import pixels
 from functa.tasks.report.blocks import Block, Drawing, Pictures, Pixels, ReportData, Section, Sheet, Table
-from functa.tasks.report.charts import BLUE, INK, PAPER, STYLE, VERMILION, Numbers, new_figure, to_svg
+from functa.tasks.report.chart_style import BLUE, INK, PAPER, STYLE, VERMILION, Numbers, new_figure, to_svg
 from functa.tasks.report.words import number
 
 ABOUT = "What the numbers of a latent do: some are changed, then the image is decoded again. "

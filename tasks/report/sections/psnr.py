@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.ticker import MaxNLocator
 
 from functa.tasks.report.blocks import Block, Drawing, ReportData, Section
-from functa.tasks.report.charts import BLUE, GREEN, INK, PAPER, PURPLE, STYLE, VERMILION, new_figure, to_svg
+from functa.tasks.report.chart_style import BLUE, GREEN, INK, PAPER, PURPLE, STYLE, VERMILION, new_figure, to_svg
 from functa.tasks.report.words import number
 
 ABOUT = "Higher is better: 10 dB more is a tenth of the squared error."

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 
 from functa.tasks.report.blocks import Drawing, ReportData, Row, Section
-from functa.tasks.report.charts import (
+from functa.tasks.report.chart_style import (
     BLUE,
     GREEN,
     MAX_POINTS,

@@ -74,7 +74,7 @@ def test_what_a_killed_up_left_behind_is_named(monkeypatch: pytest.MonkeyPatch) 
     try:
         if psutil.Process(left).ppid() != 1:
             pytest.skip("orphans have another parent here")
-        monkeypatch.setattr("functa.flows.server.api.port_fault", lambda _: "is taken by a Prefect server")
+        monkeypatch.setattr("functa.flows.server.up.port_fault", lambda _: "is taken by a Prefect server")
         with pytest.raises(OperateError, match=rf"end them \(kill {left}\), then start again"):
             up(port)
     finally:

@@ -118,7 +118,16 @@ def snapshot(served: Served) -> dict[str, Any]:
 
 def bootstrap(served: Served, *options: str) -> None:
     subprocess.run(
-        [sys.executable, "-m", "functa.deploy.bootstrap", "--root", str(served.root), *options],
+        [
+            sys.executable,
+            "-m",
+            "functa.deploy.bootstrap",
+            "--root",
+            str(served.root),
+            "--folder",
+            str(PROJECT),
+            *options,  # the folder that `functa up` was started in
+        ],
         cwd=PROJECT,
         env=served.environment(),
         check=True,

@@ -15,7 +15,7 @@ from functa.models.latents.classifier import build_pixel_classifier
 from functa.storage.config import QuantizationConfig
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import save_checkpoint
-from functa.tasks.evaluation.bench import EvaluationJob, Samples
+from functa.tasks.evaluation.evaluator_input import EvaluationJob, Samples
 from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_of, write_features
 from tests.helpers.storage.functasets import SHAPE, filled
 

@@ -9,7 +9,7 @@ from typing import Any
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.child import RunEnded
 from functa.tasks.dispatch.fan_out import fan_out, run_ended
-from functa.tasks.units import retried, unit
+from functa.tasks.prefect_tasks import retried, unit
 
 
 @unit("pretend", "pretend {number}")

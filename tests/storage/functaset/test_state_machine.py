@@ -1,4 +1,4 @@
-"""The state machine of tests/storage/machine.py, short in every run of the tests and long in the slow ones."""
+"""The state machine of tests/helpers/storage/state_machine.py: short in every run, long among the slow tests."""
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -66,19 +66,11 @@ def test_a_source_that_needs_a_location_is_refused_without_one(
         load_config("digits", STRIPES)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dataset": "FashionMNIST"}, r"dataset=FashionMNIST has no effect with images\.source=digits"),
-        (
-            {"source": "torchvision", "location": "x", "split_seed": 3},
-            r"split_seed=3 has no effect .* choose images\.source=digits or folder or npz",
-        ),
-    ],
-)
-def test_a_setting_that_the_source_does_not_read_is_refused(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ImagesConfig(**settings)  # type: ignore[arg-type]
+def test_settings_of_another_source_are_kept() -> None:
+    """Records of version 0.1.0 hold them, and so do presets whose source a user changes."""
+    settings = {"source": "torchvision", "location": "x", "split_seed": 3, "test_fraction": 0.5}
+    config = ImagesConfig(**settings)  # type: ignore[arg-type]
+    assert (config.split_seed, config.test_fraction) == (3, 0.5)
 
 
 def test_the_form_offers_every_source() -> None:

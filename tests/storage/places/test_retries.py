@@ -11,7 +11,8 @@ from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.records import read_vouched, vouch
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
-from functa.storage.places.s3 import LONGEST_PAUSE, PATIENCE_SECONDS, TRIES, S3Location
+from functa.storage.places.s3 import S3Location
+from functa.storage.places.s3_retries import LONGEST_PAUSE, PATIENCE_SECONDS, TRIES
 from functa.storage.runs.checkpoints import load_checkpoint, save_checkpoint
 from tests.helpers.storage.functasets import filled
 from tests.helpers.storage.image_files import encoded, noise
@@ -115,7 +116,7 @@ def test_a_lost_connection_makes_no_image_bad_and_sets_no_checkpoint_back(relay:
         load_checkpoint(hasty.child("c"))
     relay.faults[:] = [(b"GET", "busy")] * TRIES
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("functa.storage.places.s3.LONGEST_PAUSE", 0.0)
+        patch.setattr("functa.storage.places.s3_retries.LONGEST_PAUSE", 0.0)
         with pytest.raises(TransientError):
             images.read_row(0)
     relay.faults.clear()

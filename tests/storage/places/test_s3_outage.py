@@ -10,7 +10,7 @@ from functa.storage.errors import TransientError
 from functa.storage.functaset.commit import commit
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.places.location import Location
-from functa.storage.places.s3 import PATIENCE_SECONDS
+from functa.storage.places.s3_retries import PATIENCE_SECONDS
 from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.ceph import Ceph
 from tests.helpers.storage.functasets import fill, new_store, plan, tree, write

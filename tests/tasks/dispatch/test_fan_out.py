@@ -28,7 +28,7 @@ from functa.flows.stages import encode_groups
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError, TransientError
 from functa.storage.functaset.functaset import Functaset
-from functa.tasks import units
+from functa.tasks import prefect_tasks
 from functa.tasks.config import AugmentationConfig, DispatchConfig
 from functa.tasks.dispatch.child import DispatchError, RunEnded
 from functa.tasks.encoding import keyed_images
@@ -285,7 +285,7 @@ def test_a_group_whose_run_has_ended_stops_before_its_next_batch(field: Path, tm
 
 def test_only_transient_failures_are_retried(prefect_server: None) -> None:
     def worth(error: Exception) -> bool:
-        return units.worth_retrying(units.train, None, Failed(data=error))  # type: ignore[arg-type]
+        return prefect_tasks.worth_retrying(prefect_tasks.train, None, Failed(data=error))  # type: ignore[arg-type]
 
     assert not any(worth(error) for error in (RunEnded(), StorageError("missing"), ValueError()))
     assert all(worth(error) for error in (TransientError("timeout"), OSError()))

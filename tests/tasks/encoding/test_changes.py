@@ -18,8 +18,8 @@ from functa.storage.upkeep.gc import collect
 from functa.storage.upkeep.verify import verify
 from functa.tasks.encoding.plan import plan
 from functa.tasks.evaluation import reconstruction
-from functa.tasks.evaluation.bench import EvaluationJob
 from functa.tasks.evaluation.config import EvaluationConfig
+from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from tests.helpers.tasks.changing_source import job_on_source, planned_images, stored_codes, write_image, write_source
 from tests.helpers.tasks.encoding import encode, encode_planned, file_bytes
 

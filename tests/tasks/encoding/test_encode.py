@@ -21,7 +21,7 @@ from functa.tasks.encoding.encode import encode_group, encode_images
 from functa.tasks.encoding.finalise import finalise
 from functa.tasks.encoding.plan import fingerprint, plan
 from functa.tasks.evaluation import compression, reconstruction
-from functa.tasks.evaluation.bench import EvaluationJob
+from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.trained import load_field
 from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.tasks.encoding import encode, encode_job, encode_planned, file_bytes, write_noise

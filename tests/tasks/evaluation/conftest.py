@@ -2,7 +2,7 @@
 
 import pytest
 
-from functa.tasks.evaluation.bench import EvaluationJob
+from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from tests.helpers.tasks.encoded import encoded
 
 

@@ -8,8 +8,8 @@ from functa.flows.config.load import load_config
 from functa.storage.config import QuantizationConfig
 from functa.storage.functaset.functaset import Functaset
 from functa.tasks.evaluation import classification
-from functa.tasks.evaluation.bench import EvaluationJob, read_arrays
 from functa.tasks.evaluation.classification import by_class
+from functa.tasks.evaluation.evaluator_input import EvaluationJob, read_arrays
 from functa.tasks.inputs.latents import load_split
 from functa.tasks.trained import load_classifier, logits_of
 from functa.tasks.training.classifier import run

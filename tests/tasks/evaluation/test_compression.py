@@ -12,8 +12,8 @@ from sklearn.datasets import load_digits
 from functa.storage.functaset.quantizer import calibrate
 from functa.storage.places.address import open_location
 from functa.tasks.evaluation import compression
-from functa.tasks.evaluation.bench import EvaluationJob, open_bench
 from functa.tasks.evaluation.compression import byte_psnr, decode, encode, rate_curve, scan_bytes, stored_bits
+from functa.tasks.evaluation.evaluator_input import EvaluationJob, open_bench
 from functa.tasks.evaluation.subset import float_subset
 
 

@@ -9,10 +9,10 @@ import pytest
 from functa.flows.config.digests import chain_digests
 from functa.flows.config.load import load_config
 from functa.tasks.evaluation import evaluators
-from functa.tasks.evaluation.bench import SILENT, EvaluationJob, Messages, all_arrays, write_arrays
 from functa.tasks.evaluation.catalogue import catalogue, groups
 from functa.tasks.evaluation.config import SLOW
 from functa.tasks.evaluation.evaluator import Described, Evaluator
+from functa.tasks.evaluation.evaluator_input import SILENT, EvaluationJob, Messages, all_arrays, write_arrays
 from functa.tasks.report.artifacts import metrics_table
 from functa.tasks.report.blocks import ReportData, Section, Table
 from functa.tasks.report.compare.sweep import unknown_metric

@@ -11,7 +11,7 @@ from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError
 from functa.storage.functaset.functaset import Functaset
 from functa.tasks.evaluation import perturbation
-from functa.tasks.evaluation.bench import EvaluationJob, Messages, read_arrays
+from functa.tasks.evaluation.evaluator_input import EvaluationJob, Messages, read_arrays
 from functa.tasks.inputs.latents import PlainRows
 from functa.tasks.report.blocks import Drawing, ReportData, Sheet
 from functa.tasks.report.files import page_files

@@ -6,7 +6,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 
 from functa.tasks.evaluation import reconstruction
-from functa.tasks.evaluation.bench import EvaluationJob, Messages, open_bench, read_arrays
+from functa.tasks.evaluation.evaluator_input import EvaluationJob, Messages, open_bench, read_arrays
 from functa.tasks.report.blocks import ReportData, Sheet
 from functa.tasks.report.sections import report_sections
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from functa.tasks.evaluation.bench import EvaluationJob, open_bench
+from functa.tasks.evaluation.evaluator_input import EvaluationJob, open_bench
 from functa.tasks.evaluation.subset import stored_subset
 
 

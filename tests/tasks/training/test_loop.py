@@ -15,15 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from functa.models.compute.randomness import batch_rows, mix
+from functa.models.compute.batch_order import batch_rows
+from functa.models.compute.randomness import mix
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import load_checkpoint
 from functa.tasks.config import TrainingConfig
 from functa.tasks.dispatch.progress import describe_row
 from functa.tasks.trained import finished_checkpoint
+from functa.tasks.training.learner import Learner, NonFiniteLoss, Run
 from functa.tasks.training.loop import learning_rate, train
-from functa.tasks.training.run import Learner, NonFiniteLoss, Run
 
 
 class Killed(BaseException):

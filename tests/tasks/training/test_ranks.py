@@ -155,7 +155,7 @@ def test_ranks_that_could_not_read_the_same_images_refuse_to_train(tmp_path: Pat
             (seen / unreadable).write_bytes(b"damaged")
         sets = ["images.source=folder", f"images.location={seen}", "images.max_bad_fraction=0.5"]
         job = field_job(tmp_path / "out", 2, *sets, "meta_train.validation_images=0")
-        variables = {"RANK": str(rank), "WORLD_SIZE": "2", STORE: str(tmp_path / "store"), JOB: json.dumps(job)}
+        variables = {"RANK": str(rank), "WORLD_SIZE": "2", STORE: str(tmp_path / "store"), JOB: job.model_dump_json()}
         ranks.append(
             subprocess.Popen(
                 [sys.executable, "-P", "-m", "functa.tasks.training"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,

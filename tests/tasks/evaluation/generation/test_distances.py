@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from functa.models.measures.metrics import FrechetStatistics, frechet_distance
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
-from functa.tasks.evaluation.bench import Messages
+from functa.tasks.evaluation.evaluator_input import Messages
 from functa.tasks.evaluation.generation import features as computing
 from functa.tasks.evaluation.generation import inception
 from functa.tasks.evaluation.generation.distances import check_sets, delete_features, measure

@@ -20,7 +20,7 @@ from functa.storage.places.address import open_location
 from functa.tasks.encoding.encode import encode_group
 from functa.tasks.encoding.finalise import finalise
 from functa.tasks.encoding.plan import EncodeJob, plan
-from functa.tasks.evaluation.bench import EvaluationJob, read_arrays
+from functa.tasks.evaluation.evaluator_input import EvaluationJob, read_arrays
 from functa.tasks.evaluation.generation import memorization
 from functa.tasks.inference.sample import SampleJob, write_slice
 from functa.tasks.inputs.latents import PlainRows

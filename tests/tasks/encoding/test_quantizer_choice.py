@@ -11,7 +11,7 @@ from functa.models.measures.metrics import psnr_of_errors
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.quantizer import Quantizer, calibrate
-from functa.tasks.encoding.ranges import CANDIDATES, choose_quantizer
+from functa.tasks.encoding.quantizer_choice import CANDIDATES, choose_quantizer
 
 AUTO = QuantizationConfig(bits=5, range="auto", granularity="channel")
 

@@ -16,7 +16,7 @@ from functa.tasks.dispatch.progress import Lines, Pace, Progress, describe_row
 
 if TYPE_CHECKING:  # loaded where the work is done: a worker process needs only what its own units load
     from functa.tasks.encoding.plan import EncodeJob, Planned, ShardGroup
-    from functa.tasks.evaluation.bench import EvaluationJob
+    from functa.tasks.evaluation.evaluator_input import EvaluationJob
     from functa.tasks.evaluation.generation.features import FeatureJob
     from functa.tasks.inference.sample import SampleJob
     from functa.tasks.report.run_folder import RunFolder
@@ -119,7 +119,7 @@ def measure(name: str, job: "EvaluationJob") -> dict[str, Any]:
     from prefect import get_run_logger
 
     from functa.tasks.evaluation import evaluators
-    from functa.tasks.evaluation.bench import Messages
+    from functa.tasks.evaluation.evaluator_input import Messages
 
     return evaluators.find(name).run(job, Messages(_evaluation_progress(), get_run_logger().warning))
 

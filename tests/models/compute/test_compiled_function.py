@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from functa.flows.config.load import load_config
 from functa.models.compute.compilation import has_compiler
-from functa.models.compute.graph import graphed
+from functa.models.compute.compiled_function import graphed
 from functa.models.config import ClassifierConfig, DenoiserConfig, DiffusionConfig
 from functa.models.latents.classifier import build_classifier, classification_loss
 from functa.models.latents.denoiser import build_denoiser
