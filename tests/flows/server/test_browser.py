@@ -213,7 +213,7 @@ def test_the_run_form_shows_every_field_with_its_description_and_default(
     parameters = deployment["parameter_openapi_schema"]["properties"]
     assert min(parameters, key=lambda name: parameters[name]["position"]) == "root"
     described = [" ".join(parameter["description"].split()) for parameter in parameters.values()]
-    assert described[0].startswith("Where everything goes")
+    assert described[0].startswith("Folder or s3://bucket/prefix of the run.")
     schema = PipelineConfig.model_json_schema()
     text = shown(browser, [*titles, *described, *descriptions(schema), "Submit"], "form", 9200)
     assert not [name for name in schema["$defs"] if name in text], "a box is titled by its class"
@@ -237,7 +237,7 @@ def test_submitting_the_run_form_as_it_is_runs_the_pipeline_on_the_workers(
 ) -> None:
     (deployment,) = (d for d in served.ask("deployments/filter", {}) if d["name"] == "pipeline")
     browser.get(f"{page.split('/runs/')[0]}/deployments/deployment/{deployment['id']}/run")
-    shown(browser, ["Where everything goes", "Submit"], "form-top")
+    shown(browser, ["Folder or s3://bucket/prefix of the run.", "Submit"], "form-top")
     at_rest(browser)
 
     def of_deployment() -> Any:
