@@ -55,7 +55,7 @@ def _run_pipeline(config: PipelineConfig, root: str, from_root: str | None) -> N
     from functa.flows.server.session import prefect_session
 
     preflight(config, root, "pipeline")
-    with prefect_session():
+    with prefect_session(exit_with_server=False):
         from functa.flows.pipeline import pipeline
 
         pipeline(root, config=config, from_root=from_root)

@@ -16,9 +16,7 @@ from functa.models.latents.normalize import Normalizer
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.places.address import open_location
-from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import Checkpoint, load_checkpoint
-from functa.storage.runs.stage_records import output_location, read_record
 from functa.storage.runs.weights import read_description, read_weights
 
 
@@ -146,25 +144,6 @@ def logits_of(model: nn.Module, x: Tensor, batch: int = 1024) -> Tensor:
         logits = torch.cat([model(part.to(device)) for part in x.split(batch)])
     model.train(training)
     return logits
-
-
-def stage_output(root: Location, stage: str) -> Location:
-    """Return where a finished stage's output is. Raises StorageError with the reason if there is none."""
-    record = read_record(root, stage)
-    # A functaset that is receiving new images can be read at its newest commit.
-    if record is not None and (record.state == "finished" or (record.state == "running" and record.output_digest)):
-        return output_location(record, root)
-    raise StorageError(f"{root.uri}: {_why_missing(root, stage)}")
-
-
-def _why_missing(root: Location, stage: str) -> str:
-    records = [record for name in ("meta_train", "encode") if (record := read_record(root, name)) is not None]
-    if not records:
-        return "no run is there; name the root of a run, as `functa run PRESET --root ROOT` makes it"
-    newest, section = max(records, key=lambda record: record.started), stage.removeprefix("train_")
-    if newest.pipeline.get(section, {}) is None:
-        return f"its config has {section}=null, so there is no such model; run it with another {section} to train one"
-    return f"{stage.replace('_', '-')} has not finished there; run it first"
 
 
 def check_same_functaset(functaset: Functaset, meta: Mapping[str, Any], root: str, what: str) -> None:

@@ -14,11 +14,9 @@ from pydantic import ValidationError
 from functa.flows.cli.arguments import Functaset, Json, Split, functaset_of, whole
 from functa.flows.cli.progress import ProgressLine
 from functa.flows.config.schema import ConfigError
-from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
-from functa.storage.runs.stage_records import read_record
 from functa.tasks.config import SampleRequest
-from functa.tasks.stage_table import STAGES
+from functa.tasks.stage_output import stage_output
 
 Resolution = Annotated[
     int | None,
@@ -95,7 +93,7 @@ def sample(
     request = _sample_request(
         count=count, label=label, guidance=guidance, sampler=sampler, steps=steps, seed=seed, resolution=resolution
     )
-    check_trained(root, "train_diffusion")
+    stage_output(open_location(root), "train_diffusion")
     from functa.tasks.inference.sample_images import sample_images
 
     with _interruptible(out), ProgressLine("sampling", "denoising steps") as show:
@@ -115,21 +113,6 @@ def _sample_request(**options: Any) -> SampleRequest:
         raise ConfigError(f"--{fault['loc'][0]} {fault['input']}: {message[:1].lower()}{message[1:]}") from None
 
 
-def check_trained(root: str, stage: str) -> None:
-    """Raise StorageError where a root has no such stage: it holds no run, or one whose config leaves the stage out."""
-    location = open_location(root)
-    records = [record for record in (read_record(location, name) for name in STAGES) if record is not None]
-    if not records:
-        raise StorageError(f"{root}: no run has been started there; name the root of a run")
-    latest = max(records, key=lambda record: record.started)
-    if latest.stages and stage not in latest.stages and stage not in [record.stage for record in records]:
-        section, command = STAGES[stage].optional_section, STAGES[stage].command
-        raise StorageError(
-            f"{root}: its run has {section}=null, so {command} is not part of it; "
-            f"`functa {command} PRESET --root {root} --set {section}={{}}` trains one with default settings"
-        )
-
-
 def classify(
     root: Annotated[str, Parameter(help="A run's root with a trained classifier.")],
     images: Annotated[str, Parameter(help="A folder of images, or one image.")],
@@ -137,7 +120,7 @@ def classify(
     as_json: Json = False,
 ) -> int:
     """Classify images: the root's field encodes each, its classifier predicts. Status 1 if no file is an image."""
-    check_trained(root, "train_classifier")
+    stage_output(open_location(root), "train_classifier")
     from functa.tasks.inference.classify import classify_images
 
     rows = []

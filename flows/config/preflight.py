@@ -12,6 +12,8 @@ from functa.models.latents.denoiser import check_denoiser
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
+from functa.tasks.evaluation.evaluators import EVALUATORS, chosen
+from functa.tasks.evaluation.gate import FIGURES
 from functa.tasks.evaluation.generation.inception import check_counts, weights_digest
 
 
@@ -26,7 +28,7 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
     try:
         choose_device(config.dispatch.device)
     except ValueError as error:
-        raise StorageError(str(error)) from None
+        raise StorageError(f"dispatch.{error}") from None
     check_compilers(config, stage)
     if config.classifier is not None and stage in ("pipeline", "train_classifier") and len(images.classes) < 2:
         raise StorageError(
@@ -39,7 +41,33 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
         weights_digest(fid)
         reference = len(images.split("train"))
         check_counts(fid, min(config.evaluation.samples, reference), reference)
+    if stage == "pipeline":
+        check_gate_figures(config)
     open_location(root).preflight_write()
+
+
+def check_gate_figures(config: PipelineConfig) -> None:
+    """Raise ConfigError where the gate asks for a figure that this config does not measure."""
+    models = {name for name in ("classifier", "diffusion") if getattr(config, name) is not None}
+    measured = {figure for evaluator in chosen(config.evaluation, models) for figure in evaluator.figures}
+    if config.evaluation.fid.weights is None or config.evaluation.fid.any_weights:
+        measured.discard("fid")
+    for key, (figure, _) in FIGURES.items():
+        if getattr(config.gate, key) is not None and figure.partition(".")[0] not in measured:
+            raise ConfigError(
+                f"gate.{key}: this config does not measure {figure} ({_why_unmeasured(config, figure)}); "
+                f"set gate.{key}=null, or have it measured"
+            )
+
+
+def _why_unmeasured(config: PipelineConfig, figure: str) -> str:
+    evaluator = next(each for each in EVALUATORS if figure.partition(".")[0] in each.figures)
+    for model in ("classifier", "diffusion"):
+        if model in evaluator.needs and getattr(config, model) is None:
+            return f"{model}=null"
+    if getattr(config.evaluation, evaluator.name) is None:
+        return "evaluation.quick=true" if config.evaluation.quick else f"evaluation.{evaluator.name}=null"
+    return "it needs evaluation.fid.weights, the standard file"
 
 
 def check_compilers(config: PipelineConfig, stage: str) -> None:

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from functa.flows.server.api import OperateError, configured_api
@@ -14,7 +14,7 @@ GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after i
 
 
 @contextmanager
-def embedded_server() -> Iterator[None]:
+def embedded_server(exit_with_server: bool) -> Iterator[None]:
     """Start Prefect's embedded server if no API is configured, protected from the Ctrl-C meant for the command.
 
     A terminal sends SIGINT to every process of the command's group, and a server that ended at once could not record
@@ -46,7 +46,8 @@ def embedded_server() -> Iterator[None]:
     starting.join()
     if failed:
         raise OperateError(f"Prefect's embedded server did not start: {failed[0]}")
-    with temporary_settings({PREFECT_API_URL: server.api_url}), ended_by_sigterm(), ended_with(server.server_process):
+    watch = ended_with(server.server_process) if exit_with_server else nullcontext()
+    with temporary_settings({PREFECT_API_URL: server.api_url}), ended_by_sigterm(), watch:
         yield
 
 

@@ -16,16 +16,17 @@ INTERRUPTED = "Crash detected! Execution was aborted by an interrupt signal"
 
 
 @contextmanager
-def prefect_session() -> Iterator[None]:
+def prefect_session(*, exit_with_server: bool = True) -> Iterator[None]:
     """Let flows run on the configured server, or on Prefect's embedded one, with the project's settings.
 
-    Raises OperateError if the embedded server does not start.
+    exit_with_server: whether the process ends where its embedded server was ended; a command does, and a caller's own
+    process (a notebook) does not. Raises OperateError if the embedded server does not start.
     """
     prepare_prefect()
     from functa.flows.server.embedded import embedded_server
 
     quiet_console()
-    with embedded_server():
+    with embedded_server(exit_with_server):
         yield
 
 

@@ -1,5 +1,6 @@
 """The choice of the device that a task computes on."""
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,12 +14,17 @@ _lock = threading.Lock()
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises ValueError if a GPU is asked for and there is none."""
+    """Return the device of this name; `auto` is a GPU where there is one. Raises ValueError for one that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("dispatch.device=cuda, but torch sees no GPU: set dispatch.device=auto or fix the driver")
-    return torch.device(name)
+    if re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name) is None:
+        raise ValueError(f"device={name}: choose among auto, cpu, cuda and cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: torch sees no GPU; choose device=auto, or fix the driver")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: torch sees {torch.cuda.device_count()} GPU(s), from cuda:0 on; choose another")
+    return device
 
 
 @contextmanager

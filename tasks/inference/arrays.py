@@ -96,6 +96,7 @@ def sample(
     steps: int | None = None,
     seed: int = 0,
     resolution: int | None = None,
+    device: str = "auto",
 ) -> np.ndarray:
     """Draw samples from a root's diffusion model: images uint8 [count, H, W, C].
 
@@ -108,6 +109,7 @@ def sample(
         steps: Denoiser calls for each sample; None for those of the root's config.
         seed: Sample i depends on the seed and on i alone.
         resolution: Pixels a side, a multiple of s; None for that of the images that the field was fitted to.
+        device: "auto" (a GPU if there is one), "cpu" or "cuda:N".
 
     Raises ValueError for a value out of bounds, StorageError if the root has no such model or cannot do that.
 
@@ -124,11 +126,11 @@ def sample(
         fault = error.errors()[0]
         reason = fault["msg"].removeprefix("Value error, ")
         raise ValueError(f"{fault['loc'][0]}={fault['input']!r}: {reason}") from None
-    job, decoded = prepare_samples(str(root), request)
+    job, decoded = prepare_samples(str(root), request, device)
     return np.concatenate([images for z in sample_batches(job) for images in decoded(z)])
 
 
-def classify(root: Address, images: Images | Address) -> list[Row]:
+def classify(root: Address, images: Images | Address, *, device: str = "auto") -> list[Row]:
     """Classify images; return a row {"class", "label", "probability", "top"} for each.
 
     class is the class's name, label its number from 0, probability is from 0 to 1, top the [name, probability] of the
@@ -138,6 +140,7 @@ def classify(root: Address, images: Images | Address) -> list[Row]:
         root: A run's root with a trained classifier.
         images: [n, H, W, C] as encode takes them; or a folder of images or one image file, of any size (each row then
             has its name too, as "image", and only an "error" where it cannot be read).
+        device: "auto" (a GPU if there is one), "cpu" or "cuda:N".
 
     Raises ValueError for another shape, type or range, StorageError: nothing trained there, no image there.
 
@@ -145,8 +148,8 @@ def classify(root: Address, images: Images | Address) -> list[Row]:
         print(rows[0]["class"], rows[0]["probability"])
     """
     if isinstance(images, str | Path):
-        return list(classify_images(str(root), str(images)))
-    judge = open_judge(str(root))
+        return list(classify_images(str(root), str(images), device))
+    judge = open_judge(str(root), device)
     pixels = _pixels(images, judge.image_shape)
     parts: Sequence[Tensor] = pixels.split(BATCH) if len(pixels) else ()
     return [row for part in parts for row in judge.rows(_floats(part))]

@@ -21,7 +21,8 @@ from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import read_record
 from functa.tasks.inputs.pictures import as_float
-from functa.tasks.trained import check_same_functaset, field_of, load_classifier, logits_of, stage_output
+from functa.tasks.stage_output import stage_output
+from functa.tasks.trained import check_same_functaset, field_of, load_classifier, logits_of
 
 BATCH = 64
 
@@ -53,20 +54,20 @@ class Judge:
         return [_row(row, self.names) for row in torch.softmax(logits, -1).cpu()]
 
 
-def open_judge(root: str) -> Judge:
+def open_judge(root: str, device: str = "auto") -> Judge:
     """Open a root's field and classifier. Raises StorageError: nothing trained there, or on another functaset."""
     location = open_location(root)
     functaset = Functaset.open(stage_output(location, "encode"))
     model, normalizer, meta = load_classifier(stage_output(location, "train_classifier").uri)
     check_same_functaset(functaset, meta, root, "classifier")
     field, inner, resolution = field_of(functaset)
-    device = choose_device("auto")
-    loop = InnerLoop(field.to(device), inner, (resolution, resolution))
+    target = choose_device(device)
+    loop = InnerLoop(field.to(target), inner, (resolution, resolution))
     names = meta.get("class_names") or [str(label) for label in range(meta["classes"])]
-    return Judge(loop, model.to(device), normalizer.to(device), names, device)
+    return Judge(loop, model.to(target), normalizer.to(target), names, target)
 
 
-def classify_images(root: str, images: str) -> Iterator[Row]:
+def classify_images(root: str, images: str, device: str = "auto") -> Iterator[Row]:
     """Yield a row for each image file in a folder (or the one file), in the order of their names, as it is classified.
 
     {image, class, label, probability, top: [[class, probability], ...]}, or {image, error} for a file that cannot be
@@ -75,7 +76,7 @@ def classify_images(root: str, images: str) -> Iterator[Row]:
     """
     folder, keys = _files(images)
     max_pixels = _max_pixels(open_location(root))
-    judge = open_judge(root)
+    judge = open_judge(root, device)
     resolution, _, channels = judge.image_shape
     for start in range(0, len(keys), BATCH):
         part = keys[start : start + BATCH]

@@ -63,25 +63,25 @@ def _read_rows(functaset: Functaset, split: str, start: int, stop: int) -> Itera
         first += shard.count
 
 
-def decoder(functaset: Functaset, resolution: int | None) -> Decode:
+def decoder(functaset: Functaset, resolution: int | None, device: str = "auto") -> Decode:
     """Return a decoder of latents [n, s, s, c] into images uint8 [m, H, W, ch], some at a time. Raises StorageError."""
     field, _, fitted = field_of(functaset)
     side = fitted if resolution is None else resolution
     try:
         field.check_resolution((side, side))
     except ValueError as error:
-        raise StorageError(f"--resolution {side}: {error}") from None
+        raise StorageError(f"resolution {side}: {error}") from None
     if side % field.config.spatial:
         raise StorageError(
-            f"--resolution {side}: is not divisible into {field.config.spatial} latent positions a side; "
+            f"resolution {side}: is not divisible into {field.config.spatial} latent positions a side; "
             f"choose a multiple of {field.config.spatial}"
         )
-    device = choose_device("auto")
-    field = field.to(device)
+    target = choose_device(device)
+    field = field.to(target)
     size = min(SAMPLE_BATCH, max(1, DECODED_NUMBERS // (side * side * field.image_channels)))
 
     def decoded(z: Tensor) -> Iterator[np.ndarray]:
         for part in z.split(size):
-            yield as_uint8(decode(field, part.to(device), (side, side)).cpu())
+            yield as_uint8(decode(field, part.to(target), (side, side)).cpu())
 
     return decoded

@@ -14,7 +14,8 @@ from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import read_record
 from functa.tasks import trained
-from functa.tasks.trained import field_of, stage_output
+from functa.tasks.stage_output import stage_output
+from functa.tasks.trained import field_of
 
 
 @dataclass(frozen=True, eq=False)

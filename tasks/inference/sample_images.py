@@ -17,7 +17,8 @@ from functa.storage.runs.stage_records import read_record
 from functa.tasks.config import SAMPLING_KEYS, SampleRequest
 from functa.tasks.inference.decode import SAMPLE_BATCH, Decode, Progress, decoder, silent
 from functa.tasks.inference.png import SHEET_IMAGES, contact_sheet, prepare_folder, save_png, tile, write_images
-from functa.tasks.trained import check_same_functaset, stage_output
+from functa.tasks.stage_output import stage_output
+from functa.tasks.trained import check_same_functaset
 
 if TYPE_CHECKING:  # it loads diffusers
     from functa.tasks.inference.sample import SampleJob
@@ -53,7 +54,7 @@ def sample_images(root: str, request: SampleRequest, out: Path, progress: Progre
     return Drawn(sheet, len(tiles), job.process)
 
 
-def prepare_samples(root: str, request: SampleRequest) -> "tuple[SampleJob, Decode]":
+def prepare_samples(root: str, request: SampleRequest, device: str = "auto") -> "tuple[SampleJob, Decode]":
     """Return the job that draws the request's latents, and their decoder. Raises StorageError."""
     from functa.tasks.inference.sample import SampleJob
     from functa.tasks.trained import describe_denoiser
@@ -65,9 +66,9 @@ def prepare_samples(root: str, request: SampleRequest) -> "tuple[SampleJob, Deco
     check_same_functaset(functaset, meta, root, "diffusion model")
     job = SampleJob(
         denoiser=checkpoint, process=_process(location, meta, request, root), seed=request.seed, start=0,
-        labels=_labels(request, meta["classes"]), count=request.count, batch=SAMPLE_BATCH, device="auto", output="",
+        labels=_labels(request, meta["classes"]), count=request.count, batch=SAMPLE_BATCH, device=device, output="",
     )  # fmt: skip
-    return job, decoder(functaset, request.resolution)
+    return job, decoder(functaset, request.resolution, device)
 
 
 def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest, root: str) -> DiffusionConfig:
@@ -75,18 +76,18 @@ def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest
     trained, conditional = DiffusionConfig.model_validate(meta["process"]), meta["classes"] is not None
     for name in ("guidance", "label"):
         if not conditional and getattr(request, name) is not None:
-            raise StorageError(f"{root}: its diffusion model is unconditional, so it takes no --{name}")
+            raise StorageError(f"{root}: its diffusion model is unconditional, so it takes no {name}")
     if request.label is not None and request.label >= meta["classes"]:
-        raise StorageError(f"--label {request.label}: the model has classes 0 to {meta['classes'] - 1}")
+        raise StorageError(f"label {request.label}: the model has classes 0 to {meta['classes'] - 1}")
     if request.steps is not None and request.steps > trained.timesteps:
         raise StorageError(
-            f"--steps {request.steps}: the model was trained on {trained.timesteps} timesteps; choose at most that"
+            f"steps {request.steps}: the model was trained on {trained.timesteps} timesteps; choose at most that"
         )
     asked = trained.model_dump() | _configured(location, trained) | request.chosen
     if conditional and asked["guidance"] != 1 and trained.label_drop == 0:
         raise StorageError(
             f"{root}: guidance {asked['guidance']:g} needs predictions without a label, which the model never learned "
-            f"(trained with label_drop=0); choose --guidance 1, or train with diffusion.process.label_drop above 0"
+            f"(trained with label_drop=0); choose guidance 1, or train with diffusion.process.label_drop above 0"
         )
     return DiffusionConfig.model_validate(asked)
 

@@ -81,12 +81,12 @@ def test_sampler_and_steps_can_be_chosen(root: Path, tmp_path: Path) -> None:
     ("overrides", "options", "line"),
     [
         ((), ["--resolution", "7"], "into 2 latent positions a side; choose a multiple of 2"),
-        ((), ["--label", "10"], "--label 10: the model has classes 0 to 9"),
-        ((), ["--steps", "1001"], "--steps 1001: the model was trained on 1000 timesteps"),
+        ((), ["--label", "10"], "label 10: the model has classes 0 to 9"),
+        ((), ["--steps", "1001"], "steps 1001: the model was trained on 1000 timesteps"),
         (["diffusion.process.label_drop=0"], ["--guidance", "0"], "label_drop=0"),
         (["diffusion.process.label_drop=0"], ["--guidance", "3"], "label_drop=0"),
-        (["diffusion.process.conditional=false"], ["--guidance", "1"], "unconditional, so it takes no --guidance"),
-        (["diffusion.process.conditional=false"], ["--label", "3"], "unconditional, so it takes no --label"),
+        (["diffusion.process.conditional=false"], ["--guidance", "1"], "unconditional, so it takes no guidance"),
+        (["diffusion.process.conditional=false"], ["--label", "3"], "unconditional, so it takes no label"),
     ],
     ids=str,
 )  # fmt: skip
@@ -238,7 +238,7 @@ def test_a_stage_that_the_run_does_not_have_is_named(root: Path, tmp_path: Path)
     trained_root(tmp_path / "root", *OVERRIDES[2:], *without, from_root=root, stages=("meta_train", "encode"))
     for command, section in ((["classify", str(tmp_path)], "classifier"), (["sample", "--out", "x"], "diffusion")):
         line = error_line(here(command[0], str(tmp_path / "root"), *command[1:]), 1)
-        assert f"its run has {section}=null, so train-{section} is not part of it" in line
+        assert f"its config has {section}=null, so it has no " in line
 
 
 def test_models_of_other_latents_are_refused_and_later_commits_are_as_good(

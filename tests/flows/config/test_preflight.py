@@ -65,3 +65,24 @@ def test_a_classifier_of_one_class_is_refused_before_any_work(tmp_path) -> None:
         with pytest.raises(StorageError, match="images: 1 class was found, and a classifier needs two or more: set"):
             preflight(load_config("digits", settings), str(tmp_path / "root"), asked)
     preflight(load_config("digits", [*settings, "classifier=null"]), str(tmp_path / "root"), "pipeline")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["gate.min_top1=0.9", "classifier=null"], r"gate.min_top1: .* top1_test \(classifier=null\)"),
+        (["gate.max_ece=0.9", "evaluation.classification=null"], r"measure ece \(evaluation.classification=null\)"),
+        (["gate.max_fd=9", "evaluation.quick=true"], r"measure fd.classifier \(evaluation.quick=true\)"),
+        (["gate.max_fd=9", "diffusion=null"], r"\(diffusion=null\)"),
+        (["gate.max_fid=9"], r"measure fid \(it needs evaluation.fid.weights, the standard file\)"),
+        (["gate.min_psnr=9", "evaluation.reconstruction=null"], "; set gate.min_psnr=null, or have it measured"),
+    ],
+)
+def test_a_gate_for_a_figure_that_is_not_measured_is_refused_before_any_work(
+    settings: list[str], message: str, tmp_path
+) -> None:  # type: ignore[no-untyped-def]
+    config = load_config("digits", settings)
+    with pytest.raises(ConfigError, match=message):
+        preflight(config, str(tmp_path), "pipeline")
+    preflight(config, str(tmp_path), "encode")  # a stage of its own has no gate
+    preflight(load_config("digits", ["gate.min_top1=0.9", "gate.max_fd=9"]), str(tmp_path), "pipeline")

@@ -44,5 +44,5 @@ def test_a_larger_image_contains_the_pixels_of_the_stored_resolution(overrides: 
 def test_binary_coordinates_are_decoded_only_at_their_own_resolution(tmp_path: Path) -> None:
     uri = functaset(tmp_path, BILINEAR)
     assert decoded(uri, 8, tmp_path / "own").shape == (4, 8, 8)
-    with pytest.raises(StorageError, match="--resolution 16: a field of binary coordinates exists at the resolution"):
+    with pytest.raises(StorageError, match="resolution 16: a field of binary coordinates exists at the resolution"):
         decode_rows(uri, "test", (0, 4), 16, tmp_path / "other")

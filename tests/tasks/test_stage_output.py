@@ -1,4 +1,4 @@
-"""Loading trained models: what is missing is reported with its reason."""
+"""A stage's output is found, and what is missing is reported with its reason."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.storage.runs.stage_records import StageRecord, write_record
-from functa.tasks.trained import stage_output
+from functa.tasks.stage_output import stage_output
 
 
 def record(root: Path, stage: str, started: str = "2026-01-01", **values: Any) -> None:
@@ -26,19 +26,19 @@ def test_a_finished_stage_and_a_functaset_that_receives_images_have_an_output(tm
 
 
 def test_a_folder_without_a_run_is_reported_as_such(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no run is there; name the root of a run"):
+    with pytest.raises(StorageError, match="no run has been started there; name the root of a run"):
         stage_output(open_location(str(tmp_path / "missing")), "train_diffusion")
 
 
 def test_a_model_that_the_newest_config_switched_off_is_reported_as_such(tmp_path: Path) -> None:
     record(tmp_path, "meta_train", pipeline={"classifier": {"steps": 1}})
     record(tmp_path, "encode", started="2026-01-02", pipeline={"classifier": None})
-    with pytest.raises(StorageError, match="its config has classifier=null, so there is no such model"):
+    with pytest.raises(StorageError, match="its config has classifier=null, so it has no classifier; `functa train-classifier PRESET --root .* --set classifier={}`"):
         stage_output(open_location(str(tmp_path)), "train_classifier")
 
 
 def test_a_stage_that_has_not_finished_is_reported_as_such(tmp_path: Path) -> None:
     record(tmp_path, "meta_train", pipeline={"diffusion": {"steps": 1}})
     record(tmp_path, "train_diffusion", state="failed")
-    with pytest.raises(StorageError, match="train-diffusion has not finished there; run it first"):
+    with pytest.raises(StorageError, match="train-diffusion has not finished there; run `functa train-diffusion PRESET"):
         stage_output(open_location(str(tmp_path)), "train_diffusion")
