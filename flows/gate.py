@@ -31,13 +31,13 @@ def _show_in_report(ledger: Ledger, run: str, gate: dict[str, float | None]) -> 
     before = json.loads(open_location(run).read("run.json"))["config"].get("gate") or {}
     if _thresholds(before) == _thresholds(gate):
         return
-    from functa.flows.jobs import pixel_classifier_place
+    from functa.flows.jobs import pixel_classifier_location
     from functa.tasks.report.run_folder import load_folder, write_run
 
     folder = load_folder(run)
     records = {stage: ledger.up_to_date(stage) for stage in folder.outputs if stage in STAGES}
     outputs = {stage: ledger.output(record) for stage, record in records.items() if record is not None}
-    outputs["pixel_classifier"] = pixel_classifier_place(ledger)
+    outputs["pixel_classifier"] = pixel_classifier_location(ledger)
     # Their present locations: a root may have been moved or copied since its run was described.
     places = {"root": ledger.root, "run": run, "outputs": outputs}
     write_run(folder.model_copy(update=places | {"config": folder.config | {"gate": gate}}))

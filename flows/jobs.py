@@ -106,7 +106,7 @@ def evaluation_job(ledger: Ledger, run: str) -> EvaluationJob:
         evaluation=config.evaluation, calibration_images=config.encode.calibration_images,
         functaset=outputs["encode"], field=outputs["meta_train"], classifier=outputs.get("train_classifier", ""),
         diffusion=outputs.get("train_diffusion", ""), output=run, device=config.dispatch.device,
-        pixel_classifier=pixel_classifier_place(ledger), sampling=_sampling(config),
+        pixel_classifier=pixel_classifier_location(ledger), sampling=_sampling(config),
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def _sampling(config: PipelineConfig) -> dict[str, Any]:
     return config.diffusion.process.model_dump(mode="json", include=keys)
 
 
-def pixel_classifier_place(ledger: Ledger) -> str:
+def pixel_classifier_location(ledger: Ledger) -> str:
     """Return the location of the pixel classifier: in the root reused from, if that has trained the same one."""
     own = ledger.location.child("checkpoints", "pixel_classifier")
     if ledger.from_root is None:
@@ -213,7 +213,7 @@ def run_folder(ledger: Ledger, record: StageRecord, run: str, measured: dict[str
     """Return everything that the report is written from. A skipped stage's figures come from its record."""
     finished = _finished(ledger)
     outputs = {stage: ledger.output(r) for stage, r in finished.items()}
-    outputs["pixel_classifier"] = pixel_classifier_place(ledger)
+    outputs["pixel_classifier"] = pixel_classifier_location(ledger)
     encoded = finished["encode"].figures
     return RunFolder(
         root=ledger.root, run=run, config=ledger.config.model_dump(mode="json"),

@@ -189,6 +189,22 @@ def test_samples_are_those_of_the_command(root: Path, old: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_what_a_model_cannot_draw_and_a_device_that_is_not_there_are_refused_in_python_words(root: Path) -> None:
+    with pytest.raises(StorageError, match="label 99: the model has classes 0 to 9"):
+        functa.sample(root, 1, label=99)
+    field, z = functa.load_field(root), np.zeros((1, 2, 2, 8), np.float32)
+    calls = (
+        lambda device: functa.encode(field, IMAGES, device=device),
+        lambda device: functa.decode(field, z, device=device),
+        lambda device: functa.sample(root, 1, device=device),
+        lambda device: functa.classify(root, IMAGES, device=device),
+    )
+    for call in calls:
+        assert len(call("cpu"))
+        with pytest.raises(ValueError, match="device=gpu: choose among auto, cpu, cuda and cuda:N"):
+            call("gpu")
+
+
 def test_an_array_is_classified_as_the_files_of_its_images_are(root: Path, old: Path) -> None:
     folder = old / "expected" / "decoded"
     images = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])[..., None]

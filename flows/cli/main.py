@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
+from functa import __version__
 from functa.flows.cli.arguments import (
     LOOK,
     OPERATE,
@@ -38,7 +39,7 @@ app = App(
     name="functa",
     help="Spatial functa: meta-train a neural field, encode images into latents, learn on them, measure.",
     help_format="plaintext",
-    version="0.1.0",
+    version=__version__,
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # or cyclopts exits before _guarded shows how to continue
 )

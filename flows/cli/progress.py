@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from functa.tasks.dispatch.progress import time_left
+from functa.tasks.dispatch.progress import Pace, time_left
 
 LINE_SECONDS = 10.0  # between lines in a pipe or a file
 
@@ -22,7 +22,7 @@ class ProgressLine:
         self._work, self._unit = work, unit
         self._console = console or Console(stderr=True, highlight=False, markup=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        self._first: tuple[int, float] | None = None
+        self._pace = Pace()
         self._shown = time.monotonic()
 
     def __enter__(self) -> "ProgressLine":
@@ -37,15 +37,11 @@ class ProgressLine:
 
     def __call__(self, done: int, total: int, written: int = 0) -> None:
         """Show that `done` of `total` units are done; `written` bytes, if any, are shown as MB/s."""
-        now = time.monotonic()
-        if self._first is None:  # what was loaded and compiled before is not part of the rate
-            self._first = done, now
-        begun, since = self._first
-        if done <= begun or now - self._shown < (0.2 if self._live.is_started else LINE_SECONDS):
+        now, rate = time.monotonic(), self._pace.per_second(done)
+        if not rate or now - self._shown < (0.2 if self._live.is_started else LINE_SECONDS):
             return
         self._shown = now
-        rate = (done - begun) / (now - since)
-        speed = f"{written / 1e6 / (now - since):.0f} MB/s" if written else f"{rate:.3g} {self._unit}/s"
+        speed = f"{rate * written / done / 1e6:.0f} MB/s" if written else f"{rate:.3g} {self._unit}/s"
         line = f"{self._work}: {done} of {total} {self._unit}, {speed}, {time_left(done, total, rate)}"
         if self._live.is_started:
             self._live.update(Text(line, no_wrap=True), refresh=True)

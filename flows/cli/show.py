@@ -11,6 +11,7 @@ from functa.flows.config.estimate import SHARE, estimate, image_shape, layer_flo
 from functa.flows.config.reference import Setting, section_description, settings_reference
 from functa.flows.config.schema import PipelineConfig, ProvenanceConfig
 from functa.tasks.config import MEMORY_BYTES
+from functa.tasks.stage_table import STAGES
 
 TRAINED_BY = {"field": "meta_train", "classifier": "train_classifier", "denoiser": "train_diffusion"}
 
@@ -91,7 +92,7 @@ def _print_estimate(console: Console, described: dict[str, Any]) -> None:
     ]
     console.print(f"Parameters: {', '.join(models)}", soft_wrap=True)
     if costs["seconds"]:
-        work = [f"{stage.replace('_', '-')} {_duration(seconds)}" for stage, seconds in costs["seconds"].items()]
+        work = [f"{STAGES[stage].command} {_duration(seconds)}" for stage, seconds in costs["seconds"].items()]
         rate, flops = costs["flops_per_s"] / 1e9, sum(costs["stage_flops"].values())
         console.print(
             f"Time on this machine, roughly: {', '.join(work)}; evaluation and start-up come on top. It is {flops:.2e} "

@@ -82,13 +82,13 @@ def print_status(root: str, found: dict[str, Any]) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     table = Table("stage", "state", title=Text(root), title_justify="left")
     for stage, state in found["stages"].items():
-        table.add_row(stage.replace("_", "-"), state)
+        table.add_row(STAGES[stage].command, state)
     console.print(table)
     shards = found["shards"]
     left = f"; {shards['done']} of {shards['done'] + shards['left']} shards" if shards["left"] else ""
     speed = "" if found["images_per_s"] is None else f"; {found['images_per_s']:.0f} images/s"
     console.print(f"Encoded: {found['images']:,} images{left}; {shards['bad']} bad images{speed}")
     for stage, line in found["errors"].items():
-        console.print(f"{stage.replace('_', '-')}, last attempt: {line}")
+        console.print(f"{STAGES[stage].command}, last attempt: {line}")
     for line in found["damage"]:
         console.print(f"Damaged: {line}")

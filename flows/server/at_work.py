@@ -5,6 +5,7 @@ import sys
 from functa.storage.errors import StorageError
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import StageRecord, check_not_at_work, is_elsewhere
+from functa.tasks.stage_table import STAGES
 
 
 def check_nobody_at_work(root: Location, record: StageRecord) -> None:
@@ -20,7 +21,7 @@ def check_nobody_at_work(root: Location, record: StageRecord) -> None:
     if state:
         host = record.owner.partition("/")[0]
         raise StorageError(
-            f"{root.uri}: run {record.flow_run} on {host} is at {record.stage.replace('_', '-')} there since "
+            f"{root.uri}: run {record.flow_run} on {host} is at {STAGES[record.stage].command} there since "
             f"{record.started} ({state}); wait for it, cancel it, or choose another --root"
         )
 

@@ -8,6 +8,7 @@ from functa.flows.ledger import Ledger, MissingInput
 from functa.flows.sweep.plan import Member, SweepPlan
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
+from functa.tasks.stage_table import STAGES
 
 
 class SharedRoots:
@@ -59,7 +60,7 @@ def with_inputs(config: PipelineConfig, stage: str) -> list[str]:
 
 
 def _folder(stage: str, name: str) -> str:
-    return f"shared/{stage.replace('_', '-')}-{name}"
+    return f"shared/{STAGES[stage].command}-{name}"
 
 
 def _begun(root: Location) -> bool:

@@ -14,7 +14,7 @@ _lock = threading.Lock()
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of this name; `auto` is a GPU where there is one. Raises ValueError for one that is not there."""
+    """Return the device of this name; `auto` is a GPU where there is one. Raises ValueError for a missing one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name) is None:
@@ -22,8 +22,9 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={name}: torch sees no GPU; choose device=auto, or fix the driver")
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        raise ValueError(f"device={name}: torch sees {torch.cuda.device_count()} GPU(s), from cuda:0 on; choose another")
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"device={name}: torch sees {count} GPU(s), from cuda:0 on; choose another")
     return device
 
 

@@ -176,10 +176,10 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[
     confidence, guess = probabilities.double().max(1)
     # A confidence at a border belongs above it, as in torchmetrics; 1 to the last bin.
     borders = torch.linspace(0, 1, bins + 1, dtype=probabilities.dtype).double()
-    place = (torch.bucketize(confidence, borders, right=True) - 1).clamp(0, bins - 1)
-    count = torch.bincount(place, minlength=bins)
-    correct = torch.bincount(place, weights=(guess == labels).double(), minlength=bins)
-    return count, torch.bincount(place, weights=confidence, minlength=bins) / count, correct / count
+    bin_of = (torch.bucketize(confidence, borders, right=True) - 1).clamp(0, bins - 1)
+    count = torch.bincount(bin_of, minlength=bins)
+    correct = torch.bincount(bin_of, weights=(guess == labels).double(), minlength=bins)
+    return count, torch.bincount(bin_of, weights=confidence, minlength=bins) / count, correct / count
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:

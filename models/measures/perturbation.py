@@ -109,12 +109,12 @@ def channel_effects(
     rmse, patches, images = [], [], []
     for channel in channels:
         curve = []
-        for place, strength in enumerate(strengths):
+        for position, strength in enumerate(strengths):
             moved = z.clone()
             moved[..., channel] += strength
             pattern = patchify((decode(moved) - base).double(), grid).flatten(1)  # [n grid^2, P ch]
             curve.append(pattern.square().mean(1).sqrt().mean())
-            if place == strongest:
+            if position == strongest:
                 pattern = pattern.reshape(len(z), -1, pattern.shape[1])  # [n, grid^2, P ch]
                 patches.append(agreement(pattern).nanmean())
                 images.append(agreement(pattern.mean(1)))

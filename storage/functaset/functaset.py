@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class Latents:
 class Functaset:
     """One version of a functaset: latents of images, with labels, and the field that decodes them.
 
-    Functaset.open(place) opens it; load(split) reads a split into memory, open_reader(functaset, split) in batches.
+    Functaset.open(location) opens it; load(split) reads a split into memory, open_reader(functaset, split) in batches.
     Latents are raw, as the inner loop found them, mostly within hundredths of zero: normalise them with moments()
     before they train anything. Every method raises StorageError naming what is missing, short or altered.
     """
@@ -92,12 +93,13 @@ class Functaset:
         return f"Functaset('{self.location.uri}', version {self.version}: {splits})"
 
     @classmethod
-    def open(cls, place: str | Location, version: int | None = None) -> "Functaset":
+    def open(cls, location: str | Path | Location, version: int | None = None) -> "Functaset":
         """Open the newest version, or an older one. Raises StorageError: none there, nothing committed, altered.
 
-        place: a folder, an s3:// URI, or a Location; a run's root has its functaset in the folder functaset.zarr.
+        location: a folder, an s3:// URI, or a Location; a run's root has its functaset in the folder functaset.zarr.
         """
-        location = open_location(place) if isinstance(place, str) else place
+        if not isinstance(location, Location):
+            location = open_location(str(location))
         root = read_root(location)
         commit = latest(location) if version is None else load_commit(location, version)
         if commit is None:

@@ -72,7 +72,7 @@ class ImageSplit:
         views: what makes each row's pixels of the decoded image; None is the image as it is. Of rows side by side that
         are the same image, the image is read once.
         """
-        wanted = [(int(row), None if views is None else views[place]) for place, row in enumerate(rows)]
+        wanted = [(int(row), None if views is None else views[i]) for i, row in enumerate(rows)]
         runs = [(row, [view for _, view in run]) for row, run in groupby(wanted, itemgetter(0))]
         if self.threads > 1 and len(runs) > 1:
             with ThreadPoolExecutor(self.threads) as pool:

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import functa
 from functa.flows.server.api import POOL, QUEUES
 from tests.helpers.flows.prefect_server import PROJECT
 
@@ -27,7 +27,7 @@ TEMPLATE = json.loads((DEPLOY / "kubernetes" / "base-job-template.json").read_te
 HELM = {
     name: yaml.safe_load((DEPLOY / "helm" / f"prefect-{name}-values.yaml").read_text()) for name in ("server", "worker")
 }
-VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+VERSION = functa.__version__
 
 
 def locked(path: Path) -> dict[str, str]:
