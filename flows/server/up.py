@@ -31,11 +31,7 @@ from functa.flows.server.api import (
     prefect_home,
     prepare_environment,
 )
-from functa.flows.server.deployed import run_deployed
-from functa.flows.server.doctor import Check, doctor, print_checks
 from functa.flows.server.processes import Child, Interrupted, left_behind, signals_caught, start, stop, wait
-
-__all__ = ["Check", "OperateError", "doctor", "prepare_environment", "print_checks", "run_deployed", "up"]
 
 DEFAULT_ROOT = "functa-runs/digits"
 

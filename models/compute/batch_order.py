@@ -1,4 +1,7 @@
-"""The shuffle order of training batches: which rows a step sees, as a function of seed and step alone."""
+"""The shuffle order of training batches: which rows a step sees, as a function of seed and step alone.
+
+Readers of a functaset that streams have an order of their own: storage/readers/order.py.
+"""
 
 from functools import lru_cache
 

@@ -26,7 +26,7 @@ from functa.storage.places.location import Location
 from functa.tasks.encoding.quantizer_choice import choose_quantizer
 from functa.tasks.evaluation.evaluator_input import SILENT, Bench, EvaluationJob, Messages, open_bench
 from functa.tasks.evaluation.subset import Subset, bounded, float_subset
-from functa.tasks.inputs.pictures import as_uint8
+from functa.tasks.inputs.pictures import as_uint8, to_picture
 
 PIXELS = 1 << 24  # of all images together: 256 of 256x256, all of CIFAR-10's test set
 
@@ -153,7 +153,7 @@ def encode(image: np.ndarray, codec: Codec, quality: int) -> bytes:
     if codec == "jpeg":
         return _jpeg(image, quality, optimize=True)
     buffer = io.BytesIO()
-    _picture(image).save(buffer, "WEBP", quality=quality)
+    to_picture(image).save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()
 
 
@@ -183,9 +183,5 @@ def byte_psnr(decoded: np.ndarray, originals: np.ndarray) -> float:
 
 def _jpeg(image: np.ndarray, quality: int, optimize: bool) -> bytes:
     buffer = io.BytesIO()
-    _picture(image).save(buffer, "JPEG", quality=quality, optimize=optimize)
+    to_picture(image).save(buffer, "JPEG", quality=quality, optimize=optimize)
     return buffer.getvalue()
-
-
-def _picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

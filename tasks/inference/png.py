@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from functa.storage.errors import StorageError
+from functa.tasks.inputs.pictures import to_picture
 
 SHEET_COLUMNS = 8
 
@@ -48,10 +49,6 @@ def save_png(picture: Image.Image, path: Path) -> None:
     picture.save(buffer, "PNG")
     with naming_errors(path.parent):
         path.write_bytes(buffer.getvalue())
-
-
-def to_picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def tile(image: np.ndarray) -> Image.Image:

@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from functa.storage.config import ImagesConfig
@@ -146,3 +147,8 @@ def refuse_too_many_bad(bad: int, rows: int, limit: float, split: str, first: st
 def as_uint8(images: Tensor) -> np.ndarray:
     """Convert float images in [0, 1] to uint8, rounded."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """Return an image uint8 [H, W, 1 or 3] as Pillow has it, to be written as a file."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

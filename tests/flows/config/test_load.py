@@ -55,6 +55,8 @@ from functa.tasks.stage_table import STAGES
         ),
         ("digits", ["meta_train.patches_per_image=2", "field.kernel=3"], "set field.interpolation=nearest and"),
         ("digits", ["meta_train.patches_per_image=5"], "=5 exceeds the 4 latent positions of an image: choose at most"),
+        ("digits", ["meta_train.muon_factor=2"], "muon_factor 2 has no effect with optimizer=adam: set optimizer=muon"),
+        ("digits", ["classifier.muon_factor=2"], "muon_factor 2 has no effect with optimizer=adam: set optimizer=muon"),
         ("digits", ["meta_train.micro_batch=65"], "meta_train.micro_batch=65 exceeds meta_train.batch=64: choose at"),
         ("digits", ["classifier.micro_batch=129"], "classifier.micro_batch=129 exceeds classifier.batch=128: choose"),
         ("digits", ["diffusion.micro_batch=129"], "diffusion.micro_batch=129 exceeds diffusion.batch=128: choose at"),
