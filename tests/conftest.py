@@ -1,6 +1,8 @@
 """Shared by all tests: a Prefect home of their own, one Prefect server, and how two processes divide the files."""
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from tests.helpers.storage.s3_servers import moto_server
 # Before anything imports Prefect: nothing of this machine's Prefect reaches a test, and the test processes of xdist
 # do not wait for each other's database.
 os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="functa-prefect-")
+atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 
@@ -49,9 +52,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFixture(config, log)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """A real Prefect server with an empty database, for the tests of a file: even at rest it costs time."""
+    """A real Prefect server, one for each test process."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):

@@ -13,6 +13,7 @@ from tests.helpers.flows.tiny_config import TINY
 pytestmark = pytest.mark.server
 
 
+@pytest.mark.slow
 def test_a_folder_of_one_class_goes_through_the_whole_pipeline(tmp_path: Path, prefect_server: None) -> None:
     from functa.flows.pipeline import pipeline
 

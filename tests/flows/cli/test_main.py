@@ -209,6 +209,7 @@ def test_presets_answer_in_json() -> None:
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_a_run_from_the_shell_and_commands_on_it(tmp_path: Path) -> None:
     """On Prefect's embedded server, with a damaged image among good ones."""
     images, root = tmp_path / "images", tmp_path / "root"

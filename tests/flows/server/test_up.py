@@ -192,6 +192,7 @@ def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: S
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_bootstrap_again_leaves_the_watch_and_an_operators_slots(served: Served) -> None:
     """Replacing the watch would drop the runs that it is watching."""
 

@@ -40,6 +40,7 @@ def test_half_precision_is_of_matmuls_alone() -> None:
 
 
 @pytest.mark.skipif(not has_compiler(CPU), reason="no C++ compiler here")
+@pytest.mark.slow
 def test_one_graph_gives_the_loss_and_gradients_of_the_plain_step() -> None:
     """fullgraph: a break would raise."""
     config = DiffusionConfig(timestep_ratio=3, weighted=True)

@@ -143,7 +143,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before * 1024,
     [
         pytest.param(("patch", "nearest"), id="patch-nearest"),
         pytest.param(("global", "nearest"), id="global-nearest", marks=pytest.mark.slow),
-        pytest.param(("binary", "bilinear"), id="binary-bilinear"),
+        pytest.param(("binary", "bilinear"), id="binary-bilinear", marks=pytest.mark.slow),
     ],
 )
 def test_measured_memory_stays_within_the_estimate_and_hardly_grows_with_the_image(variant: tuple[str, str]) -> None:

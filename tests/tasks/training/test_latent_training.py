@@ -68,7 +68,7 @@ def same(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["classifier", "diffusion"])
+@pytest.mark.parametrize("kind", ["classifier", pytest.param("diffusion", marks=pytest.mark.slow)])
 def test_a_training_killed_before_any_of_its_writes_ends_with_the_same_weights(
     kind: str, functaset: str, tmp_path: Path
 ) -> None:

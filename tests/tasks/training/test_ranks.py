@@ -95,11 +95,12 @@ def equal_on_one_and_two(make: Callable[[Path, int], TrainingJob], folder: Path,
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param((), marks=pytest.mark.slow),
+        (),
         ("meta_train.batch=15", "meta_train.micro_batch=4", "meta_train.patches_per_image=2", "meta_train.ema=0.9"),
     ],
     ids=["whole", "micro-batches-of-random-patches"],
 )
+@pytest.mark.slow
 def test_two_processes_train_the_field_that_one_trains(overrides: tuple[str, ...], tmp_path: Path) -> None:
     equal_on_one_and_two(lambda output, devices: field_job(output, devices, *overrides), tmp_path)
 
@@ -266,6 +267,7 @@ def test_an_interrupted_run_saves_and_resumes_with_another_number_of_processes(t
         np.testing.assert_allclose(broken[name], value, rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_ranks_listen_on_the_loopback_interface_only(tmp_path: Path) -> None:
     addresses: list[str] = []
 
