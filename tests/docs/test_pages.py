@@ -8,6 +8,11 @@ import pytest
 from tests.helpers.docs.pages import PROJECT, anchors, blocks, links, pages, prose
 
 WORDS = 90  # about 70 of prose, and a line of links
+FOLDERS = ("flows", "tasks", "models", "storage", "deploy", "tests", "benchmarks", "docs")
+EXAMPLES = {  # files that a reader adds
+    "benchmarks/NAME.py", "deploy/gpus.yaml", "flows/counting.py", "storage/images/stripes.py",
+    "tasks/evaluation/sharpness.py",
+}  # fmt: skip
 # By docs/generate.py; the build of the site checks links to them.
 GENERATED = {"command.md", "settings.md", "presets.md", "metrics.md", "stages.md"}
 
@@ -38,3 +43,12 @@ def test_the_readme_has_at_most_70_words_of_prose_per_heading_and_no_long_line()
             r"\]\([^)]*\)|^[|!].*$", "", section.partition("\n")[2], flags=re.MULTILINE
         )  # addresses, tables, pictures
         assert len(re.findall(r"[\w'-]+", text)) <= WORDS, section
+
+
+def test_files_that_code_and_pages_name_exist() -> None:
+    path = re.compile(r"\b(?:flows|tasks|models|storage|deploy|tests|docs|benchmarks)/[\w/.-]+\.(?:py|md|yaml|json)\b")
+    current = [page for page in pages() if page.name != "CHANGELOG.md"]
+    files = [*current, *(file for folder in FOLDERS for file in (PROJECT / folder).rglob("*.py"))]
+    named = {name: file for file in files for name in path.findall(file.read_text())}
+    missing = {name: file for name, file in named.items() if not (PROJECT / name).exists()}
+    assert not missing.keys() - EXAMPLES - {f"docs/reference/{name}" for name in GENERATED}, missing
