@@ -77,7 +77,10 @@ def _up_to_date(ledger: Ledger, stage: Stage) -> bool:
     require_stage(ledger.config, stage.name)
     record = ledger.current(stage.name, must_ask=True)
     if record is None:
-        preflight(ledger.config, ledger.root, stage.name)
+        notes = preflight(ledger.config, ledger.root, stage.name)
+        if not stage.inputs:  # the first stage of a run; those after it would repeat them
+            for note in notes:
+                get_run_logger().warning(note)
         return False
     get_run_logger().info(
         f"{stage.command} is up to date in {ledger.output(record)}: nothing to do{ledger.newer_commit_note(record)}"

@@ -67,6 +67,8 @@ def encode(ledger: Ledger, retry_bad: bool, repair: bool, retire_lost: bool) -> 
         # Read before planning: what arrives later is for the next run. A repair does not look for new images.
         images = open_images(ledger.config.images)
         seen, classes = "" if repair else images_digest(images), images.classes
+        for note in images.notes:
+            get_run_logger().warning(note)
         planned = prefect_tasks.retried(prefect_tasks.plan_encoding, dispatch)(job)
         stats = encode_groups(job, planned, dispatch)
         done = prefect_tasks.retried(prefect_tasks.finalise_encoding, dispatch)(job, planned)

@@ -17,8 +17,11 @@ from functa.tasks.evaluation.gate import FIGURES
 from functa.tasks.evaluation.generation.inception import check_counts, weights_digest
 
 
-def preflight(config: PipelineConfig, root: str, stage: str) -> None:
-    """Raise ConfigError for a config that contradicts itself, StorageError for images or devices that do not fit it."""
+def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
+    """Return what the user should know of the images.
+
+    Raises ConfigError for a config that contradicts itself, StorageError for images or devices that do not fit it.
+    """
     check_models(config, stage)
     images = open_images(config.images)
     try:
@@ -44,6 +47,7 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> None:
     if stage == "pipeline":
         check_gate_figures(config)
     open_location(root).preflight_write()
+    return images.notes
 
 
 def check_gate_figures(config: PipelineConfig) -> None:

@@ -9,7 +9,10 @@ decoding), float and 32-bit images (their range is not known), and whatever does
 
 import io
 import warnings
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +23,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+ENDINGS = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".webp", ".bmp", ".gif",
+    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
+
+NAMED_ENDINGS = 5
 
 MAX_FILE_BYTES = 256 << 20
 
@@ -30,7 +38,22 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 def is_image(key: str) -> bool:
     """Return whether the key has the ending of an image; hidden files and folders do not count."""
-    return key.lower().endswith(ENDINGS) and not any(part.startswith(".") for part in key.split("/"))
+    return key.lower().endswith(ENDINGS) and not is_hidden(key)
+
+
+def is_hidden(key: str) -> bool:
+    """Return whether a part of the key begins with a dot."""
+    return any(part.startswith(".") for part in key.split("/"))
+
+
+def left_out(keys: Iterable[str]) -> str:
+    """Describe files that are not images by their endings, most frequent first; empty if there is none."""
+    endings = Counter(PurePosixPath(key).suffix.lower() or "without an ending" for key in keys)
+    if not endings:
+        return ""
+    counts = [f"{count} {ending}" for ending, count in endings.most_common(NAMED_ENDINGS)]
+    counts += ["others"] if len(endings) > NAMED_ENDINGS else []
+    return f"left out {sum(endings.values())} files that have no ending of an image: {', '.join(counts)}"
 
 
 class BadImage(Exception):

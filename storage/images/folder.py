@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from functa.storage.errors import StorageError, TransientError
-from functa.storage.images.files import ENDINGS, MAX_FILE_BYTES, BadImage, decode, is_image
+from functa.storage.images.files import MAX_FILE_BYTES, BadImage, decode
+from functa.storage.images.layout import read_layout, shown
 from functa.storage.images.rows import Rows, limited, stratified
 from functa.storage.images.source import Images, ImageSplit, Picture, View, seen
 from functa.storage.places.address import open_location
@@ -25,29 +26,8 @@ def open_folder(config: "ImagesConfig") -> Images:
     location = open_location(config.location)
     if isinstance(location, LocalLocation) and not Path(location.uri).is_dir():
         raise StorageError(f"{location.uri}: no such folder; images.location is the one that holds the class folders")
-    entries = [entry for entry in location.entries() if is_image(entry.key)]
-    if not entries:
-        known = ", ".join(ENDINGS)
-        raise StorageError(
-            f"{location.uri}: no images in class folders there; expected CLASS/*, "
-            f"or train/CLASS/* and test/CLASS/* ({known})"
-        )
-    tops = {entry.key.partition("/")[0] for entry in entries}
-    if tops == {"train", "test"}:
-        parts = {split: [e for e in entries if e.key.startswith(f"{split}/")] for split in ("train", "test")}
-        depth = 1
-    elif "train" in tops or "test" in tops:
-        raise StorageError(
-            f"{location.uri}: has {' and '.join(sorted(tops))}; expected train/CLASS/* and test/CLASS/* alone, "
-            "or class folders alone"
-        )
-    else:
-        parts, depth = {"all": entries}, 0
-    if any(entry.key.count("/") <= depth for entry in entries):
-        loose = next(entry.key for entry in entries if entry.key.count("/") <= depth)
-        raise StorageError(f"{location.uri}/{loose}: an image outside any class folder; expected CLASS/{loose}")
-    classes = sorted({_shown(entry.key.split("/")[depth]) for entry in entries})
-    rows = {name: _folder_rows(part, classes, depth) for name, part in parts.items()}
+    layout = read_layout(location)
+    rows = {name: _folder_rows(part, layout.classes, layout.depth) for name, part in layout.parts.items()}
     if "all" in rows:
         train, test = stratified(rows["all"].keys, rows["all"].labels, config.test_fraction, config.split_seed)
         rows = {"train": rows["all"].take(train), "test": rows["all"].take(test)}
@@ -55,18 +35,13 @@ def open_folder(config: "ImagesConfig") -> Images:
     channels = config.channels or 3
     resolution = config.resolution or _first_resolution(location, rows, channels, config.max_pixels)
     splits = {name: _folder_split(location, part, resolution, channels, config) for name, part in rows.items()}
-    return Images(channels, resolution, classes, splits)
-
-
-def _shown(name: str) -> str:
-    """A name that is valid text: file names are bytes, and bytes that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return Images(channels, resolution, layout.classes, splits, layout.notes)
 
 
 def _folder_rows(entries: list[Entry], classes: list[str], depth: int) -> Rows:
     number = {name: label for label, name in enumerate(classes)}
-    labels = np.array([number[_shown(entry.key.split("/")[depth])] for entry in entries], np.int32)
-    return Rows([_shown(e.key) for e in entries], labels, [e.token for e in entries], [e.key for e in entries])
+    labels = np.array([number[shown(entry.key.split("/")[depth])] for entry in entries], np.int32)
+    return Rows([shown(e.key) for e in entries], labels, [e.token for e in entries], [e.key for e in entries])
 
 
 def _first_resolution(location: Location, rows: dict[str, Rows], channels: int, max_pixels: int) -> int:
@@ -80,7 +55,7 @@ def _first_resolution(location: Location, rows: dict[str, Rows], channels: int, 
             continue
         if width != height:
             raise StorageError(
-                f"{location.uri}/{_shown(key)}: {width}x{height} pixels, not square; set images.resolution"
+                f"{location.uri}/{shown(key)}: {width}x{height} pixels, not square; set images.resolution"
             )
         return width
     raise StorageError(f"{location.uri}: not one image there is readable; look at the files")

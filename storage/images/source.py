@@ -98,12 +98,13 @@ class ImageSplit:
 
 @dataclass(frozen=True)
 class Images:
-    """A source: channels C, resolution H = W, class names, two splits."""
+    """A source: channels C, resolution H = W, class names, two splits, and what the user should know of it."""
 
     channels: int
     resolution: int
     classes: list[str]
     splits: dict[str, ImageSplit]
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> ImageSplit:
         """The split "train" or "test"."""

@@ -13,6 +13,8 @@ from pathlib import Path
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from functa.storage.places.location import PARTIAL, Entry, Location, check_length, checked_key
 
+MOST_LINKS = 4  # to folders, inside each other
+
 MAY_PASS = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)  # reported by a network file system whose server went away
 
 
@@ -50,14 +52,14 @@ class LocalLocation(Location):
         with self._translated(folder):
             found = [
                 _entry(key, status)
-                for key, status in _walk(start, f"{folder}/" if folder else "", set(), beginning)
+                for key, status in _walk(start, f"{folder}/" if folder else "", beginning)
                 if not key.endswith(PARTIAL)
             ]
         return sorted(found, key=lambda entry: entry.key)
 
     def leftovers(self) -> list[Entry]:
         with self._translated(""):
-            walked = _walk(Path(self.uri), "", set())
+            walked = _walk(Path(self.uri), "")
             return [_entry(key, status) for key, status in walked if key.endswith(PARTIAL)]
 
     def delete(self, key: str) -> None:
@@ -117,6 +119,8 @@ def _fix(error: OSError) -> str:
         return "give this user the right to it, or choose another location"
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
         return "a file is in the way of a folder, or the reverse: move it or choose another location"
+    if error.errno == errno.ELOOP:
+        return "take links out that lead to each other"
     return "look at the disk, or choose another location"
 
 
@@ -162,19 +166,23 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _walk(
-    folder: Path, prefix: str, seen: set[tuple[int, int]], beginning: str = ""
+    folder: Path, prefix: str, beginning: str = "", above: frozenset[tuple[int, int]] = frozenset(), links: int = 0
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """Files below a folder, links followed (image sets are often made of them), each folder once.
+    """Files below a folder, links followed (image sets are often made of them); a link to a folder above is not.
 
-    Of the folder itself only what begins with `beginning`: the rest is not even entered.
+    Of the folder itself only what begins with `beginning`: the rest is not even entered. `above` are the folders on the
+    way to it, `links` how many of these were links. Raises OSError where links lead through too many of them: folders
+    that link to each other have more paths than can be listed.
     """
     try:
         status = folder.stat()
     except FileNotFoundError:
         return
-    if (status.st_dev, status.st_ino) in seen:
+    here = (status.st_dev, status.st_ino)
+    if here in above:
         return
-    seen.add((status.st_dev, status.st_ino))
+    if links > MOST_LINKS:
+        raise OSError(errno.ELOOP, f"more than {MOST_LINKS} links to folders inside each other", str(folder))
     for item in os.scandir(folder):
         if not item.name.startswith(beginning):
             continue
@@ -182,7 +190,8 @@ def _walk(
         if found is None:
             continue
         if stat.S_ISDIR(found.st_mode):
-            yield from _walk(Path(item.path), f"{prefix}{item.name}/", seen)
+            further = links + item.is_symlink()
+            yield from _walk(Path(item.path), f"{prefix}{item.name}/", "", above | {here}, further)
         else:
             yield prefix + item.name, found
 

@@ -1,7 +1,6 @@
 """Write image arrays as PNG files and contact sheets."""
 
 import io
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from functa.storage.errors import StorageError
+from functa.storage.images.layout import OUTPUT_MARK
 from functa.tasks.inputs.pictures import to_picture
 
 SHEET_COLUMNS = 8
@@ -31,11 +31,10 @@ def naming_errors(out: Path) -> Iterator[None]:
 
 
 def prepare_folder(out: Path) -> None:
-    """Make the folder. Raises StorageError if no file can be written there."""
+    """Make the folder, marked so that its images are not taken for data. Raises StorageError if it is not writable."""
     with naming_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        (out / OUTPUT_MARK).touch()
 
 
 def write_images(images: Iterable[np.ndarray], out: Path, name: str, first: int) -> None:

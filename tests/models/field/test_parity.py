@@ -71,10 +71,10 @@ def test_loss_latents_and_every_outer_gradient_equal_the_peers(name: str, compil
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "variant", [{"interpolation": "bilinear"}, {"kernel": 3, "spatial": 4}, {"checkpoint": True}], ids=str
+    "variant", [{}, {"interpolation": "bilinear"}, {"kernel": 3, "spatial": 4}, {"checkpoint": True}], ids=str
 )
-def test_compiled_sweeps_equal_eager_ones(variant: dict[str, Any]) -> None:
-    """The step-by-step path, which no fixture covers."""
+def test_compiled_encoding_and_gradients_equal_eager_ones(variant: dict[str, Any]) -> None:
+    """Of whole images too, which no fixture covers, and the latents after each step."""
     inner = InnerConfig(checkpoint=variant.get("checkpoint", False), rates_init=(0.05, 0.2))
     sizes = {"spatial": 2, "channels": 6, "width": 32, "depth": 4}
     config = FieldConfig(**sizes | {k: v for k, v in variant.items() if k != "checkpoint"})
@@ -84,7 +84,7 @@ def test_compiled_sweeps_equal_eager_ones(variant: dict[str, Any]) -> None:
         field = Field(config, inner, 3, seed=1, resolution=(8, 8))
         loop = InnerLoop(field, inner, (8, 8), compiled)
         errors = loop.outer_backward(images)
-        results.append([loop.encode(images), errors, *(p.grad for p in field.parameters())])
+        results.append([loop.encode(images), loop.by_step(images), errors, *(p.grad for p in field.parameters())])
     for eager, built in zip(*results):
         torch.testing.assert_close(built, eager, rtol=1e-4, atol=1e-6)
 

@@ -1,0 +1,153 @@
+"""The layout of a folder of images: its splits, its classes, and what is left out of it.
+
+A layout that can be meant in two ways is refused, with the names: a guess would give figures that look right.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from functa.storage.errors import StorageError
+from functa.storage.images.files import ENDINGS, is_hidden, is_image, left_out
+from functa.storage.places.local import LocalLocation
+from functa.storage.places.location import Entry, Location
+
+SPLITS = ("train", "test")
+
+SPLIT_WORDS = {"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"}
+
+OUTPUT_MARK = ".functa-output"  # in a folder that a command wrote images to
+
+# Of a run's root; the images of its report, of decoding and of sampling are no data.
+_OURS = re.compile(rf"(?:(?P<root>.*)/)?(?:stages/(?:meta_train|encode)\.json|{re.escape(OUTPUT_MARK)})")
+
+NAMED = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The images of "train" and "test", or of "all"; the depth of class folders in keys; and what the user should know.
+
+    Every part of a key is text: see shown().
+    """
+
+    parts: dict[str, list[Entry]]
+    depth: int
+    classes: list[str]
+    notes: tuple[str, ...]
+
+
+def read_layout(location: Location) -> Layout:
+    """List a folder of images. Raises StorageError: no images, or a layout that could be meant in two ways."""
+    _refuse_root_above(location)
+    everything = location.entries()
+    outputs = sorted({found["root"] or "" for entry in everything if (found := _OURS.fullmatch(entry.key))})
+    if "" in outputs:
+        raise StorageError(
+            f"{location.uri}: is the root of a run, or a folder that images were decoded to; name the folder of the "
+            f"original images"
+        )
+    images, ours = [], []
+    for entry in everything:
+        if is_image(entry.key):
+            (ours if any(entry.key.startswith(f"{root}/") for root in outputs) else images).append(entry)
+    others = [entry.key for entry in everything if not is_image(entry.key) and not is_hidden(entry.key)]
+    unknown = left_out(key for key in others if not any(key.startswith(f"{root}/") for root in outputs))
+    if not images:
+        raise StorageError(
+            f"{location.uri}: no images in class folders there; expected CLASS/*, or train/CLASS/* and test/CLASS/* "
+            f"({', '.join(ENDINGS)}){f'; {unknown}' if unknown else ''}"
+        )
+    depth = _depth_of_classes(location, images)
+    for entry in images:
+        if entry.key.count("/") <= depth:
+            raise StorageError(
+                f"{location.uri}/{shown(entry.key)}: an image outside any class folder; expected "
+                f"CLASS/{shown(entry.key)}"
+            )
+    classes = sorted({shown(entry.key.split("/")[depth]) for entry in images})
+    _refuse_equal_names(location, classes)
+    parts = {"all": images} if depth == 0 else {s: [e for e in images if e.key.startswith(f"{s}/")] for s in SPLITS}
+    notes = [unknown, *_classes_of_one_split(location, parts)]
+    if ours:
+        notes.append(f"left out {len(ours)} images that this project wrote, in {named(outputs)}")
+    return Layout(parts, depth, classes, tuple(f"{location.uri}: {note}" for note in notes if note))
+
+
+def shown(name: str) -> str:
+    """A name that is valid text: file names are bytes, and bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def named(names: Iterable[str]) -> str:
+    """The first names of a list, in words."""
+    every = [shown(name) for name in names]
+    more = f" and {len(every) - NAMED} more" if len(every) > NAMED else ""
+    return ", ".join(every[:NAMED]) + more
+
+
+def _refuse_root_above(location: Location) -> None:
+    if not isinstance(location, LocalLocation):
+        return
+    for folder in Path(location.uri).parents:
+        if any((folder / "stages" / f"{stage}.json").is_file() for stage in ("meta_train", "encode")):
+            raise StorageError(
+                f"{location.uri}: lies in {folder}, the root of a run, and what is in there is no data; keep images "
+                f"elsewhere"
+            )
+
+
+def _depth_of_classes(location: Location, images: list[Entry]) -> int:
+    """Return 1 below train/ and test/, else 0. Raises StorageError where the splits have other names or places."""
+    tops = {entry.key.partition("/")[0] for entry in images if "/" in entry.key}
+    if tops == set(SPLITS):
+        return 1
+    meant = {top for top in tops if _folded(top) in SPLIT_WORDS}
+    if meant and (meant == tops or any(_folded(top) in ("train", "test") for top in meant)):
+        raise StorageError(
+            f"{location.uri}: has {' and '.join(shown(top) for top in sorted(tops))}; expected train/CLASS/* and "
+            f"test/CLASS/* alone, in this spelling, or class folders alone"
+        )
+    for entry in images:
+        top, _, rest = entry.key.partition("/")
+        below = rest.partition("/")
+        if below[1] and _folded(below[0]) in ("train", "test"):
+            raise StorageError(
+                f"{location.uri}: {shown(below[0])} is one level down, in {shown(top)}; name that folder instead "
+                f"(images.location={location.uri}/{shown(top)})"
+            )
+    return 0
+
+
+def _folded(name: str) -> str:
+    """A name without what people do not see as a difference: case, Unicode form, blanks."""
+    return " ".join(unicodedata.normalize("NFKC", shown(name)).casefold().split())
+
+
+def _refuse_equal_names(location: Location, classes: list[str]) -> None:
+    first: dict[str, str] = {}
+    for name in classes:
+        other = first.setdefault(_folded(name), name)
+        if other != name:
+            raise StorageError(
+                f"{location.uri}: classes {other!r} and {name!r} differ only in case, blanks or Unicode form; give "
+                f"their folders one name"
+            )
+
+
+def _classes_of_one_split(location: Location, parts: dict[str, list[Entry]]) -> list[str]:
+    """Return a note of classes without test images. Raises StorageError for those without training images."""
+    if "all" in parts:
+        return []
+    count = {split: Counter(shown(entry.key.split("/")[1]) for entry in part) for split, part in parts.items()}
+    unseen = sorted(count["test"].keys() - count["train"].keys())
+    if unseen:
+        raise StorageError(
+            f"{location.uri}: test has {named(unseen)}, of which train has no image, so that no model can know it; "
+            f"add images there, or take it out of test"
+        )
+    untested = sorted(count["train"].keys() - count["test"].keys())
+    return [f"{len(untested)} classes have no test image: {named(untested)}"] if untested else []
