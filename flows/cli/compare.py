@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from functa.flows.cli.arguments import Json
 from functa.flows.cli.tables import foldable
 from functa.flows.config.schema import ConfigError
+from functa.flows.console import text_console
 
 if TYPE_CHECKING:
     from functa.tasks.report.compare.runs import Comparison
@@ -41,13 +41,13 @@ def compare(
         return 0
     print_comparison(comparison, everything)
     if out is not None:
-        Console().print(f"Report:  {out.absolute()}", soft_wrap=True, highlight=False, markup=False)
+        text_console().print(f"Report:  {out.absolute()}", soft_wrap=True)
     return 0
 
 
 def print_comparison(comparison: "Comparison", everything: bool = False) -> None:
     """Print the settings that differ, then the figures that differ or all of them, the most important ones first."""
-    console = Console(highlight=False, markup=False)
+    console = text_console()
     names = [run.name for run in comparison.runs]
     if comparison.settings:
         settings = foldable("setting", *names, title="Settings that differ")

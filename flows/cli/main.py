@@ -1,5 +1,6 @@
 """The `functa` command. Exit status: 0 done, 2 wrong arguments or config, 1 anything else, such as a missing file."""
 
+import io
 import json
 import os
 import sys
@@ -62,6 +63,9 @@ def main() -> None:
     if debug:
         arguments.remove("--debug")
         os.environ["FUNCTA_DEBUG"] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the line
     sys.exit(_guarded(arguments, debug))
 
 

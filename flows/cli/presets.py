@@ -9,6 +9,7 @@ from functa.flows.config.digests import stages_of
 from functa.flows.config.load import load_config
 from functa.flows.config.presets import preset_names, read_preset
 from functa.flows.config.schema import PipelineConfig
+from functa.flows.console import text_console
 from functa.storage.images.sources import known_shape
 
 TABLE_WIDTH = 122
@@ -47,14 +48,14 @@ PAPER_FIGURES = {"psnr": "PSNR", "top1": "top-1", "fid_uncond": "FID", "fid_cond
 
 def print_presets(described: list[dict[str, Any]]) -> None:
     """Print two tables, our presets first; names can be copied whatever the terminal's width."""
-    console = Console()
+    console = text_console()
     console.width = max(console.width, TABLE_WIDTH)
     papers = [preset for preset in described if preset["name"].startswith("paper_")]
     _print_table(console, [preset for preset in described if preset not in papers], {})
     console.print(
         "\nRows of the paper's tables, with its figures: dB, per cent, and FID of samples drawn without and with"
     )
-    console.print("labels. Times are those of a device that sustains 20 TFLOP/s.\n", highlight=False)
+    console.print("labels. Times are those of a device that sustains 20 TFLOP/s.\n")
     _print_table(console, papers, PAPER_FIGURES)
     console.print("\n`functa show PRESET` prints all settings; `--set images.location=FOLDER` names the images.")
 

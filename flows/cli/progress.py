@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from functa.flows.console import text_console
 from functa.tasks.dispatch.progress import Pace, time_left
 
 LINE_SECONDS = 10.0  # between lines in a pipe or a file
@@ -20,7 +21,7 @@ class ProgressLine:
 
     def __init__(self, work: str, unit: str, console: Console | None = None) -> None:
         self._work, self._unit = work, unit
-        self._console = console or Console(stderr=True, highlight=False, markup=False)
+        self._console = console or text_console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._pace = Pace()
         self._shown = time.monotonic()

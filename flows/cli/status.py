@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from functa.flows.console import text_console
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
@@ -79,7 +79,7 @@ def _planned(records: dict[str, StageRecord | None]) -> tuple[str, ...]:
 
 def print_status(root: str, found: dict[str, Any]) -> None:
     """Print a table of stages, a line about encoding, and errors and damage, all exactly as they are."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = text_console(soft_wrap=True)
     table = Table("stage", "state", title=Text(root), title_justify="left")
     for stage, state in found["stages"].items():
         table.add_row(STAGES[stage].command, state)

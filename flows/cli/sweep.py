@@ -6,12 +6,12 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
-from rich.console import Console
 
 from functa.flows.cli.arguments import Deployment, FromRoot, Overrides, Preset, whole
 from functa.flows.cli.tables import ABSENT, foldable
 from functa.flows.config.digests import digest
 from functa.flows.config.schema import ConfigError
+from functa.flows.console import text_console
 from functa.storage.places.address import open_location
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def print_sweep(root: str) -> None:
     """Print mean and sd for every setting, the split that a choice would be made on, and the report's location."""
     location = open_location(root)
     results = json.loads(location.read("sweep.json"))
-    console = Console(markup=False)
+    console = text_console()
     table = foldable(*results["over"], *results["metrics"], title=f"{results['preset']}: sweep")
     for setting in results["settings"]:
         seeds = sum(member["values"] == setting["values"] for member in results["members"])
@@ -144,10 +144,8 @@ def print_sweep(root: str) -> None:
         table.add_row(*setting["values"].values(), *figures)
     console.print(table)
     for line in results["splits"].values():
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print(
-        f"Report:  {location.uri}/report.html\nTable:   {location.uri}/sweep.csv", soft_wrap=True, highlight=False
-    )
+        console.print(line, soft_wrap=True)
+    console.print(f"Report:  {location.uri}/report.html\nTable:   {location.uri}/sweep.csv", soft_wrap=True)
 
 
 def _summary(found: dict[str, Any] | None, seeds: int) -> str:

@@ -4,10 +4,10 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from functa.flows.config.schema import PipelineConfig
+from functa.flows.console import text_console
 from functa.flows.ledger import Ledger
 from functa.storage.images.sources import known_shape
 from functa.storage.runs.stage_records import read_record
@@ -37,7 +37,7 @@ def foldable(*names: str, title: str) -> Table:
 
 def print_summary(ledger: Ledger, word: str) -> None:
     """Print a run's main figures and the location of its report."""
-    console = Console(markup=False)
+    console = text_console()
     record = read_record(ledger.location, "evaluate")
     metrics = {} if record is None else record.figures
     table = Table(title=f"{ledger.config.name}: {word}", show_header=False, title_justify="left")
@@ -54,7 +54,7 @@ def print_summary(ledger: Ledger, word: str) -> None:
         table.add_row("Time", ", ".join(f"{k} {v:.0f} s" for k, v in metrics["seconds_by_stage"].items()))
     console.print(table)
     root = ledger.location.uri
-    console.print(f"Report:  {root}/report.html\nMetrics: {root}/metrics.json", soft_wrap=True, highlight=False)
+    console.print(f"Report:  {root}/report.html\nMetrics: {root}/metrics.json", soft_wrap=True)
 
 
 def _compression(config: PipelineConfig) -> str:
@@ -74,13 +74,13 @@ def print_class(row: dict[str, Any]) -> None:
         (first, sure), *others = row["top"]
         also = ", ".join(f"{name} {probability:.0%}" for name, probability in others)
         found = f"{first} {sure:.0%}" + (f" (or {also})" if also else "")
-    Console().print(f"{row['image']}: {found}", soft_wrap=True, highlight=False, markup=False)
+    text_console().print(f"{row['image']}: {found}", soft_wrap=True)
 
 
 def print_collected(done: "Collected") -> None:
     """Print what gc removed or would remove, and which objects it does not know."""
     would = "" if done.deleted else "would be "
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = text_console(soft_wrap=True)
     for fragment in done.rewritten:
         console.print(f"fragment {fragment}: {would}rewritten without retired rows")
     for fragment in done.fragments:
@@ -100,7 +100,7 @@ def print_functaset(uri: str, info: dict[str, Any]) -> None:
     table = Table(title=uri, show_header=False, title_justify="left")
     for name, value in _functaset_rows(info):
         table.add_row(name, value)
-    Console(markup=False).print(table)
+    text_console().print(table)
 
 
 def _functaset_rows(info: dict[str, Any]) -> list[tuple[str, str]]:

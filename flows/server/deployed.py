@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from functa.flows.config.schema import PipelineConfig
+from functa.flows.console import text_console
 from functa.flows.server.api import (
     POOL,
     PORT,
@@ -52,7 +53,7 @@ def run_deployed(
 
     Raises OperateError where there is no server, no deployment, or no worker that would take the run.
     """
-    console = console or Console()
+    console = console or text_console()
     prepare_environment()
     api = find_api()
     import httpx
@@ -65,12 +66,12 @@ def run_deployed(
             wait_for_workers(client, api, console)
             run = trigger(config, root, from_root)
             address = run_address(api, run.id)
-            console.print(f"Run '{run.name}': {address}", soft_wrap=True, highlight=False)
+            console.print(f"Run '{run.name}': {address}", soft_wrap=True)
             state = follow(client, run.id, address, console)
     except httpx.HTTPError as error:
         raise OperateError(f"{api}: {one_line(error)}") from None
     outcome = f"{state.name}: {state.message}" if state.message else state.name
-    console.print(f"Run '{run.name}': {outcome}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Run '{run.name}': {outcome}", soft_wrap=True)
     return state
 
 
@@ -93,7 +94,7 @@ def on_server() -> Iterator[None]:
         try:
             with get_client(sync_client=True) as client:
                 check_deployment(client, api)
-                wait_for_workers(client, api, Console())
+                wait_for_workers(client, api, text_console())
         except httpx.HTTPError as error:
             raise OperateError(f"{api}: {one_line(error)}") from None
         yield
@@ -220,7 +221,7 @@ def follow(client: "SyncPrefectClient", run_id: "UUID", address: str, console: C
     """Show a line for each change of a stage's state, and the newest line of the log; return the run's final state."""
     import httpx
 
-    console.print("Ctrl-C stops following; the run goes on.", highlight=False)
+    console.print("Ctrl-C stops following; the run goes on.")
     began, states = time.monotonic(), dict[str, str]()
     printed = began
     final: State | None = None
@@ -237,16 +238,16 @@ def follow(client: "SyncPrefectClient", run_id: "UUID", address: str, console: C
                     for child in children:
                         if states.get(child.name) != state_name(child):
                             states[child.name] = state_name(child)
-                            console.print(f"{child.name}: {states[child.name]}, {seconds}", highlight=False)
+                            console.print(f"{child.name}: {states[child.name]}, {seconds}")
                     line = _newest_line(client, [run_id, *(child.id for child in children)])
                     status.update(f"{state_name(run)}, {seconds}: {line}")
                     if line and not console.is_terminal and time.monotonic() - printed > LINE_SECONDS:
                         printed = time.monotonic()
-                        console.print(f"{line}, {seconds}", highlight=False, markup=False, soft_wrap=True)
+                        console.print(f"{line}, {seconds}", soft_wrap=True)
     except ServerSilent as error:
         raise OperateError(f"{error}; the run may go on: {address}") from None
     except KeyboardInterrupt:
-        console.print(f"The run goes on; cancel it on its page: {address}", soft_wrap=True, highlight=False)
+        console.print(f"The run goes on; cancel it on its page: {address}", soft_wrap=True)
         raise SystemExit(130) from None
     assert final is not None  # what watch yields last
     return final

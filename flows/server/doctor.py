@@ -10,8 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import functa
+from functa.flows.console import text_console
 from functa.flows.server.api import PORT, absolute, configured_api, healthy, port_fault
 
 PROJECT = Path(functa.__file__).parents[1]
@@ -195,8 +197,8 @@ def print_checks(checks: list[Check], console: Console | None = None) -> None:
     """Print a table, with the fix below each finding that needs one."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
-        mark = {True: "[green]ok[/]", False: "[red]no[/]", None: "[yellow]--[/]"}[check.ok]
+        mark = {True: Text("ok", "green"), False: Text("no", "red"), None: Text("--", "yellow")}[check.ok]
         table.add_row(
             mark, check.name, check.detail if check.ok or not check.fix else f"{check.detail}\n-> {check.fix}"
         )
-    (console or Console()).print(table)
+    (console or text_console()).print(table)

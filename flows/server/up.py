@@ -18,6 +18,7 @@ from rich.console import Console
 
 import functa
 from functa.flows.config.schema import ConfigError
+from functa.flows.console import text_console
 from functa.flows.server.api import (
     HOST,
     POOL,
@@ -79,7 +80,7 @@ def up(
     cron: when to look for new images of that root, in UTC; default: every night.
     Raises ConfigError for an impossible port or number, OperateError for a port that is taken or a child that died.
     """
-    console = console or Console()
+    console = console or text_console()
     prepare_environment()
     check_port(port)
     check_cron(cron)
@@ -281,4 +282,4 @@ def print_addresses(console: Console, port: int, root: str, workers: list[Worker
         f"Logs         {log_folder()}",
         "Ctrl-C stops server, workers and runs.",
     ):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True)
