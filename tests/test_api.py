@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
-import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import functa
@@ -57,8 +58,8 @@ def test_the_package_offers_the_public_names_and_no_others() -> None:
 
 
 def test_the_version_is_the_same_everywhere() -> None:
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    assert functa.__version__ == project["version"] == here("--version").stdout.strip()
+    cited = yaml.safe_load((PROJECT / "CITATION.cff").read_text())["version"]
+    assert functa.__version__ == metadata.version("spatial-functa") == cited == here("--version").stdout.strip()
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

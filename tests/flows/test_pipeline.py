@@ -197,6 +197,7 @@ def test_a_changed_key_is_refused_by_name_and_touches_nothing(copy: Path) -> Non
     assert stamps(copy) == before
 
 
+@pytest.mark.slow
 def test_another_root_takes_over_what_still_fits(root: Path, tmp_path: Path) -> None:
     before, other = stamps(root), tmp_path / "other"
     changes = ["diffusion.learning_rate=1e-3", "evaluation.memorization=null"]

@@ -12,7 +12,13 @@ from tests.helpers.storage.s3_servers import SERVERS, server_environment
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Start the real server only for those who ask for it (-m s3): it may have to be downloaded first."""
+    """Start the real server only for those who ask for it (-m s3): it may have to be downloaded first.
+
+    What a location on S3 promises is tested in places/; that a functaset needs no more of it is a slow test.
+    """
+    for item in items:
+        if item.path.parent.name == "functaset" and "[moto" in item.name:
+            item.add_marker(pytest.mark.slow)
     if "s3" not in config.option.markexpr:
         real = [item for item in items if item.get_closest_marker("s3")]
         config.hook.pytest_deselected(items=real)

@@ -25,7 +25,7 @@ from tests.helpers.storage.locations import Home, Prefix, new_bucket
 PROJECT = Path(__file__).parents[3]
 
 
-@pytest.fixture(params=["folder", "moto"])
+@pytest.fixture(params=["folder", pytest.param("moto", marks=pytest.mark.slow)])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Home]:
     """Yield an empty location, on disk or on S3."""
     if request.param == "folder":

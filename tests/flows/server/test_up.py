@@ -178,6 +178,7 @@ def test_up_makes_the_limit_the_schedule_the_trigger_and_the_watch(served: Serve
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_bootstrap_again_changes_nothing_and_restores_what_was_deleted(served: Served) -> None:
     before = snapshot(served)
     (evaluate,) = (d for d in before["deployments"] if d["name"] == "evaluate")

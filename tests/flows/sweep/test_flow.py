@@ -22,7 +22,7 @@ from tests.helpers.flows.command import here
 from tests.helpers.flows.prefect_server import PROJECT, serving
 from tests.helpers.flows.tiny_config import TINY
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 ENCODED = [*TINY, "classifier=null", "diffusion=null"]
 BITS = "encode.quantization.bits=8,2"
@@ -250,7 +250,6 @@ GUIDANCE = [word for text in TINY for word in ("--set", text)] + [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_killed_sweep_over_guidance_resumes_and_samples_from_models_trained_once(tmp_path: Path) -> None:
     root, code = tmp_path / "root", "from functa.flows.cli.main import main; main()"
@@ -282,7 +281,6 @@ def test_a_killed_sweep_over_guidance_resumes_and_samples_from_models_trained_on
     assert (root / "images/sweep_samples.png").stat().st_size > 0
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_members_are_runs_of_the_deployment_on_workers(tmp_path_factory: pytest.TempPathFactory) -> None:
     with serving(tmp_path_factory.mktemp("up")) as served:

@@ -37,10 +37,10 @@ def relative(ours: Tensor, theirs: np.ndarray) -> float:
 
 
 needs_compiler = pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler or Python.h here")
-# Compiling takes about a minute each: one in every run, the others with the slow tests.
+# Compiling takes about a minute each.
 EAGER = [pytest.param(name, False, id=f"{name}-eager") for name in ("vector", "spatial", "patch_loss")]
 COMPILED = [
-    pytest.param("patch_loss", True, id="patch_loss-compiled", marks=needs_compiler),
+    pytest.param("patch_loss", True, id="patch_loss-compiled", marks=[needs_compiler, pytest.mark.slow]),
     pytest.param("vector", True, id="vector-compiled", marks=[needs_compiler, pytest.mark.slow]),
     pytest.param("spatial", True, id="spatial-compiled", marks=[needs_compiler, pytest.mark.slow]),
 ]
@@ -66,6 +66,16 @@ def test_loss_latents_and_every_outer_gradient_equal_the_peers(name: str, compil
     gradients |= {theirs: getattr(field, ours).grad for ours, theirs in SHARED.items()}
     for key, gradient in gradients.items():
         assert relative(gradient, arrays[f"grad.{key}"]) < 1e-4, key
+
+
+@needs_compiler
+def test_a_compiled_encoding_equals_the_eager_one() -> None:
+    """The quick one of those below."""
+    inner = InnerConfig(steps=2)
+    field = Field(FieldConfig(spatial=2, channels=4, width=16, depth=2), inner, 1, seed=1)
+    images = torch.rand(4, 8, 8, 1, generator=torch.Generator().manual_seed(0))
+    eager, built = (InnerLoop(field, inner, (8, 8), compiled).encode(images) for compiled in (False, True))
+    torch.testing.assert_close(built, eager, rtol=1e-4, atol=1e-6)
 
 
 @needs_compiler

@@ -44,6 +44,7 @@ def test_a_run_returns_its_figures_and_reports_progress(tmp_path: Path) -> None:
     assert rows[-1]["psnr"] > 5
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_job_give_the_same_weights(tmp_path: Path) -> None:
     digests = {train_in_child(job(tmp_path / name), lambda _: None)["weights_digest"] for name in "ab"}
     assert len(digests) == 1

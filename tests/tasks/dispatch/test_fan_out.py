@@ -72,7 +72,7 @@ def eventually(true: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", ["threads", pytest.param("dask", marks=pytest.mark.slow)])
 def test_results_are_in_order_and_no_two_units_use_a_device_at_once(
     runner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +92,7 @@ def test_results_are_in_order_and_no_two_units_use_a_device_at_once(
     assert {row["PREFECT_API_URL"] for row in ran} == {api()}
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", ["threads", pytest.param("dask", marks=pytest.mark.slow)])
 def test_the_first_failure_is_raised_soon_and_ends_the_others(runner: str, tmp_path: Path) -> None:
     each = [{"number": n, "folder": str(tmp_path), "seconds": 600} for n in range(8)]
     each[0] |= {"seconds": 1, "fault": "the first of many"}
