@@ -70,8 +70,8 @@ def diffusion_job(ledger: Ledger, record: StageRecord) -> DiffusionJob:
     version, name = _commit_to_train_on(ledger, record, functaset)
     return DiffusionJob(
         seed=seed_of(config, record.stage), diffusion=config.diffusion, functaset=ledger.output(functaset),
-        classes=len(classes(ledger)), device=config.dispatch.device, devices=config.dispatch.devices,
-        output=ledger.output(record), version=version, digest=name,
+        classes=len(classes(ledger)), class_names=tuple(classes(ledger)), device=config.dispatch.device,
+        devices=config.dispatch.devices, output=ledger.output(record), version=version, digest=name,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Configuration of training, encoding and dispatch. Does not import torch."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -229,7 +229,7 @@ class SampleRequest(Config):
     """A request for samples."""
 
     count: int = Field(ge=1)
-    label: int | None = Field(None, ge=0)
+    label: Annotated[int, Field(ge=0)] | str | None = None  # a class's number, or its name
     guidance: float | None = None
     sampler: Literal["ddpm", "dpmpp"] | None = None
     steps: int | None = None

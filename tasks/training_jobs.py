@@ -52,6 +52,7 @@ class LatentJob(TrainingJob):
     functaset: str  # URI
     version: int | None = None  # number of the commit; None: the newest
     classes: int
+    class_names: tuple[str, ...] = ()
 
 
 class ClassifierJob(LatentJob):
@@ -61,7 +62,6 @@ class ClassifierJob(LatentJob):
 
     kind: Literal["classifier"] = "classifier"
     classifier: TrainClassifierConfig
-    class_names: tuple[str, ...] = ()
 
 
 class DiffusionJob(LatentJob):

@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
@@ -40,6 +41,14 @@ Deployment = Annotated[bool, Parameter(help="Run on the workers of a running ser
 Split = Annotated[Literal["train", "test"], Parameter(help="Which of the two splits.")]
 
 Functaset = Annotated[str, Parameter(help="A functaset's URI, or the root of the run that encoded it.")]
+
+
+def path_of(_type: Any, tokens: Sequence[Any]) -> Path:
+    """Read a path; ~ is expanded, which the shell leaves to the command in --out=~/folder."""
+    return Path(tokens[0].value).expanduser()
+
+
+OutFolder = Annotated[Path, Parameter(converter=path_of, help="Folder for the PNG files.")]
 
 Json = Annotated[bool, Parameter(name="--json", help="One JSON document.", negative="")]
 

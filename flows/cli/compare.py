@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from functa.flows.cli.arguments import Json
+from functa.flows.cli.arguments import Json, path_of
 from functa.flows.cli.tables import foldable
 from functa.flows.config.schema import ConfigError
 from functa.flows.console import text_console
@@ -21,7 +21,9 @@ def compare(
     roots: Annotated[list[str], Parameter(help="Roots of runs, or folders runs/<id> of them.")],
     /,
     *,
-    out: Annotated[Path | None, Parameter(help="Write an HTML report there: table, overlaid curves, config.")] = None,
+    out: Annotated[
+        Path | None, Parameter(converter=path_of, help="Write an HTML report there: table, overlaid curves, config.")
+    ] = None,
     everything: Annotated[bool, Parameter(name="--all", help="Show equal figures too.", negative="")] = False,
     as_json: Json = False,
 ) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter, validators
 from pydantic import ValidationError
 
-from functa.flows.cli.arguments import Functaset, Json, Split, functaset_of, whole
+from functa.flows.cli.arguments import Functaset, Json, OutFolder, Split, functaset_of, whole
 from functa.flows.cli.progress import ProgressLine
 from functa.flows.config.schema import ConfigError
 from functa.storage.places.address import open_location
@@ -34,7 +34,7 @@ def decode(
     rows: Annotated[str, Parameter(help="START:STOP of the split's rows.")] = "0:16",
     split: Split = "test",
     resolution: Resolution = None,
-    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
+    out: OutFolder,
 ) -> int:
     """Decode latents into PNG images, at any resolution that the latent grid divides."""
     wanted = _rows(rows)
@@ -69,7 +69,7 @@ def sample(
     *,
     count: Annotated[int, Parameter(converter=whole, help="How many.")] = 16,
     label: Annotated[
-        int | None, Parameter(converter=whole, help="Class of all samples; default: the classes in turn.")
+        str | None, Parameter(help="Class of all samples, by name or number; default: the classes in turn.")
     ] = None,
     guidance: Annotated[
         float | None,
@@ -84,7 +84,7 @@ def sample(
     ] = None,
     seed: Annotated[int, Parameter(converter=whole, help="Sample i depends on seed and i alone.")] = 0,
     resolution: Resolution = None,
-    out: Annotated[Path, Parameter(help="Folder for the PNG files.")],
+    out: OutFolder,
 ) -> int:
     """Draw samples from the diffusion model and decode them into PNG images with a contact sheet.
 
@@ -100,7 +100,8 @@ def sample(
         drawn = sample_images(root, request, out, show)
     how = f"{drawn.process.sampler}, {drawn.process.sampling_steps} steps, guidance {drawn.process.guidance:g}"
     of = f" of the first {drawn.shown}" if drawn.shown < count else ""
-    print(f"{count} images in {out} ({how}); contact sheet{of}: {drawn.sheet}")
+    kind = f" of class {drawn.class_name}" if drawn.class_name else ""
+    print(f"{count} images{kind} in {out} ({how}); contact sheet{of}: {drawn.sheet}")
     return 0
 
 
@@ -121,8 +122,10 @@ def classify(
 ) -> int:
     """Classify images: the root's field encodes each, its classifier predicts. Status 1 if no file is an image."""
     stage_output(open_location(root), "train_classifier")
-    from functa.tasks.inference.classify import classify_images
+    from functa.tasks.inference.classify import classify_images, note_on_files
 
+    if note := note_on_files(images):
+        print(f"functa: {images}: {note}", file=sys.stderr)
     rows = []
     for row in classify_images(root, images):
         rows.append(row)

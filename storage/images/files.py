@@ -75,6 +75,7 @@ def decode(data: bytes, channels: int, max_pixels: int) -> "Image.Image":
                 raise BadImage(f"{width}x{height} pixels are more than images.max_pixels={max_pixels}")
             file.load()
             image: Image.Image = file
+            _scale_transparent_level(image, data)
             with suppress(Exception):  # EXIF data that do not parse are common, and no reason to lose the image
                 image = ImageOps.exif_transpose(image)
             return _in_mode(_scaled(image, file), "L" if channels == 1 else "RGB")
@@ -85,6 +86,18 @@ def decode(data: bytes, channels: int, max_pixels: int) -> "Image.Image":
         if "cannot identify image file" in reason:
             reason = f"not an image of a known format ({', '.join(FORMATS)})"
         raise BadImage(f"does not decode: {reason[:160] or type(error).__name__}") from None
+
+
+def _scale_transparent_level(image: "Image.Image", data: bytes) -> None:
+    """Scale a PNG's transparent grey or colour to 8 bits as Pillow scales the pixels, but not this level of them."""
+    level = image.info.get("transparency")
+    if image.format != "PNG" or isinstance(level, bytes) or level is None:
+        return
+    depth = data[24]  # bits of a sample, in the header chunk, which is the first
+    if image.mode in ("1", "L") and depth < 8:
+        image.info["transparency"] = level * 255 // ((1 << depth) - 1)
+    elif image.mode == "RGB" and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in level)
 
 
 def _scaled(image: "Image.Image", file: "Image.Image") -> "Image.Image":

@@ -90,7 +90,7 @@ def sample(
     root: Address,
     count: int,
     *,
-    label: int | None = None,
+    label: int | str | None = None,
     guidance: float | None = None,
     sampler: Literal["ddpm", "dpmpp"] | None = None,
     steps: int | None = None,
@@ -103,7 +103,7 @@ def sample(
     Args:
         root: A run's root with a trained diffusion model.
         count: How many.
-        label: Class of all samples; None for the classes in turn.
+        label: Class of all samples, by number or name; None for the classes in turn.
         guidance: Classifier-free guidance; 0 is unconditional, 1 conditional; None for that of the root's config.
         sampler: "ddpm" or "dpmpp"; None for that of the root's config.
         steps: Denoiser calls for each sample; None for those of the root's config.
@@ -126,8 +126,8 @@ def sample(
         fault = error.errors()[0]
         reason = fault["msg"].removeprefix("Value error, ")
         raise ValueError(f"{fault['loc'][0]}={fault['input']!r}: {reason}") from None
-    job, decoded = prepare_samples(str(root), request, device)
-    return np.concatenate([images for z in sample_batches(job) for images in decoded(z)])
+    prepared = prepare_samples(str(root), request, device)
+    return np.concatenate([images for z in sample_batches(prepared.job) for images in prepared.decoded(z)])
 
 
 def classify(root: Address, images: Images | Address, *, device: str = "auto") -> list[Row]:

@@ -15,7 +15,7 @@ from functa.models.latents.normalize import Normalizer
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.images.files import ENDINGS, BadImage, decode, fit, is_image
+from functa.storage.images.files import ENDINGS, BadImage, decode, fit, is_hidden, is_image, left_out
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
@@ -83,6 +83,14 @@ def classify_images(root: str, images: str, device: str = "auto") -> Iterator[Ro
         pixels, errors = _read(folder, part, resolution, channels, max_pixels)
         for key, error, row in zip(part, errors, judge.rows(as_float(pixels)), strict=True):
             yield {"image": key, "error": error} if error else {"image": key} | row
+
+
+def note_on_files(images: str) -> str:
+    """Describe the files of a folder that classify_images leaves out; empty if there is none."""
+    location = open_location(images)
+    if isinstance(location, LocalLocation) and not Path(location.uri).is_dir():
+        return ""
+    return left_out(key for key in location.list() if not is_image(key) and not is_hidden(key))
 
 
 def _row(probabilities: Tensor, names: list[str]) -> Row:

@@ -1,9 +1,12 @@
 """Draw samples from a root's diffusion model and write them as images."""
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 from pydantic import ValidationError
@@ -14,6 +17,7 @@ from functa.storage.functaset.functaset import Functaset
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import read_record
+from functa.storage.runs.weights import read_description
 from functa.tasks.config import SAMPLING_KEYS, SampleRequest
 from functa.tasks.inference.decode import SAMPLE_BATCH, Decode, Progress, decoder, silent
 from functa.tasks.inference.png import SHEET_IMAGES, contact_sheet, prepare_folder, save_png, tile, write_images
@@ -26,11 +30,12 @@ if TYPE_CHECKING:  # it loads diffusers
 
 @dataclass(frozen=True)
 class Drawn:
-    """The result of sampling: the contact sheet, how many images it shows, and the process that drew them."""
+    """The result of sampling: the contact sheet, how many images it shows, the process that drew them, their class."""
 
     sheet: Path
     shown: int
     process: DiffusionConfig
+    class_name: str  # of all of them; empty: the classes in turn, or an unconditional model
 
 
 def sample_images(root: str, request: SampleRequest, out: Path, progress: Progress = silent) -> Drawn:
@@ -41,21 +46,29 @@ def sample_images(root: str, request: SampleRequest, out: Path, progress: Progre
     """
     from functa.tasks.inference.sample import sample_batches
 
-    job, decoded = prepare_samples(root, request)
+    prepared = prepare_samples(root, request)
     prepare_folder(out)
     done, tiles = 0, list[Image.Image]()
-    for z in sample_batches(job, progress):
-        for images in decoded(z):
+    for z in sample_batches(prepared.job, progress):
+        for images in prepared.decoded(z):
             write_images(images, out, "sample-", done)
             tiles += [tile(image) for image in images[: SHEET_IMAGES - len(tiles)]]
             done += len(images)
     sheet = out / "contact-sheet.png"
     save_png(contact_sheet(tiles), sheet)
-    return Drawn(sheet, len(tiles), job.process)
+    return Drawn(sheet, len(tiles), prepared.job.process, prepared.class_name)
 
 
-def prepare_samples(root: str, request: SampleRequest, device: str = "auto") -> "tuple[SampleJob, Decode]":
-    """Return the job that draws the request's latents, and their decoder. Raises StorageError."""
+class Prepared(NamedTuple):
+    """The job that draws latents, their decoder, and the name of the one class of all, or an empty string."""
+
+    job: "SampleJob"
+    decoded: Decode
+    class_name: str
+
+
+def prepare_samples(root: str, request: SampleRequest, device: str = "auto") -> Prepared:
+    """Open what a request needs, and check it. Raises StorageError."""
     from functa.tasks.inference.sample import SampleJob
     from functa.tasks.trained import describe_denoiser
 
@@ -64,11 +77,14 @@ def prepare_samples(root: str, request: SampleRequest, device: str = "auto") -> 
     functaset = Functaset.open(stage_output(location, "encode"))
     meta = describe_denoiser(checkpoint)
     check_same_functaset(functaset, meta, root, "diffusion model")
+    process, names = _process(location, meta, request, root), _class_names(location, meta)
+    label = class_number(request.label, names, root)
     job = SampleJob(
-        denoiser=checkpoint, process=_process(location, meta, request, root), seed=request.seed, start=0,
-        labels=_labels(request, meta["classes"]), count=request.count, batch=SAMPLE_BATCH, device=device, output="",
+        denoiser=checkpoint, process=process, seed=request.seed, start=0,
+        labels=_labels(label, request.count, meta["classes"]), count=request.count, batch=SAMPLE_BATCH, device=device,
+        output="",
     )  # fmt: skip
-    return job, decoder(functaset, request.resolution, device)
+    return Prepared(job, decoder(functaset, request.resolution, device), "" if label is None else names[label])
 
 
 def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest, root: str) -> DiffusionConfig:
@@ -77,8 +93,6 @@ def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest
     for name in ("guidance", "label"):
         if not conditional and getattr(request, name) is not None:
             raise StorageError(f"{root}: its diffusion model is unconditional, so it takes no {name}")
-    if request.label is not None and request.label >= meta["classes"]:
-        raise StorageError(f"label {request.label}: the model has classes 0 to {meta['classes'] - 1}")
     if request.steps is not None and request.steps > trained.timesteps:
         raise StorageError(
             f"steps {request.steps}: the model was trained on {trained.timesteps} timesteps; choose at most that"
@@ -110,7 +124,34 @@ def _configured(root: Location, trained: DiffusionConfig) -> dict[str, Any]:
     return {}
 
 
-def _labels(request: SampleRequest, classes: int | None) -> tuple[int, ...] | None:
+def _class_names(root: Location, meta: Mapping[str, Any]) -> list[str]:
+    """Return the names of a conditional model's classes, by number; older ones are known to the root's classifier."""
+    if meta["classes"] is None:
+        return []
+    names: list[str] = meta.get("class_names") or []
+    if not names:
+        with suppress(StorageError):  # without a classifier its classes have numbers
+            names = (read_description(stage_output(root, "train_classifier")) or {}).get("class_names") or []
+    return names or [str(number) for number in range(meta["classes"])]
+
+
+def class_number(label: int | str | None, names: list[str], root: str) -> int | None:
+    """Return the number of a class given by name or number. A name comes first: a class may be called 10."""
+    if label is None or not names:
+        return None
+    if isinstance(label, str):
+        if label in names:
+            return names.index(label)
+        if not re.fullmatch("[0-9]{1,9}", label):
+            near = get_close_matches(label, names, 3) or names[:10]
+            raise StorageError(f"label {label}: {root} has no class of that name; did you mean {' or '.join(near)}?")
+        label = int(label)
+    if label >= len(names):
+        raise StorageError(f"label {label}: the model has classes 0 to {len(names) - 1}")
+    return label
+
+
+def _labels(label: int | None, count: int, classes: int | None) -> tuple[int, ...] | None:
     if classes is None:
         return None
-    return tuple(i % classes if request.label is None else request.label for i in range(request.count))
+    return tuple(i % classes if label is None else label for i in range(count))

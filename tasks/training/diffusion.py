@@ -41,6 +41,7 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
     metadata = latent_metadata(functaset, normalizer) | {
         "model": config.model.model_dump(mode="json"), "process": config.process.model_dump(mode="json"),
         "classes": classes,
+        "class_names": list(job.class_names),
     }  # fmt: skip
     figures = train(run_of(job, learner, ranks, emit, metadata))
     return figures | {"commit": functaset.version}

@@ -71,6 +71,17 @@ def test_the_settings_of_the_last_evaluation_are_used(root: Path, tmp_path: Path
     assert "guidance 7)" in drawn(tmp_path / "root", tmp_path / "out")[1]
 
 
+def test_the_class_of_the_samples_is_named_and_a_home_folder_expanded(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    done = here("sample", str(root), "--count", "1", "--label", "3", "--out=~/samples")
+    assert done.stdout.startswith(f"1 images of class 3 in {tmp_path}/samples (")
+    assert (tmp_path / "samples/sample-000000.png").exists()
+    assert not (tmp_path / "~").exists()
+
+
 def test_sampler_and_steps_can_be_chosen(root: Path, tmp_path: Path) -> None:
     solved, how = drawn(root, tmp_path / "solved", "--sampler", "dpmpp", "--steps", "3")
     assert "(dpmpp, 3 steps, guidance 1)" in how
@@ -147,7 +158,7 @@ def test_what_is_drawn_before_an_interruption_remains(
 
     with pytest.raises(KeyboardInterrupt):
         sample_images.sample_images(str(root), SampleRequest(count=20), tmp_path, interrupt)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"sample-{i:06d}.png" for i in range(4)]
+    assert [path.name for path in sorted(tmp_path.glob("*.png"))] == [f"sample-{i:06d}.png" for i in range(4)]
     assert seen == [(1, 20), (2, 20), (3, 20), (4, 20), (5, 20)]
 
 
@@ -224,6 +235,15 @@ def test_what_cannot_be_read_is_a_row_and_nothing_else_suffers(ledger: Ledger, r
     assert large == f"002.png: cannot be read: 10x11 pixels are more than images.max_pixels={PIXELS}"
     (folder / "001.png").unlink()
     assert here("classify", str(root), str(folder)).returncode == 1
+
+
+def test_files_that_are_not_classified_are_counted(root: Path, tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "one.png")
+    for name in ("a.heic", "b.heic", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    done = here("classify", str(root), str(tmp_path))
+    assert done.returncode == 0
+    assert "left out 3 files that have no ending of an image: 2 .heic, 1 .txt" in done.stderr
 
 
 def test_a_folder_without_images_and_one_that_is_not_there_are_two_faults(root: Path, tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ GREY = {
     "PGM of 4 bits": (b"P5 3 1 15\n" + bytes([15, 8, 0]), [255, 136, 0]),
     "PNG, 16 bits and alpha: on white": (png(16, 4, words(65535, 65535, 0, 32768), 2), [255, 127]),
     "PNG, 16 bits, one level is transparent": (png(16, 0, words(*DEEP), 5, tRNS=words(128)), [255, 128, 255, 1, 0]),
+    "PNG, 1 bit, black is transparent": (png(1, 0, b"\xa0", 8, tRNS=words(0)), [255] * 8),
+    "PNG, 1 bit, white is transparent": (png(1, 0, b"\xa0", 8, tRNS=words(1)), [255, 0, 255, 0, 0, 0, 0, 0]),
+    "PNG, 2 bits, one level is transparent": (png(2, 0, b"\x1b", 4, tRNS=words(1)), [0, 255, 170, 255]),
+    "PNG, 4 bits, one level is transparent": (png(4, 0, b"\x5a", 2, tRNS=words(5)), [255, 170]),
+    "PNG, 8 bits, one level is transparent": (png(8, 0, bytes([5, 10]), 2, tRNS=words(5)), [255, 10]),
     "PNG, 1 bit": (png(1, 0, b"\xa0", 8), [255, 0, 255, 0, 0, 0, 0, 0]),
     "PNG, 2 bits": (png(2, 0, b"\x1b", 4), [0, 85, 170, 255]),
     "PBM, where a one is black": (b"P4 8 1\n\xa0", [0, 255, 0, 255, 255, 255, 255, 255]),
@@ -87,6 +92,9 @@ COLOUR = {
     "PNG, a palette of 1 bit": (png(1, 3, b"\x40", 2, PLTE=COLOURED), [[255, 0, 0], [0, 255, 0]]),
     "PNG, one colour is transparent": (
         png(8, 2, COLOURED, 3, tRNS=words(0, 255, 0)), [[255, 0, 0], [255] * 3, [0, 0, 255]],
+    ),
+    "PNG, 16 bits, one colour is transparent": (
+        png(16, 2, words(65535, 0, 0, 0, 65535, 0), 2, tRNS=words(0, 65535, 0)), [[255, 0, 0], [255] * 3],
     ),
     "TIFF, CMYK": (tiff("<", 8, 5, 4, bytes([0, 255, 255, 0]), 1), [[255, 0, 0]]),
     "16 bits of grey as colour": (png(16, 0, words(32768), 1), [[128] * 3]),
