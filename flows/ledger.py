@@ -20,6 +20,7 @@ from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import newest_metadata
+from functa.storage.runs.owner import this_process
 from functa.storage.runs.stage_records import (
     StageRecord,
     check_same_config,
@@ -27,7 +28,6 @@ from functa.storage.runs.stage_records import (
     output_exists,
     output_location,
     read_record,
-    this_process,
     write_record,
 )
 from functa.tasks.dispatch.child import TrainingFailed
@@ -182,10 +182,11 @@ class Ledger:
         From now on this root refuses another config of the stage. A functaset that could be read before a failure can
         be read after it too, with what was committed.
         """
-        before = read_record(self.location, stage)
-        if before is not None:
-            check_nobody_at_work(self.location, before)
-        record = self._begin(stage)
+        with self.location.lock("stages"):  # of two commands that begin at the same moment one goes first
+            before = read_record(self.location, stage)
+            if before is not None:
+                check_nobody_at_work(self.location, before)
+            record = self._begin(stage)
         try:
             yield record
         except BaseException as error:

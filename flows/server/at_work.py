@@ -4,6 +4,7 @@ import sys
 
 from functa.storage.errors import StorageError
 from functa.storage.places.location import Location
+from functa.storage.runs.owner import host_of
 from functa.storage.runs.stage_records import StageRecord, check_not_at_work, is_elsewhere
 from functa.tasks.stage_table import STAGES
 
@@ -19,10 +20,10 @@ def check_nobody_at_work(root: Location, record: StageRecord) -> None:
         return
     state = _state_at_server(record.flow_run)
     if state:
-        host = record.owner.partition("/")[0]
         raise StorageError(
-            f"{root.uri}: run {record.flow_run} on {host} is at {STAGES[record.stage].command} there since "
-            f"{record.started} ({state}); wait for it, cancel it, or choose another --root"
+            f"{root.uri}: run {record.flow_run} on {host_of(record.owner)} is at {STAGES[record.stage].command} there "
+            f"since {record.started} ({state}); wait for it, cancel it, or choose another --root; if its machine will "
+            f"not come back, delete {root.uri}/stages/{record.stage}.json (outputs stay) and run the command again"
         )
 
 

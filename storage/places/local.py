@@ -1,6 +1,7 @@
 """A local folder as a location: every object is either whole or absent, and durable once the call returns."""
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -65,6 +66,19 @@ class LocalLocation(Location):
     def delete(self, key: str) -> None:
         with self._translated(key), suppress(FileNotFoundError):
             self._writable_path(key).unlink()
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        with self._translated(key):
+            folder = self._writable_path(f"{key}/x").parent
+            folder.mkdir(parents=True, exist_ok=True)
+            held = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(held, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(held)
 
     def free_bytes(self) -> int | None:
         with self._translated(""):

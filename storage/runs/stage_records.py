@@ -1,7 +1,6 @@
 """Stage records: what a root holds, made from what, under which config. Readable without torch or zarr."""
 
 import json
-import os
 import socket
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from functa.storage.functaset.records import check_sealed
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import newest_metadata
+from functa.storage.runs.owner import host_of, lives_here, this_process
 
 
 class StageRecord(BaseModel):
@@ -115,23 +115,12 @@ def output_exists(record: StageRecord, root: Location) -> bool:
     )
 
 
-def this_process() -> str:
-    """Return host/pid/start: a pid alone may be used again by another process."""
-    return _process(os.getpid())
-
-
-def _process(pid: int) -> str:
-    import psutil
-
-    return f"{socket.gethostname()}/{pid}/{psutil.Process(pid).create_time():.2f}"
-
-
 def check_not_at_work(root: Location, record: StageRecord) -> None:
     """Raise StorageError if another process of this machine works on the stage: two would spoil each other's files.
 
     About processes of other machines flows/server/at_work.py asks the server.
     """
-    if record.state == "running" and record.owner != this_process() and _lives_here(record.owner):
+    if record.state == "running" and record.owner != this_process() and lives_here(record.owner):
         pid = record.owner.split("/")[1]
         raise StorageError(
             f"{root.uri}: process {pid} is at {record.stage.replace('_', '-')} there since {record.started}; "
@@ -141,27 +130,14 @@ def check_not_at_work(root: Location, record: StageRecord) -> None:
 
 def was_killed(record: StageRecord) -> bool:
     """Return whether the record names a process of this machine at work that no longer runs: it was killed."""
-    here = record.owner.partition("/")[0] == socket.gethostname()
-    return record.state == "running" and here and not _lives_here(record.owner)
+    here = host_of(record.owner) == socket.gethostname()
+    return record.state == "running" and here and not lives_here(record.owner)
 
 
 def is_elsewhere(record: StageRecord) -> bool:
-    """Return whether the record names a process of another machine at work."""
-    return record.state == "running" and record.owner.partition("/")[0] != socket.gethostname()
-
-
-def _lives_here(owner: str) -> bool:
-    """Return whether host/pid/start is a process of this machine that runs."""
-    host, _, rest = owner.partition("/")
-    if host != socket.gethostname():
-        return False
-    import psutil
-
-    pid = int(rest.partition("/")[0])
-    try:
-        return _process(pid) == owner and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    """Return whether the record names a process of another machine (or one that had another name) at work."""
+    away = host_of(record.owner) != socket.gethostname()
+    return record.state == "running" and away and not lives_here(record.owner)
 
 
 def _any_output(record: StageRecord, root: Location) -> bool:

@@ -340,3 +340,40 @@ def test_two_processes_do_not_work_at_one_stage(tmp_path: Path) -> None:
     other.kill()
     other.wait()
     finish(ledger(tmp_path), "meta_train")  # a killed one is in nobody's way
+
+
+BEGIN = """
+import sys, time
+from functa.flows.config.load import load_config
+from functa.flows.ledger import Ledger
+from functa.storage.errors import StorageError
+ledger = Ledger(load_config("digits"), sys.argv[1])
+print("ready", flush=True)
+input()
+try:
+    with ledger.working("meta_train"):
+        print("entered", flush=True)
+        input()
+except StorageError as error:
+    print(error, flush=True)
+"""
+
+
+def test_of_commands_that_begin_a_stage_at_the_same_moment_one_enters(tmp_path: Path) -> None:
+    several = [
+        subprocess.Popen(
+            [sys.executable, "-c", BEGIN, str(tmp_path)],
+            cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    assert {process.stdout.readline() for process in several if process.stdout} == {"ready\n"}
+    for process in several:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [process.stdout.readline() for process in several if process.stdout]
+    for process in several:
+        process.communicate("\n")
+    assert answers.count("entered\n") == 1
+    assert sum("is at meta-train there since" in answer for answer in answers) == 3
