@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from functa.flows.cli.arguments import Json, path_of
 from functa.flows.cli.tables import foldable
 from functa.flows.config.schema import ConfigError
-from functa.flows.console import text_console
+from functa.flows.server.console import text_console
 
 if TYPE_CHECKING:
     from functa.tasks.report.compare.runs import Comparison

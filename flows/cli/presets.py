@@ -9,7 +9,7 @@ from functa.flows.config.digests import stages_of
 from functa.flows.config.load import load_config
 from functa.flows.config.presets import preset_names, read_preset
 from functa.flows.config.schema import PipelineConfig
-from functa.flows.console import text_console
+from functa.flows.server.console import text_console
 from functa.storage.images.sources import known_shape
 
 TABLE_WIDTH = 122

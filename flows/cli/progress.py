@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from functa.flows.console import text_console
+from functa.flows.server.console import text_console
 from functa.tasks.dispatch.progress import Pace, time_left
 
 LINE_SECONDS = 10.0  # between lines in a pipe or a file

@@ -10,7 +10,7 @@ from functa.flows.config.digests import digest, stage_config, stages_of
 from functa.flows.config.estimate import SHARE, estimate, image_shape, layer_flops_per_s, parameters, training_flops
 from functa.flows.config.reference import Setting, section_description, settings_reference
 from functa.flows.config.schema import PipelineConfig, ProvenanceConfig
-from functa.flows.console import text_console
+from functa.flows.server.console import text_console
 from functa.tasks.config import MEMORY_BYTES
 from functa.tasks.stage_table import STAGES
 

@@ -5,7 +5,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from functa.flows.console import text_console
+from functa.flows.server.console import text_console
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location

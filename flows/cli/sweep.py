@@ -11,7 +11,7 @@ from functa.flows.cli.arguments import Deployment, FromRoot, Overrides, Preset, 
 from functa.flows.cli.tables import ABSENT, foldable
 from functa.flows.config.digests import digest
 from functa.flows.config.schema import ConfigError
-from functa.flows.console import text_console
+from functa.flows.server.console import text_console
 from functa.storage.places.address import open_location
 
 if TYPE_CHECKING:

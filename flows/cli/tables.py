@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from functa.flows.config.schema import PipelineConfig
-from functa.flows.console import text_console
 from functa.flows.ledger import Ledger
+from functa.flows.server.console import text_console
 from functa.storage.images.sources import known_shape
 from functa.storage.runs.stage_records import read_record
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from functa.flows.config.schema import PipelineConfig
-from functa.flows.console import text_console
 from functa.flows.server.api import (
     POOL,
     PORT,
@@ -24,6 +23,7 @@ from functa.flows.server.api import (
     local_api,
     prepare_environment,
 )
+from functa.flows.server.console import text_console
 from functa.storage.errors import one_line
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 import functa
-from functa.flows.console import text_console
 from functa.flows.server.api import PORT, absolute, configured_api, healthy, port_fault
+from functa.flows.server.console import text_console
 
 PROJECT = Path(functa.__file__).parents[1]
 

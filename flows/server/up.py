@@ -18,7 +18,6 @@ from rich.console import Console
 
 import functa
 from functa.flows.config.schema import ConfigError
-from functa.flows.console import text_console
 from functa.flows.server.api import (
     HOST,
     POOL,
@@ -32,6 +31,7 @@ from functa.flows.server.api import (
     prefect_home,
     prepare_environment,
 )
+from functa.flows.server.console import text_console
 from functa.flows.server.processes import Child, Interrupted, left_behind, signals_caught, start, stop, wait
 
 DEFAULT_ROOT = "functa-runs/digits"

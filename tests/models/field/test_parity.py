@@ -84,7 +84,7 @@ def test_a_compiled_encoding_equals_the_eager_one() -> None:
     "variant", [{}, {"interpolation": "bilinear"}, {"kernel": 3, "spatial": 4}, {"checkpoint": True}], ids=str
 )
 def test_compiled_encoding_and_gradients_equal_eager_ones(variant: dict[str, Any]) -> None:
-    """Of whole images too, which no fixture covers, and the latents after each step."""
+    """Whole images, which no fixture covers, and the latents after each step too."""
     inner = InnerConfig(checkpoint=variant.get("checkpoint", False), rates_init=(0.05, 0.2))
     sizes = {"spatial": 2, "channels": 6, "width": 32, "depth": 4}
     config = FieldConfig(**sizes | {k: v for k, v in variant.items() if k != "checkpoint"})
