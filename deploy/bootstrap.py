@@ -25,11 +25,11 @@ from prefect.client.schemas.actions import (
     WorkPoolCreate,
     WorkPoolUpdate,
 )
+from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL
-from prefect.states import StateType
 from prefect.utilities.templating import apply_values
 
 from functa.flows.config.load import load_config
@@ -108,7 +108,7 @@ def render(document: dict[str, Any], target: Target) -> dict[str, Any]:
         for stage in STAGES.values():
             values = {"command": stage.command, "entrypoint": stage.entrypoint, "summary": stage.summary}
             values |= {"work_pool": pools[stage.queue]}
-            deployments.append(apply_values(block, values, remove_notset=False))
+            deployments.append(cast(dict[str, Any], apply_values(block, values, remove_notset=False)))
     config = load_config(pools["preset"]).model_dump(mode="json")
     pull = [] if target.folder is None else [{SET_FOLDER: {"directory": target.folder}}]
     filled = apply_values(

@@ -56,6 +56,7 @@ def encode_job(ledger: Ledger, record: StageRecord, **options: bool) -> EncodeJo
 def classifier_job(ledger: Ledger, record: StageRecord) -> ClassifierJob:
     """Return the job of the classifier's training."""
     config, functaset = ledger.config, ledger.require("encode")
+    assert config.classifier is not None  # otherwise the config does not have the stage
     version, name = _commit_to_train_on(ledger, record, functaset)
     return ClassifierJob(
         seed=seed_of(config, record.stage), classifier=config.classifier, functaset=ledger.output(functaset),
@@ -67,6 +68,7 @@ def classifier_job(ledger: Ledger, record: StageRecord) -> ClassifierJob:
 def diffusion_job(ledger: Ledger, record: StageRecord) -> DiffusionJob:
     """Return the job of the diffusion model's training."""
     config, functaset = ledger.config, ledger.require("encode")
+    assert config.diffusion is not None  # otherwise the config does not have the stage
     version, name = _commit_to_train_on(ledger, record, functaset)
     return DiffusionJob(
         seed=seed_of(config, record.stage), diffusion=config.diffusion, functaset=ledger.output(functaset),

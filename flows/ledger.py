@@ -113,7 +113,7 @@ class Ledger:
 
     def _take(self, record: StageRecord, output: str) -> StageRecord:
         """Write a record of another root's output into this root: the output's URI, and this root's config."""
-        update = {"output": output, "stages": stages_of(self.config), "state": "finished", "owner": ""}
+        update: dict[str, Any] = {"output": output, "stages": stages_of(self.config), "state": "finished", "owner": ""}
         update["pipeline"] = self.config.model_dump(mode="json")  # its sampling may differ
         taken = record.model_copy(update=update)
         write_record(self.location, taken)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import flow, get_run_logger, runtime
 
@@ -30,8 +30,10 @@ prepare_prefect()  # for a caller who imports this flow and calls it
 
 Stage = Callable[[str, dict[str, Any]], None]
 
-
-PresetName = Literal[tuple(preset_names())]  # type: ignore[valid-type]  # a list to choose from in the run form
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[tuple(preset_names())]  # a list to choose from in the run form
 
 
 def _run_name() -> str:

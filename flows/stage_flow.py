@@ -47,7 +47,7 @@ def stage_flow(work: Callable[..., None]) -> Flow[..., None]:
             work(ledger, **options)
 
     run.__name__, run.__qualname__, run.__module__ = work.__name__, work.__qualname__, work.__module__
-    run.__signature__ = _signature(stage)  # type: ignore[attr-defined]  # Prefect makes the run form of it
+    run.__signature__ = _signature(stage)  # type: ignore[attr-defined]  # typeshed lacks it; Prefect makes a form of it
     own = [f"    {name}: {option.help}\n" for name, option in stage.options.items()]
     run.__doc__ = f"{stage.summary}\n{ARGUMENTS}{''.join(own)}{THREADS if stage.trains else ''}"
     named = f"{stage.command} {{config.name}}"

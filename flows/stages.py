@@ -132,8 +132,7 @@ def evaluate(ledger: Ledger) -> None:
 
 def _train(ledger: Ledger, job: TrainingJob, threads: int | None = None) -> dict[str, Any]:
     """Train in a process of its own; return the figures, weights_digest among them."""
-    figures: dict[str, Any] = prefect_tasks.retried(prefect_tasks.train, ledger.config.dispatch)(job, threads)
-    return figures
+    return prefect_tasks.retried(prefect_tasks.train, ledger.config.dispatch)(job, threads)
 
 
 def _warn_of_large_latent(config: PipelineConfig) -> None:

@@ -1,7 +1,7 @@
 """The units of dispatched work: one Prefect task each, around plain functions. Jobs and results are small JSON."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # loaded where the work is done: a worker process needs only 
     from functa.tasks.report.run_folder import RunFolder
     from functa.tasks.training_jobs import TrainingJob
 
+P = ParamSpec("P")  # parameters of a unit of work
+
+R = TypeVar("R")  # its result
+
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Return whether another try may succeed: after a killed process or a lost connection, not after bad input."""
@@ -38,13 +42,13 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
     return False
 
 
-def retried(unit: Task[..., Any], dispatch: DispatchConfig) -> Task[..., Any]:
+def retried(unit: Task[P, R], dispatch: DispatchConfig) -> Task[P, R]:
     """Return the task with the retries of the config."""
     delays = [dispatch.retry_delay * 2**i for i in range(max(1, dispatch.retries))]
     return unit.with_options(retries=dispatch.retries, retry_delay_seconds=delays, retry_condition_fn=worth_retrying)
 
 
-def unit(name: str, run_name: str) -> Any:
+def unit(name: str, run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Make a task whose result Prefect does not store: receipts and checkpoints are the truth, pickles a risk."""
     return task(name=name, task_run_name=run_name, persist_result=False, cache_policy=NO_CACHE)
 

@@ -29,7 +29,7 @@ def stage_command(stage: Stage) -> Callable[..., int]:
     flags = {name: Annotated[bool, Parameter(help=option.help, negative="")] for name, option in stage.options.items()}
     command.__name__, command.__doc__ = stage.name, stage.summary
     command.__annotations__ = {"preset": Preset, **optional, **flags, "return": int}
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # the command line is made of it
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typeshed lacks it, cyclopts reads it
         [
             inspect.Parameter("preset", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Preset),
             *(inspect.Parameter(name, Keyword, default=None, annotation=kind) for name, kind in optional.items()),
@@ -77,10 +77,14 @@ def call_flow(name: str, config: PipelineConfig, root: str, from_root: str | Non
     from functa.flows.server.session import prefect_session
 
     with prefect_session():
-        if name == "pipeline":
-            from functa.flows.pipeline import pipeline as flow
-        else:
-            from functa.flows.stage_flow import load_stage
+        _flow(name)(root, config=config, from_root=from_root, **options)
 
-            flow = load_stage(name)  # type: ignore[assignment]
-        flow(root, config=config, from_root=from_root, **options)
+
+def _flow(name: str) -> Callable[..., object]:
+    if name == "pipeline":
+        from functa.flows.pipeline import pipeline
+
+        return pipeline
+    from functa.flows.stage_flow import load_stage
+
+    return load_stage(name)

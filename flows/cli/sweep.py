@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, validators
+from pydantic import BaseModel
 
 from functa.flows.cli.arguments import Deployment, FromRoot, Overrides, Preset, whole
 from functa.flows.cli.tables import ABSENT, foldable
@@ -71,12 +72,13 @@ def sweep(
     plan = plan_sweep(preset, overrides or [], over, draws, seeds)
     check_from_root(from_root)
     root = absolute(root or _default_root(plan))
+    command = shlex.join(["functa", *sys.argv[1:]])
     asked = {
         "preset": preset, "over": over, "metrics": metric, "overrides": overrides or [], "random": draws,
         "seeds": seeds, "from_root": absolute(from_root) if from_root else None,
-        "command": shlex.join(["functa", *sys.argv[1:]]),
+        "command": command,
     }  # fmt: skip
-    if not _gather_if_finished(plan, root, metric, asked["command"]):
+    if not _gather_if_finished(plan, root, metric, command):
         _check_members(plan, root)
         _call_flow(root, asked, deployment)
     print_sweep(root)
@@ -109,8 +111,8 @@ def _check_members(plan: "SweepPlan", root: str) -> None:
     checked = set()
     for member in plan.members:
         config = member.config
-        sections = [config.images, config.field, config.classifier and config.classifier.model]
-        sections += [config.diffusion and config.diffusion.model]
+        sections: list[BaseModel | None] = [config.images, config.field]
+        sections += [config.classifier and config.classifier.model, config.diffusion and config.diffusion.model]
         name = digest([None if each is None else each.model_dump(mode="json") for each in sections])
         if name in checked:
             continue

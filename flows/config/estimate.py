@@ -18,7 +18,7 @@ from functa.models.field.cost import (
 from functa.storage.errors import StorageError
 from functa.storage.images.source import Images, open_images
 from functa.storage.images.sources import ImageShape, known_shape
-from functa.tasks.config import MEMORY_BYTES
+from functa.tasks.config import MEMORY_BYTES, TrainDiffusionConfig
 from functa.tasks.dispatch.child import threads_of_a_run
 
 
@@ -67,9 +67,9 @@ def training_flops(config: PipelineConfig, classes: int | None) -> dict[str, int
         training = config.classifier if name == "classifier" else config.diffusion
         assert training is not None
         inputs: list[torch.Tensor | None] = [torch.empty(1, *config.field.latent_shape)]
-        if name == "denoiser":
+        if isinstance(training, TrainDiffusionConfig):
             number = torch.zeros(1, dtype=torch.int64)
-            inputs += [number, number if config.diffusion.process.conditional else None]
+            inputs += [number, number if training.process.conditional else None]
         found[name] = 3 * network_flops(network, inputs) * training.batch * training.steps
     return found
 

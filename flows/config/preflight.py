@@ -92,7 +92,8 @@ def check_compilers(config: PipelineConfig, stage: str) -> None:
 
 def check_models(config: PipelineConfig, stage: str) -> None:
     """Raise ConfigError, naming the key, where a model of that stage (pipeline: of all) cannot take the latent."""
-    shape = config.field.latent_shape
+    height, width, channels = config.field.latent_shape  # three: check_sections wants two axes
+    shape = (height, width, channels)
     checks: list[tuple[str, Callable[[], None]]] = []
     if config.classifier is not None and stage in ("pipeline", "train_classifier"):
         checks.append(("classifier.model", partial(check_classifier, config.classifier.model, shape)))

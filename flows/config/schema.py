@@ -16,6 +16,7 @@ from functa.tasks.config import (
     MetaTrainConfig,
     TrainClassifierConfig,
     TrainDiffusionConfig,
+    TrainingConfig,
 )
 from functa.tasks.evaluation.config import EvaluationConfig, GateConfig
 
@@ -110,7 +111,11 @@ class PipelineConfig(Config):
 
 def _trained_batches(config: PipelineConfig) -> dict[str, int]:
     """Return the batch of every training that the config has, by its key; the pixel classifier judges samples."""
-    sections = {"meta_train": config.meta_train, "classifier": config.classifier, "diffusion": config.diffusion}
+    sections: dict[str, TrainingConfig | None] = {
+        "meta_train": config.meta_train,
+        "classifier": config.classifier,
+        "diffusion": config.diffusion,
+    }
     if config.diffusion is not None and config.evaluation.generation is not None:
         sections["evaluation.pixel_classifier"] = config.evaluation.pixel_classifier
     return {f"{name}.batch": section.batch for name, section in sections.items() if section is not None}

@@ -81,8 +81,10 @@ def read_yaml(text: str, annotation: Any) -> Any:
 
 
 def _keep_texts(node: yaml.Node | None, annotation: Any) -> None:
-    known = fields(annotation) if isinstance(node, yaml.MappingNode) else {}
-    for key, value in node.value if known else ():  # type: ignore[union-attr]
+    if not isinstance(node, yaml.MappingNode):
+        return
+    known = fields(annotation)
+    for key, value in node.value if known else ():
         if not isinstance(key, yaml.ScalarNode) or key.value not in known:
             continue
         field = known[key.value]

@@ -160,7 +160,7 @@ def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRu
         "from_root": absolute(from_root) if from_root else None,
     }
     try:
-        run: FlowRun = run_deployment(  # type: ignore[assignment]
+        run: FlowRun = run_deployment(  # type: ignore[assignment]  # Prefect's type adds what async callers get
             DEPLOYMENT,
             flow_run_name=f"pipeline {config.name}",  # as it will call itself: what is printed here is found there
             parameters=parameters,

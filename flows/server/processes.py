@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,8 +101,8 @@ def stop(children: list[Child], caught: list[int]) -> None:
     So a flow run can still report its end to the worker, and the worker to the server.
     """
     for child in reversed(children):
-        end(lambda child=child: {p for p in family(child) if p.pid != child.process.pid}, caught)  # type: ignore[misc]
-        end(lambda child=child: family(child), caught)  # type: ignore[misc]
+        end(partial(_started_by, child), caught)
+        end(partial(family, child), caught)
         child.process.wait()
 
 
@@ -132,6 +133,10 @@ def family(child: Child) -> "set[psutil.Process]":
             if process.environ().get(MARK) == child.mark:
                 found.add(process)
     return found
+
+
+def _started_by(child: Child) -> "set[psutil.Process]":
+    return {process for process in family(child) if process.pid != child.process.pid}
 
 
 def end(members: "Callable[[], set[psutil.Process]]", caught: list[int]) -> None:

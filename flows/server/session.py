@@ -57,7 +57,8 @@ def quiet_console() -> None:
         if "Console" in type(handler).__name__ and not any(isinstance(each, Unhelpful) for each in handler.filters):
             handler.addFilter(Unhelpful())
             if handler.formatter is not None:
-                handler.formatter.format = _without_traceback(handler.formatter.format)  # type: ignore[method-assign]
+                # Of this one formatter, not of its class.
+                vars(handler.formatter)["format"] = _without_traceback(handler.formatter.format)
 
 
 class Unhelpful(logging.Filter):

@@ -115,9 +115,10 @@ def cancel_waiting(port: int) -> None:
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import State, StateType
     from prefect.exceptions import PrefectException
     from prefect.settings import PREFECT_API_URL, temporary_settings
-    from prefect.states import Cancelled, StateType
+    from prefect.states import Cancelled
 
     waiting = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])
     asked = FlowRunFilter(state=FlowRunFilterState(type=waiting))
@@ -125,7 +126,7 @@ def cancel_waiting(port: int) -> None:
         with temporary_settings({PREFECT_API_URL: local_api(port)}), get_client(sync_client=True) as client:
             for run in client.read_flow_runs(flow_run_filter=asked):
                 if run.deployment_id is not None and not run.auto_scheduled:
-                    ended = Cancelled(message="`functa up` was stopped before a worker took it.")
+                    ended: State[None] = Cancelled(message="`functa up` was stopped before a worker took it.")
                     client.set_flow_run_state(run.id, ended, force=True)
 
 

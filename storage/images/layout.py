@@ -50,7 +50,7 @@ def read_layout(location: Location) -> Layout:
             f"{location.uri}: is the root of a run, or a folder that images were decoded to; name the folder of the "
             f"original images"
         )
-    images, ours = [], []
+    images, ours = list[Entry](), list[Entry]()
     for entry in everything:
         if is_image(entry.key):
             (ours if any(entry.key.startswith(f"{root}/") for root in outputs) else images).append(entry)

@@ -22,7 +22,7 @@ from functa.tasks.dispatch.child import DispatchError, threads_of_a_run
 
 if TYPE_CHECKING:
     from distributed import Client, SpecCluster
-    from prefect_dask import DaskTaskRunner
+    from prefect_dask.task_runners import DaskTaskRunner
 
 
 HOST = "127.0.0.1"
@@ -56,9 +56,9 @@ def dask_runner(
     Raises DispatchError if no scheduler answers, no worker has the resource, or two share a device; later if the
     connection to the cluster is lost, or one unit of work kills worker after worker.
     """
-    import dask
+    from dask.base import annotate
     from distributed import CancelledError, Client, KilledWorker
-    from prefect_dask import DaskTaskRunner
+    from prefect_dask.task_runners import DaskTaskRunner
 
     with _cluster(dispatch) as address:
         try:
@@ -78,7 +78,7 @@ def dask_runner(
         client = {"timeout": CONNECT_SECONDS}
         given: dict[str, Any] = {"address": address} if isinstance(address, str) else {"cluster": address}
         runner = DaskTaskRunner(**given, client_kwargs=client)
-        with runner, dask.annotate(resources=RESOURCES):
+        with runner, annotate(resources=RESOURCES):
             try:
                 yield runner, _watch(runner.client, dispatch)
             except CancelledError:  # the check had not seen the loss yet
@@ -123,7 +123,8 @@ def _cluster(dispatch: DispatchConfig) -> "Iterator[str | SpecCluster]":
     # Not every thread of a worker gets Prefect's settings from the run: without them each would start a server.
     environment = {"PREFECT_API_URL": PREFECT_API_URL.value() or "", "DASK_LOGGING__DISTRIBUTED": "critical"}
     environment |= {name: own[0][name] for name in THREADS}
-    no_pages = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}  # plain HTTP, for anyone
+    # Pages would be plain HTTP, for anyone.
+    no_pages: dict[str, list[str]] = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}
     with (
         _environment(environment),
         dask.config.set(QUIET | no_pages),

@@ -94,7 +94,8 @@ def _runner(
     from prefect.task_runners import ThreadPoolTaskRunner
 
     try:
-        with ThreadPoolTaskRunner(max_workers=dispatch.workers) as runner:
+        runner: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=dispatch.workers)
+        with runner:
             yield runner, lambda: None
     finally:
         ended()

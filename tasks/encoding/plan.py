@@ -116,7 +116,7 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     location = open_location(job.functaset)
     damage = find_damage(location)
     put_back(location, damage)
-    plans, contents = [], {}
+    plans, contents = [], dict[str, str]()
     wanted = wanted_rows(location, damage, job.retire_lost)
     source = PlannedImages(job.images, job.encode.augmentation)
     for each in wanted:
@@ -211,11 +211,12 @@ def _plan_rows(
     taken: Collection[str] = (),
     replaces: str = "",
 ) -> Fragment:
+    height, width, channels = loop.field.config.latent_shape  # three: a field of images has two axes
     return plan_fragment(
         open_location(job.functaset),
         rows,
         split=split,
-        latent_shape=loop.field.config.latent_shape,
+        latent_shape=(height, width, channels),
         shard_rows=job.encode.shard_rows,
         chunk_rows=job.encode.chunk_rows,
         quantizer=quantizer,

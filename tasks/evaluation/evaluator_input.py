@@ -118,7 +118,7 @@ def open_bench(job: EvaluationJob) -> Bench:
 def write_arrays(output: str, name: str, **arrays: np.ndarray) -> None:
     """Write arrays for the report as one .npz into the run's folder."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy: any name but allow_pickle is an array's
     open_location(output).write(f"arrays/{name}.npz", buffer.getvalue())
 
 

@@ -136,7 +136,7 @@ def _extremes(bench: Bench, latents: Latents, rows: np.ndarray, psnr: np.ndarray
     """Return the test images of lowest and of highest PSNR with their reconstructions, the extreme ones first."""
     order = np.argsort(psnr, kind="stable")
     count = min(EXTREMES, len(order) // 2)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, chosen in (("worst", order[:count]), ("best", order[::-1][:count])):
         if count:
             originals, reconstructions = _pictures(bench, latents, rows, chosen)

@@ -51,7 +51,7 @@ def _distances(metrics: dict[str, Any]) -> list[Card]:
     fid = number(metrics, "fid")
     if fid is not None:
         floor = number(metrics, "fid_reconstruction")
-        beside = () if floor is None else (f"reconstructions (floor) {show(floor)}",)
+        beside: tuple[str, ...] = () if floor is None else (f"reconstructions (floor) {show(floor)}",)
         found.append(Card("Samples, FID", show(fid), "", beside))
     spaces = metrics.get("fd")
     for space in spaces if isinstance(spaces, dict) else ():

@@ -149,8 +149,8 @@ class _Averages:
 
     def __init__(self, run: Run) -> None:
         self.module = copy.deepcopy(run.learner.model).requires_grad_(False) if run.config.ema else None
-        self._averaged = [] if self.module is None else list(self.module.parameters())
-        self._trained = list(run.learner.model.parameters())
+        self._averaged: list[Tensor] = [] if self.module is None else list(self.module.parameters())
+        self._trained: list[Tensor] = list(run.learner.model.parameters())
 
     @torch.no_grad()
     def follow(self, weight: float) -> None:

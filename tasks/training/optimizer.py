@@ -69,14 +69,14 @@ class MuonAndAdam(torch.optim.Optimizer):
             group for part in self._parts for group in part.param_groups
         ]  # the parts' own groups, not copies
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:  # the base class promises a closure's loss; no closure is ever given
         """Do one step of both."""
         for part in self._parts:
             part.step(closure)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state like one optimiser's: parameters are numbered consecutively, matrices first."""
-        state, groups = {}, []
+        state, groups = dict[int, Any](), []
         for first, part in zip(self._firsts(), self._parts):
             own = part.state_dict()
             state |= {first + index: value for index, value in own["state"].items()}

@@ -90,7 +90,7 @@ def to_bytes(gathered: Gathered) -> bytes:
             arrays[f"{name}_total"] = space.moments.total.cpu().numpy()
             arrays[f"{name}_outer"] = space.moments.triangle.numpy()
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # numpy: any name but allow_pickle is an array's
     return buffer.getvalue()
 
 

@@ -168,8 +168,6 @@ LINES = tuple(
 
 LOGARITHMIC_FROM = 50.0  # largest over smallest value
 
-Number = Callable[[str], float | None]
-
 
 def over_axes(settings: Sequence[Setting], axes: tuple[str, ...], metric: str, number: Number) -> bytes | None:
     """Draw the metric over one or two axes, or a panel of dots for each of more; None without two values.

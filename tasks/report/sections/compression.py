@@ -26,8 +26,9 @@ def section(data: ReportData) -> Section | None:
     """Draw rate and distortion, and PSNR by bits (Fig. 11); below, folded, every rate and what JPEG and WebP reach."""
     drawings = [drawing for drawing in (_rate_distortion(data.metrics), _by_bits(data.metrics)) if drawing is not None]
     ours, jpeg, webp = (data.metrics.get(key) for key in ("compression", "compression_jpeg", "compression_webp"))
-    known = isinstance(ours, dict) and ours and isinstance(jpeg, dict) and isinstance(webp, dict)
-    tables = [_rates(ours, jpeg, webp), _files(jpeg, webp)] if known else []
+    tables: list[Table] = []
+    if isinstance(ours, dict) and ours and isinstance(jpeg, dict) and isinstance(webp, dict):
+        tables = [_rates(ours, jpeg, webp), _files(jpeg, webp)]
     return Section("compression", "Compression", ABOUT, (*drawings, *tables)) if drawings else None
 
 

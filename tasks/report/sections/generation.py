@@ -40,14 +40,15 @@ def _scale(metrics: dict[str, Any], spaces: list[str]) -> Drawing | None:
     """Draw each space's distance between its floor and its ceiling."""
     keys = ("fd_reconstruction", "fd", "fd_noise")
     values = {SPACES.get(space, space): [number(metrics, key, space) for key in keys] for space in spaces}
-    known = {name: found for name, found in values.items() if all(value is not None and value > 0 for value in found)}
+    positive = {name: [value for value in found if value is not None and value > 0] for name, found in values.items()}
+    known = {name: found for name, found in positive.items() if len(found) == len(keys)}
     if not known:
         return None
     note = "Further left is better. Log scale; distances of different features cannot be compared with each other."
     return Drawing("frechet_distances", "Fr\u00e9chet distances between floor and ceiling", frechet_scale(known), note)
 
 
-def frechet_scale(values: Mapping[str, Sequence[float | None]]) -> bytes:
+def frechet_scale(values: Mapping[str, Sequence[float]]) -> bytes:
     """Draw (floor, samples, ceiling) of each feature space on a log axis, a panel for each."""
     marks = ((GREEN, "|", "reconstructions (floor)"), (BLUE, "o", "samples"), (VERMILION, "X", "noise (ceiling)"))
     with matplotlib.rc_context(STYLE):

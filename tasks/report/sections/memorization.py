@@ -96,5 +96,8 @@ def isolation(samples: Numbers, unseen: Numbers, bound: float) -> bytes:
 
 def _shares(axis: Axes, values: Numbers, bins: Numbers, label: str, colour: str, hatch: str | None) -> None:
     shares = 100 * np.histogram(values, bins)[0] / max(1, len(values))
-    filled = {"fill": hatch is not None, "facecolor": (*matplotlib.colors.to_rgb(colour), 0.25), "hatch": hatch}
-    axis.stairs(shares, bins, edgecolor=colour, linewidth=1.6, label=label, **filled)
+    face = (*matplotlib.colors.to_rgb(colour), 0.25)
+    axis.stairs(
+        shares, bins, edgecolor=colour, linewidth=1.6, label=label,
+        fill=hatch is not None, facecolor=face, hatch=hatch,
+    )  # fmt: skip

@@ -16,8 +16,7 @@ def section(data: ReportData) -> Section | None:
     """Stages with their times, images that could not be read, the lineage by digest."""
     blocks: list[Block] = []
     if data.stages:
-        columns = ("stage", "state", "time")
-        blocks.append(Table("", "Stages", columns, tuple(_stage(stage) for stage in data.stages)))
+        blocks.append(Table("", "Stages", ("stage", "state", "time"), tuple(_stage(stage) for stage in data.stages)))
     bad, count = _bad_inputs(data)
     blocks += bad
     if data.lineage:

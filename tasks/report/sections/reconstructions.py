@@ -21,7 +21,7 @@ def section(data: ReportData) -> Section:
         f"Errors are absolute differences, drawn {factor} times as bright as they are, in every strip below; "
         "black is none. Below each: its PSNR in dB."
     )
-    sheets = tuple(_sheet(name, heading, *rest, factor) for name, heading, *rest in shown)
+    sheets = tuple(_sheet(*each, factor) for each in shown)
     return Section("reconstructions", "Reconstructions", about, sheets)
 
 
