@@ -1,7 +1,7 @@
 """The process that works on a stage: which one it is, and whether it still runs on this machine.
 
 A wall clock can be set while a process runs, and a machine can get another host name. So a process is known by the
-kernel's boot and by its start in clock ticks after it, where the system tells them.
+kernel's boot and by its start in clock ticks after it, where the system shows them.
 """
 
 import os

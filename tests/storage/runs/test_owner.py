@@ -1,4 +1,4 @@
-"""Which process works on a stage: distinguished by the kernel, whatever clock and host name are now."""
+"""The process that works on a stage: known by the kernel, whatever clock and host name are now."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Which class is drawn: a name comes before a number."""
+"""The class that is drawn: a name comes before a number."""
 
 import pytest
 
