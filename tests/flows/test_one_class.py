@@ -34,3 +34,21 @@ def test_a_folder_of_one_class_goes_through_the_whole_pipeline(tmp_path: Path, p
     assert not {"top1_test", "top1_pixels", "label_agreement"} & found.keys()
     assert "Generation" in (tmp_path / "root" / "report.html").read_text()
     assert metrics["psnr_test"] == found["psnr_test"]
+
+
+@pytest.mark.slow
+def test_one_training_image_ends_with_what_can_be_measured(tmp_path: Path, prefect_server: None) -> None:
+    from functa.flows.pipeline import pipeline
+
+    for split, seed in (("train", 0), ("test", 1)):
+        pixels = np.random.default_rng(seed).integers(0, 255, (8, 8), np.uint8)
+        (tmp_path / "images" / split / "only").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / split / "only" / "one.png")
+    settings = [
+        "images.source=folder", f"images.location={tmp_path}/images", "images.channels=1", "images.limit=null",
+        "classifier=null", "encode.quantization.bits=32",
+    ]  # fmt: skip
+    metrics = pipeline(str(tmp_path / "root"), config=load_config("digits", [*TINY, *settings]))
+    assert metrics["psnr_test"] > 0
+    assert "memorized_share" not in metrics
+    assert (tmp_path / "root" / "report.html").exists()

@@ -28,7 +28,6 @@ from functa.models.measures.memorization import (
     same_images,
     shortlist,
 )
-from functa.storage.errors import StorageError
 from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.plan import RowTable
 from functa.storage.images.source import ImageSplit
@@ -121,6 +120,12 @@ def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
     labels = drawn.labels
     bench = open_bench(job)
     references = _references(bench)
+    if len(references.rows) < 2:
+        messages.warn(
+            f"no memorisation: {len(references.rows)} of the training images in {job.functaset} are there as they were "
+            f"encoded, and nearest ones need 2; restore the images, or encode again"
+        )
+        return {}
     z, unseen = torch.from_numpy(read_slices(drawn.slices)), _unseen(bench, config)
     count = len(z)
     decoded = Decoded(bench, torch.cat([z, unseen]))
@@ -146,7 +151,7 @@ def _repeating(found: Nearest, count: int) -> Tensor | None:
 
 
 def _references(bench: Bench) -> References:
-    """Find training images that are encoded and unchanged. Raises StorageError where there are fewer than two."""
+    """Find training images that are encoded and unchanged."""
     latents, split = PlainRows(bench.functaset, "train"), bench.training.split
     pictures, today = ({key: row for row, key in enumerate(keys)} for keys in (bench.training.keys, split.keys))
     rows: list[int] = []
@@ -163,11 +168,6 @@ def _references(bench: Bench) -> References:
                 rows.append(pictures[table.keys[row]])
                 labels.append(int(table.labels[row]))
         start += len(within)
-    if len(rows) < 2:
-        raise StorageError(
-            f"{bench.job.functaset}: {len(rows)} of its training images are still there as they were encoded, and "
-            "nearest ones need 2: restore the images, or encode again"
-        )
     return References(bench, np.array(rows), torch.tensor(labels), latents, np.array(positions))
 
 
