@@ -3,7 +3,9 @@
 import http.client
 import os
 import socket
+import tempfile
 import tomllib
+import urllib.error
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -42,7 +44,13 @@ class OperateError(FunctaError):
 
 
 def prepare_environment() -> None:
-    """Set Prefect's settings before it is imported, except those that the user set in environment or profile."""
+    """Set Prefect's settings before it is imported, except those that the user set in environment or profile.
+
+    Raises OperateError where Prefect's folder cannot be written.
+    """
+    os.environ["PREFECT_HOME"] = str(prefect_home())
+    check_home()
+    _leave_loopback_out_of_proxies()
     profile = active_profile()
     settings = dict(MANNERS)
     if not configured_api():
@@ -53,8 +61,35 @@ def prepare_environment() -> None:
 
 
 def prefect_home() -> Path:
-    """Return Prefect's folder: its database, its profiles and our logs."""
-    return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
+    """Return Prefect's folder: its database, its profiles and our logs.
+
+    It is this project's own unless the user names one: a newer Prefect of another project would migrate a shared
+    database, which the one of this project then cannot read.
+    """
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(os.environ.get("PREFECT_HOME") or f"{data}/functa/prefect").expanduser()
+
+
+def check_home() -> None:
+    """Raise OperateError where Prefect's folder cannot be written: its server would not start, and not say why."""
+    home = prefect_home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise OperateError(
+            f"{home}: cannot be written ({error.strerror or error}), and Prefect keeps its database there; set "
+            f"PREFECT_HOME to a folder that can"
+        ) from None
+
+
+def _leave_loopback_out_of_proxies() -> None:
+    """Let no proxy of the environment be asked for this machine's own addresses."""
+    if any(name.lower().endswith("_proxy") for name in os.environ):
+        for name in ("NO_PROXY", "no_proxy"):
+            hosts = [host for host in os.environ.get(name, "").split(",") if host]
+            os.environ[name] = ",".join(dict.fromkeys([*hosts, HOST, "localhost", "::1"]))
 
 
 def active_profile() -> dict[str, str]:
@@ -97,6 +132,23 @@ def healthy(api: str) -> bool:
         return fetch(f"{api}/health").strip() == b"true"
     except (OSError, ValueError, http.client.HTTPException):
         return False
+
+
+def check_api() -> None:
+    """Raise OperateError where the server that the user named does not answer at all."""
+    api = configured_api()
+    if not api:
+        return
+    try:
+        fetch(f"{api}/health", timeout=10)
+    except urllib.error.HTTPError:
+        return  # somebody answers, and Prefect reports what is wrong
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise OperateError(
+            f"PREFECT_API_URL={api}: no Prefect server answers there ({reason}); start it, or unset PREFECT_API_URL to "
+            f"run without one"
+        ) from None
 
 
 def port_fault(port: int) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from functa.flows.server.api import configured_api, prepare_environment
+from functa.flows.server.api import check_api, configured_api, prepare_environment
 
 # What Prefect logs about its own server, which ends with the command: an address that soon answers nobody.
 EMBEDDED = ("Starting temporary server on ", "Stopping temporary server on ", "View at http")
@@ -20,9 +20,11 @@ def prefect_session(*, exit_with_server: bool = True) -> Iterator[None]:
     """Let flows run on the configured server, or on Prefect's embedded one, with the project's settings.
 
     exit_with_server: whether the process ends where its embedded server was ended; a command does, and a caller's own
-    process (a notebook) does not. Raises OperateError if the embedded server does not start.
+    process (a notebook) does not. Raises OperateError where the configured server does not answer, or the embedded one
+    does not start.
     """
     prepare_prefect()
+    check_api()
     from functa.flows.server.embedded import embedded_server
 
     quiet_console()

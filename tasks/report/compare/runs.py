@@ -10,6 +10,7 @@ from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import output_location, read_record
 from functa.tasks.evaluation.catalogue import described, groups
 from functa.tasks.evaluation.gate import measured
+from functa.tasks.report.run_folder import read_curve
 from functa.tasks.report.words import Figure, figures, flattened
 from functa.tasks.stage_table import STAGES
 
@@ -146,7 +147,7 @@ def _curves(location: Location, outputs: dict[str, str]) -> dict[str, list[Row]]
             continue
         output = open_location(outputs[stage]) if record is None else output_location(record, location)
         if output.exists("metrics.jsonl"):
-            curves[stage] = [json.loads(line) for line in output.read("metrics.jsonl").decode().splitlines()]
+            curves[stage] = read_curve(output)
     return curves
 
 
