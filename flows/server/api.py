@@ -44,12 +44,8 @@ class OperateError(FunctaError):
 
 
 def prepare_environment() -> None:
-    """Set Prefect's settings before it is imported, except those that the user set in environment or profile.
-
-    Raises OperateError where Prefect's folder cannot be written.
-    """
+    """Set Prefect's settings before it is imported, except those that the user set in environment or profile."""
     os.environ["PREFECT_HOME"] = str(prefect_home())
-    check_home()
     _leave_loopback_out_of_proxies()
     profile = active_profile()
     settings = dict(MANNERS)
@@ -71,7 +67,7 @@ def prefect_home() -> Path:
 
 
 def check_home() -> None:
-    """Raise OperateError where Prefect's folder cannot be written: its server would not start, and not say why."""
+    """Raise OperateError where Prefect's folder cannot be written: its server would not start, and give no reason."""
     home = prefect_home()
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from functa.flows.server.api import check_api, configured_api, prepare_environment
+from functa.flows.server.api import check_api, check_home, configured_api, prepare_environment
 
 # What Prefect logs about its own server, which ends with the command: an address that soon answers nobody.
 EMBEDDED = ("Starting temporary server on ", "Stopping temporary server on ", "View at http")
@@ -24,6 +24,7 @@ def prefect_session(*, exit_with_server: bool = True) -> Iterator[None]:
     does not start.
     """
     prepare_prefect()
+    check_home()
     check_api()
     from functa.flows.server.embedded import embedded_server
 

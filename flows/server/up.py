@@ -25,6 +25,7 @@ from functa.flows.server.api import (
     STARTUP_SECONDS,
     OperateError,
     absolute,
+    check_home,
     healthy,
     local_api,
     port_fault,
@@ -84,6 +85,7 @@ def up(
     prepare_environment()
     check_port(port)
     check_cron(cron)
+    check_home()
     workers = workers_of_this_machine(port, gpus)
     root = absolute(root or DEFAULT_ROOT)
     children: list[Child] = []
