@@ -1,4 +1,4 @@
-"""What a report is written from: a garbled line of a curve costs that point."""
+"""The files that a report is written from: a garbled line of a curve costs that point."""
 
 from pathlib import Path
 
