@@ -145,7 +145,7 @@ def compute_features(job: "FeatureJob") -> str:
 
     part = f"{job.kind}, part {job.part + 1} of {job.parts}"
     show = _timed(Lines().show)
-    return write_features(job, lambda done, total: show(done, total, f"{part}: features of {done}/{total} pictures"))
+    return write_features(job, lambda done, total: show(done, total, f"{part}: features of {done}/{total} images"))
 
 
 @unit("write-report", "write report")

@@ -37,6 +37,11 @@ def images_per_second(rate: float) -> str:
     return f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
 
 
+def count(number: int, noun: str) -> str:
+    """Return `1 image` or `2 images`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def time_left(done: int, total: int, per_second: float) -> str:
     """Return `m:ss left`, or an empty string while there is no rate."""
     if per_second <= 0:
@@ -49,26 +54,26 @@ def describe_row(row: dict[str, Any], left: str = "") -> str:
     """Return one line for a row of a training's curve: step, figures, rate, and `left` as Pace.left returns it."""
     figures = [f"loss {row['loss']:.4g}"]
     figures += [f"training PSNR {row['psnr_train']:.2f} dB"] if "psnr_train" in row else []
-    figures += [f"PSNR {row['psnr']:.2f} dB"] if "psnr" in row else []
+    figures += [f"validation PSNR {row['psnr']:.2f} dB"] if "psnr" in row else []
     figures += [f"accuracy {row['accuracy']:.3f}"] if "accuracy" in row else []
     return ", ".join([f"step {row['step']}/{row['steps']}", *figures, images_per_second(row["images_per_s"])]) + left
 
 
 class Lines:
-    """Writes lines to the run's log, at most one every few seconds; the last one always."""
+    """Writes lines to the run's log, at most one every few seconds; the last one always, but no line twice in a row."""
 
     def __init__(self) -> None:
         from prefect import get_run_logger
 
         self._log = get_run_logger()
-        self._logged = 0.0
+        self._logged, self._last = 0.0, ""
 
     def show(self, done: int, total: int, line: str) -> None:
         """Log a line, unless another was logged a moment ago."""
         now = time.monotonic()
-        if done >= total or now - self._logged >= LOG_SECONDS:
+        if line != self._last and (done >= total or now - self._logged >= LOG_SECONDS):
             self._log.info(line)
-            self._logged = now
+            self._logged, self._last = now, line
 
     def note(self, line: str) -> None:
         """Log a line in any case."""

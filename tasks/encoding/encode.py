@@ -29,7 +29,7 @@ from functa.storage.images.source import ImageBatch, Images
 from functa.storage.places.address import open_location
 from functa.storage.readers.prefetch import prefetched
 from functa.tasks.dispatch.child import RunEnded
-from functa.tasks.dispatch.progress import Pace, images_per_second
+from functa.tasks.dispatch.progress import Pace, count, images_per_second
 from functa.tasks.encoding.keyed_images import PlannedImages, planned_images
 from functa.tasks.encoding.plan import EncodeJob, ShardGroup, check_fits, environment
 from functa.tasks.inputs.pictures import as_float
@@ -199,18 +199,22 @@ def _loop(job: EncodeJob, images: Images, images_in_run: int, device: torch.devi
 
 
 def describe_stats(stats: Stats) -> str:
-    """Return one line: images, rate, shares of reading, encoding and writing, PSNR, number of bad inputs.
+    """Return one line: images, rate of this group, shares of the three steps, PSNR, number of bad inputs.
 
-    The three shares are of the elapsed time; the steps overlap, so they may add up to more than 100 %.
+    The rate and the shares are of the group's elapsed time, opening and compiling included. The steps overlap, so the
+    shares may add up to more than 100 %, which the line explains.
     """
     if not stats["images"]:
         return f"all {stats['adopted']} shards exist already"
     seconds = max(1e-9, stats["seconds"])
-    split = " / ".join(f"{name} {stats[name] / seconds:.0%}" for name in ("read", "encode", "write"))
+    busy = ", ".join(f"{name} {stats[name] / seconds:.0%}" for name in ("read", "encode", "write"))
     good = stats["images"] - stats["bad"]
     psnr = f", PSNR {stats['psnr'] / good:.2f} dB" if good else ""
     rate = images_per_second(stats["images"] / seconds)
-    return f"{stats['images']} images, {rate} ({split}){psnr}, {stats['bad']} bad inputs"
+    shares = f"busy for a share of the time, overlapping: {busy}"
+    return (
+        f"{count(stats['images'], 'image')}, {rate} in this group ({shares}){psnr}, {count(stats['bad'], 'bad input')}"
+    )
 
 
 def encode_images(loop: InnerLoop, images: np.ndarray, batch: int) -> tuple[Tensor, Tensor]:

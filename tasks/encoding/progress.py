@@ -7,7 +7,7 @@ from typing import Any
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.storage.upkeep.status import written
-from functa.tasks.dispatch.progress import Pace, Progress, images_per_second
+from functa.tasks.dispatch.progress import Pace, Progress, count, images_per_second
 from functa.tasks.encoding.plan import Planned
 
 RATED_IMAGES = 32  # with fewer, start-up dominates the rate
@@ -53,7 +53,7 @@ class Following:
         good = sum(each["images"] - each["bad"] for each in stats)
         if good:
             parts.append(f"PSNR {sum(each['psnr'] for each in stats) / good:.2f} dB")
-        parts.append(f"{sum(each['bad'] for each in stats)} bad inputs")
+        parts.append(count(sum(each["bad"] for each in stats), "bad input"))
         return ", ".join(parts) + (self._pace.left(done, self._shards) if begun else "")
 
 

@@ -77,9 +77,9 @@ def test_a_line_shows_rate_psnr_bad_inputs_and_the_time_left_without_the_first_s
     follow([STATS, STATS | {"bad": 0, "psnr": 20 * 31.0}])  # the last line is always shown
     assert rows == [
         (1, 4, "1 of 4 shards, 0 bad inputs"),
-        (2, 4, "2 of 4 shards, PSNR 30.00 dB, 1 bad inputs"),  # its time is mostly start-up
-        (3, 4, "3 of 4 shards, 0.5 images/s, PSNR 30.00 dB, 1 bad inputs, 0:20 left"),
-        (4, 4, "4 of 4 shards, 1 images/s, PSNR 30.51 dB, 1 bad inputs"),
+        (2, 4, "2 of 4 shards, PSNR 30.00 dB, 1 bad input"),  # its time is mostly start-up
+        (3, 4, "3 of 4 shards, 0.5 images/s, PSNR 30.00 dB, 1 bad input, 0:20 left"),
+        (4, 4, "4 of 4 shards, 1 images/s, PSNR 30.51 dB, 1 bad input"),
     ]
 
 

@@ -169,6 +169,7 @@ def test_the_rate_leaves_out_the_first_step_which_includes_startup_and_compiling
 def test_a_row_is_described_by_step_figures_rate_and_time_left() -> None:
     row = {"step": 40, "steps": 100, "loss": 0.01, "psnr_train": 20.04, "images_per_s": 32.0}
     assert describe_row(row, ", 0:30 left") == "step 40/100, loss 0.01, training PSNR 20.04 dB, 32 images/s, 0:30 left"
+    assert "training PSNR 20.04 dB, validation PSNR 19.50 dB" in describe_row(row | {"psnr": 19.5})
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
