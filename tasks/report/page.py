@@ -23,6 +23,10 @@ WIDE_FROM = 6  # columns; such a table takes the page's width
 
 LONG = 60  # letters of a cell that takes the page's width
 
+LONG_CELL = 40  # letters of a cell that is wrapped
+
+_FIGURE = re.compile(r"[+\-\u2212]?\d")
+
 # Chart colours that the page's own variables replace, so that a chart follows the reader's light or dark theme.
 _THEME = {
     chart_style.INK: "ink", chart_style.PAPER: "panel", chart_style.FAINT: "line",
@@ -68,7 +72,7 @@ class Panel:
     columns: int = 1
     strips: tuple[tuple[str, list[Tile]], ...] = ()
     head: Sequence[str] = ()
-    rows: Sequence[Sequence[tuple[str, bool]]] = ()  # each cell's text, and whether it is a number
+    rows: Sequence[Sequence[tuple[str, str]]] = ()  # each cell's text, and its class on the page
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Shown:
     anchor: str
     title: str
     about: str
-    beside: bool  # the text is the first of the panels, so that none of them is alone in its row
+    beside: bool  # the text is beside the only chart
     columns: int
     panels: list[Panel]
     wide: list[Panel]
@@ -121,7 +125,7 @@ def _shown(section: Section) -> Shown:
         elif (svg := _inline(block)) is not None:
             panels.append(Panel("chart", block.title, block.note, svg))
     columns = _columns(panels)
-    beside = bool(section.about) and len(panels) % columns != 0
+    beside = bool(section.about) and [panel.kind for panel in panels] == ["chart"]
     return Shown(section.anchor, section.title, section.about, beside, columns, panels, wide, folded)
 
 
@@ -136,12 +140,21 @@ def _is_wide(table: Table) -> bool:
     return len(table.columns) >= WIDE_FROM or longest > LONG
 
 
-def _cells(table: Table) -> list[list[tuple[str, bool]]]:
-    """Return each cell's text, and whether it is a number; rows beyond MAX_ROWS are in the run's file alone."""
+def _cells(table: Table) -> list[list[tuple[str, str]]]:
+    """Return each cell's text and class; rows beyond MAX_ROWS are in the run's file alone."""
     return [
-        [(cell if isinstance(cell, str) else words.show(cell), not isinstance(cell, str)) for cell in row]
+        [(words.show(cell), "number") if not isinstance(cell, str) else (cell, _class_of(cell)) for cell in row]
         for row in table.rows[:MAX_ROWS]
     ]
+
+
+def _class_of(cell: str) -> str:
+    """Return the class of a cell of text: a figure with its unit is one line, a long text may be cut anywhere."""
+    if len(cell) > LONG_CELL:
+        return "long"
+    if cell.lower() in ("failed", "crashed", "bad"):
+        return "failed"
+    return "number" if cell == "\u2013" else "figure" if _FIGURE.match(cell) else ""
 
 
 def _strips(sheet: Sheet) -> list[Panel]:

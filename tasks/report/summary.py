@@ -123,7 +123,10 @@ def warnings(data: ReportData) -> tuple[str, ...]:
         if each < FEW_OF_A_CLASS:
             found.append(f"The classifier was trained on {each:.0f} images a class, which is few.")
     if test is not None and test < FEW_FOR_TEST:
-        found.append(f"{test:,} test images: one image more or less right changes an accuracy by {1 / test:.1%}.")
+        few = f"{test:,} test image{'s' if test > 1 else ''}"
+        found.append(f"{few}: the mean PSNR of others may be another.")
+        if number(data.metrics, "top1_test") is not None:
+            found[-1] = f"{few}: one image more or less right changes the accuracy by {1 / test:.1%}."
     return tuple(found)
 
 

@@ -34,6 +34,14 @@ PERTURBATIONS = {
     "mae_lowest": "weakest entry",
 }  # fmt: skip
 
+INNER = {  # other inner keys of figures
+    "bpp": "bits per pixel", "bpp_fixed": "bits per pixel, uncoded", "bpp_scan": "bits per pixel without headers",
+    "bpp_with_field": "bits per pixel with the field's share",
+    "bpp_unamortised": "bits per pixel with all of the field", "psnr": "PSNR", "psnr_8bit": "PSNR as 8-bit images",
+    "by_step": "by inner step", "field_bytes": "bytes of the field", "field_shared_by": "images that share the field",
+    "train": "training", "sampling_steps": "steps",
+}  # fmt: skip
+
 TABLED = {"accuracy_by_class": 20}  # keys with more values are left to their section's table
 
 
@@ -138,7 +146,7 @@ def _inner_name(key: str, part: str) -> str:
         return SPACES.get(part, part)
     if key == "perturbation":
         return PERTURBATIONS.get(part, part)
-    return part
+    return INNER.get(part, part)
 
 
 def _plain(value: float) -> str:

@@ -141,7 +141,7 @@ def _samples(sweep: Sweep, samples: Samples) -> Section | None:
     count = min(SAMPLES, *(len(row.images) for row in rows))
     # What a run shows is spread over its samples, by class; so are these.
     equal = tuple(Pictures(row.label, row.images[_steps(len(row.images), count)]) for row in rows)
-    note = f"{count} samples of each setting, by even steps through all: fixed seed, no selection."
+    note = f"{count} samples of each setting, evenly spaced in the order drawn: fixed seed, no selection."
     if len(sweep.settings) > MAX_SHOWN:
         note += f" The first {MAX_SHOWN} settings."
     sheet = Sheet("sweep_samples", f"By {' and '.join(sweep.axes)}", equal, note)

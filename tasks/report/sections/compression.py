@@ -51,7 +51,10 @@ def _rate_distortion(metrics: dict[str, Any]) -> Drawing | None:
 def _by_bits(metrics: dict[str, Any]) -> Drawing | None:
     by_bits = metrics.get("psnr_by_bits")
     svg = psnr_by_bits(by_bits) if isinstance(by_bits, dict) else None
-    note = "Test images, when each latent number is stored in so many bits. Nothing is clamped, as everywhere else."
+    note = (
+        "Test images, when each latent number is stored in so many bits. As for every PSNR on this page, decoded "
+        "values outside the pixels' range count as they are."
+    )
     return None if svg is None else Drawing("psnr_by_bits", "PSNR by bits", svg, note)
 
 

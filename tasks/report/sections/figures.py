@@ -10,7 +10,10 @@ def section(data: ReportData) -> Section | None:
     found = figures(data.metrics)
     if not found:
         return None
-    about = "Everything in metrics.json, by group: its name, its key, its value and what it means."
+    about = (
+        "Everything in metrics.json, by group: its name, its value, its key and what it means. "
+        "A table that is wider than the page scrolls sideways."
+    )
     tables = [_table(name, part) for name in groups() if (part := [each for each in found if each.group == name])]
     return Section("figures", "All figures", about, tuple(tables))
 
@@ -18,7 +21,7 @@ def section(data: ReportData) -> Section | None:
 def _table(group: str, part: list[Figure]) -> Table:
     meanings = ["", *(figure.meaning for figure in part)]
     rows = tuple(
-        (figure.name, figure.value, "" if figure.meaning == before else figure.meaning, figure.key)
+        (figure.name, figure.value, figure.key, "" if figure.meaning == before else figure.meaning)
         for figure, before in zip(part, meanings)  # one meaning for neighbours that share it
     )
-    return Table("", group, ("figure", "value", "meaning", "key"), rows, folded=True)
+    return Table("", group, ("figure", "value", "key", "meaning"), rows, folded=True)

@@ -47,15 +47,17 @@ def _verdict(data: ReportData, arrays: dict[str, Any]) -> str:
 
 
 def _sheet(data: ReportData, arrays: dict[str, Any]) -> Sheet:
-    names = [_name(data, int(label)) for label in arrays["labels"]]
-    marks = [f"{name}, repeats" if mark else name for name, mark in zip(names, arrays["repeating"], strict=True)]
+    # A sample of an unconditional model has no class; its label is that of the nearest training image.
+    names = [_name(data, int(label)) if _conditional(data) else "" for label in arrays["labels"]]
+    repeats = ("repeats" if mark else "" for mark in arrays["repeating"])
+    marks = [", ".join(filter(None, pair)) for pair in zip(names, repeats, strict=True)]
     rows = [Pictures("sample", arrays["samples"], tuple(marks))]
     for rank, images in enumerate(arrays["nearest"]):
         captions = tuple(f"{distance:.2f}" for distance in arrays["distances"][rank])
         rows.append(Pictures(f"{ORDER[rank]} training image", images, captions))
     note = (
-        "Samples by even steps through all, not chosen. Below each: its three nearest training images in pixel space, "
-        "with their Euclidean distances (pixels from 0 to 1; Fig. 5)."
+        "Samples evenly spaced in the order drawn, not chosen. Below each: its three nearest training images in pixel "
+        "space, with their Euclidean distances (pixels from 0 to 1; Fig. 5)."
     )
     return Sheet("nearest_neighbours", "Nearest training images", tuple(rows), note)
 
@@ -67,13 +69,21 @@ def _table(data: ReportData, arrays: dict[str, Any]) -> Table:
         z = round((distinct - expected) / sd, 1) if sd > 1e-9 else ""
         name = "all" if label < 0 else _name(data, int(label))
         rows.append((name, int(images), int(draws), int(distinct), round(expected, 1), round(sd, 2), z))
+    conditional = _conditional(data)
+    which = "the samples of a class" if conditional else "samples, by the class of that image"
     note = (
-        "How many different training images are nearest to the samples of a class, beside what even draws of its "
+        f"How many different training images are nearest to {which}, beside what even draws of the class's "
         "training images give (Table 7), and how many standard deviations lie between. For a model that memorises it "
         "shows how many images it leaves out; for another it only shows that some images are near to many."
     )
-    head = ("class", "images", "draws", "distinct", "expected", "sd", "z")
+    head = ("class" if conditional else "class of the nearest", "images", "draws", "distinct", "expected", "sd", "z")
     return Table("distinct", "Distinct nearest images", head, tuple(rows), note, folded=True)
+
+
+def _conditional(data: ReportData) -> bool:
+    """Return whether samples were drawn for a class; true of a config without that setting."""
+    process = (data.config.get("diffusion") or {}).get("process") or {}
+    return bool(process.get("conditional", True))
 
 
 def _name(data: ReportData, label: int) -> str:

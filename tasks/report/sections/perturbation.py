@@ -37,7 +37,10 @@ def _spread(data: ReportData) -> tuple[Block, ...]:
 def _of_grids(data: ReportData, arrays: dict[str, Any], spread: tuple[Block, ...]) -> Section:
     strength, shown = float(arrays["strengths"].max()), int(arrays["shown"])
     chart = effect_by_strength(arrays["strengths"], arrays["rmse"], arrays["slope"])
-    effect = "Root of the mean squared change of a patch, averaged over patches and images (Fig. 13)."
+    effect = (
+        "Root of the mean squared change of a patch, averaged over patches and images (Fig. 13). "
+        "The fitted line is that of the median channel."
+    )
     factor = min(_factor(arrays, name) for name in ("channel", "position"))
     everywhere, spatial = _rows(arrays, "channel", factor), int(arrays["spatial"])
     if spatial > ZOOMED:
@@ -134,7 +137,8 @@ def effect_by_strength(strengths: Numbers, rmse: Numbers, slope: Numbers) -> byt
         axis.plot(*_through_origin(x, rmse[middle, order]), color=INK, linewidth=2, marker="o", markersize=4,
                   label="median channel")  # fmt: skip
         ends = np.array([x.min(), 0, x.max()])
-        axis.plot(ends, slope[middle] * np.abs(ends), "--", color=VERMILION, linewidth=2, label="its fit")
+        axis.plot(ends, slope[middle] * np.abs(ends), "--", color=VERMILION, linewidth=2,
+                  label="fitted line")  # fmt: skip
         axis.set(xlabel="added to the channel everywhere", ylabel="RMSE of a patch")
         axis.set_ylim(bottom=0)
         figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=2.2)

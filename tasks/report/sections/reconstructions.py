@@ -26,15 +26,23 @@ def section(data: ReportData) -> Section:
 
 
 def _triples(data: ReportData) -> list[tuple[str, str, Pixels, Pixels, Sequence[float]]]:
-    """Return (file, title, originals, reconstructions, PSNR of each) of every sheet that the run has."""
+    """Return (file, title, originals, reconstructions, PSNR of each) of every sheet that the run has.
+
+    With few test images no sheet repeats another: the worst alone, and neither where all are shown anyway.
+    """
     found: list[tuple[str, str, Pixels, Pixels, Sequence[float]]] = []
     if data.originals is not None and data.reconstructions is not None and len(data.originals):
         psnr = pixels.psnr(data.originals, data.reconstructions).tolist()
-        heading = "Test images, by even steps through all"
+        every = data.psnr_per_image is not None and len(data.originals) >= len(data.psnr_per_image)
+        heading = "All test images" if every else "Test images, evenly spaced in the split"
         found.append(("reconstructions", heading, data.originals, data.reconstructions, psnr))
+        if every:
+            return found
     arrays = data.arrays.get("reconstruction", {})
+    shown = sum(len(arrays.get(f"{kind}_psnr", ())) for kind in KINDS)
+    overlap = data.psnr_per_image is not None and shown > len(data.psnr_per_image)
     for kind, heading in KINDS.items():
-        if f"{kind}_psnr" in arrays:
+        if f"{kind}_psnr" in arrays and not (overlap and kind == "best"):
             originals, images = arrays[f"{kind}_originals"], arrays[f"{kind}_reconstructions"]
             found.append((f"reconstructions_{kind}", heading, originals, images, arrays[f"{kind}_psnr"].tolist()))
     return found

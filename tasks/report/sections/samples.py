@@ -11,7 +11,7 @@ def section(data: ReportData) -> Section | None:
     labels = tuple(str(label) for label in data.sample_labels or ())
     drawn = number(data.metrics, "fd_reference", "samples")
     count = f"{len(data.samples):,} of {drawn:,.0f} samples" if drawn else f"{len(data.samples):,} samples"
-    about = f"{count} of the diffusion model, by even steps through all, not chosen."
+    about = f"{count} of the diffusion model, evenly spaced in the order drawn, not chosen."
     if labels:
         about += " Below each: the class it was drawn for."
     how = data.metrics.get("sampling")

@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from functa.tasks.report.blocks import ReportData
+from functa.tasks.report.blocks import ReportData, Section, Table
+from functa.tasks.report.page import Page as PageParts
+from functa.tasks.report.page import write_page
 from tests.helpers.tasks.report_page import Page, files_of, hostile, page_of
 
 
@@ -52,6 +54,14 @@ def test_links_on_the_page_lead_somewhere(full: ReportData) -> None:
     for data in (full, ReportData(title="nothing yet")):
         page = Page(page_of(data))
         assert {link[1:] for link in page.attributes("href", "xlink:href")} <= set(page.attributes("id"))
+
+
+def test_figures_are_never_broken_and_long_texts_are() -> None:
+    cells = ("1.25 dB", "x" * 41, "two words", "\u22120.01", 12, "\u2013", "failed")
+    table = Table("t", "Table", tuple("abcdefg"), (cells,))
+    page = Page(write_page(PageParts("title"), [Section("s", "Section", "", (table,))]))
+    classes = [attributes.get("class") for tag, attributes in page.tags if tag == "td"]
+    assert classes == ["figure", "long", None, "figure", "number", "number", "failed"]
 
 
 def test_figures_that_were_not_measured_are_absent() -> None:

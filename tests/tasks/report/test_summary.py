@@ -42,6 +42,15 @@ def test_each_model_trained_on_few_images_has_a_warning(run: ReportData) -> None
     assert "diffusion" not in " ".join(warnings(alone)) and "classifier" not in " ".join(warnings(alone))
 
 
+def test_an_accuracy_is_mentioned_only_where_there_is_one(run: ReportData) -> None:
+    few = dataclasses.replace(run, images_by_split={"train": 1497, "test": 6})
+    assert warnings(few) == ("6 test images: one image more or less right changes the accuracy by 16.7%.",)
+    without = dataclasses.replace(few, metrics={"psnr_test": 30.0})
+    assert [line for line in warnings(without) if "6 test images" in line and "accuracy" not in line] == [
+        warnings(without)[0]
+    ]
+
+
 def test_the_title_names_the_users_data() -> None:
     assert title({"name": "cifar10_quick", "images": {"source": "folder", "location": "/x/photos/"}}) == (
         "photos (cifar10_quick)"

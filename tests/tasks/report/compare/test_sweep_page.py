@@ -87,7 +87,7 @@ def test_the_samples_shown_are_spread_over_all_and_so_over_the_classes() -> None
         shown = row.images[:, 0, 0, 0].astype(int)
         assert (len(shown), shown[0], shown[-1]) == (8, 0, 15)
         assert set(np.diff(shown)) <= {2, 3}
-    assert "even steps through all" in spread_sheet(4).note
+    assert "evenly spaced" in spread_sheet(4).note
 
 
 def best_note(members: tuple[SweepMember, ...]) -> str:
