@@ -11,6 +11,7 @@ from functa.flows.ledger import Ledger
 from functa.flows.server.console import text_console
 from functa.storage.images.sources import known_shape
 from functa.storage.runs.stage_records import read_record
+from functa.tasks.evaluation.catalogue import SPACES
 
 if TYPE_CHECKING:
     from functa.storage.upkeep.gc import Collected
@@ -48,7 +49,7 @@ def print_summary(ledger: Ledger, word: str) -> None:
     for space, value in metrics.get("fd", {}).items():
         floor, ceiling = (metrics[f"fd_{name}"][space] for name in ("reconstruction", "noise"))
         table.add_row(
-            f"Frechet distance, {space}", f"{value:.3g} (reconstructions {floor:.3g}, noise latents {ceiling:.3g})"
+            f"Frechet distance, {SPACES.get(space, space)}", f"{value:.3g} (floor {floor:.3g}, ceiling {ceiling:.3g})"
         )
     if "seconds_by_stage" in metrics:
         table.add_row("Time", ", ".join(f"{k} {v:.0f} s" for k, v in metrics["seconds_by_stage"].items()))

@@ -21,7 +21,11 @@ STAGE_FIGURES = {
     ),
     "rows": Described("Data", "Rows in the functaset", "count", "Encoded images, augmentations included."),
     "bad_inputs": Described("Data", "Bad inputs", "count", "Images that could not be read and were left out.", "lower"),
-    "encode_images_per_s": Described("Speed", "Encoding", "rate", "Images encoded into latents.", "higher"),
+    "encode_images_per_s": Described(
+        "Speed", "Encoding", "rate",
+        "Images encoded into latents, from the start of the first group of shards to the end of the last.",
+        "higher",
+    ),
     "meta_images_per_s": Described("Speed", "Meta-training", "rate", "Images processed in meta-training.", "higher"),
     "seconds_by_stage": Described("Speed", "Time", "duration", "Wall time of the stage.", "lower"),
     "parameters": Described("Models", "Parameters", "count", "Trained numbers of the model."),
