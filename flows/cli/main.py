@@ -34,6 +34,7 @@ from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
 from functa.storage.errors import FunctaError, StorageError, one_line
+from functa.tasks.dispatch.child import WAITING
 from functa.tasks.stage_table import STAGES
 
 app = App(
@@ -63,6 +64,8 @@ def main() -> None:
     if debug:
         arguments.remove("--debug")
         os.environ["FUNCTA_DEBUG"] = "1"
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still gets the line

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 from functa.storage.errors import FunctaError
 
+# Threads that wait for each other sleep instead of spinning: on a machine that has other work too, spinning makes
+# training 10 times slower. It must be set before torch is loaded.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 _children: set["subprocess.Popen[str]"] = set()
 
 _stopping = threading.Event()
@@ -62,7 +66,7 @@ def train_in_child(
         raise TrainingFailed(f"the {job.kind} process was not started: the run is being stopped", may_pass=False)
     # The user's folder stays the current one: relative locations mean the same in the child.
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = WAITING | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as errors:
