@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from functa.flows.config.digests import digest, inputs_of, stage_config, stages_of
+from functa.flows.config.load import with_absolute_images
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.server.at_work import check_nobody_at_work, current_flow_run
 from functa.storage.errors import FunctaError, StorageError
@@ -48,6 +49,7 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self.location = open_location(self.root)
+        self.config = with_absolute_images(self.config)
         if self.from_root is not None and not open_location(self.from_root).list("stages/"):
             raise MissingInput(f"--from {self.from_root}: no run has been started there; name the root of one")
 
@@ -59,13 +61,32 @@ class Ledger:
         """
         if stage not in stages_of(self.config):
             return None
-        wanted = stage_config(self.config, stage)
         record = read_record(self.location, stage)
         if record is not None:
-            check_same_config(self.location, record, wanted)
+            check_same_config(self.location, record, self._wanted(stage, record, self.location))
             if self._fits(record, self.location):
                 return self._refreshed(record) if is_reused(record) and stage == "encode" else record
-        return self._reused(stage, wanted)
+        return self._reused(stage)
+
+    def _wanted(self, stage: str, record: StageRecord | None, root: Location) -> dict[str, Any]:
+        """Return the config that the record should have; a moved folder of the same images is no other config."""
+        wanted, key = stage_config(self.config, stage), "images.location"
+        recorded = None if record is None else record.config.get(key)
+        if recorded and recorded != wanted.get(key) and self._holds_the_same_images(str(recorded), root):
+            return wanted | {key: recorded}
+        return wanted
+
+    def _holds_the_same_images(self, recorded: str, root: Location) -> bool:
+        """Return whether the config's location is a recorded one, as older versions wrote it or moved since."""
+        if "://" not in recorded and not os.path.isabs(recorded):
+            return f"{self.config.images.location}".endswith(f"/{os.path.normpath(recorded)}")
+        encoded = read_record(root, "encode")
+        if encoded is None or encoded.config.get("images.location") != recorded:
+            return False
+        try:
+            return bool(encoded.figures.get("images_digest") == self._images_digest)
+        except StorageError:
+            return False
 
     def _refreshed(self, record: StageRecord) -> StageRecord:
         """Return the record of a reused functaset as its own root has it now: newer commits may have come."""
@@ -102,12 +123,12 @@ class Ledger:
         readable = record.state == "finished" or (record.state == "running" and bool(record.output_digest))
         return readable and record.inputs == self.inputs(record.stage) and output_exists(record, location)
 
-    def _reused(self, stage: str, wanted: dict[str, Any]) -> StageRecord | None:
+    def _reused(self, stage: str) -> StageRecord | None:
         if self.from_root is None or stage == "evaluate":  # a report belongs to its root
             return None
         other = open_location(self.from_root)
         record = read_record(other, stage)
-        if record is None or record.config != wanted or not self._fits(record, other):
+        if record is None or record.config != self._wanted(stage, record, other) or not self._fits(record, other):
             return None
         return self._take(record, output_location(record, other).uri)
 
@@ -159,7 +180,7 @@ class Ledger:
             raise MissingInput(f"{self.root}: {STAGES[stage].command} has not been run there; run it first")
         if is_reused(record):
             raise MissingInput(f"{self.root}: its {stage} is in {record.output}; name the root of that with --root")
-        check_same_config(self.location, record, stage_config(self.config, stage), strictly=True)
+        check_same_config(self.location, record, self._wanted(stage, record, self.location), strictly=True)
 
     def require_inputs(self, stage: str) -> None:
         """Raise MissingInput unless the stages that it needs have finished."""
@@ -173,7 +194,8 @@ class Ledger:
 
     def digest(self, stage: str) -> str:
         """Return the digest of the stage's config and its inputs."""
-        return digest({"config": stage_config(self.config, stage), "inputs": self.inputs(stage)})
+        config = self._wanted(stage, read_record(self.location, stage), self.location)
+        return digest({"config": config, "inputs": self.inputs(stage)})
 
     @contextmanager
     def working(self, stage: str) -> Iterator[StageRecord]:
@@ -202,10 +224,11 @@ class Ledger:
             raise
 
     def _begin(self, stage: str) -> StageRecord:
+        before = read_record(self.location, stage)
         record = StageRecord(
             stage=stage,
             state="running",
-            config=stage_config(self.config, stage),
+            config=self._wanted(stage, before, self.location),
             pipeline=self.config.model_dump(mode="json"),
             stages=stages_of(self.config),
             inputs=self.inputs(stage),
@@ -216,7 +239,6 @@ class Ledger:
             flow_run=current_flow_run(),
             versions={name: version(name) for name in PACKAGES},
         )
-        before = read_record(self.location, stage)
         carried = before is not None and _same_work(before, record) and not is_reused(before)
         if stage == "encode" and before is not None and carried:
             # What it holds can be read however this ends, even by a SIGKILL.

@@ -6,6 +6,16 @@ from functa.flows.config.explain import explain
 from functa.flows.config.overrides import apply_override
 from functa.flows.config.presets import read_preset
 from functa.flows.config.schema import ConfigError, PipelineConfig
+from functa.storage.places.address import open_location
+
+
+def with_absolute_images(config: PipelineConfig) -> PipelineConfig:
+    """Return the config with an absolute location of images: a record outlives the folder that a shell was in."""
+    location = config.images.location
+    if not location:
+        return config
+    images = config.images.model_copy(update={"location": open_location(location).uri})
+    return config.model_copy(update={"images": images})
 
 
 def load_config(preset: str, overrides: list[str] | None = None) -> PipelineConfig:

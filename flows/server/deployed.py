@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from functa.flows.config.load import with_absolute_images
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.server.api import (
     POOL,
@@ -155,7 +156,7 @@ def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRu
     from prefect.exceptions import PrefectHTTPStatusError
 
     parameters = {
-        "config": config.model_dump(mode="json"),
+        "config": with_absolute_images(config).model_dump(mode="json"),
         "root": absolute(root),
         "from_root": absolute(from_root) if from_root else None,
     }

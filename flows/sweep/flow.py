@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from functa.flows.config.digests import stages_of
+from functa.flows.config.load import with_absolute_images
 from functa.flows.ledger import Ledger
 from functa.flows.pipeline import pipeline
 from functa.flows.server.stage_runs import run_stage
@@ -128,9 +129,10 @@ def _run_members(plan: SweepPlan, shared: SharedRoots, state: SweepState, deploy
 
 
 def _run(name: str, member: Member, root: str, from_root: str | None, deployment: bool) -> None:
-    parameters: dict[str, Any] = {"root": root, "from_root": from_root, "config": member.config}
+    config = with_absolute_images(member.config)
+    parameters: dict[str, Any] = {"root": root, "from_root": from_root, "config": config}
     if deployment:
-        run_stage(name.replace("_", "-"), parameters | {"config": member.config.model_dump(mode="json")})
+        run_stage(name.replace("_", "-"), parameters | {"config": config.model_dump(mode="json")})
     elif name == "pipeline":
         pipeline(**parameters)
     else:

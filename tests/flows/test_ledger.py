@@ -21,6 +21,7 @@ from functa.tasks.dispatch.child import TrainingFailed
 from functa.tasks.stage_table import STAGES
 from tests.helpers.flows.finished_stages import WEIGHTS, config, finish, finish_all, ledger
 from tests.helpers.storage.functasets import FIELD, new_store
+from tests.helpers.storage.image_files import class_folders
 
 
 def test_a_finished_root_is_up_to_date(tmp_path: Path) -> None:
@@ -377,3 +378,63 @@ def test_of_commands_that_begin_a_stage_at_the_same_moment_one_enters(tmp_path: 
         process.communicate("\n")
     assert answers.count("entered\n") == 1
     assert sum("is at meta-train there since" in answer for answer in answers) == 3
+
+
+PHOTOS = ("images.source=folder", "images.resolution=8", "images.channels=1")
+
+
+def of_photos(root: Path, location: str) -> Ledger:
+    return ledger(root, *PHOTOS, f"images.location={location}")
+
+
+def finish_photos(root: Path, location: str) -> None:
+    book = of_photos(root, location)
+    finish(book, "meta_train")
+    finish(book, "encode", images_digest=images_digest(open_images(book.config.images)))
+
+
+def test_a_relative_location_of_images_means_the_folder_that_it_was_typed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, folder in enumerate(("one", "two")):
+        class_folders(tmp_path / folder / "pics", per_class=4 + number)
+    monkeypatch.chdir(tmp_path / "one")
+    finish_photos(tmp_path / "root", "pics")
+    for same in ("pics", "pics/", "./pics", "../one/pics", str(tmp_path / "one/pics")):
+        assert of_photos(tmp_path / "root", same).current("encode") is not None
+    monkeypatch.chdir(tmp_path / "two")
+    message = f"images.location: '{tmp_path}/one/pics' -> '{tmp_path}/two/pics'"
+    with pytest.raises(StageConflict, match=message):
+        of_photos(tmp_path / "root", "pics").up_to_date("meta_train")
+
+
+def test_a_moved_folder_of_the_same_images_is_no_other_config(tmp_path: Path) -> None:
+    class_folders(tmp_path / "pics", per_class=4)
+    finish_photos(tmp_path / "root", str(tmp_path / "pics"))
+    (tmp_path / "pics").rename(tmp_path / "moved")
+    book = of_photos(tmp_path / "root", str(tmp_path / "moved"))
+    before = book.digest("meta_train"), book.digest("encode")
+    assert book.current("meta_train") is not None
+    assert book.current("encode") is not None
+    finish(book, "encode", images_digest=images_digest(open_images(book.config.images)))  # the record keeps its config
+    again = of_photos(tmp_path / "root", str(tmp_path / "moved"))
+    assert (again.digest("meta_train"), again.digest("encode")) == before
+    assert again.current("encode") is not None
+    next((tmp_path / "moved/cat").iterdir()).unlink()
+    with pytest.raises(StageConflict, match=r"images\.location"):
+        of_photos(tmp_path / "root", str(tmp_path / "moved")).up_to_date("encode")
+
+
+def test_a_location_that_an_older_version_recorded_as_typed_is_still_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class_folders(tmp_path / "pics", per_class=4)
+    finish_photos(tmp_path / "root", str(tmp_path / "pics"))
+    book = of_photos(tmp_path / "root", str(tmp_path / "pics"))
+    for stage in ("meta_train", "encode"):
+        record = read_record(book.location, stage)
+        assert record is not None
+        typed = record.config | {"images.location": "pics/"}
+        write_record(book.location, record.model_copy(update={"config": typed}))
+    monkeypatch.chdir(tmp_path)
+    assert of_photos(tmp_path / "root", "pics").current("encode") is not None
