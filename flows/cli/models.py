@@ -31,13 +31,15 @@ Resolution = Annotated[
 def decode(
     uri: Functaset,
     *,
-    rows: Annotated[str, Parameter(help="START:STOP of the split's rows.")] = "0:16",
+    rows: Annotated[
+        str | None, Parameter(help="START:STOP of the split's rows; default: the first 16, or all of fewer.")
+    ] = None,
     split: Split = "test",
     resolution: Resolution = None,
     out: OutFolder,
 ) -> int:
     """Decode latents into PNG images, at any resolution that the latent grid divides."""
-    wanted = _rows(rows)
+    wanted = None if rows is None else _rows(rows)
     from functa.tasks.inference.decode import decode_rows
 
     with _interruptible(out), ProgressLine("decoding", "images") as show:

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,10 @@ from functa.flows.server.api import check_api, check_home, configured_api, prepa
 EMBEDDED = ("Starting temporary server on ", "Stopping temporary server on ", "View at http")
 
 INTERRUPTED = "Crash detected! Execution was aborted by an interrupt signal"
+
+# Every flow around a failed task logs its error once more, twice; the task's line and the command's last have it.
+REPEATED = "Encountered exception during execution: "
+FLOW_FAILED = re.compile(r"(Finished in state \w+\()'Flow run encountered an exception: .*'\)", re.DOTALL)
 
 
 @contextmanager
@@ -43,7 +48,7 @@ def prepare_prefect() -> None:
 
 
 def quiet_console() -> None:
-    """Leave out of Prefect's console log what does not help: tracebacks, addresses of an embedded server, its advice.
+    """Leave out of Prefect's console log what does not help: tracebacks, repeated errors, an embedded server's address.
 
     Its handlers that send records to a server are left alone; FUNCTA_DEBUG shows everything.
     """
@@ -61,24 +66,28 @@ def quiet_console() -> None:
             handler.addFilter(Unhelpful())
             if handler.formatter is not None:
                 # Of this one formatter, not of its class.
-                vars(handler.formatter)["format"] = _without_traceback(handler.formatter.format)
+                vars(handler.formatter)["format"] = shortened(handler.formatter.format)
 
 
 class Unhelpful(logging.Filter):
-    """Drops Prefect's lines about its embedded server, and those that report Ctrl-C as a crash."""
+    """Drops Prefect's lines about its embedded server, those that report Ctrl-C as a crash, and repeated errors."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is shown."""
         message = record.getMessage()
+        if record.name == "prefect.flow_runs" and message.startswith(REPEATED):
+            return False
         return not (message.startswith(INTERRUPTED) or (message.startswith(EMBEDDED) and not configured_api()))
 
 
-def _without_traceback(render: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:
-    """Render a copy: the handler that sends records to the server has left the traceback's text in the record."""
+def shortened(render: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:
+    """Render without traceback and repeated error a copy: the handler that sends records to the server needs both."""
 
     def rendered(record: logging.LogRecord) -> str:
         bare = copy.copy(record)
         bare.exc_info = bare.exc_text = None
+        if record.name == "prefect.flow_runs":
+            bare.msg, bare.args = FLOW_FAILED.sub(r"\1)", record.getMessage()), None
         return render(bare)
 
     return rendered

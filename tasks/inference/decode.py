@@ -18,6 +18,8 @@ from functa.tasks.trained import field_of
 
 SAMPLE_BATCH = 256
 
+FIRST_ROWS = 16  # decoded where no others are asked for
+
 DECODED_NUMBERS = 1 << 24  # pixels times channels that are decoded at a time
 
 Decode = Callable[[Tensor], Iterator[np.ndarray]]
@@ -30,12 +32,17 @@ def silent(done: int, total: int) -> None:
 
 
 def decode_rows(
-    uri: str, split: str, rows: tuple[int, int], resolution: int | None, out: Path, progress: Progress = silent
+    uri: str, split: str, rows: tuple[int, int] | None, resolution: int | None, out: Path, progress: Progress = silent
 ) -> int:
-    """Write the rows' images as PNG files named by row; return how many. Reads only the shards of these rows."""
+    """Write the rows' images as PNG files named by row; return how many. Reads only the shards of these rows.
+
+    rows: from the first to before the second; None: the first 16, or all where there are fewer.
+    """
     functaset = Functaset.open(uri)
-    start, stop = rows
     present = functaset.rows(split)
+    if not present:
+        raise StorageError(f"{uri}: split '{split}' has no rows; decode another split")
+    start, stop = rows or (0, min(FIRST_ROWS, present))
     if stop > present:
         raise StorageError(
             f"{uri}: split '{split}' has {present} rows, {start}:{stop} is beyond them; choose rows below {present}"

@@ -1,6 +1,7 @@
 """Images for training, in memory if they fit, else read on demand; unreadable ones never reach a batch."""
 
 import hashlib
+import math
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from functa.storage.images.source import ImageBatch, Images, ImageSplit
 from functa.tasks.config import MEMORY_BYTES
 
 READ_ROWS = 1024
+
+# Bad images that always pass, whatever their share: three of a split of at least 30, one of a smaller one.
+FEW_BAD, FEW_ROWS = 3, 30
 
 WHOLE = slice(None)
 
@@ -136,12 +140,23 @@ def spread(rows: int, count: int) -> np.ndarray:
 
 
 def refuse_too_many_bad(bad: int, rows: int, limit: float, split: str, first: str) -> None:
-    """Raise StorageError if more than the share `limit` of a split's images is bad. `first` is one: `FILE: reason`."""
-    if bad > limit * rows:
+    """Raise StorageError if more of a split's images are bad than allowed_bad. `first` is one: `FILE: reason`."""
+    if bad > allowed_bad(rows, limit):
+        enough = math.ceil(100 * bad / rows) / 100
         raise StorageError(
             f"{bad} of {rows} {split} images cannot be used, more than images.max_bad_fraction={limit:g} allows; "
-            f"the first: {first}"
+            f"the first: {first}; repair or remove {'it' if bad == 1 else 'them'}, or allow this many: --set "
+            f"images.max_bad_fraction={enough:g}"
         )
+
+
+def allowed_bad(rows: int, limit: float) -> float:
+    """Return how many bad images a split of so many rows may have: the share `limit`, and always a few.
+
+    One broken file must not stop a run on a few dozen photographs. A limit of 0 allows none.
+    """
+    few = FEW_BAD if rows >= FEW_ROWS else 1
+    return max(limit * rows, min(few, rows - 1) if limit else 0)
 
 
 def as_uint8(images: Tensor) -> np.ndarray:

@@ -99,7 +99,7 @@ def distances(sets: dict[str, Gathered], warn: Warn) -> dict[str, Any]:
     for space, known in reference.spaces.items():
         count = samples.spaces[space].count
         if known.moments is None:
-            warn(no_distance(space, count, known.dimensions))
+            warn(no_distance(space, count, known.dimensions, known.count))
             continue
         if count <= known.dimensions:
             warn(
@@ -118,12 +118,15 @@ def distances(sets: dict[str, Gathered], warn: Warn) -> dict[str, Any]:
     return figures
 
 
-def no_distance(space: str, samples: int, dimensions: int) -> str:
-    """Explain why no Frechet distance was measured."""
+def no_distance(space: str, samples: int, dimensions: int, images: int) -> str:
+    """Explain why no Frechet distance was measured. `images` is the number of training images, the most samples."""
     if samples <= dimensions:
+        needed = f"no Frechet distance in space '{space}': it has {dimensions:,} dimensions, and needs more "
+        if images <= dimensions:
+            return f"{needed}training images and samples than that; there are {images:,} and {samples:,}"
         return (
-            f"no Frechet distance in space '{space}': {samples} samples are not more than its {dimensions} dimensions, "
-            "so their covariance would measure their number; give evaluation.samples more"
+            f"{needed}samples than that; there are {samples:,}: set evaluation.samples above {dimensions}, up to the "
+            f"{images} training images"
         )
     return f"no Frechet distance in space '{space}': covariances of {dimensions} dimensions are too large to compare"
 

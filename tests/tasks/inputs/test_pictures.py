@@ -10,7 +10,7 @@ from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
 from functa.tasks.inputs import pictures
-from functa.tasks.inputs.pictures import Pictures
+from functa.tasks.inputs.pictures import Pictures, refuse_too_many_bad
 from functa.tasks.training.ranks import Ranks
 from tests.helpers.storage.image_files import class_folders
 
@@ -69,10 +69,28 @@ def test_in_memory_a_batch_holds_the_requested_rows(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_images_of_a_whole_split_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        StorageError, match=r"2 of 40 train images cannot be used, .*=0\.04 allows; the first: (cat|dog)/\S+\.png: does"
-    ):
-        opened(tmp_path, spoilt=(3, 30), max_bad_fraction=0.04)
+    fault = r"4 of 40 train images cannot be used, .*=0\.04 allows; the first: (cat|dog)/\S+\.png: does"
+    fix = r"; repair or remove them, or allow this many: --set images\.max_bad_fraction=0\.1$"
+    with pytest.raises(StorageError, match=f"{fault}.*{fix}"):
+        opened(tmp_path, spoilt=(3, 5, 30, 31), max_bad_fraction=0.04)
+
+
+def test_the_fix_that_the_message_names_is_enough(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as refused:
+        opened(tmp_path, spoilt=(3, 5, 7, 30, 31, 32, 33), max_bad_fraction=0.01)
+    enough = float(str(refused.value).rpartition("=")[2])
+    config = ImagesConfig(source="folder", location=str(tmp_path), max_bad_fraction=enough)
+    assert len(Pictures(open_images(config), "train", config)) == 33
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "allowed"),
+    [(55, 0.01, 3), (30, 0.01, 3), (29, 0.01, 1), (2, 0.01, 1), (1, 0.01, 0), (1000, 0.01, 10), (55, 0.0, 0)],
+)
+def test_a_few_bad_images_always_pass_but_never_all_and_with_zero_none(rows: int, limit: float, allowed: int) -> None:
+    refuse_too_many_bad(allowed, rows, limit, "train", "")
+    with pytest.raises(StorageError):
+        refuse_too_many_bad(allowed + 1, rows, limit, "train", "")
 
 
 def test_one_bad_image_of_a_small_subset_is_allowed(tmp_path: Path) -> None:
@@ -81,10 +99,10 @@ def test_one_bad_image_of_a_small_subset_is_allowed(tmp_path: Path) -> None:
 
 
 def test_on_demand_too_many_bad_images_are_refused_and_each_is_counted_once(tmp_path: Path, on_demand: None) -> None:
-    training = opened(tmp_path, spoilt=(3, 30), max_bad_fraction=0.04)
+    training = opened(tmp_path, spoilt=(3, 5, 7, 30), max_bad_fraction=0.04)
     for _ in range(3):
-        training.batch(np.array([2, 3]))
-    with pytest.raises(StorageError, match="2 of 40 train images cannot be used"):
+        training.batch(np.array([2, 3, 5, 7]))
+    with pytest.raises(StorageError, match="4 of 40 train images cannot be used"):
         training.batch(np.array([30, 31]))
 
 
