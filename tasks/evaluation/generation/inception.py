@@ -63,7 +63,7 @@ def check_counts(fid: FidConfig, samples: int, reference: int) -> None:
     """Raise StorageError if there are too few images for FID, unless the config allows few."""
     if fid.few or min(samples, reference) >= fid.min_samples:
         return
-    fix = "give evaluation.samples more" if samples < reference else "the set has no more training images"
+    fix = "give evaluation.samples more" if reference >= fid.min_samples else "the set has no more training images"
     rank = f"; fewer than {DIMENSIONS + 1} leave the covariance of {DIMENSIONS} features without full rank"
     raise StorageError(
         f"evaluation.fid: {samples} samples and {reference} reference images are too few for FID, which takes "

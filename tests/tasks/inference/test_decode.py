@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from functa.storage.errors import StorageError
+from functa.storage.functaset.functaset import Functaset
+from functa.tasks.inference import decode
 from functa.tasks.inference.decode import decode_rows
 from tests.helpers.tasks.encoded import encoded
 
@@ -46,3 +48,15 @@ def test_binary_coordinates_are_decoded_only_at_their_own_resolution(tmp_path: P
     assert decoded(uri, 8, tmp_path / "own").shape == (4, 8, 8)
     with pytest.raises(StorageError, match="resolution 16: a field of binary coordinates exists at the resolution"):
         decode_rows(uri, "test", (0, 4), 16, tmp_path / "other")
+
+
+def test_by_default_the_first_rows_are_decoded_as_many_as_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = functaset(tmp_path, BILINEAR)
+    present = Functaset.open(uri).rows("test")
+    assert decode_rows(uri, "test", None, None, tmp_path / "first") == min(16, present)
+    monkeypatch.setattr(decode, "FIRST_ROWS", present + 1)
+    assert decode_rows(uri, "test", None, None, tmp_path / "all") == present
+    with pytest.raises(StorageError, match=f"has {present} rows, 0:{present + 1} is beyond them"):
+        decode_rows(uri, "test", (0, present + 1), None, tmp_path / "beyond")

@@ -278,6 +278,7 @@ def test_a_missing_file_is_named(tmp_path: Path, folder: Path) -> None:
             50_000,
             "9999 samples and 50000 reference images are too few for .* give evaluation.samples more, or give",
         ),
+        (100, 500, "100 samples and 500 reference images .* the set has no more training images, or give"),
         (2_048, 50_000, "fewer than 2049 leave the covariance of 2048 features without full rank"),
     ],
 )
@@ -310,3 +311,11 @@ def test_a_hostile_weights_file_runs_nothing_and_is_reported_in_one_line(tmp_pat
             inception.load_inception(fid, torch.device("cpu"))
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_more_samples_are_advised_only_where_the_training_set_has_more_images() -> None:
+    few = distances.no_distance("latent", samples=54, dimensions=1024, images=54)
+    assert "has 1,024 dimensions, and needs more training images and samples than that; there are 54 and 54" in few
+    assert "evaluation.samples" not in few
+    enough = distances.no_distance("latent", samples=54, dimensions=1024, images=2000)
+    assert "set evaluation.samples above 1024, up to the 2000 training images" in enough
