@@ -1,7 +1,8 @@
-"""Start Prefect's embedded server for one command, and end it with the command."""
+"""Start Prefect's embedded server for one command, and end it with the command, however that ends."""
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from functa.flows.server.api import OperateError, configured_api
+
+# Its standard input is a pipe that the operating system closes when this process ends, however that happens.
+END_AFTER_US = 'read -r _; kill -TERM "$1"'
 
 GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after its server did, and then for trainings
 
@@ -32,6 +36,7 @@ def embedded_server(exit_with_server: bool) -> Iterator[None]:
         yield  # the user disabled it; Prefect reports what is missing
         return
     server = SubprocessASGIServer()
+    already_runs = server.running  # of an earlier run in this process
 
     def start() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -46,9 +51,23 @@ def embedded_server(exit_with_server: bool) -> Iterator[None]:
     starting.join()
     if failed:
         raise OperateError(f"Prefect's embedded server did not start: {failed[0]}")
+    if not already_runs and server.server_process is not None:
+        end_with_this_process(server.server_process.pid)
     watch = ended_with(server.server_process) if exit_with_server else nullcontext()
     with temporary_settings({PREFECT_API_URL: server.api_url}), ended_by_sigterm(), watch:
         yield
+
+
+def end_with_this_process(pid: int) -> None:
+    """Let the process `pid` end when this one has ended, also by SIGKILL, after which nothing here could end it."""
+    watcher = subprocess.Popen(
+        ["/bin/sh", "-c", END_AFTER_US, "sh", str(pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    _watchers.append(watcher)
+
+
+_watchers: list[subprocess.Popen[bytes]] = []  # kept: the end of a Popen closes its pipe
 
 
 @contextmanager
@@ -69,7 +88,8 @@ def ended_with(server: Any) -> Iterator[None]:
         from functa.tasks.dispatch.child import stop_children
 
         stop_children()
-        psutil.wait_procs([child for child in psutil.Process().children() if child.pid != server.pid], STOP_SECONDS)
+        ours = {server.pid, *(watcher.pid for watcher in _watchers)}
+        psutil.wait_procs([child for child in psutil.Process().children() if child.pid not in ours], STOP_SECONDS)
         by_signal = -status if status < 0 else 0
         cause = f" by {signal.Signals(by_signal).name}" if by_signal else ""
         sys.stderr.write(
