@@ -5,6 +5,7 @@ The operator's other commands are in flows/server/doctor.py and flows/server/dep
 
 import os
 import platform
+import shlex
 import sys
 import time
 import webbrowser
@@ -34,6 +35,7 @@ from functa.flows.server.api import (
 )
 from functa.flows.server.console import text_console
 from functa.flows.server.processes import Child, Interrupted, left_behind, signals_caught, start, stop, wait
+from functa.storage.errors import StorageError
 
 DEFAULT_ROOT = "functa-runs/digits"
 
@@ -271,6 +273,22 @@ def answering(port: int, since: datetime) -> set[str]:
     return {w.name for w in workers if w.last_heartbeat_time and w.last_heartbeat_time > since}
 
 
+def command_for(root: str) -> str:
+    """Return the command that runs the root's own preset on the workers; the demo's where no preset made the root."""
+    from functa.flows.config.presets import preset_names
+    from functa.storage.places.address import open_location
+    from functa.storage.runs.stage_records import read_record
+    from functa.tasks.stage_table import STAGES
+
+    location, names = open_location(root), list[str]()
+    with suppress(StorageError):  # a damaged record, or a location that does not answer
+        names = [record.pipeline.get("name", "") for name in STAGES if (record := read_record(location, name))]
+    known = [name for name in names if name in preset_names()]
+    if not known:
+        return "functa run digits --deployment"
+    return f"functa run {known[-1]} --root {shlex.quote(root)} --deployment"
+
+
 def print_addresses(console: Console, port: int, root: str, workers: list[Worker], cron: str | None = None) -> None:
     """Print addresses, root, workers and logs."""
     devices = [worker.device for worker in workers if worker.queue == "gpu"]
@@ -278,7 +296,7 @@ def print_addresses(console: Console, port: int, root: str, workers: list[Worker
     variable = "" if port == PORT else f"PREFECT_API_URL={local_api(port)} "
     for line in (
         f"Prefect UI   http://{HOST}:{port}",
-        f"Run it       there: Deployments > pipeline > Run; or here: {variable}functa run digits --deployment",
+        f"Run it       there: Deployments > pipeline > Run; or here: {variable}{command_for(root)}",
         f"Runs go to   {root}",
         f"New images   of that root are encoded {'every night at 3' if cron is None else f'at {cron}'} (UTC)",
         f"Workers      1 on queue cpu, {len(devices)} on queue gpu ({on})",

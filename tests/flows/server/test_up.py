@@ -19,7 +19,9 @@ from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.server import api, deployed, processes
 from functa.flows.server.api import OperateError
-from functa.flows.server.up import up
+from functa.flows.server.up import command_for, up
+from functa.storage.places.address import open_location
+from functa.storage.runs.stage_records import StageRecord, write_record
 from functa.tasks.stage_table import STAGES
 from tests.helpers.flows.prefect_server import PROJECT, Served, eventually, free_port, serving
 
@@ -33,6 +35,18 @@ def write_profile(home: Path, **settings: str) -> None:
 
 
 # --- before anything starts
+
+
+def test_the_command_that_is_suggested_runs_the_preset_of_the_root(tmp_path: Path) -> None:
+    assert command_for(str(tmp_path)) == "functa run digits --deployment"
+    for name, suggested in (("unnamed", "functa run digits --deployment"), ("photos_64", None)):
+        config = load_config("digits").model_dump(mode="json") | {"name": name}
+        record = StageRecord(
+            stage="encode", state="finished", config={}, pipeline=config, inputs={}, output="x", started="now"
+        )
+        write_record(open_location(str(tmp_path)), record)
+        ours = f"functa run photos_64 --root {tmp_path} --deployment"
+        assert command_for(str(tmp_path)) == (suggested or ours)
 
 
 def test_a_taken_port_is_one_line_and_nothing_is_started(home: Path) -> None:
