@@ -13,6 +13,8 @@ import torch
 
 COMPILE_WORTH_FLOPS = 1e13  # compiling takes about a minute of two cores; this much work takes several eagerly
 
+COMPILED = "compiled with torch.compile"
+
 HEADERS = "Python.h"
 
 GRAPHS = 64  # of one function in one process
@@ -52,7 +54,14 @@ def should_compile(mode: str, flops: float, device: torch.device, key: str = "in
         return False, f"eager: no {what} found (Debian: apt-get install {packages})"
     if mode == "auto" and flops < COMPILE_WORTH_FLOPS:
         return False, f"eager: {flops:.1e} FLOPs are done sooner than compiled"
-    return True, "compiled with torch.compile"
+    return True, COMPILED
+
+
+def announced(why: str) -> str:
+    """Return what to log before the work, for a reason of should_compile: nothing else is logged while it compiles."""
+    if not why.startswith(COMPILED):
+        return why
+    return f"compiling with torch.compile{why.removeprefix(COMPILED)}: before the first step, about a minute or two"
 
 
 @cache

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from functa.models.compute.compilation import should_compile
+from functa.models.compute.compilation import announced, should_compile
 from functa.models.compute.device import least_used_device
 from functa.models.field.cost import encode_passes, forward_flops
 from functa.models.field.inner import InnerLoop
@@ -70,7 +70,8 @@ def encode_group(
 
     They are images, bad, psnr (a sum), adopted (shards that existed), seconds from start (`begun`, seconds since the
     epoch) to end, seconds spent in the overlapping steps read, encode and write, and mode (compiled or eager, and
-    why). `progress` is called after each shard. Groups of one `run` share one listing of the images in this process.
+    why). `progress` is called after each shard, and before the first one if that is compiled. Groups of one `run` share
+    one listing of the images in this process.
     Raises RunEnded before the next batch once `run_ended` returns True; complete shards are written first.
     """
     begun = time.monotonic()
@@ -85,6 +86,8 @@ def encode_group(
     images = planned_images(job.images, job.encode.augmentation, run)
     with least_used_device(job.device) as device:
         loop, stats["mode"] = _loop(job, images.images, images_in_run, device)
+        if loop.compiled:
+            report(0, len(group.shards), announced(stats["mode"]))
         _Work(job, group, left, images, loop, stats, report, run_ended, begun).encode()
     return stats
 

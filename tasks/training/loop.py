@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from functa.models.compute.compilation import COMPILED, announced
 from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import mix, stage_number
 from functa.tasks.config import TrainingConfig
@@ -56,6 +57,8 @@ def train(run: Run) -> dict[str, Any]:
     """
     if run.learner.mode:
         logger.info("%s: %s", run.stage, run.learner.mode)
+        if run.learner.mode.startswith(COMPILED) and run.ranks.first:
+            run.emit({"note": announced(run.learner.mode)})
     if run.learner.work is not None:
         fit_threads(run.learner.work.flops, run.ranks.device)
     averages = _Averages(run)
@@ -81,7 +84,8 @@ def train(run: Run) -> dict[str, Any]:
                 if stopping and not last:
                     raise SystemExit(STOPPED)
             if step == start:
-                pace.restart(done)  # the first step includes start-up and compiling
+                pace.restart(done)
+                pace.started = True
     return {name: run.metadata[name] for name in ("weights_digest", "seconds")} if run.ranks.first else {}
 
 
@@ -166,6 +170,7 @@ class _Pace:
         self.begun = self.saved = self.measured = self.emitted = time.monotonic()
         self.step = step
         self.before = seconds_before
+        self.started = False  # the first step is done: it includes start-up and compiling, and has no rate
 
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.begun
@@ -198,7 +203,7 @@ def _report(run: Run, average: nn.Module | None, step: int, figures: dict[str, T
             pace.restart(step)  # the next rate leaves the evaluation out
         run.rows.append(row)
         send = last or pace.since_emit() >= EMIT_SECONDS
-    elif send := pace.since_emit() >= SILENT_SECONDS:
+    elif send := pace.started and pace.since_emit() >= SILENT_SECONDS:
         row = _row(run, step, figures, pace)  # not in the curve: its step depends on the machine's speed
     if send:
         run.emit(row)

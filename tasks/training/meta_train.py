@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from functa.models.compute.batch_order import batch_rows
-from functa.models.compute.compilation import should_compile
+from functa.models.compute.compilation import announced, should_compile
 from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import mix, stage_number
 from functa.models.field.cost import outer_flops
@@ -44,7 +44,7 @@ def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
     images = open_images(job.images)
     training = Pictures(images, "train", job.images)
     loop, why = _loop(job, training, ranks.device)
-    emit({"note": why})
+    emit({"note": announced(why)})
     gradients = _outer_step(job, loop, training, ranks)
     learner = Learner(loop.field, outer_optimizer(loop.field, job.meta_train), gradients)
     run = run_of(

@@ -146,7 +146,7 @@ def test_rows_are_sent_between_rows_of_the_curve_after_a_long_silence(tmp_path, 
     job = run(tmp_path, CONFIG)
     job.emit = emitted.append
     train(job)
-    assert [row["step"] for row in emitted][:4] == [1, 2, 3, 4]
+    assert [row["step"] for row in emitted][:3] == [2, 3, 4]  # the rate of the first would include start-up
     assert all(row["images_per_s"] > 0 and row["steps"] == 30 for row in emitted)
     assert [row["step"] for row in job.rows] == [5, 10, 15, 20, 25, 30]
 
