@@ -147,7 +147,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "integers": (IMAGES.astype(np.int64), "images of type int64: expected uint8 .* or float32"),
     "doubles": (IMAGES / 255, "images of type float64"),
     "grey levels as floats": (IMAGES.astype(np.float32), "float32 images from 0 to 255: expected 0 to 1; rescale"),
-    "not a number": (np.full((1, 8, 8, 1), np.nan, np.float32), "from nan to nan: expected 0 to 1"),
+    "not a number": (
+        np.full((1, 8, 8, 1), np.nan, np.float32),
+        "images contain NaN: expected numbers from 0 to 1",
+    ),
     "objects": (IMAGES.astype(object), "images of type object"),
     "a list": (IMAGES.tolist(), "images of type list: expected a numpy array or a torch tensor"),
 }
@@ -177,6 +180,8 @@ def test_a_folder_without_a_trained_model_is_named(tmp_path: Path) -> None:
     for load in (functa.load_field, functa.load_classifier, functa.load_denoiser):
         with pytest.raises(StorageError, match=str(tmp_path)):
             load(tmp_path)
+        with pytest.raises(StorageError, match="digitz: no such folder; name the root of a run"):
+            load(tmp_path / "digitz")
 
 
 def test_samples_are_those_of_the_command(root: Path, old: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from functa.storage.errors import DamagedObject, StorageError
+from functa.storage.errors import DamagedObject, MissingObject, StorageError
 from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
 from functa.storage.functaset.header import FieldRecord, read_root
 from functa.storage.functaset.history import Commit, latest, load_commit
@@ -18,10 +18,12 @@ from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.functaset.receipt import BINS_PER_DB, IDENTITY, Receipt, content_of, sum_of_contents
 from functa.storage.functaset.records import digest, read_vouched, unseal
-from functa.storage.places.address import open_location
+from functa.storage.places.address import below, open_location, read_json
 from functa.storage.places.location import Location, refuse_fork
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+ENCODED = "stages/encode.json"  # a root's record of its encoding (storage/runs/stage_records.py)
 
 COLUMNS = ("z", "label", "id", "psnr", "augmentation")
 
@@ -45,6 +47,12 @@ class Latents:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        values = self.z if self.codes is None else self.codes
+        assert values is not None
+        shape = "x".join(map(str, values.shape[1:]))
+        return f"Latents({len(self):,} rows of {shape}, {'float32' if self.codes is None else 'uint8 codes'})"
 
     @cached_property
     def keys(self) -> list[str]:
@@ -96,11 +104,16 @@ class Functaset:
     def open(cls, location: str | Path | Location, version: int | None = None) -> "Functaset":
         """Open the newest version, or an older one. Raises StorageError: none there, nothing committed, altered.
 
-        location: a folder, an s3:// URI, or a Location; a run's root has its functaset in the folder functaset.zarr.
+        location: a folder, an s3:// URI, or a Location; of a run's root its functaset is opened, also where --from left
+        it in another root.
         """
         if not isinstance(location, Location):
             location = open_location(str(location))
-        root = read_root(location)
+        try:
+            root = read_root(location)
+        except MissingObject:
+            location = _functaset_of(location)
+            root = read_root(location)
         commit = latest(location) if version is None else load_commit(location, version)
         if commit is None:
             raise StorageError(f"{location.uri}: nothing is committed yet; finish encoding first")
@@ -137,7 +150,8 @@ class Functaset:
         """Return the shards of a split, or of all, that hold a row which is not retired. Raises for a split without."""
         found = [shard for shard in self._live if split in (None, shard.fragment.split)]
         if split is not None and not any(fragment.split == split for fragment in self.fragments):
-            raise StorageError(f"{self.location.uri}: version {self.version} has no rows of split '{split}'")
+            has = f"it has {' and '.join(self.splits)}" if self.splits else "it has none"
+            raise StorageError(f"{self.location.uri}: version {self.version} has no rows of split '{split}'; {has}")
         return found
 
     @property
@@ -274,6 +288,14 @@ class Functaset:
         records += [*self.commit.objects.values()]
         records += [self.commit.moments.object] if self.commit.moments else []
         return sum(record.bytes for record in records)
+
+
+def _functaset_of(root: Location) -> Location:
+    """Return where a run's root has its functaset; another location as it is."""
+    try:
+        return below(root, read_json(root, ENCODED)["output"])
+    except (MissingObject, KeyError, TypeError, AttributeError):
+        return root
 
 
 def _psnr(receipts: list[Receipt]) -> dict[str, Any]:

@@ -53,7 +53,9 @@ def read_root(location: Location) -> Root:
         root = Root(attributes["fingerprint"], attributes["fingerprint_digest"], _plain(attributes["field"]))
         whole = document["zarr_format"] == 3 and digest(root.fingerprint) == root.fingerprint_digest
     except MissingObject:
-        raise MissingObject(f"{location.uri}: no functaset there (no zarr.json); encode into it first") from None
+        raise MissingObject(
+            f"{location.uri}: no functaset there (no zarr.json); name a functaset or the root of a run, or encode first"
+        ) from None
     except (KeyError, TypeError, ValueError):
         raise DamagedObject(f"{name}: not a functaset's; choose another location") from None
     if not whole:

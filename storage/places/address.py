@@ -38,6 +38,16 @@ def open_location(uri: str) -> Location:
     return LocalLocation(str(Path(os.path.abspath(os.path.expanduser(uri)))))
 
 
+def is_address(text: str) -> bool:
+    """Return whether the text is an address of its own, not a path below another location."""
+    return "://" in text or text.startswith("/")
+
+
+def below(location: Location, text: str) -> Location:
+    """Return the location that an address names, or a path below this location."""
+    return open_location(text) if is_address(text) else location.child(*text.split("/"))
+
+
 def read_json(location: Location, key: str, limit: int = MAX_JSON_BYTES) -> Any:
     """A JSON object's value. Raises MissingObject, DamagedObject (not JSON, or larger than `limit` bytes)."""
     return parse_json(location.read(key, limit), f"{location.uri}/{key}")

@@ -29,6 +29,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Batch({len(self):,} rows of {'x'.join(map(str, self.z.shape[1:]))}, {self.z.dtype})"
+
 
 class Reader(ABC):
     """The visible rows of one split of a committed version, in batches. All bytes are checked before they are shown.

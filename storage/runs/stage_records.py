@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from functa.storage.errors import StorageError
 from functa.storage.functaset.header import read_root
 from functa.storage.functaset.records import check_sealed
-from functa.storage.places.address import open_location
+from functa.storage.places.address import below, is_address
 from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import newest_metadata
 from functa.storage.runs.owner import host_of, lives_here, this_process
@@ -84,12 +84,12 @@ def check_same_config(root: Location, record: StageRecord, config: dict[str, Any
 
 def output_location(record: StageRecord, root: Location) -> Location:
     """Return the location of the stage's output."""
-    return open_location(record.output) if is_reused(record) else root.child(*record.output.split("/"))
+    return below(root, record.output)
 
 
 def is_reused(record: StageRecord) -> bool:
     """Return whether the output is another root's."""
-    return "://" in record.output or record.output.startswith("/")
+    return is_address(record.output)
 
 
 def output_exists(record: StageRecord, root: Location) -> bool:

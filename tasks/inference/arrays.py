@@ -1,6 +1,7 @@
 """Encode, decode, sample and classify arrays in memory: no file but those of the models is read or written."""
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -177,7 +178,9 @@ def _pixels(images: Images, shape: tuple[int, int, int]) -> Tensor:
         raise ValueError(f"images of type {name}: expected uint8 from 0 to 255 or float32 from 0 to 1; convert them")
     if pixels.dtype == torch.float32 and len(pixels):
         low, high = float(pixels.min()), float(pixels.max())
-        if not (low >= 0 and high <= 1):  # also where they are NaN
+        if math.isnan(low):  # torch's minimum is NaN if any number is
+            raise ValueError("float32 images contain NaN: expected numbers from 0 to 1; replace those")
+        if low < 0 or high > 1:
             raise ValueError(f"float32 images from {low:g} to {high:g}: expected 0 to 1; rescale them")
     return pixels
 

@@ -9,8 +9,10 @@ from torch import nn
 from functa.models.config import InnerConfig
 from functa.models.field.field import Field
 from functa.models.latents.normalize import Normalizer
+from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.places.address import open_location
+from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import read_record
 from functa.tasks import trained
@@ -99,7 +101,12 @@ def _output(location: str | Path, stage: str) -> str:
 
 
 def _location(location: str | Path) -> Location:
-    return open_location(str(location))
+    opened = open_location(str(location))
+    if isinstance(opened, LocalLocation) and not Path(opened.uri).is_dir():
+        raise StorageError(
+            f"{opened.uri}: no such folder; name the root of a run, its functaset or the checkpoint folder of a model"
+        )
+    return opened
 
 
 def _is_root(location: Location) -> bool:

@@ -17,6 +17,7 @@ from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer, calibrate
 from functa.storage.places.address import open_location
 from functa.storage.readers.open import open_reader
+from functa.storage.readers.order import Order
 from functa.storage.readers.reader import epoch_order
 from functa.storage.upkeep.status import status
 from functa.storage.upkeep.verify import verify
@@ -35,6 +36,27 @@ from tests.helpers.storage.functasets import (
     write,
 )
 from tests.helpers.storage.locations import Home
+
+
+def test_a_root_opens_as_its_functaset_also_where_that_is_another_root_s(home: Home) -> None:
+    theirs = filled(home / "theirs/functaset.zarr")
+    for name, output in (("theirs", "functaset.zarr"), ("ours", theirs.uri)):
+        root = open_location(str(home / name))
+        root.write("stages/encode.json", json.dumps({"output": output}).encode())
+        functaset = Functaset.open(root)
+        assert functaset.location == theirs
+        assert functaset.rows("train") == 20
+
+
+def test_a_splits_latents_and_a_batch_print_as_one_line_and_a_missing_split_names_those_there(home: Home) -> None:
+    functaset = Functaset.open(filled(home / "coded"))
+    assert repr(functaset.load("train")) == "Latents(20 rows of 2x2x8, uint8 codes)"
+    plain = Functaset.open(filled(home / "plain", bits=32))
+    assert repr(plain.load("test")) == "Latents(6 rows of 2x2x8, float32)"
+    (batch, *_) = open_reader(plain, "test").batches(Order(4, seed=0), epoch=0)
+    assert repr(batch) == "Batch(4 rows of 2x2x8, float32)"
+    with pytest.raises(StorageError, match="no rows of split 'val'; it has train and test"):
+        functaset.load("val")
 
 
 def test_what_was_written_is_read_whatever_the_order_of_the_shards(home: Home) -> None:
