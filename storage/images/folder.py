@@ -25,6 +25,8 @@ READ_THREADS = 4  # Pillow's decoders and the file system let go of the interpre
 def open_folder(config: "ImagesConfig") -> Images:
     location = open_location(config.location)
     if isinstance(location, LocalLocation) and not Path(location.uri).is_dir():
+        if Path(location.uri).is_file() and location.uri.lower().endswith(".npz"):
+            raise StorageError(f"{location.uri}: is a file of arrays, not a folder; set images.source=npz too")
         raise StorageError(f"{location.uri}: no such folder; images.location is the one that holds the class folders")
     layout = read_layout(location)
     rows = {name: _folder_rows(part, layout.classes, layout.depth) for name, part in layout.parts.items()}

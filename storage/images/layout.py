@@ -59,14 +59,14 @@ def read_layout(location: Location) -> Layout:
     if not images:
         raise StorageError(
             f"{location.uri}: no images in class folders there; expected CLASS/*, or train/CLASS/* and test/CLASS/* "
-            f"({', '.join(ENDINGS)}){f'; {unknown}' if unknown else ''}"
+            f"({', '.join(ENDINGS)}){f'; {unknown}' if unknown else ''}{_of_arrays(others)}"
         )
     depth = _depth_of_classes(location, images)
     for entry in images:
         if entry.key.count("/") <= depth:
             raise StorageError(
                 f"{location.uri}/{shown(entry.key)}: an image outside any class folder; expected "
-                f"CLASS/{shown(entry.key)}"
+                f"CLASS/{shown(entry.key)}; put images without classes into a folder of any name, such as all/ there"
             )
     classes = sorted({shown(entry.key.split("/")[depth]) for entry in images})
     _refuse_equal_names(location, classes)
@@ -87,6 +87,11 @@ def named(names: Iterable[str]) -> str:
     every = [shown(name) for name in names]
     more = f" and {len(every) - NAMED} more" if len(every) > NAMED else ""
     return ", ".join(every[:NAMED]) + more
+
+
+def _of_arrays(keys: list[str]) -> str:
+    """Return how a folder of .npz files is read, to end a message with; empty where there is none."""
+    return "; .npz files are read with images.source=npz" if any(key.lower().endswith(".npz") for key in keys) else ""
 
 
 def _refuse_root_above(location: Location) -> None:

@@ -163,11 +163,14 @@ def _place(path: Path, data: bytes, replace: bool) -> bool:
 
 
 def _make_folder(folder: Path) -> None:
-    """Like mkdir -p, each new name made durable in its parent."""
+    """Like mkdir -p, each new name made durable in its parent. Raises StorageError where no folder can be made."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:  # its parent exists, so the file system takes no folders: /proc
+        raise StorageError(f"{folder}: this folder cannot be created; choose another location") from None
     _sync_folder(folder.parent)
 
 

@@ -298,6 +298,15 @@ MISSING = {
     "alone in its class": {"source": "folder", "location": "single", "resolution": 8},
     "file.txt: no such folder": {"source": "folder", "location": "file.txt"},
     "unknown kind of location": {"source": "folder", "location": "http://images/x"},
+    "arrays.npz: is a file of arrays, not a folder; set images.source=npz": {
+        "source": "folder",
+        "location": "arrays/arrays.npz",
+    },
+    "; .npz files are read with images.source=npz": {
+        "source": "folder",
+        "location": "arrays",
+    },
+    "put images without classes into a folder of any name, such as all/": {"source": "folder", "location": "flat"},
     "train.npz: is missing": {"source": "npz", "location": "empty"},
     "finds no whole CIFAR10 there": {"source": "torchvision", "location": "empty"},
     "finds no whole FashionMNIST there": {"source": "torchvision", "location": "empty", "dataset": "FashionMNIST"},
@@ -309,6 +318,8 @@ def test_a_missing_source_is_one_line_with_the_fix(tmp_path: Path, fault: str) -
     for name in ("empty/class", "flat", "garbage/a", "single/a"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "file.txt").write_text("x")
+    (tmp_path / "arrays").mkdir()
+    (tmp_path / "arrays" / "arrays.npz").write_bytes(b"x")
     (tmp_path / "flat" / "0.png").write_bytes(encoded(Image.new("L", (8, 8))))
     (tmp_path / "single" / "a" / "0.png").write_bytes(encoded(Image.new("L", (8, 8))))
     for name in ("0.png", "1.png"):
