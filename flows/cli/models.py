@@ -129,7 +129,7 @@ def classify(
     if note := note_on_files(images):
         print(f"functa: {images}: {note}", file=sys.stderr)
     rows = []
-    for row in classify_images(root, images):
+    for row in classify_images(root, images, note=lambda text: print(f"functa: {images}: {text}", file=sys.stderr)):
         rows.append(row)
         if not as_json:
             from functa.flows.cli.tables import print_class

@@ -88,6 +88,14 @@ def decode(data: bytes, channels: int, max_pixels: int) -> "Image.Image":
         raise BadImage(f"does not decode: {reason[:160] or type(error).__name__}") from None
 
 
+def is_colour(data: bytes) -> bool:
+    """Return whether the header of an image that decodes declares colours."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+        return file.mode in ("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "P", "PA")
+
+
 def _scale_transparent_level(image: "Image.Image", data: bytes) -> None:
     """Scale a PNG's transparent grey or colour to 8 bits as Pillow scales the pixels, but not this level of them."""
     level = image.info.get("transparency")

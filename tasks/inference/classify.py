@@ -1,6 +1,6 @@
 """Classify images with a root's field and classifier."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from functa.models.latents.normalize import Normalizer
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.images.files import ENDINGS, BadImage, decode, fit, is_hidden, is_image, left_out
+from functa.storage.images.files import ENDINGS, BadImage, decode, fit, is_colour, is_hidden, is_image, left_out
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
@@ -67,20 +67,28 @@ def open_judge(root: str, device: str = "auto") -> Judge:
     return Judge(loop, model.to(target), normalizer.to(target), names, target)
 
 
-def classify_images(root: str, images: str, device: str = "auto") -> Iterator[Row]:
+def classify_images(
+    root: str, images: str, device: str = "auto", note: Callable[[str], None] = lambda text: None
+) -> Iterator[Row]:
     """Yield a row for each image file in a folder (or the one file), in the order of their names, as it is classified.
 
     {image, class, label, probability, top: [[class, probability], ...]}, or {image, error} for a file that cannot be
     read. An image is resized and cropped to the field's resolution like the training images, with the same limit of
-    pixels. Raises StorageError: nothing trained there, no image there, a classifier of another functaset.
+    pixels; `note` is called once if that reduces one. Raises StorageError: nothing trained there, no image there, a
+    classifier of another functaset.
     """
     folder, keys = _files(images)
     max_pixels = _max_pixels(open_location(root))
     judge = open_judge(root, device)
     resolution, _, channels = judge.image_shape
+    noted = False
     for start in range(0, len(keys), BATCH):
         part = keys[start : start + BATCH]
-        pixels, errors = _read(folder, part, resolution, channels, max_pixels)
+        pixels, errors, reduced = _read(folder, part, resolution, channels, max_pixels)
+        if reduced and not noted:
+            kind = "grey" if channels == 1 else "colour"
+            note(f"images are reduced to {resolution}x{resolution} {kind} pixels, the only ones that this model knows")
+            noted = True
         for key, error, row in zip(part, errors, judge.rows(as_float(pixels)), strict=True):
             yield {"image": key, "error": error} if error else {"image": key} | row
 
@@ -122,13 +130,17 @@ def _max_pixels(root: Location) -> int:
 
 def _read(
     folder: Location, keys: list[str], resolution: int, channels: int, max_pixels: int
-) -> tuple[np.ndarray, list[str]]:
-    """Return images uint8 [n, H, W, ch], unreadable ones black, and each one's error ("" if there is none)."""
+) -> tuple[np.ndarray, list[str], bool]:
+    """Return images uint8 [n, H, W, ch], unreadable ones black, each one's error or "", and whether one was reduced."""
     pixels, errors = np.zeros((len(keys), resolution, resolution, channels), np.uint8), []
+    reduced = False
     for row, key in enumerate(keys):
         try:
-            pixels[row] = fit(decode(folder.read(key), channels, max_pixels), resolution)
+            data = folder.read(key)
+            image = decode(data, channels, max_pixels)
+            pixels[row] = fit(image, resolution)
+            reduced = reduced or min(image.size) > resolution or (channels == 1 and is_colour(data))
             errors.append("")
         except (BadImage, StorageError) as error:
             errors.append(str(error))
-    return pixels, errors
+    return pixels, errors, reduced

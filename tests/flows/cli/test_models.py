@@ -246,6 +246,23 @@ def test_files_that_are_not_classified_are_counted(root: Path, tmp_path: Path) -
     assert "left out 3 files that have no ending of an image: 2 .heic, 1 .txt" in done.stderr
 
 
+def test_one_note_reports_that_images_are_reduced_to_what_the_model_knows(root: Path, tmp_path: Path) -> None:
+    for name, mode, size in (("a", "RGB", (8, 8)), ("b", "L", (9, 9)), ("c", "L", (8, 8))):
+        Image.new(mode, size).save(tmp_path / f"{name}.png")
+    reduced = "images are reduced to 8x8 grey pixels"
+    assert here("classify", str(root), str(tmp_path)).stderr.count(reduced) == 1
+    assert [here("classify", str(root), str(tmp_path / f"{name}.png")).stderr.count(reduced) for name in "abc"] == [
+        1, 1, 0,
+    ]  # fmt: skip
+
+
+def test_a_file_that_is_no_image_is_named_as_that(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not an image")
+    done = here("classify", str(root), str(tmp_path / "notes.txt"))
+    assert done.returncode == 1
+    assert done.stdout.startswith("notes.txt: cannot be read: does not decode: not an image of a known format (PNG, ")
+
+
 def test_a_folder_without_images_and_one_that_is_not_there_are_two_faults(root: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no image is there (.png" in error_line(here("classify", str(root), str(tmp_path / "empty")), 1)
