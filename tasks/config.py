@@ -58,7 +58,7 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> "TrainingConfig":
         if self.warmup > self.steps:
-            raise ValueError(f"warmup {self.warmup} exceeds steps {self.steps}")
+            raise ValueError(f"warmup {self.warmup} exceeds steps {self.steps}: set warmup to at most {self.steps}")
         return self
 
 

@@ -5,10 +5,18 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
+from cyclopts import (
+    App,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from functa import __version__
 from functa.flows.cli.arguments import (
@@ -29,7 +37,7 @@ from functa.flows.cli.models import classify, decode, sample
 from functa.flows.cli.stages import call_flow, config_and_root, stage_command
 from functa.flows.cli.store import store
 from functa.flows.cli.sweep import sweep
-from functa.flows.config.explain import keys_by_name
+from functa.flows.config.explain import keys_by_name, suggest_key
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
@@ -93,7 +101,8 @@ def _message(error: Exception, debug: bool) -> str:
     if isinstance(error, FunctaError):
         return str(error)
     if isinstance(error, CycloptsError):
-        return _setting_as_option(error) or f"{one_line(error)} (functa --help)"
+        found = _setting_as_option(error) or _missing(error) or _unused(error)
+        return found or f"{one_line(error)} (functa --help)"
     return f"{type(error).__name__}: {' '.join(str(error).split())}" + ("" if debug else " (--debug shows where)")
 
 
@@ -109,6 +118,35 @@ def _setting_as_option(error: CycloptsError) -> str:
         return ""
     others = f" (or {', '.join(keys[1:4])}{', ...' if keys[4:] else ''})" if keys[1:] else ""
     return f"unknown option {option}: use --set {keys[0]}=VALUE{others}"
+
+
+def _missing(error: CycloptsError) -> str:
+    """Return which argument by position is missing and what it is, or an empty string for other faults."""
+    missing = error.argument if isinstance(error, MissingArgumentError) else None
+    if missing is None or missing.index is None:
+        return ""
+    command, name = " ".join(error.command_chain or ()), missing.name.lstrip("-").upper()
+    about = (missing.parameter.help or "").rstrip(".")
+    return f"{command} needs {name}: {about[:1].lower()}{about[1:]} (functa {command} --help)"
+
+
+def _unused(error: CycloptsError) -> str:
+    """Return what an argument that the command does not take may mean, or an empty string for other faults."""
+    if not isinstance(error, UnusedCliTokensError) or not error.unused_tokens:
+        return ""
+    chain, first = error.command_chain or (), error.unused_tokens[0]
+    key, equals, _ = first.partition("=")
+    known = {name for names in keys_by_name().values() for name in names}
+    if equals and (key in known or suggest_key(key)) and _takes_settings(chain):
+        return f"unexpected argument {first}: did you mean --set {first}?"
+    return f"unexpected argument {first} (functa {' '.join([*chain, '--help'])})"
+
+
+def _takes_settings(chain: Iterable[str]) -> bool:
+    command = app
+    for name in chain:
+        command = command[name]
+    return any("--set" in argument.names for argument in command.assemble_argument_collection())
 
 
 @app.command(group=RUN, sort_key=0)

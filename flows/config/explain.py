@@ -1,6 +1,7 @@
 """Describe in one line what pydantic finds wrong with a config: the key, the fault and the fix."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,16 @@ from functa.flows.config.yaml_values import annotation_of, fields, nullable_sect
 BASES = ("preset", "base", "defaults", "inherit", "inherits", "from")
 
 
+SHOWN = 4  # faults in a message
+
+SET_KEY = re.compile(r": set ([a-z_]+(?= to |=))")
+
+
 def explain(error: ValidationError) -> str:
-    """Describe the most important fault: an unknown key first, since it is the likely cause of the others."""
+    """Describe the faults, unknown keys first, since they are the likely causes of the others."""
     faults: Sequence[Any] = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return f"{_describe(faults[0])}{more}"
+    more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    return "; ".join([*map(_describe, faults[:SHOWN]), *more])
 
 
 def _describe(fault: Any) -> str:
@@ -32,6 +38,8 @@ def _describe(fault: Any) -> str:
         nullable = nullable_section(annotation_of(PipelineConfig, key.split(".")))
         return f"{key}: is a section of settings, so give {'null or ' if nullable else ''}a mapping of keys{got}"
     message = fault["msg"].removeprefix("Value error, ")
+    if key and fault["type"] == "value_error":  # a section's own check names its keys alone
+        message = SET_KEY.sub(rf": set {key}.\1", message)
     return f"{key}: {message[:1].lower()}{message[1:]}{got}" if key else message
 
 
