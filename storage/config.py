@@ -39,8 +39,8 @@ class ImagesConfig(Config):
     )
     split_seed: int = Field(0, ge=0, le=2**31 - 1, description="Of the stratified split.")
     max_bad_fraction: float = Field(
-        0.01, ge=0, le=1, description="More unreadable images of a split than this share fail the run; 3 always pass, or "
-        "1 of less than 30 images. 0: none may be unreadable.",
+        0.01, ge=0, le=1, description="More unreadable images of a split than this share fail the run; 3 always pass, "
+        "or 1 of less than 30. 0: not one may be unreadable.",
         json_schema_extra={"environment": True},
     )  # fmt: skip
     max_gone_fraction: float = Field(
