@@ -1,5 +1,6 @@
 """Configuration of training, encoding and dispatch. Does not import torch."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -222,6 +223,12 @@ class DispatchConfig(Config):
     def _address_of_a_cluster(self) -> "DispatchConfig":
         if self.address is not None and self.runner != "dask":
             raise ValueError(f"address {self.address} is a Dask scheduler's, but runner is {self.runner}")
+        # Whoever answers there sends pickles, and who can send one runs code in this process.
+        if self.address is not None and not re.match(r"tls://|tcp://(127\.0\.0\.1|localhost|\[::1\]):", self.address):
+            raise ValueError(
+                f"address {self.address}: only tls:// addresses are connected to, or tcp:// ones of this machine "
+                f"(tcp://127.0.0.1:PORT)"
+            )
         return self
 
 

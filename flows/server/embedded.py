@@ -1,78 +1,95 @@
-"""Start Prefect's embedded server for one command, and end it with the command, however that ends."""
+"""Start Prefect's embedded server for one command, and end it with the command."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from pathlib import Path
+from typing import IO
 
-from functa.flows.server.api import OperateError, configured_api
+import functa
+from functa.flows.server.api import HOST, STARTUP_SECONDS, OperateError, configured_api, healthy, local_api
 
-# Its standard input is a pipe that the operating system closes when this process ends, however that happens.
-END_AFTER_US = 'read -r _; kill -TERM "$1"'
-
-GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after its server did, and then for trainings
+GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after its server did, and for children
 
 
 @contextmanager
 def embedded_server(exit_with_server: bool) -> Iterator[None]:
-    """Start Prefect's embedded server if no API is configured, protected from the Ctrl-C meant for the command.
+    """Start a Prefect server for this command if no API is configured; stop it when the command ends, however it ends.
 
-    A terminal sends SIGINT to every process of the command's group, and a server that ended at once could not record
-    how the run ended. Prefect starts it as a plain child, so it is started here first, from a thread in which SIGINT
-    is blocked: children inherit that, and the main thread still receives it. Prefect stops it when the command ends.
-    Processes that tasks are sent to get its address, or each would start a server of its own.
+    It is in a session of its own: a terminal's Ctrl-C reaches every process of the command's group, and a server that
+    ended at once could not record how the run ended. Processes that tasks are sent to get its address, or each would
+    start a server of its own. Raises OperateError, with the server's own last line, if it does not start.
     """
     if configured_api():
         yield
         return
-    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
     if not PREFECT_SERVER_EPHEMERAL_ENABLED:
         yield  # the user disabled it; Prefect reports what is missing
         return
-    server = SubprocessASGIServer()
-    already_runs = server.running  # of an earlier run in this process
-
-    def start() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            server.start()
-        except Exception as error:  # raised below, in the main thread
-            failed.append(error)
-
-    failed: list[Exception] = []
-    starting = threading.Thread(target=start, name="embedded-server", daemon=True)
-    starting.start()
-    starting.join()
-    if failed:
-        raise OperateError(f"Prefect's embedded server did not start: {failed[0]}")
-    if not already_runs and server.server_process is not None:
-        end_with_this_process(server.server_process.pid)
-    watch = ended_with(server.server_process) if exit_with_server else nullcontext()
-    with temporary_settings({PREFECT_API_URL: server.api_url}), ended_by_sigterm(), watch:
-        yield
-
-
-def end_with_this_process(pid: int) -> None:
-    """Let the process `pid` end when this one has ended, also by SIGKILL, after which nothing here could end it."""
-    watcher = subprocess.Popen(
-        ["/bin/sh", "-c", END_AFTER_US, "sh", str(pid)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    _watchers.append(watcher)
-
-
-_watchers: list[subprocess.Popen[bytes]] = []  # kept: the end of a Popen closes its pipe
+    with _server() as (address, process):
+        watch = ended_with(process) if exit_with_server else nullcontext()
+        with temporary_settings({PREFECT_API_URL: address}), ended_by_sigterm(), watch:
+            yield
 
 
 @contextmanager
-def ended_with(server: Any) -> Iterator[None]:
-    """End this process soon after the server (a Popen, or None) has ended: Prefect would retry requests for minutes.
+def _server() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Run a server without UI on a free port; yield its API's address and its process."""
+    from prefect.settings import get_current_settings
+
+    port = _free_port()
+    environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
+    environment |= {"PREFECT_SERVER_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1"}
+    command = [sys.executable, "-P", "-m", "functa.flows.server.guarded", "--port", str(port), "--end-with-parent"]
+    package = str(Path(functa.__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            _wait_for(process, port, log)
+            yield local_api(port), process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for(process: "subprocess.Popen[str]", port: int, log: IO[str]) -> None:
+    patience = int(os.environ.get("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS") or STARTUP_SECONDS)
+    deadline = time.monotonic() + patience
+    while not healthy(local_api(port)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            lines = [line.strip() for line in log if line.strip()]
+            how = "ended" if process.poll() is not None else f"did not answer within {patience} s"
+            raise OperateError(f"Prefect's embedded server {how}{': ' + lines[-1] if lines else ''}")
+        time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def ended_with(server: "subprocess.Popen[str]") -> Iterator[None]:
+    """End this process soon after the server has ended: Prefect would retry requests for minutes.
 
     That happens when a signal goes to the whole process group, as from `timeout` or a service manager. What was
     written is kept, and trainings save a checkpoint.
@@ -88,8 +105,7 @@ def ended_with(server: Any) -> Iterator[None]:
         from functa.tasks.dispatch.child import stop_children
 
         stop_children()
-        ours = {server.pid, *(watcher.pid for watcher in _watchers)}
-        psutil.wait_procs([child for child in psutil.Process().children() if child.pid not in ours], STOP_SECONDS)
+        psutil.wait_procs([child for child in psutil.Process().children() if child.pid != server.pid], STOP_SECONDS)
         by_signal = -status if status < 0 else 0
         cause = f" by {signal.Signals(by_signal).name}" if by_signal else ""
         sys.stderr.write(
@@ -98,8 +114,7 @@ def ended_with(server: Any) -> Iterator[None]:
         sys.stderr.flush()
         os._exit(128 + (by_signal or signal.SIGTERM))
 
-    if server is not None:
-        threading.Thread(target=watch, name="embedded-server-ended", daemon=True).start()
+    threading.Thread(target=watch, name="embedded-server-ended", daemon=True).start()
     try:
         yield
     finally:
@@ -108,7 +123,7 @@ def ended_with(server: Any) -> Iterator[None]:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process in order, so that Prefect stops the server that it started.
+    """Let SIGTERM end the process in order, so that the server is stopped.
 
     In a flow run Prefect receives it first, sets the run to Crashed, and passes it on. By default it would end the
     process at once, and the server would stay.

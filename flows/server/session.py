@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 from functa.flows.server.api import check_api, check_home, configured_api, prepare_environment
 
-# What Prefect logs about its own server, which ends with the command: an address that soon answers nobody.
-EMBEDDED = ("Starting temporary server on ", "Stopping temporary server on ", "View at http")
+VIEW = "View at http"  # of an embedded server, which ends with the command: an address that soon answers nobody
 
 INTERRUPTED = "Crash detected! Execution was aborted by an interrupt signal"
 
@@ -77,7 +76,7 @@ class Unhelpful(logging.Filter):
         message = record.getMessage()
         if record.name == "prefect.flow_runs" and message.startswith(REPEATED):
             return False
-        return not (message.startswith(INTERRUPTED) or (message.startswith(EMBEDDED) and not configured_api()))
+        return not (message.startswith(INTERRUPTED) or (message.startswith(VIEW) and not configured_api()))
 
 
 def shortened(render: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:

@@ -43,7 +43,9 @@ BOOTSTRAP_SECONDS = 180
 
 WORKER_SECONDS = 90
 
-PREFECT = [sys.executable, "-P", "-m", "prefect", "--no-prompt"]  # -P: no module is taken from the current folder
+PYTHON = [sys.executable, "-P", "-m"]  # -P: no module is taken from the current folder
+
+PREFECT = [*PYTHON, "prefect", "--no-prompt"]
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,9 @@ def bootstrap_options(root: str, cron: str | None) -> list[str]:
 def serve(children: list[Child], caught: list[int], port: int, console: Console) -> None:
     """Start Prefect's server, on this machine's own address alone."""
     with console.status("") as status:
-        children.append(begin("server", [*PREFECT, "server", "start", "--host", HOST, "--port", str(port)], port))
+        children.append(
+            begin("server", [sys.executable, "-P", "-m", "functa.flows.server.guarded", "--port", str(port)], port)
+        )
         progress = progress_line(status.update, f"Prefect's server starts on {HOST}:{port}", STARTUP_SECONDS)
         wait(children, caught, lambda: progress() and healthy(local_api(port)), STARTUP_SECONDS)
 
@@ -200,7 +204,7 @@ def serve(children: list[Child], caught: list[int], port: int, console: Console)
 def set_up(children: list[Child], caught: list[int], port: int, options: list[str], console: Console) -> None:
     """Create work pool, queues, limit and deployments, by a child that ends by itself."""
     with console.status("") as status:
-        child = begin("bootstrap", [sys.executable, "-P", "-m", "functa.deploy.bootstrap", *options], port)
+        child = begin("bootstrap", [*PYTHON, "functa.deploy.bootstrap", *options], port)
         progress = progress_line(status.update, "Work pool, queues and deployments are set up", BOOTSTRAP_SECONDS)
         try:
             wait(children, caught, lambda: progress() and child.process.poll() is not None, BOOTSTRAP_SECONDS)

@@ -55,6 +55,14 @@ from functa.tasks.stage_table import STAGES
         ),
         ("digits", ["meta_train.patches_per_image=2", "field.kernel=3"], "set field.interpolation=nearest and"),
         ("digits", ["meta_train.patches_per_image=5"], "=5 exceeds the 4 latent positions of an image: choose at most"),
+        *(
+            (
+                "digits",
+                ["dispatch.runner=dask", f"dispatch.address={address}"],
+                "only tls:// addresses are connected to",
+            )
+            for address in ("tcp://10.0.0.1:8786", "tcp://localhost.evil.example:1", "ucx://a:1")
+        ),
         ("digits", ["meta_train.muon_factor=2"], "muon_factor 2 has no effect with optimizer=adam: set optimizer=muon"),
         ("digits", ["classifier.muon_factor=2"], "muon_factor 2 has no effect with optimizer=adam: set optimizer=muon"),
         ("digits", ["meta_train.micro_batch=65"], "meta_train.micro_batch=65 exceeds meta_train.batch=64: choose at"),

@@ -235,6 +235,23 @@ def test_pages_of_another_origin_may_not_call_the_server(served: Served) -> None
         assert (answer.headers.get("access-control-allow-origin") == headers["Origin"]) == allowed
 
 
+SOCKET = {
+    "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Protocol": "prefect",
+}  # fmt: skip
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("foreign", [{"Origin": "https://evil.example"}, {"Host": "evil.example"}], ids=str)
+def test_neither_posts_nor_sockets_of_a_foreign_page_reach_the_server(served: Served, foreign: dict[str, str]) -> None:
+    """A simple POST needs no leave of the server, and browsers check no origin of a socket."""
+    address = f"http://127.0.0.1:{served.port}/api"
+    assert httpx.post(f"{address}/flows/", json={"name": "own"}).status_code in (200, 201)
+    assert httpx.post(f"{address}/flows/", json={"name": "foreign"}, headers=foreign).status_code == 403
+    assert httpx.get(f"{address}/events/out", headers=SOCKET).status_code == 101
+    assert httpx.get(f"{address}/events/out", headers=SOCKET | foreign).status_code == 403
+
+
 @pytest.mark.server
 def test_no_telemetry_and_no_advertisement(served: Served) -> None:
     settings = served.ask("admin/settings")["server"]
