@@ -59,6 +59,7 @@ bench: $(VENV)/.bench  ## encoding, outer step and store beside their peers, abo
 	$(BIN)/python benchmarks/store.py
 
 docs: $(READY)   ## the documentation site, into build/docs
+	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(READY)   ## ruff, mypy and the import rules

@@ -1,11 +1,12 @@
-"""A hook of mkdocs: writes the reference pages that follow from the code, so that they cannot differ from it."""
+"""Write the reference pages that follow from the code: `python docs/generate.py`, which `make docs` calls.
+
+They are committed, so that they can be read as files; a test compares them with the code.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 
 from functa.flows.cli.presets import PAPER_FIGURES, list_presets
 from functa.flows.config.reference import section_description, settings_reference
@@ -15,11 +16,10 @@ from functa.tasks.evaluation.evaluator import Described
 from functa.tasks.stage_table import STAGES
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages to those that lie in docs/."""
-    for path, write in PAGES.items():
-        files.append(File.generated(config, path, content=write()))
-    return files
+def write_pages(folder: Path) -> None:
+    """Write every generated page below the folder of the documentation."""
+    for path, page in PAGES.items():
+        (folder / path).write_text(page(), encoding="utf-8")
 
 
 def command_page() -> str:
@@ -53,6 +53,7 @@ def _names(names: Iterable[str]) -> str:
 
 def _under(name: str, body: str) -> str:
     """Return a command's description one level lower, below the heading of its group."""
+    body = STARTED_BY.sub(r"\1", body)
     return f"### functa {name}\n" + re.sub(r"^### ", "#### ", body, flags=re.MULTILINE)
 
 
@@ -139,6 +140,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
 
 
+# Where this runs as `python -m NAME`, cyclopts repeats "-m NAME" behind the names of commands.
+STARTED_BY = re.compile(r"^(functa(?: [a-z][a-z-]*)+) -m \S+", re.MULTILINE)
+
 COMMAND_HEAD = """# Command
 
 The command is `functa`. In a checkout it lies at `.venv/bin/functa`; activate the environment to use it by name.
@@ -185,3 +189,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/metrics.md": metrics_page,
     "reference/presets.md": presets_page,
 }
+
+if __name__ == "__main__":
+    write_pages(Path(__file__).parent)

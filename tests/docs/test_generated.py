@@ -22,6 +22,11 @@ def generate() -> ModuleType:
     return module
 
 
+def test_the_pages_in_the_repository_are_those_of_the_code(generate: ModuleType) -> None:
+    old = [path for path, page in generate.PAGES.items() if (DOCS / path).read_text(encoding="utf-8") != page()]
+    assert not old, f"{', '.join(old)}: run `make docs`, or python docs/generate.py, and commit them"
+
+
 def test_every_setting_figure_preset_and_stage_has_its_row(generate: ModuleType) -> None:
     rows = {
         generate.settings_page: [setting.key for setting in settings_reference()],

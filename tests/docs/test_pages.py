@@ -13,8 +13,6 @@ EXAMPLES = {  # files that a reader adds
     "benchmarks/NAME.py", "deploy/gpus.yaml", "flows/counting.py", "storage/images/stripes.py",
     "tasks/evaluation/sharpness.py",
 }  # fmt: skip
-# By docs/generate.py; the build of the site checks links to them.
-GENERATED = {"command.md", "settings.md", "presets.md", "metrics.md", "stages.md"}
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(PROJECT)))
@@ -24,8 +22,6 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
             continue
         name, _, anchor = target.partition("#")
         linked = (page.parent / name).resolve() if name else page
-        if linked.name in GENERATED and linked.parent.name == "reference":
-            continue
         assert linked.is_file(), f"{page}: {target}"
         assert not anchor or anchor in anchors(linked), f"{page}: {target}"
 
@@ -51,4 +47,4 @@ def test_files_that_code_and_pages_name_exist() -> None:
     files = [*current, *(file for folder in FOLDERS for file in (PROJECT / folder).rglob("*.py"))]
     named = {name: file for file in files for name in path.findall(file.read_text())}
     missing = {name: file for name, file in named.items() if not (PROJECT / name).exists()}
-    assert not missing.keys() - EXAMPLES - {f"docs/reference/{name}" for name in GENERATED}, missing
+    assert not missing.keys() - EXAMPLES, missing
