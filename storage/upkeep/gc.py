@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from functa.storage.errors import MissingObject, StorageError
+from functa.storage.errors import DamagedObject, MissingObject, StorageError
 from functa.storage.functaset.commit import COMMIT, commit
 from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import Root, read_root
@@ -67,7 +67,8 @@ def collect(
     versions, so that no byte of those rows is left in what was committed; what is young and uncommitted is listed,
     hydrated copies lie elsewhere, and an image that its source still has is encoded again by the next encoding.
     Interrupted, it continues when it is run again.
-    Raises StorageError: no functaset, a damaged commit that is kept (nothing could be proved unreferenced then).
+    Raises StorageError: no functaset, a damaged commit that is kept (nothing could be proved unreferenced then);
+    DamagedObject where fragments have been committed and no commit is there.
     """
     root = read_root(location)
     result = Collected(delete)
@@ -157,6 +158,7 @@ class _Collection:
             if LEFTOVER.fullmatch(entry.key):
                 self.result.young += [entry.key] if entry.modified >= self.horizon else []
                 self._unless(False, entry)
+        self._refuse_lost_commits(parts)
         self._fragments(parts)
         old_moments = {self._moments_of(entry) for entry in commits}
         for entry in moments:
@@ -166,6 +168,15 @@ class _Collection:
         # A commit follows its mark, which alone would mean that the commit is missing.
         for entry in sorted(commits, key=lambda entry: (entry.key[:16], entry.key.endswith(".json"))):
             self._expire(entry)
+
+    def _refuse_lost_commits(self, parts: dict[str, list[Entry]]) -> None:
+        """Raise DamagedObject if a fragment was claimed for a commit and no commit is there."""
+        committed = [fragment for fragment in parts if self._claim_on(fragment) == COMMIT] if not self.seen else []
+        if committed:
+            raise DamagedObject(
+                f"{self.location.uri}/commits: holds no commit, though {len(committed)} of {len(parts)} fragments were "
+                f"committed, so nothing is collected; restore commits/ from a copy, or encode again to commit them"
+            )
 
     def _expire(self, entry: Entry) -> None:
         if entry.key.endswith(".sha256"):
