@@ -54,6 +54,8 @@ def print_summary(ledger: Ledger, word: str) -> None:
     if "seconds_by_stage" in metrics:
         table.add_row("Time", ", ".join(f"{k} {v:.0f} s" for k, v in metrics["seconds_by_stage"].items()))
     console.print(table)
+    if (psnr := metrics.get("psnr_test")) is not None and psnr < metrics.get("psnr_pca_patch", psnr):
+        console.print("PSNR is below patch PCA with as many numbers: train longer (meta_train.steps).", soft_wrap=True)
     root = ledger.location.uri
     console.print(f"Report:  {root}/report.html\nMetrics: {root}/metrics.json", soft_wrap=True)
 

@@ -78,6 +78,11 @@ def load_checkpoint(location: Location, step: int | None = None) -> Checkpoint |
     return None
 
 
+def newest_step(location: Location) -> int:
+    """Return the step of the newest checkpoint of the right length, 0 where there is none. Reads no tensor."""
+    return next((step for step in _steps(location, MARKER) if _is_whole(location, step)), 0)
+
+
 def newest_metadata(location: Location) -> dict[str, Any] | None:
     """Return the metadata of the newest checkpoint of the right length, or None. Reads no tensor."""
     for step in _steps(location, MARKER):

@@ -14,9 +14,10 @@ READ_THREADS = 16  # over a network one receipt takes as long as many
 
 
 def status(location: Location, ended: bool = False) -> dict[str, Any]:
-    """Return shards done and left, images bad, rows written, seconds of work, and `damage`, a line for each record.
+    """Return shards done and left, images, bad ones, rows written, seconds of work, and `damage`, a line a record.
 
-    Of what the newest version shows and, unless encoding has ended, of what is planned beside it. Trusts the receipts.
+    `images` counts the rows that the newest version shows and, while encoding, those written beside it. The shards are
+    those of the newest version and, unless encoding has ended, of what is planned beside it. Trusts the receipts.
     """
     damage: list[str] = []
     newest = _newest(location, damage)
@@ -28,11 +29,13 @@ def status(location: Location, ended: bool = False) -> dict[str, Any]:
     receipts = _receipts([shard for fragment in fragments for shard in fragment.shards])
     damage += [str(found) for found in receipts.values() if isinstance(found, StorageError)]
     finished = {shard: found for shard, found in receipts.items() if isinstance(found, Receipt)}
-    bad = sum(entry.bad for entry in shown.values())  # without those that were retired
-    bad += sum(len(receipt.bad) for shard, receipt in finished.items() if shard.fragment.id not in shown)
+    new = [receipt for shard, receipt in finished.items() if shard.fragment.id not in shown]
+    bad = sum(entry.bad for entry in shown.values()) + sum(len(receipt.bad) for receipt in new)  # less those retired
+    images = sum(entry.rows for entry in shown.values()) + sum(receipt.good for receipt in new)
     return {
         "done": len(finished),
         "left": len(receipts) - len(finished),
+        "images": images,
         "bad": bad,
         "rows": sum(receipt.rows for receipt in finished.values()),
         "seconds": sum(receipt.seconds for receipt in finished.values()),

@@ -124,7 +124,7 @@ def warnings(data: ReportData) -> tuple[str, ...]:
             found.append(f"The classifier was trained on {each:.0f} images a class, which is few.")
     if test is not None and test < FEW_FOR_TEST:
         few = f"{test:,} test image{'s' if test > 1 else ''}"
-        found.append(f"{few}: the mean PSNR of others may be another.")
+        found.append(f"{few}: the mean PSNR of other images may differ.")
         if number(data.metrics, "top1_test") is not None:
             found[-1] = f"{few}: one image more or less right changes the accuracy by {1 / test:.1%}."
     return tuple(found)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from functa.flows.cli.status import print_status, read_status
@@ -17,8 +18,9 @@ from functa.storage.functaset.commit import commit
 from functa.storage.functaset.history import latest
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
+from functa.storage.runs.checkpoints import save_checkpoint
 from functa.storage.runs.stage_records import read_record, write_record
-from tests.helpers.flows.finished_stages import finish
+from tests.helpers.flows.finished_stages import finish, finish_all
 from tests.helpers.storage.functasets import fill, filled, new_store, plan, write
 from tests.helpers.storage.locations import Home, Prefix, new_bucket
 
@@ -86,6 +88,55 @@ def test_bad_images_that_were_replaced_or_abandoned_are_not_counted(home: Home) 
     assert encoding_state(book) == ("finished", (3, 0, 1))
     plan(place, n=5, first=70)  # of a run that another replaced
     assert encoding_state(book) == ("finished", (3, 0, 1))
+
+
+def test_only_visible_images_are_counted_and_the_rate_is_that_of_the_metrics(home: Home) -> None:
+    book, place = begun(home)
+    with book.working("encode") as record:
+        new_store(place.uri)
+        first = plan(place)
+        for shard in range(3):
+            write(place, first, shard, bad={1: "is empty"})
+        commit(place, [first.id])
+        made = commit(place, [], {first.id: [0, 1]})  # a good row and a bad one are retired
+        book.finish(record, "feed", {"encode_images_per_s": 7.5})
+    found = read_status(book.root)
+    assert found["images"] == sum(entry.rows for entry in made.fragments) == 20 - 1 - 3
+    assert found["shards"]["bad"] == 2
+    assert found["images_per_s"] == 7.5
+
+
+def test_an_unfinished_training_shows_its_last_checkpoint_and_the_command_that_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = Ledger(load_config("digits", ["classifier=null"]), str(tmp_path / "root"))
+    with pytest.raises(ValueError), book.working("meta_train") as record:
+        assert read_status(book.root)["steps"] == {"meta_train": [0, 700]}
+        assert read_status(book.root)["command"] == ""  # it is running
+        save_checkpoint(book.location.child(*record.output.split("/")), 340, {"w": np.zeros(2)}, {})
+        raise ValueError("loss is not finite")
+    found = read_status(book.root)
+    assert found["steps"] == {"meta_train": [340, 700]}
+    assert found["report"] is None
+    assert found["command"] == f"functa run digits --set classifier=null --root {book.root}"
+    print_status(book.root, found)
+    printed = capsys.readouterr().out
+    assert "failed, last checkpoint at step 340 of 700" in printed and f"Next: {found['command']}" in printed
+
+
+def test_a_report_of_an_earlier_functaset_is_marked_with_the_command_that_updates_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = finish_all(tmp_path)
+    found = read_status(book.root)
+    assert (found["outdated"], found["command"]) == ([], "")
+    assert found["report"] == f"{book.root}/report.html"
+    finish(book, "encode", "more")
+    found = read_status(book.root)
+    assert found["stages"]["evaluate"] == "finished" and found["outdated"] == ["functaset"]
+    assert found["command"] == f"functa evaluate digits --root {book.root}"
+    print_status(book.root, found)
+    assert "The report is of an earlier version of: functaset." in capsys.readouterr().out
 
 
 def test_a_stage_whose_process_was_killed_is_interrupted(tmp_path: Path) -> None:
