@@ -161,7 +161,7 @@ if a setting of its sections, or the output of a stage that it reads, changed.
 SETTINGS_HEAD = """# Settings
 
 Every setting has a key, such as `field.width`. Set it with `--set field.width=128` (repeatable), in a YAML file, or in
-the form of the server's UI. `functa show PRESET` prints the values that a preset resolves to.
+the form of the server's UI. `functa show PRESET --all` prints the values that a preset resolves to.
 
 Write lists as `[8,6,4]` and no value as `null`: `--set classifier=null` leaves that section out.
 """
@@ -174,7 +174,8 @@ each feature space hold a group: `fd.classifier` is the Fréchet distance on fea
 
 PRESETS_HEAD = """# Presets
 
-A preset is a complete configuration by name. `functa presets` lists them, `functa show PRESET` prints one in full.
+A preset is a complete configuration by name. `functa presets` lists them, `functa show PRESET --all`
+prints one in full.
 *Pixels* is the side of the images, *Latent* is positions x positions x channels.
 """
 

@@ -140,7 +140,7 @@ class ClassifierConfig(Config):
     )
     token_channels: int | None = Field(
         None, ge=1, le=16384, description="transformer: a position's latent is cut into tokens of so many numbers, as "
-        "a vector must be; empty: one token per position.",
+        "a vector must be; null: one token per position.",
     )  # fmt: skip
     dropout: float = Field(
         0.1, ge=0, lt=1, description="transformer: once, before the head; mlp: after every hidden layer."
@@ -200,7 +200,7 @@ class DiffusionConfig(Config):
     )
     sampling_steps: int = Field(1000, ge=2, le=10000, description="Denoiser calls per sample.")
     guidance: float = Field(1.0, ge=0, le=100, description="Classifier-free guidance: 0 unconditional, 1 conditional.")
-    clip: float | None = Field(None, gt=0, description="The x0 estimate is clipped to +- this; empty: not clipped.")
+    clip: float | None = Field(None, gt=0, description="The x0 estimate is clipped to +- this; null: not clipped.")
     variance: Literal["fixed_small", "fixed_large"] = Field("fixed_large", description="Of the DDPM sampler.")
 
     @model_validator(mode="after")

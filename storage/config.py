@@ -28,10 +28,10 @@ class ImagesConfig(Config):
         "", description="Folder (folder, torchvision) or .npz file; {train,test}.npz in a folder also do."
     )
     dataset: Literal["CIFAR10", "FashionMNIST"] = Field("CIFAR10", description="Which torchvision data set.")
-    channels: Literal[1, 3] | None = Field(None, description="Grey or RGB; empty: what the source has (folder: 3).")
-    classes: int | None = Field(None, ge=1, description="How many classes; empty: what the source has.")
+    channels: Literal[1, 3] | None = Field(None, description="Grey or RGB; null: what the source has (folder: 3).")
+    classes: int | None = Field(None, ge=1, description="How many classes; null: what the source has.")
     resolution: int | None = Field(
-        None, ge=2, le=4096, description="Short side to this, then centre crop; empty: images must agree already."
+        None, ge=2, le=4096, description="Short side to this, then centre crop; null: images must agree already."
     )
     limit: int | None = Field(None, ge=1, description="At most this many images per split, spread over the classes.")
     test_fraction: float = Field(

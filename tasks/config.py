@@ -72,12 +72,12 @@ class MetaTrainConfig(TrainingConfig):
     )
     muon_factor: float = MUON_FACTOR
     patches_per_image: int | None = Field(
-        None, ge=1, description="Random patches of every image that a step trains on; empty: all. Nearest and 1x1 only."
+        None, ge=1, description="Random patches of every image that a step trains on; null: all. Nearest and 1x1 only."
     )
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="Images per backward pass, their gradients accumulated; empty: the whole batch.",
+        description="Images per backward pass, their gradients accumulated; null: the whole batch.",
     )
     validation_images: int = Field(
         64, ge=0, le=100_000, description="Test images whose PSNR is logged during training."
@@ -163,7 +163,7 @@ class LatentTrainingConfig(TrainingConfig):
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="Examples per backward pass and device, their gradients accumulated; empty: all at once.",
+        description="Examples per backward pass and device, their gradients accumulated; null: all at once.",
         json_schema_extra=ENVIRONMENT,
     )
 
@@ -210,7 +210,7 @@ class DispatchConfig(Config):
     address: str | None = Field(
         None,
         pattern=r"^(tcp|tls|ucx|ws|wss)://[^\s/@]+$",
-        description="runner=dask: the scheduler of an existing cluster; empty: workers on this machine.",
+        description="runner=dask: the scheduler of an existing cluster; null: workers on this machine.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one.")
     devices: int = Field(

@@ -210,8 +210,16 @@ def presets(*, as_json: Json = False) -> int:
 
 
 @app.command(group=LOOK)
-def show(preset: Preset, *, overrides: Overrides = None, as_json: Json = False) -> int:
-    """Show all settings with their descriptions, and what a run will cost in time, memory and bytes."""
+def show(
+    preset: Preset,
+    *,
+    overrides: Overrides = None,
+    everything: Annotated[
+        bool, Parameter(name="--all", help="Show every setting, not the main ones.", negative="")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Show what a run will cost in time, memory and bytes, and the main settings."""
     from functa.flows.cli.show import describe_run, print_run
     from functa.flows.config.preflight import check_models
 
@@ -221,7 +229,7 @@ def show(preset: Preset, *, overrides: Overrides = None, as_json: Json = False) 
     if as_json:
         print(json.dumps(described, indent=1))
     else:
-        print_run(described)
+        print_run(described, everything)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`functa show`: all settings of a config, and what a run of it will cost on this machine."""
+"""`functa show`: what a run of a config will cost on this machine, and its settings."""
 
 from typing import Any
 
@@ -7,12 +7,27 @@ from rich.table import Table
 
 from functa.flows.config.consistency import latent_surplus
 from functa.flows.config.digests import digest, stage_config, stages_of
-from functa.flows.config.estimate import SHARE, estimate, image_shape, layer_flops_per_s, parameters, training_flops
-from functa.flows.config.reference import Setting, section_description, settings_reference
+from functa.flows.config.estimate import (
+    estimate,
+    image_shape,
+    layer_flops_per_s,
+    parameters,
+    stage_seconds,
+    training_flops,
+)
+from functa.flows.config.reference import SECTION, Setting, section_description, settings_reference
 from functa.flows.config.schema import PipelineConfig, ProvenanceConfig
 from functa.flows.server.console import text_console
 from functa.tasks.config import MEMORY_BYTES
 from functa.tasks.stage_table import STAGES
+
+# The settings that are changed most; --all shows the others.
+HEADLINE = (
+    "seed", "images.source", "images.location", "images.resolution", "field.spatial", "field.channels", "field.width",
+    "field.depth", "inner.steps", "meta_train.steps", "meta_train.batch", "encode.quantization.bits", "classifier",
+    "classifier.steps", "classifier.batch", "diffusion", "diffusion.steps", "diffusion.batch", "evaluation.samples",
+    "dispatch.runner", "dispatch.device",
+)  # fmt: skip
 
 TRAINED_BY = {"field": "meta_train", "classifier": "train_classifier", "denoiser": "train_diffusion"}
 
@@ -21,7 +36,7 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
     """Return {config, digests{}, parameters, estimate{}, warnings[]}.
 
     estimate holds flops, memory_bytes, store_bytes, training_flops{classifier, denoiser}, and by stage stage_flops and
-    seconds on this machine, at flops_per_s.
+    seconds on this machine, where a layer of the field reaches flops_per_s.
     """
     resolution, channels, classes = image_shape(config)
     warning = latent_surplus(config.field, resolution, channels)
@@ -29,9 +44,11 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
     costs["training_flops"] = training_flops(config, classes)
     costs["stage_flops"] |= {TRAINED_BY[name]: flops for name, flops in costs["training_flops"].items()}
     speed = layer_flops_per_s(config)
-    rate = None if speed is None else SHARE * speed
-    costs["flops_per_s"] = rate
-    costs["seconds"] = {} if rate is None else {stage: work / rate for stage, work in costs["stage_flops"].items()}
+    costs["flops_per_s"] = speed
+    costs["seconds"] = (
+        {} if speed is None
+        else {stage: stage_seconds(config, stage, work, speed) for stage, work in costs["stage_flops"].items()}
+    )  # fmt: skip
     return {
         "config": config.model_dump(mode="json"),
         "digests": {stage: digest(stage_config(config, stage)) for stage in stages_of(config)},
@@ -41,24 +58,31 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
     }
 
 
-def print_run(described: dict[str, Any]) -> None:
-    """Print the settings section by section, then parameters, estimates, warnings and digests."""
+def print_run(described: dict[str, Any], everything: bool = False) -> None:
+    """Print parameters, estimates and warnings, then the headline settings or all of them, section by section."""
     console = text_console()
+    _print_estimate(console, described)
+    for warning in described["warnings"]:
+        console.print(f"Warning: {warning}", soft_wrap=True)
     config = described["config"]
     marks = ProvenanceConfig.model_validate(config["provenance"])
     sections: dict[str, list[tuple[Setting, Any]]] = {}
     for setting in settings_reference():
         present, value = _value(config, setting.key)
-        if present and (setting.type != "section, or null" or value is None):
-            sections.setdefault(setting.section, []).append((setting, value))
+        wanted = everything or setting.key in HEADLINE
+        if wanted and present and (setting.type != SECTION or value is None):
+            sections.setdefault(setting.section if everything else "", []).append((setting, value))
     for section, rows in sections.items():
-        title = f"{section}: {section_description(section)}" if section else "the run"
-        console.print(_table(title, rows, marks))
         console.print()
-    _print_estimate(console, described)
-    for warning in described["warnings"]:
-        console.print(f"Warning: {warning}", soft_wrap=True)
-    console.print("Digests: " + ", ".join(f"{k} {v}" for k, v in described["digests"].items()), soft_wrap=True)
+        title = (
+            f"{section}: {section_description(section)}" if section else "The run" if everything else "Main settings"
+        )
+        console.print(_table(title, rows, marks, everything))
+    console.print()
+    if everything:
+        console.print("Digests: " + ", ".join(f"{k} {v}" for k, v in described["digests"].items()), soft_wrap=True)
+    else:
+        console.print("--all shows every setting with what it accepts.")
 
 
 def _value(config: dict[str, Any], key: str) -> tuple[bool, Any]:
@@ -71,16 +95,27 @@ def _value(config: dict[str, Any], key: str) -> tuple[bool, Any]:
     return True, here
 
 
-def _table(title: str, rows: list[tuple[Setting, Any]], marks: ProvenanceConfig) -> Table:
-    """Return one section's rows; whose choice a value is only for presets that follow the paper."""
+def _table(title: str, rows: list[tuple[Setting, Any]], marks: ProvenanceConfig, everything: bool) -> Table:
+    """Return rows of settings; whose choice a value is only for presets that follow the paper."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", max_width=30)
     found = [marks.of(setting.key) for setting, _ in rows] if marks.paper else []
     for number, (setting, value) in enumerate(rows):
-        shown = "null" if value is None else "true" if value is True else "false" if value is False else str(value)
+        shown = (
+            '""'
+            if value == ""
+            else "null"
+            if value is None
+            else "true"
+            if value is True
+            else "false"
+            if value is False
+            else str(value)
+        )
         mark = [found[number]] if any(found) else []
-        table.add_row(setting.key, shown, *mark, setting.description)
+        accepts = f" One of: {setting.type}." if everything and " | " in setting.type else ""
+        table.add_row(setting.key, shown, *mark, setting.description + accepts)
     return table
 
 
@@ -96,8 +131,8 @@ def _print_estimate(console: Console, described: dict[str, Any]) -> None:
         work = [f"{STAGES[stage].command} {_duration(seconds)}" for stage, seconds in costs["seconds"].items()]
         rate, flops = costs["flops_per_s"] / 1e9, sum(costs["stage_flops"].values())
         console.print(
-            f"Time on this machine, roughly: {', '.join(work)}; evaluation and start-up come on top. It is {flops:.2e} "
-            f"FLOPs at {rate:.3g} GFLOP/s, {SHARE:.0%} of what a layer of the field was just measured to reach here.",
+            f"Time on this machine, roughly: {', '.join(work)}; evaluation comes on top. It is {flops:.2e} FLOPs, "
+            f"where a layer of the field was just measured to reach {rate:.3g} GFLOP/s, and start-up.",
             soft_wrap=True,
         )
     if costs["store_bytes"] is None:

@@ -78,8 +78,18 @@ LAYER_ROWS = {"cpu": 1 << 12, "cuda": 1 << 18}  # pixels of the layer that is ti
 
 LAYER_SECONDS = 0.3
 
-# The share of a bare layer's speed that training a field reaches: 0.45 in docs/results.md (cifar10_8x8x16_fast).
+# The share of a bare layer's speed that a stage reaches: 0.45 in docs/results.md (cifar10_8x8x16_fast).
 SHARE = 0.5
+
+# The share of a U-Net, and of a field in bf16 on a CPU that is not compiled, as measured on digits and photos_64 on two
+# cores.
+SHARE_UNET, SHARE_EAGER_BF16 = 0.35, 0.06
+
+# Beside the arithmetic, in seconds as measured on two cores: the start of a training's process and of an encoding,
+# compiling, and what every step takes however small its model.
+START, START_ENCODING, COMPILING = 5.0, 2.0, 40.0
+
+STEP = {"meta_train": 0.01, "train_classifier": 0.002, "train_diffusion": 0.002}
 
 
 def layer_flops_per_s(config: PipelineConfig) -> float | None:
@@ -151,6 +161,38 @@ def estimate(config: PipelineConfig, resolution: int | None, channels: int | Non
     }
 
 
+def stage_seconds(config: PipelineConfig, stage: str, work: float, layer: float) -> float:
+    """Return the seconds of a stage of so many FLOPs where a layer reaches `layer` FLOP/s: arithmetic and the rest."""
+    share, fixed = SHARE, START
+    if stage in ("meta_train", "encode"):
+        compiled = _compiled_for(config, work)
+        eager_bf16 = compiled is None and config.inner.precision == "bf16"
+        share = SHARE_EAGER_BF16 if eager_bf16 and config.dispatch.device != "cuda" else SHARE
+        fixed = (START if stage == "meta_train" else START_ENCODING) + (COMPILING if compiled else 0)
+    elif stage == "train_diffusion" and config.diffusion is not None and config.diffusion.model.kind == "unet":
+        share = SHARE_UNET
+    steps = {
+        "meta_train": config.meta_train,
+        "train_classifier": config.classifier,
+        "train_diffusion": config.diffusion,
+    }
+    training = steps.get(stage)
+    return fixed + (0 if training is None else STEP[stage] * training.steps) + work / (share * layer)
+
+
+def _compiled_for(config: PipelineConfig, work: float) -> str | None:
+    """Return the type of device that so much work of the field, in FLOPs, is compiled for; None: it is not compiled."""
+    from functa.models.compute.compilation import should_compile
+    from functa.models.compute.device import choose_device
+
+    try:
+        device = choose_device(config.dispatch.device)
+        compiled, _ = should_compile(config.inner.compile, work, device)
+    except ValueError:  # there is no such device or no compiler, which `functa doctor` and the run report
+        return None
+    return device.type if compiled else None
+
+
 def _cores(config: PipelineConfig, work: float) -> int:
     """Return the chunks computed at once: one per thread of a process where compiled for a CPU, else one.
 
@@ -158,15 +200,7 @@ def _cores(config: PipelineConfig, work: float) -> int:
     """
     if config.dispatch.device == "cuda" or config.inner.compile == "off" or checkpoints(config.field, config.inner):
         return 1
-    from functa.models.compute.compilation import should_compile
-    from functa.models.compute.device import choose_device
-
-    device = choose_device(config.dispatch.device)
-    try:
-        compiled, _ = should_compile(config.inner.compile, work, device)
-    except ValueError:  # there is no compiler, which `functa doctor` and the run report
-        compiled = False
-    return max(1, threads_of_a_run() // config.dispatch.devices) if compiled and device.type == "cpu" else 1
+    return max(1, threads_of_a_run() // config.dispatch.devices) if _compiled_for(config, work) == "cpu" else 1
 
 
 def _kept_bytes(images: Images) -> int:

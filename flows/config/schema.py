@@ -64,7 +64,7 @@ class PipelineConfig(Config):
         None,
         ge=0,
         le=2**31 - 1,
-        description="Seed of what comes after the functaset: classifier, diffusion, samples; empty: seed.",
+        description="Seed of what comes after the functaset: classifier, diffusion, samples; null: seed.",
     )
     images: ImagesConfig = Field(ImagesConfig(), title="Images")
     field: FieldConfig = Field(FieldConfig(), title="Field")

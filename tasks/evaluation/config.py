@@ -32,7 +32,7 @@ class MemorizationConfig(Config):
         None,
         ge=1,
         le=1_000_000,
-        description="Samples of each class drawn for the distinct counts of Table 7 (paper: 5,000); empty: those that "
+        description="Samples of each class drawn for the distinct counts of Table 7 (paper: 5,000); null: those that "
         "are drawn anyway. Conditional models only.",
     )
     null_images: int = Field(
@@ -70,7 +70,7 @@ class FidConfig(Config):
     weights: str | None = Field(
         None,
         min_length=1,
-        description="Local path of weights-inception-2015-12-05-6726825d.pth (torch-fidelity's); empty: no FID.",
+        description="Local path of weights-inception-2015-12-05-6726825d.pth (torch-fidelity's); null: no FID.",
     )
     any_weights: bool = Field(
         False, description="Take a file of another digest; the distance is then fd.inception_other, not FID."
@@ -153,10 +153,10 @@ class EvaluationConfig(Config):
 class GateConfig(Config):
     """Thresholds that a run's figures must keep, or the pipeline fails at its end. Never part of a digest."""
 
-    min_psnr: float | None = Field(None, ge=0, le=200, description="Least psnr_test, dB; empty: not asked.")
+    min_psnr: float | None = Field(None, ge=0, le=200, description="Least psnr_test, dB; null: not asked.")
     min_top1: float | None = Field(
-        None, ge=0, le=1, description="Least top1_test, a share from 0 to 1; empty: not asked."
+        None, ge=0, le=1, description="Least top1_test, a share from 0 to 1; null: not asked."
     )
-    max_ece: float | None = Field(None, ge=0, le=1, description="Largest ece, a share from 0 to 1; empty: not asked.")
-    max_fd: float | None = Field(None, ge=0, description="Largest fd.classifier; empty: not asked.")
-    max_fid: float | None = Field(None, ge=0, description="Largest fid; empty: not asked.")
+    max_ece: float | None = Field(None, ge=0, le=1, description="Largest ece, a share from 0 to 1; null: not asked.")
+    max_fd: float | None = Field(None, ge=0, description="Largest fd.classifier; null: not asked.")
+    max_fid: float | None = Field(None, ge=0, description="Largest fid; null: not asked.")

@@ -105,7 +105,7 @@ def error_line(job: TrainingJob, error: Exception) -> str:
     if kind == "pixel_classifier":
         fix = f"evaluation.pixel_classifier.batch (now {batch})"
     else:
-        now = getattr(job.training, "micro_batch", None) or f"empty: the whole batch of {batch}"
+        now = getattr(job.training, "micro_batch", None) or f"null: the whole batch of {batch}"
         other = "inner.checkpoint=true" if kind == "meta_train" else f"{kind}.precision=bf16"
         fix = f"{kind}.micro_batch (now {now}), or set {other}"
     asked = re.search(r"ried to allocate ([\d.]+ \w+)", text)

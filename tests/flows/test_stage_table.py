@@ -81,7 +81,7 @@ def test_a_stage_added_to_the_table_is_a_command_that_runs_and_has_a_state(tmp_p
     assert "count-rows: done" in command(tmp_path, *asked)
     assert "count-rows is up to date" in command(tmp_path, *asked)
     assert '"count_rows": "finished"' in command(tmp_path, "status", str(root), "--json")
-    assert "count_rows" in command(tmp_path, "show", str(config))
+    assert "count_rows" in command(tmp_path, "show", str(config), "--all")
 
 
 def test_a_stage_added_to_the_table_is_planned_and_has_a_digest_of_its_own(toy: Stage) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from functa.flows.cli.show import describe_run, print_run
+from functa.flows.cli.show import HEADLINE, describe_run, print_run
+from functa.flows.config.estimate import SHARE, START, START_ENCODING, STEP, stage_seconds
 from functa.flows.config.load import load_config
 from functa.flows.config.reference import SECTION, settings_reference
 from functa.models.compute.compilation import has_compiler
@@ -83,7 +84,7 @@ def test_absent_images_are_left_out_and_that_is_printed(capsys: pytest.CaptureFi
 
 def test_every_setting_is_printed_with_its_key_value_and_description(capsys: pytest.CaptureFixture[str]) -> None:
     described = describe_run(load_config("digits", ["classifier=null"]))
-    print_run(described)
+    print_run(described, everything=True)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     printed = {words[0]: words[1:] for words in lines if words and words[0] in ROWS}
     # A section that may be null has a row of its own only where it is null.
@@ -95,10 +96,31 @@ def test_every_setting_is_printed_with_its_key_value_and_description(capsys: pyt
     assert printed["field.width"][:2] == ["64", ROWS["field.width"].description.split()[0]]
 
 
+def test_the_estimate_comes_first_and_then_the_main_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    print_run(describe_run(load_config("digits")))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Parameters:") and lines[1].startswith("Time on this machine")
+    printed = [key for line in lines if (key := line.partition(" ")[0]) in ROWS]
+    assert printed == [key for key in HEADLINE if key not in ("classifier", "diffusion")]  # they are not null
+    assert lines[-1] == "--all shows every setting with what it accepts."
+    assert len(lines) < 60
+
+
+def test_choices_are_listed_as_in_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    print_run(describe_run(load_config("digits")), everything=True)
+    words = " ".join(capsys.readouterr().out.split())
+    assert f"One of: {ROWS['inner.compile'].type}." in words
+    assert words.count("One of:") == sum(" | " in row.type for row in ROWS.values())
+
+
+def test_an_absent_value_is_described_as_it_is_printed() -> None:
+    assert not [row.key for row in ROWS.values() if "empty:" in row.description]
+
+
 def test_only_presets_that_follow_the_paper_show_whose_choice_a_setting_is(capsys: pytest.CaptureFixture[str]) -> None:
     marks = {}
     for name in ("digits", "paper_cifar10_vector_256"):
-        print_run(describe_run(load_config(name)))
+        print_run(describe_run(load_config(name)), everything=True)
         words = capsys.readouterr().out.split()
         marks[name] = {mark for mark in ("assumed", "paper") if words.count(mark) > 5}
     assert marks == {"digits": set(), "paper_cifar10_vector_256": {"assumed", "paper"}}
@@ -108,10 +130,22 @@ def test_time_is_estimated_for_every_stage_whose_work_is_known(capsys: pytest.Ca
     described = describe_run(load_config("digits", ["diffusion=null"]))
     costs = described["estimate"]
     assert set(costs["seconds"]) == {"meta_train", "encode", "train_classifier"}
-    assert costs["seconds"]["encode"] == pytest.approx(costs["stage_flops"]["encode"] / costs["flops_per_s"])
+    arithmetic = {name: work / costs["flops_per_s"] for name, work in costs["stage_flops"].items()}
+    assert all(seconds > arithmetic[name] for name, seconds in costs["seconds"].items())
     assert costs["stage_flops"]["meta_train"] + costs["stage_flops"]["encode"] == pytest.approx(costs["flops"])
     print_run(described)
     assert "Time on this machine, roughly: meta-train " in capsys.readouterr().out
+
+
+def test_start_up_and_a_time_for_every_step_are_added_to_the_arithmetic() -> None:
+    """Nearly no arithmetic on a machine that is nearly infinitely fast: what remains is start-up and steps."""
+    config = load_config("digits", ["inner.compile=off"])
+    for stage, steps in (("meta_train", 700), ("train_classifier", 600), ("train_diffusion", 600)):
+        assert stage_seconds(config, stage, 1.0, 1e15) == pytest.approx(START + steps * STEP[stage])
+    assert stage_seconds(config, "encode", 1.0, 1e15) == pytest.approx(START_ENCODING)
+    assert stage_seconds(config, "train_classifier", 1e12, 1e11) == pytest.approx(
+        START + 600 * STEP["train_classifier"] + 10 / SHARE
+    )
 
 
 def test_an_average_of_the_weights_is_counted() -> None:

@@ -173,7 +173,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     [
         (
             ClassifierJob(**COMMON, functaset="", classes=2, classifier=TrainClassifierConfig(batch=1024)),
-            "lower classifier.micro_batch (now empty: the whole batch of 1024), or set classifier.precision=bf16",
+            "lower classifier.micro_batch (now null: the whole batch of 1024), or set classifier.precision=bf16",
         ),
         (
             job(Path("out"), "meta_train.batch=16", "meta_train.micro_batch=4"),
