@@ -12,6 +12,9 @@ from functa.flows.cli.arguments import Json, path_of
 from functa.flows.cli.tables import foldable
 from functa.flows.config.schema import ConfigError
 from functa.flows.server.console import text_console
+from functa.tasks.dispatch.progress import count
+
+SETTINGS = 20  # of those that differ, without --all
 
 if TYPE_CHECKING:
     from functa.tasks.report.compare.runs import Comparison
@@ -24,10 +27,10 @@ def compare(
     out: Annotated[
         Path | None, Parameter(converter=path_of, help="Write an HTML report there: table, overlaid curves, config.")
     ] = None,
-    everything: Annotated[bool, Parameter(name="--all", help="Show equal figures too.", negative="")] = False,
+    everything: Annotated[bool, Parameter(name="--all", help="Show every figure and setting.", negative="")] = False,
     as_json: Json = False,
 ) -> int:
-    """Show the settings and figures in which runs differ, and overlay their training curves in a report."""
+    """Show the main figures and the settings in which runs differ; all figures and curves in a report."""
     if len(roots) < 2:
         raise ConfigError("compare needs at least two roots, such as functa compare functa-runs/a functa-runs/b")
     from functa.tasks.report.compare.runs import compare_runs, read_runs
@@ -48,22 +51,37 @@ def compare(
 
 
 def print_comparison(comparison: "Comparison", everything: bool = False) -> None:
-    """Print the settings that differ, then the figures that differ or all of them, the most important ones first."""
+    """Print the headline figures and the settings that differ; or all figures, and every setting that differs."""
+    from functa.tasks.report.compare.runs import OTHER_IMAGES
+
     console = text_console()
     names = [run.name for run in comparison.runs]
-    if comparison.settings:
-        settings = foldable("setting", *names, title="Settings that differ")
-        for key, values in comparison.settings.items():
-            settings.add_row(key, *("not set" if value is None else json.dumps(value) for value in values))
-        console.print(settings)
-    else:
-        console.print("All settings are equal.")
-    lines = [line for line in comparison.lines if everything or line.differs]  # the headline first
-    equal = len(comparison.lines) - sum(line.differs for line in comparison.lines)
+    if not comparison.same_images:
+        console.print(OTHER_IMAGES, soft_wrap=True)
+    lines = [line for line in comparison.lines if everything or (line.headline and line.differs)]
     if lines:
-        table = foldable("figure", *names, title="All figures" if everything else "Figures that differ")
-        for line in lines:
+        table = foldable("figure", *names, title="All figures" if everything else "Headline figures that differ")
+        for line in lines:  # the headline first
             table.add_row(line.name, *line.cells, style="bold" if line.differs and everything else None)
         console.print(table)
-    if equal and not everything:
-        console.print(f"{equal} figures are equal; --all shows them.")
+    else:
+        console.print("No headline figure differs.")
+    settings = dict(list(comparison.settings.items())[: None if everything else SETTINGS])
+    if settings:
+        table = foldable("setting", *names, title="Settings that differ")
+        for key, values in settings.items():
+            table.add_row(key, *("not set" if value is None else json.dumps(value) for value in values))
+        console.print(table)
+    else:
+        console.print("All settings are equal.")
+    if not everything:
+        console.print(_left_out(comparison, len(comparison.settings) - len(settings)), soft_wrap=True)
+
+
+def _left_out(comparison: "Comparison", settings: int) -> str:
+    """Name what is not printed, and how to see it."""
+    others = sum(line.differs and not line.headline for line in comparison.lines)
+    equal = sum(not line.differs for line in comparison.lines)
+    more = f"{count(settings, 'setting')} and " if settings else ""
+    differing = f"{more}{count(others, 'other figure')} that differ"
+    return f"Not shown: {differing}, {count(equal, 'figure')} that are equal; --all shows them, --out writes a page."

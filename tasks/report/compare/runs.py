@@ -18,12 +18,14 @@ Row = dict[str, Any]
 
 BEST, ABSENT = "\u2605", "\u2013"
 
+OTHER_IMAGES = "The runs have different images: their figures cannot be compared, and no value is marked as the best."
+
 HEADLINE = ("psnr_test", "top1_test", "fid", "fd", "bits_per_dim", "memorized_share")  # in this order
 
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run: its name, root and date, its figures, config and training curves."""
+    """One run: its name, root and date, its figures, config and training curves, the digest of its images."""
 
     name: str
     root: str
@@ -31,6 +33,8 @@ class ComparedRun:
     metrics: dict[str, Any]
     config: dict[str, Any]
     curves: dict[str, list[Row]]
+    images: str = ""
+    """Digest of the images of both splits; "" where it was not recorded."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,14 @@ class Comparison:
     runs: tuple[ComparedRun, ...]
     lines: tuple[Line, ...]
     settings: dict[str, tuple[Any, ...]]
+    same_images: bool = True
 
     def as_json(self) -> dict[str, Any]:
-        """Return {runs[], metrics{key: [value of each run]}, differing[], config{key: [...]}}."""
+        """Return {runs[], same_images, metrics{key: [value of each run]}, differing[], config{key: [...]}}."""
         values = [dict(flattened(run.metrics)) for run in self.runs]
         return {
             "runs": [{"name": run.name, "root": run.root, "created": run.created} for run in self.runs],
+            "same_images": self.same_images,
             "metrics": {line.key: [each.get(line.key) for each in values] for line in self.lines},
             "differing": [line.key for line in self.lines if line.differs],
             "config": {key: list(value) for key, value in self.settings.items()},
@@ -104,7 +110,8 @@ def read_runs(addresses: list[str]) -> tuple[ComparedRun, ...]:
     else:
         names = [f"{number}: {location}" for number, location in enumerate(addresses, 1)]
     return tuple(
-        ComparedRun(name, run.root, run.created, run.metrics, run.config, run.curves) for name, run in zip(names, found)
+        ComparedRun(name, run.root, run.created, run.metrics, run.config, run.curves, run.images)
+        for name, run in zip(names, found)
     )
 
 
@@ -125,7 +132,8 @@ def _read(location: Location, given: str) -> ComparedRun:
             f"{given}: its metrics.json or run.json cannot be read ({error}); run evaluate again"
         ) from None
     name = str(config.get("name", given))
-    return ComparedRun(name, location.uri, created, metrics, config, _curves(location, about.get("outputs", {})))
+    curves, images = _curves(location, about.get("outputs", {})), str(about.get("images_digest") or "")
+    return ComparedRun(name, location.uri, created, metrics, config, curves, images)
 
 
 def _described(location: Location) -> Location:
@@ -152,12 +160,17 @@ def _curves(location: Location, outputs: dict[str, str]) -> dict[str, list[Row]]
 
 
 def compare_runs(runs: tuple[ComparedRun, ...]) -> Comparison:
-    """Compare the figures, headline first, then those that differ, by group; and the configs."""
+    """Compare the figures, headline first, then those that differ, by group; and the configs.
+
+    No figure has a better end where the runs' images are not the same: their files, or the pixels made of them.
+    """
+    same_images = len({run.images for run in runs if run.images}) < 2 and len({_pixels(run) for run in runs}) < 2
     shown: list[dict[str, Figure]] = [{figure.key: figure for figure in figures(run.metrics)} for run in runs]
     lines = [
         Line(
             key, figure.group, figure.name, tuple(each[key].value if key in each else None for each in shown),
-            tuple(measured(run.metrics, key) for run in runs), described(key.partition(".")[0]).better,
+            tuple(measured(run.metrics, key) for run in runs), 
+            described(key.partition(".")[0]).better if same_images else "",
         )
         for key, figure in {key: figure for each in shown for key, figure in each.items()}.items()
     ]  # fmt: skip
@@ -169,7 +182,14 @@ def compare_runs(runs: tuple[ComparedRun, ...]) -> Comparison:
         runs,
         tuple(sorted(lines, key=_rank)),  # stable: the file's order within a group
         {key: values for key, values in settings.items() if _differ(values)},
+        same_images,
     )
+
+
+def _pixels(run: ComparedRun) -> tuple[Any, ...]:
+    """Return the settings by which pixels are made of an image's file."""
+    images = run.config.get("images") or {}
+    return tuple(images.get(key) for key in ("resolution", "channels"))
 
 
 def _differ(values: tuple[Any, ...]) -> bool:

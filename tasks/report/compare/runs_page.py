@@ -9,7 +9,7 @@ import numpy as np
 from functa.storage.errors import StorageError
 from functa.tasks.report.blocks import Block, Drawing, Row, Section, Table
 from functa.tasks.report.chart_style import MAX_POINTS, STYLE, log_scale, new_figure, running_mean, step_axis, to_svg
-from functa.tasks.report.compare.runs import BEST, Comparison, Line
+from functa.tasks.report.compare.runs import BEST, OTHER_IMAGES, Comparison, Line
 from functa.tasks.report.compare.sweep_page import LINES
 from functa.tasks.report.page import Page, write_page
 from functa.tasks.report.sections.training import PANELS, SMOOTHED_FROM, logged
@@ -19,7 +19,8 @@ from functa.tasks.report.words import setting, short, stage_name
 def write_comparison(comparison: Comparison, out: Path, command: str = "") -> None:
     """Write the page. Raises StorageError where it cannot be written."""
     title = "Comparison: " + " and ".join(run.name for run in comparison.runs)
-    page = write_page(Page(title, command), sections(comparison))
+    warnings = () if comparison.same_images else (OTHER_IMAGES,)
+    page = write_page(Page(title, command, warnings=warnings), sections(comparison))
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -53,7 +54,8 @@ def _differences(comparison: Comparison) -> Section:
         lines = [line for line in differing if line.group == group]
         tables.append(_table(comparison, f"compare_{group.lower()}", group, lines))
     tables.append(_table(comparison, "compare_equal", f"Equal in all runs: {len(equal)} figures", equal, folded=True))
-    about = f"{BEST} marks the best value, where one end is better. Below the headline only what differs is shown."
+    about = f"{BEST} marks the best value, where one end is better. " if comparison.same_images else ""
+    about += "Below the headline only what differs is shown."
     return Section("figures", "What differs", about, tuple(table for table in tables if table.rows or table.note))
 
 

@@ -1,10 +1,11 @@
 """The comparison of runs: what differs, headline first, the better value marked, equal figures folded."""
 
+from pathlib import Path
 from typing import Any
 
 from functa.tasks.report.blocks import Table
-from functa.tasks.report.compare.runs import ComparedRun, compare_runs
-from functa.tasks.report.compare.runs_page import BEST, overlaid, sections
+from functa.tasks.report.compare.runs import OTHER_IMAGES, ComparedRun, compare_runs
+from functa.tasks.report.compare.runs_page import BEST, overlaid, sections, write_comparison
 
 
 def test_curves_of_runs_lie_over_each_other_and_every_run_is_named() -> None:
@@ -49,3 +50,23 @@ def test_a_setting_that_an_older_version_did_not_have_is_no_difference_while_it_
     runs = [ComparedRun("r", "root", "", {}, config, {}) for config in configs]
     assert compare_runs((runs[0], runs[1])).settings == {}
     assert compare_runs((runs[0], runs[2])).settings == {"evaluation.quick": (None, True)}
+
+
+def test_runs_on_different_images_have_a_warning_and_no_best_value(tmp_path: Path) -> None:
+    same, resized = {"images": {"resolution": 8}}, {"images": {"resolution": 16}}
+    for digests, configs, comparable in (
+        (("a", "a"), (same, same), True),
+        (("", "a"), (same, same), True),  # of an older run: not known
+        (("a", "b"), (same, same), False),
+        (("a", "a"), (same, resized), False),
+    ):
+        runs = tuple(
+            ComparedRun(str(number), "root", "", {"psnr_test": 20.0 + number}, config, {}, digest)
+            for number, (digest, config) in enumerate(zip(digests, configs))
+        )
+        comparison = compare_runs(runs)
+        assert comparison.same_images is comparison.as_json()["same_images"] is comparable
+        assert any(line.best for line in comparison.lines) is comparable
+        write_comparison(comparison, tmp_path / "page.html")
+        page = (tmp_path / "page.html").read_text()
+        assert (OTHER_IMAGES in page) is not comparable and (BEST in page) is comparable
