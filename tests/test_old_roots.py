@@ -50,9 +50,9 @@ def test_an_old_functaset_is_whole(folder: Path) -> None:
 
 
 def test_an_old_functaset_is_described_as_before(folder: Path) -> None:
-    assert json.loads(answer("store", "info", folder / "root", "--json")) == json.loads(
-        (folder / "expected" / "info.json").read_text()
-    )
+    expected = json.loads((folder / "expected" / "info.json").read_text())
+    found = json.loads(answer("store", "info", folder / "root", "--json"))
+    assert {key: found[key] for key in expected} == expected  # newer versions add keys
 
 
 def test_old_latents_decode_to_the_same_images(folder: Path, tmp_path: Path) -> None:

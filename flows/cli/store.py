@@ -12,6 +12,7 @@ from functa.flows.cli.progress import ProgressLine
 from functa.flows.config.schema import ConfigError
 from functa.storage.config import QuantizationConfig
 from functa.storage.places.address import open_location
+from functa.storage.runs.stage_records import read_record
 
 store = App(name="store", group=LOOK, help="Inspect, check, clean and copy a functaset.")
 
@@ -23,17 +24,24 @@ def info(uri: Functaset, *, as_json: Json = False) -> int:
     """Rows, versions, shapes, bits, PSNR, bytes, fingerprint."""
     from functa.storage.functaset.functaset import Functaset as Store
 
-    _print_info(uri, Store.open(functaset_of(uri)).info(), as_json)
+    found = Store.open(functaset_of(uri)).info()
+    _print_info(uri, found, as_json, _measured(uri, found["content"]))
     return 0
 
 
-def _print_info(uri: str, found: dict[str, Any], as_json: bool) -> None:
+def _measured(uri: str, content: str) -> float | None:
+    """Return the test PSNR that the root's evaluation of this content measured; None for none, or where no root is."""
+    record = read_record(open_location(uri), "evaluate")
+    return record.figures.get("psnr_test") if record is not None and record.inputs.get("encode") == content else None
+
+
+def _print_info(uri: str, found: dict[str, Any], as_json: bool, measured: float | None = None) -> None:
     if as_json:
         print(json.dumps(found, indent=1))
         return
     from functa.flows.cli.tables import print_functaset
 
-    print_functaset(uri, found)
+    print_functaset(uri, found, measured)
 
 
 @store.command

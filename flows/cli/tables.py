@@ -98,15 +98,15 @@ def print_collected(done: "Collected") -> None:
     console.print(f"{len(done.removed)} objects, {done.bytes / 1e6:.1f} MB {would}collected{ask}")
 
 
-def print_functaset(uri: str, info: dict[str, Any]) -> None:
-    """Print a functaset's info as a table."""
+def print_functaset(uri: str, info: dict[str, Any], measured: float | None = None) -> None:
+    """Print a functaset's info as a table; `measured` is the test PSNR that was measured of what it holds."""
     table = Table(title=uri, show_header=False, title_justify="left")
-    for name, value in _functaset_rows(info):
+    for name, value in _functaset_rows(info, measured):
         table.add_row(name, value)
     text_console().print(table)
 
 
-def _functaset_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
+def _functaset_rows(info: dict[str, Any], measured: float | None) -> list[tuple[str, str]]:
     rows = ", ".join(f"{count:,} {split}" for split, count in info["rows_by_split"].items())
     asked = info["bits"] if isinstance(info["bits"], list) else [info["bits"]]
     found = [
@@ -126,7 +126,16 @@ def _functaset_rows(info: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("Clipped numbers", f"{info['clip_fraction']:.4%}"))
     found += [("PSNR before quantisation" if info["ranges"] else "PSNR", _psnr(info["psnr"]))]
     found += [(f"  {split}", _psnr(found)) for split, found in info["psnr"]["by_split"].items()]
-    found += [("Bytes", f"{info['bytes']:,}"), ("Field", info["field"]), ("Content", info["content"])]
+    if info["ranges"]:
+        after = "not measured; a run's report has PSNR by bits" if measured is None else f"{measured:.2f} dB, test"
+        found.append(("PSNR after quantisation", after))
+    latents = "codes" if info["ranges"] else "latents"
+    found += [("Bytes", f"{info['bytes']:,}"), (f"  {latents}", f"{info['z_bytes']:,}")]
+    found += [
+        ("  labels, ids, field, records", f"{info['bytes'] - info['z_bytes']:,}"),
+        ("Field", info["field"]),
+        ("Content", info["content"]),
+    ]
     found += [("Fingerprint", info["fingerprint_digest"])]
     return found + [(f"  {key}", json.dumps(value)) for key, value in info["fingerprint"].items()]
 

@@ -234,8 +234,9 @@ class Functaset:
     def info(self) -> dict[str, Any]:
         """Return the answer of `functa store info --json`: from receipts alone, no latent is read.
 
-        bits_per_dim is measured: all bytes of z's objects, shard indexes and checksums included, over all numbers
-        stored. psnr is of the latents before quantisation, as they were encoded: it cannot be known from codes alone.
+        bits_per_dim is measured: all bytes of z's objects (z_bytes), shard indexes and checksums included, over all
+        numbers stored. psnr is of the latents before quantisation, as they were encoded: it cannot be known from codes
+        alone.
         """
         plans = [fragment.plan for fragment in self.fragments]
         live = [(shard.fragment.plan, shard.receipt) for shard in self.shards()]
@@ -259,6 +260,7 @@ class Functaset:
             "clip_fraction": sum(receipt.clipped for _, receipt in live) / max(1, good),
             "psnr": _psnr([receipt for _, receipt in live]) | {"by_split": by_split},
             "bytes": self._bytes(),
+            "z_bytes": z_bytes,
             "fingerprint": self.fingerprint,
             "fingerprint_digest": self.commit.fingerprint,
             "content": self.content,

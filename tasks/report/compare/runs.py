@@ -169,7 +169,7 @@ def compare_runs(runs: tuple[ComparedRun, ...]) -> Comparison:
     lines = [
         Line(
             key, figure.group, figure.name, tuple(each[key].value if key in each else None for each in shown),
-            tuple(measured(run.metrics, key) for run in runs), 
+            tuple(measured(run.metrics, key) for run in runs),
             described(key.partition(".")[0]).better if same_images else "",
         )
         for key, figure in {key: figure for each in shown for key, figure in each.items()}.items()

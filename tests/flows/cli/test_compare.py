@@ -1,4 +1,4 @@
-"""What `functa compare` prints."""
+"""The lines of `functa compare`."""
 
 import pytest
 

@@ -275,7 +275,7 @@ def test_only_what_was_committed_is_visible_and_older_versions_stay(home: Home) 
     with pytest.raises(StorageError, match="shard 2 of 3 is not finished"):
         commit(place, [first.id])
     assert latest(place) is None
-    assert status(place) == {"done": 2, "left": 2, "bad": 0, "rows": 16, "seconds": 0, "damage": []}
+    assert status(place) == {"done": 2, "left": 2, "images": 16, "bad": 0, "rows": 16, "seconds": 0, "damage": []}
     fill(place, [first])
     one = load_commit(place, 1)
     assert commit(place, [first.id]) == one
@@ -336,6 +336,9 @@ def test_info_answers_what_store_info_shows(tmp_path: Path) -> None:
         assert value == pytest.approx(np.quantile(psnr, float(q), method="inverted_cdf"), abs=0.06)
     on_disk = sum(p.stat().st_size for p in (tmp_path / "s").rglob("*") if p.is_file())
     assert 0.8 * on_disk < info["bytes"] <= on_disk
+    assert info["z_bytes"] == sum(
+        p.stat().st_size for p in (tmp_path / "s").glob("fragments/*/z/c/**/*") if p.is_file()
+    )
 
 
 def test_content_is_that_of_the_images_and_choices_and_of_nothing_else(home: Home) -> None:
