@@ -35,9 +35,13 @@ class ImagesConfig(Config):
     )
     limit: int | None = Field(None, ge=1, description="At most this many images per split, spread over the classes.")
     test_fraction: float = Field(
-        300 / 1797, gt=0, lt=1, description="Share held out, stratified, where the source has no test split."
+        300 / 1797, gt=0, lt=1, description="Share held out, where the source has no test split."
     )
-    split_seed: int = Field(0, ge=0, le=2**31 - 1, description="Of the stratified split.")
+    split_seed: int = Field(0, ge=0, le=2**31 - 1, description="Of the split into training and test images.")
+    split: Literal["by_key", "stratified"] = Field(
+        "by_key", description="by_key: an image's key alone decides whether it is a test image, so that this never "
+        "changes; stratified: that share of each class, as before version 0.2, where other images can change it.",
+    )  # fmt: skip
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="More unreadable images of a split than this share fail the run; 3 always pass, "
         "or 1 of less than 30. 0: not one may be unreadable.",
@@ -50,6 +54,10 @@ class ImagesConfig(Config):
     max_pixels: int = Field(
         50_000_000, ge=1, description="Larger images are refused from their header, before decoding."
     )
+
+    def decides(self, name: str) -> bool:
+        """Return whether a setting decides which images there are. Records before version 0.2 have no `split`."""
+        return name != "split" or (self.split == "by_key" and "split" in find_source(self.source).settings)
 
     @model_validator(mode="after")
     def _fits_the_source(self) -> "ImagesConfig":

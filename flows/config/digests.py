@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from functa.flows.config.schema import ConfigError, PipelineConfig
+from functa.storage.config import ImagesConfig
 from functa.tasks.stage_table import STAGES
 
 
@@ -74,6 +75,8 @@ def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
     for name, info in type(model).model_fields.items():
         extra = info.json_schema_extra
         if isinstance(extra, dict) and extra.get("environment"):
+            continue
+        if isinstance(model, ImagesConfig) and not model.decides(name):
             continue
         value = getattr(model, name)
         if isinstance(value, BaseModel):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from functa.storage.errors import StorageError
-from functa.storage.images.rows import Rows, limited, stratified
+from functa.storage.images.rows import Rows, limited, split_rows
 from functa.storage.images.source import Images, ImageSplit, Picture, View, seen
 
 if TYPE_CHECKING:
@@ -160,8 +160,9 @@ def images_of_arrays(config: "ImagesConfig", sources: dict[str, ArraySource]) ->
     """Return the images of a source's splits, or of a whole ("all") that is split here."""
     if "all" in sources:
         whole = sources["all"]
-        rows = stratified(whole.keys, whole.labels, config.test_fraction, config.split_seed)
-        sources = {split: whole.take(chosen) for split, chosen in zip(("train", "test"), rows)}
+        every = Rows(whole.keys, whole.labels, [""] * len(whole.keys), [str(row) for row in range(len(whole.keys))])
+        parts = zip(("train", "test"), split_rows(every, config))
+        sources = {split: whole.take(np.array([int(row) for row in part.origins])) for split, part in parts}
     train = sources["train"]
     height, width, native = train.images.shape[1:]
     if config.resolution is None and height != width:

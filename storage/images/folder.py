@@ -9,8 +9,8 @@ import numpy as np
 
 from functa.storage.errors import StorageError, TransientError
 from functa.storage.images.files import MAX_FILE_BYTES, BadImage, decode
-from functa.storage.images.layout import read_layout, shown
-from functa.storage.images.rows import Rows, limited, stratified
+from functa.storage.images.layout import SPLITS, named, read_layout, shown
+from functa.storage.images.rows import Rows, limited, split_rows
 from functa.storage.images.source import Images, ImageSplit, Picture, View, seen
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation, may_pass
@@ -31,13 +31,15 @@ def open_folder(config: "ImagesConfig") -> Images:
     layout = read_layout(location)
     rows = {name: _folder_rows(part, layout.classes, layout.depth) for name, part in layout.parts.items()}
     if "all" in rows:
-        train, test = stratified(rows["all"].keys, rows["all"].labels, config.test_fraction, config.split_seed)
-        rows = {"train": rows["all"].take(train), "test": rows["all"].take(test)}
+        rows = dict(zip(SPLITS, split_rows(rows["all"], config)))
+    empty = sorted({*range(len(layout.classes))} - {*rows["test"].labels.tolist()})
+    names = named(layout.classes[label] for label in empty)
+    untested = [f"{location.uri}: {len(empty)} classes have no test image: {names}"] if empty else []
     rows = {name: limited(part, config.limit) for name, part in rows.items()}
     channels = config.channels or 3
     resolution = config.resolution or _first_resolution(location, rows, channels, config.max_pixels)
     splits = {name: _folder_split(location, part, resolution, channels, config) for name, part in rows.items()}
-    return Images(channels, resolution, layout.classes, splits, layout.notes)
+    return Images(channels, resolution, layout.classes, splits, (*layout.notes, *untested))
 
 
 def _folder_rows(entries: list[Entry], classes: list[str], depth: int) -> Rows:

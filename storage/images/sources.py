@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 ImageShape = tuple[int | None, int | None, int | None]  # resolution, channels, classes; None: only the images show it
 
-SPLIT_SETTINGS = ("test_fraction", "split_seed")
+SPLIT_SETTINGS = ("test_fraction", "split_seed", "split")
 
 
 def _unknown(_: "ImagesConfig") -> ImageShape:
@@ -56,7 +56,7 @@ IMAGE_SOURCES: dict[str, ImageSource] = {
         "scikit-learn's digits",
         "functa.storage.images.arrays:open_digits",
         located=False,
-        settings=SPLIT_SETTINGS,
+        settings=("test_fraction", "split_seed"),  # scikit-learn draws it
         shape=lambda _: (8, 1, 10),
     ),
     "folder": ImageSource(

@@ -40,7 +40,7 @@ def test_digits_are_split_1497_to_300_over_the_classes_with_all_their_levels() -
 
 def test_class_folders_are_split_stratified_and_read_in_any_order(tmp_path: Path) -> None:
     class_folders(tmp_path, per_class=12, classes=("ant", "bee", "cow"))
-    images = folder(tmp_path, test_fraction=0.25)
+    images = folder(tmp_path, test_fraction=0.25, split="stratified")
     train, test = images.split("train"), images.split("test")
     assert images.classes == ["ant", "bee", "cow"]
     assert np.bincount(train.labels).tolist() == [9, 9, 9]
@@ -213,7 +213,7 @@ def test_resolution_takes_the_centre_square_antialiased(tmp_path: Path) -> None:
 
 
 def test_images_that_are_not_square_need_a_resolution(tmp_path: Path) -> None:
-    for i in range(3):
+    for i in range(20):
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a" / f"{i}.png").write_bytes(encoded(Image.new("RGB", (9, 8))))
     with pytest.raises(StorageError, match=r"\d\.png: 9x8 pixels, not square; set images\.resolution"):
@@ -294,8 +294,9 @@ MISSING = {
     "no such folder": {"source": "folder", "location": "none"},
     "no images in class folders": {"source": "folder", "location": "empty"},
     "outside any class folder": {"source": "folder", "location": "flat"},
-    "not one image there is readable": {"source": "folder", "location": "garbage"},
-    "alone in its class": {"source": "folder", "location": "single", "resolution": 8},
+    "not one image there is readable": {"source": "folder", "location": "garbage", "split": "stratified"},
+    "alone in its class": {"source": "folder", "location": "single", "resolution": 8, "split": "stratified"},
+    "by their names none is a test image": {"source": "folder", "location": "single", "test_fraction": 1e-9},
     "file.txt: no such folder": {"source": "folder", "location": "file.txt"},
     "unknown kind of location": {"source": "folder", "location": "http://images/x"},
     "arrays.npz: is a file of arrays, not a folder; set images.source=npz": {
