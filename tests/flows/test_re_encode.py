@@ -207,7 +207,7 @@ def test_notify_refuses_an_event_that_no_run_would_use(served: Served, images: P
             (str(served.root), "--images", str(tmp_path)),
             f"images arrived in {tmp_path}, but it reads those in {images}",
         ),
-        ((str(served.root), "--images", str(images / "train" / "none")), "is empty or missing; name the folder to which images came"),
+        ((str(served.root), "--images", str(images / "train" / "none")), "is empty or missing; name the folder"),
     ):
         done = command(served, "notify", *arguments)
         assert done.returncode == 1
