@@ -131,8 +131,8 @@ def _print_estimate(console: Console, described: dict[str, Any]) -> None:
         work = [f"{STAGES[stage].command} {_duration(seconds)}" for stage, seconds in costs["seconds"].items()]
         rate, flops = costs["flops_per_s"] / 1e9, sum(costs["stage_flops"].values())
         console.print(
-            f"Time on this machine, roughly: {', '.join(work)}; evaluation comes on top. It is {flops:.2e} FLOPs, "
-            f"where a layer of the field was just measured to reach {rate:.3g} GFLOP/s, and start-up.",
+            f"Time on this machine, roughly: {', '.join(work)}; evaluation comes on top. Counted are {flops:.2e} FLOPs "
+            f"(a layer of the field was just measured to reach {rate:.3g} GFLOP/s), start-up and some for each step.",
             soft_wrap=True,
         )
     if costs["store_bytes"] is None:

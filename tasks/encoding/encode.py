@@ -214,7 +214,7 @@ def describe_stats(stats: Stats) -> str:
     good = stats["images"] - stats["bad"]
     psnr = f", PSNR {stats['psnr'] / good:.2f} dB" if good else ""
     rate = images_per_second(stats["images"] / seconds)
-    shares = f"busy for a share of the time, overlapping: {busy}"
+    shares = f"share of the time, in steps that overlap: {busy}"
     return (
         f"{count(stats['images'], 'image')}, {rate} in this group ({shares}){psnr}, {count(stats['bad'], 'bad input')}"
     )
