@@ -18,6 +18,8 @@ from functa.flows.server.api import HOST, STARTUP_SECONDS, OperateError, configu
 
 GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after its server did, and for children
 
+SEND_SECONDS = 5.0  # for the last log lines to reach the server
+
 
 @contextmanager
 def embedded_server(exit_with_server: bool) -> Iterator[None]:
@@ -38,7 +40,28 @@ def embedded_server(exit_with_server: bool) -> Iterator[None]:
     with _server() as (address, process):
         watch = ended_with(process) if exit_with_server else nullcontext()
         with temporary_settings({PREFECT_API_URL: address}), ended_by_sigterm(), watch:
-            yield
+            try:
+                yield
+            finally:
+                _send_logs()
+
+
+def _send_logs() -> None:
+    """Wait until the server has the last log lines and events, which Prefect sends every few seconds.
+
+    At the exit of the interpreter, where Prefect does it, the server has ended: it would retry for a minute, in vain.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    def drain() -> None:
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=SEND_SECONDS, at_exit=False)
+
+    # A thread of its own: the caller's may run an event loop, as in a notebook.
+    sending = threading.Thread(target=drain, name="embedded-server-logs", daemon=True)
+    sending.start()
+    sending.join(2 * SEND_SECONDS)
 
 
 @contextmanager

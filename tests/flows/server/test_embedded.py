@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -47,3 +49,28 @@ def test_an_embedded_server_that_cannot_start_is_reported_with_its_own_last_line
     monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_ENABLED", "true")
     with pytest.raises(OperateError, match=r"Prefect's embedded server ended: \S"), prefect_session():
         pass
+
+
+LAST_WORDS = """
+from functa.flows.server.session import prefect_session
+with prefect_session():
+    from prefect import flow, get_run_logger
+    @flow
+    def f():
+        get_run_logger().info("the last words")
+    f()
+"""
+
+
+@pytest.mark.server
+def test_the_server_has_every_log_line_before_it_ends_and_the_command_ends_at_once(home: Path) -> None:
+    """Else Prefect would try for a minute to send them to the server that has ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{LAST_WORDS}import time; print(time.time(), flush=True)"],
+        capture_output=True, text=True, env=os.environ | {"PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "60"}, timeout=200,
+    )  # fmt: skip
+    seconds = time.time() - float(done.stdout.splitlines()[-1])
+    assert "Error logging to API" not in done.stderr
+    assert seconds < 30, done.stderr
+    with sqlite3.connect(home / "prefect.db") as database:
+        assert database.execute("select count(*) from log where message = 'the last words'").fetchone() == (1,)
