@@ -27,6 +27,11 @@ MARKER = re.compile(r"step-(\d{8,12})\.json")
 TENSORS = re.compile(r"step-(\d{8,12})\.safetensors")
 
 
+def is_checkpoint(key: str) -> bool:
+    """Return whether a file's name is one that this module writes."""
+    return MARKER.fullmatch(key) is not None or TENSORS.fullmatch(key) is not None
+
+
 class Marker(Record):
     """The length and sha256 of a checkpoint, and its metadata."""
 

@@ -16,7 +16,7 @@ from functa.storage.functaset.records import Record
 from functa.storage.places.address import read_json, write_json
 from functa.storage.places.location import Location
 
-TENSORS, SIDECAR = "weights.safetensors", "weights.json"
+TENSORS, SIDECAR = WEIGHTS = ("weights.safetensors", "weights.json")
 
 
 class Sidecar(Record):

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import shlex
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import yaml
 
 from functa.models.config import Config
 from functa.storage.places.address import open_location
-from functa.storage.places.location import Location
+from functa.storage.runs.curve import read_curve
 from functa.tasks.evaluation.evaluator_input import all_arrays, read_arrays
 from functa.tasks.report.blocks import ReportData
 from functa.tasks.report.files import page_files
@@ -127,20 +126,9 @@ def _curves(folder: RunFolder) -> dict[str, list[dict[str, Any]]]:
         if stage not in folder.outputs:
             continue
         location = open_location(folder.outputs[stage])
-        if location.exists("metrics.jsonl"):
-            curves[stage] = read_curve(location)
+        if rows := read_curve(location):
+            curves[stage] = rows
     return curves
-
-
-def read_curve(location: Location) -> list[dict[str, Any]]:
-    """Return the rows of a training's metrics.jsonl without those that are garbled: they cost a point, not a report."""
-    rows = []
-    for line in location.read("metrics.jsonl").decode(errors="replace").splitlines():
-        with suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
 
 
 def lineage(folder: RunFolder) -> list[dict[str, Any]]:

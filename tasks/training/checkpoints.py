@@ -7,14 +7,13 @@ import torch
 from torch import nn
 
 from functa.storage.places.location import Location
-from functa.storage.runs.checkpoints import load_checkpoint, save_checkpoint
-from functa.storage.runs.weights import write_weights
+from functa.storage.runs.checkpoints import is_checkpoint, load_checkpoint, save_checkpoint
+from functa.storage.runs.curve import CURVE, read_curve
+from functa.storage.runs.weights import WEIGHTS, write_weights
 from functa.tasks.trained import best_weights, tensors_below, weights_digest
 from functa.tasks.training.learner import Row, Run
 
 logger = logging.getLogger(__name__)
-
-CURVE = "metrics.jsonl"
 
 
 def save(run: Run, average: nn.Module | None, step: int) -> None:
@@ -63,12 +62,10 @@ def resume(run: Run, average: nn.Module | None) -> int:
 def _start_again(run: Run) -> None:
     logger.warning("%s: inputs have changed since its checkpoint was written; training starts again", run.stage)
     for key in run.output.list():
-        run.output.delete(key)
+        if is_checkpoint(key) or key in (CURVE, *WEIGHTS):  # somebody may keep other files beside them
+            run.output.delete(key)
 
 
 def _rows_until(output: Location, step: int) -> list[Row]:
     """Return the curve's rows up to a step: later rows belong to steps that are computed again."""
-    if not output.exists(CURVE):
-        return []
-    rows = [json.loads(line) for line in output.read(CURVE).decode().splitlines()]
-    return [row for row in rows if row["step"] <= step]
+    return [row for row in read_curve(output) if row["step"] <= step]

@@ -7,10 +7,10 @@ from typing import Any
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
+from functa.storage.runs.curve import read_curve
 from functa.storage.runs.stage_records import output_location, read_record
 from functa.tasks.evaluation.catalogue import described, groups
 from functa.tasks.evaluation.gate import measured
-from functa.tasks.report.run_folder import read_curve
 from functa.tasks.report.words import Figure, figures, flattened
 from functa.tasks.stage_table import STAGES
 
@@ -154,8 +154,8 @@ def _curves(location: Location, outputs: dict[str, str]) -> dict[str, list[Row]]
         if record is None and stage not in outputs:
             continue
         output = open_location(outputs[stage]) if record is None else output_location(record, location)
-        if output.exists("metrics.jsonl"):
-            curves[stage] = read_curve(output)
+        if rows := read_curve(output):
+            curves[stage] = rows
     return curves
 
 

@@ -187,3 +187,21 @@ def test_a_batch_in_parts_trains_the_same_weights(kind: str, micro: int, functas
         if name.startswith(("model.", "average.")):
             np.testing.assert_allclose(parts[name], value, rtol=2e-3, atol=2e-4, err_msg=name)
     assert rows["parts"][-1]["loss"] == pytest.approx(rows["whole"][-1]["loss"], rel=1e-3)
+
+
+def test_a_training_of_other_inputs_starts_again_and_keeps_what_somebody_put_beside_it(
+    functaset: str, tmp_path: Path
+) -> None:
+    job = training_job("classifier", functaset, tmp_path / "out")
+    run_training(job)
+    for name in ("notes.txt", "step-1.safetensors.bak", "mine.safetensors"):
+        (tmp_path / "out" / name).write_text("mine")
+    with open(tmp_path / "out" / "metrics.jsonl", "ab") as curve:
+        curve.write(b'{"step": 9, "lo')
+    run_training(job)  # a garbled line of the curve is no obstacle
+    run_training(job.model_copy(update={"digest": "other inputs"}))
+    for name in ("notes.txt", "step-1.safetensors.bak", "mine.safetensors"):
+        assert (tmp_path / "out" / name).read_text() == "mine"
+    whole = training_job("classifier", functaset, tmp_path / "whole").model_copy(update={"digest": "other inputs"})
+    run_training(whole)
+    same(tmp_path / "whole", tmp_path / "out")

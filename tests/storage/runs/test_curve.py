@@ -1,9 +1,9 @@
-"""The files that a report is written from: a garbled line of a curve costs that point."""
+"""A garbled line of a curve costs that point."""
 
 from pathlib import Path
 
 from functa.storage.places.address import open_location
-from functa.tasks.report.run_folder import read_curve
+from functa.storage.runs.curve import read_curve
 
 
 def test_a_garbled_curve_keeps_its_good_rows(tmp_path: Path) -> None:
