@@ -25,6 +25,8 @@ LONG = 60  # letters of a cell that takes the page's width
 
 LONG_CELL = 40  # letters of a cell that is wrapped
 
+ABSENT = "\u2013"  # in place of a number that was not measured
+
 _FIGURE = re.compile(r"[+\-\u2212]?\d")
 
 # Chart colours that the page's own variables replace, so that a chart follows the reader's light or dark theme.
@@ -142,10 +144,16 @@ def _is_wide(table: Table) -> bool:
 
 def _cells(table: Table) -> list[list[tuple[str, str]]]:
     """Return each cell's text and class; rows beyond MAX_ROWS are in the run's file alone."""
+    rows = table.rows[:MAX_ROWS]
+    numeric = [not all(isinstance(cell, str) for cell in column) for column in zip(*rows)]
     return [
-        [(words.show(cell), "number") if not isinstance(cell, str) else (cell, _class_of(cell)) for cell in row]
-        for row in table.rows[:MAX_ROWS]
-    ]
+        [
+            (words.show(cell), "number") if not isinstance(cell, str)
+            else (cell, "number" if cell == ABSENT and of_numbers else _class_of(cell))
+            for cell, of_numbers in zip(row, numeric)
+        ]
+        for row in rows
+    ]  # fmt: skip
 
 
 def _class_of(cell: str) -> str:
@@ -154,7 +162,7 @@ def _class_of(cell: str) -> str:
         return "long"
     if cell.lower() in ("failed", "crashed", "bad"):
         return "failed"
-    return "number" if cell == "\u2013" else "figure" if _FIGURE.match(cell) else ""
+    return "figure" if _FIGURE.match(cell) else ""
 
 
 def _strips(sheet: Sheet) -> list[Panel]:

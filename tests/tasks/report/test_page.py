@@ -58,10 +58,14 @@ def test_links_on_the_page_lead_somewhere(full: ReportData) -> None:
 
 def test_figures_are_never_broken_and_long_texts_are() -> None:
     cells = ("1.25 dB", "x" * 41, "two words", "\u22120.01", 12, "\u2013", "failed")
-    table = Table("t", "Table", tuple("abcdefg"), (cells,))
+    table = Table("t", "Table", tuple("abcdefg"), (cells, (*cells[:5], 1.5, "failed")))
     page = Page(write_page(PageParts("title"), [Section("s", "Section", "", (table,))]))
     classes = [attributes.get("class") for tag, attributes in page.tags if tag == "td"]
-    assert classes == ["figure", "long", None, "figure", "number", "number", "failed"]
+    assert classes == ["figure", "long", None, "figure", "number", "number", "failed"] * 2
+    alone = Page(
+        write_page(PageParts("title"), [Section("s", "Section", "", (Table("t", "T", ("a",), (("\u2013",),)),))])
+    )
+    assert [attributes.get("class") for tag, attributes in alone.tags if tag == "td"] == [None]
 
 
 def test_figures_that_were_not_measured_are_absent() -> None:
