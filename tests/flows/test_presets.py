@@ -387,3 +387,10 @@ def test_presets_report_the_parameters_of_the_papers_models(name: str) -> None:
     if name in CLASSIFIERS:
         assert round(counts["classifier"] / 1e6, 2) == CLASSIFIERS[name]
     assert counts["field"] is not None or "imagenet" in name
+
+
+@pytest.mark.parametrize("name", ["photos_64", "photos_128"])
+def test_a_few_dozen_photographs_have_a_frechet_distance(name: str) -> None:
+    """There are at most as many samples as training images, and a distance needs more than there are features."""
+    config = load_config(name).evaluation
+    assert config.pixel_classifier.features < 50 < config.samples

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from functa.flows.config.load import load_config
-from functa.models.compute.compilation import has_compiler
+from functa.models.compute.compilation import COMPILED, announced, has_compiler
 from functa.models.compute.compiled_function import graphed
 from functa.models.config import ClassifierConfig, DenoiserConfig, DiffusionConfig
 from functa.models.latents.classifier import build_classifier, classification_loss
@@ -122,3 +122,10 @@ def test_a_wide_unet_is_not_compiled_for_a_cpu_unless_asked(channels: int, compi
         asked = config.diffusion.model_copy(update={"compile": mode, "batch": 2})
         learner = diffusion_learner(asked, (8, 8, 16), 10, batches, Ranks(), seed=0)
         assert learner.mode.startswith("compiled" if expected else "eager: "), learner.mode
+
+
+def test_compiling_is_announced_as_something_to_come_and_other_modes_as_they_are() -> None:
+    assert announced(f"{COMPILED}, CUDA graphs").startswith(
+        "compiling with torch.compile, CUDA graphs: before the first"
+    )
+    assert announced("eager: compile=off") == "eager: compile=off"
