@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable
@@ -87,6 +88,10 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     except KeyboardInterrupt:
         print("functa: interrupted; the same command continues where this one stopped", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            print("functa: ended by SIGTERM; the same command continues where this one stopped", file=sys.stderr)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -43,7 +43,8 @@ def embedded_server(exit_with_server: bool) -> Iterator[None]:
             try:
                 yield
             finally:
-                _send_logs()
+                if process.poll() is None:
+                    _send_logs()
 
 
 def _send_logs() -> None:
