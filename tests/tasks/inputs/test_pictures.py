@@ -23,7 +23,7 @@ def on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(folder: Path, spoilt: tuple[int, ...] = (), limit: int | None = None, **changes: float) -> Pictures:
     """40 images of two classes, of which the training rows `spoilt` are no images."""
     class_folders(folder, per_class=24)
-    config = ImagesConfig(source="folder", location=str(folder), **changes)
+    config = ImagesConfig(source="folder", split="stratified", location=str(folder), **changes)
     images = open_images(config)
     for row in spoilt:
         (folder / images.split("train").keys[row]).write_bytes(b"spoilt")
@@ -41,7 +41,9 @@ def test_in_memory_and_on_demand_give_the_same_pixels_of_the_same_keys(
     held = opened(tmp_path, spoilt, max_bad_fraction=0.5)
     by_key = dict(zip(held.keys, held.batch(np.arange(len(held)))))
     monkeypatch.setattr(pictures, "MEMORY_BYTES", 10)
-    config = ImagesConfig(source="folder", location=str(tmp_path), resolution=8, max_bad_fraction=0.5)
+    config = ImagesConfig(
+        source="folder", split="stratified", location=str(tmp_path), resolution=8, max_bad_fraction=0.5
+    )
     read = Pictures(open_images(config), "train", config)
     pixels, used = read.batch_with_rows(np.arange(len(read)))
     assert len(pixels) == len(used) == len(read) == len(held) + len(spoilt)
@@ -79,7 +81,7 @@ def test_the_fix_that_the_message_names_is_enough(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as refused:
         opened(tmp_path, spoilt=(3, 5, 7, 30, 31, 32, 33), max_bad_fraction=0.01)
     enough = float(str(refused.value).rpartition("=")[2])
-    config = ImagesConfig(source="folder", location=str(tmp_path), max_bad_fraction=enough)
+    config = ImagesConfig(source="folder", split="stratified", location=str(tmp_path), max_bad_fraction=enough)
     assert len(Pictures(open_images(config), "train", config)) == 33
 
 
@@ -117,7 +119,9 @@ def test_a_batch_without_a_readable_image_is_refused(tmp_path: Path, on_demand: 
 def test_processes_that_share_a_batch_hold_the_same_images_as_one_process(tmp_path: Path, on_demand: None) -> None:
     """Even if all of a process's part is unreadable, or the batch begins with a bad row."""
     first = opened(tmp_path, spoilt=(3, 30), max_bad_fraction=0.5)
-    config = ImagesConfig(source="folder", location=str(tmp_path), resolution=8, max_bad_fraction=0.5)
+    config = ImagesConfig(
+        source="folder", split="stratified", location=str(tmp_path), resolution=8, max_bad_fraction=0.5
+    )
     for rows in ([3, 7, 8, 5, 30, 9], [5, 7, 8, 9, 3, 30], [30, 3, 3, 8, 30, 9]):
         pixels, used = first.batch_with_rows(np.array(rows))
         for world in (2, 3):
@@ -131,7 +135,7 @@ def test_processes_that_share_a_batch_hold_the_same_images_as_one_process(tmp_pa
 
 def test_the_digest_identifies_the_rows_that_are_kept(tmp_path: Path) -> None:
     whole = opened(tmp_path)
-    config = ImagesConfig(source="folder", location=str(tmp_path), max_bad_fraction=0.5)
+    config = ImagesConfig(source="folder", split="stratified", location=str(tmp_path), max_bad_fraction=0.5)
     assert Pictures(open_images(config), "train", config).digest == whole.digest
     digests = {whole.digest}
     for row in (3, 30):
