@@ -77,16 +77,31 @@ class Ledger:
         return wanted
 
     def _holds_the_same_images(self, recorded: str, root: Location) -> bool:
-        """Return whether the config's location is a recorded one, as older versions wrote it or moved since."""
-        if "://" not in recorded and not os.path.isabs(recorded):
-            return f"{self.config.images.location}".endswith(f"/{os.path.normpath(recorded)}")
+        """Return whether the config's location is the recorded one, in other words, or moved since.
+
+        Raises TransientError where the images cannot be listed now.
+        """
+        relative = "://" not in recorded and not os.path.isabs(os.path.expanduser(recorded))
+        if not relative and open_location(recorded).uri == self.config.images.location:
+            return True
         encoded = read_record(root, "encode")
-        if encoded is None or encoded.config.get("images.location") != recorded:
-            return False
-        try:
-            return bool(encoded.figures.get("images_digest") == self._images_digest)
-        except StorageError:
-            return False
+        if encoded is not None and encoded.config.get("images.location") == recorded:
+            digest_then = encoded.figures.get("images_digest")
+            if digest_then and digest_then == self._images_digest:
+                if root.uri == self.location.uri:
+                    self._record_move(recorded)
+                return True
+        # Older versions recorded it as it was typed, in a folder that is not known any more.
+        typed = os.path.normpath(recorded).lstrip("./")
+        return relative and self.config.images.location.endswith(f"/{typed}")
+
+    def _record_move(self, recorded: str) -> None:
+        """Replace a location in all records of this root: later the images may differ from those that were moved."""
+        for stage in STAGES:
+            record = read_record(self.location, stage)
+            if record is not None and record.state != "running" and record.config.get("images.location") == recorded:
+                moved = record.config | {"images.location": self.config.images.location}
+                write_record(self.location, record.model_copy(update={"config": moved}))
 
     def _refreshed(self, record: StageRecord) -> StageRecord:
         """Return the record of a reused functaset as its own root has it now: newer commits may have come."""

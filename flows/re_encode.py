@@ -5,6 +5,7 @@ import time
 from prefect import flow, get_run_logger
 from pydantic import ValidationError
 
+from functa.flows.config.load import recorded_config
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import MissingInput
 from functa.flows.server.at_work import check_nobody_at_work
@@ -68,7 +69,7 @@ def config_to_repeat(root: str, record: StageRecord | None) -> PipelineConfig:
     if is_reused(record):
         raise MissingInput(f"{root}: its functaset is in {record.output}; name the root of that")
     try:
-        return PipelineConfig.model_validate(record.pipeline)
+        return recorded_config(record)
     except ValidationError as error:
         fault = str(error.errors()[0]["msg"]) if record.pipeline else "its record has none"
         raise MissingInput(

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
 
 from functa.flows.config.consistency import latent_surplus
 from functa.flows.config.digests import digest
@@ -67,7 +68,7 @@ def encode(ledger: Ledger, retry_bad: bool, repair: bool, retire_lost: bool) -> 
         # Read before planning: what arrives later is for the next run. A repair does not look for new images.
         images = open_images(ledger.config.images)
         seen, classes = "" if repair else images_digest(images), images.classes
-        for note in images.notes:
+        for note in images.notes if flow_run.parent_flow_run_id is None else ():  # else its pipeline has shown them
             get_run_logger().warning(note)
         planned = prefect_tasks.retried(prefect_tasks.plan_encoding, dispatch)(job)
         stats = encode_groups(job, planned, dispatch)

@@ -24,12 +24,6 @@ MEMORY_BYTES = 4 << 30  # largest size of a split's pixels that training keeps i
 MUON_FACTOR: float = Field(3.0, gt=0, le=100, description="Muon's learning rate over Adam's.")
 
 
-def check_muon_factor(optimizer: str, factor: float) -> None:
-    """Raise ValueError for a factor that the optimiser does not use."""
-    if optimizer != "muon" and factor != 3.0:
-        raise ValueError(f"muon_factor {factor:g} has no effect with optimizer={optimizer}: set optimizer=muon too")
-
-
 class TrainingConfig(Config):
     """Settings of every training run: length, optimiser, how often it logs and saves."""
 
@@ -83,11 +77,6 @@ class MetaTrainConfig(TrainingConfig):
         64, ge=0, le=100_000, description="Test images whose PSNR is logged during training."
     )
     validate_every: int = Field(500, ge=1, description="Steps between validations.", json_schema_extra=ENVIRONMENT)
-
-    @model_validator(mode="after")
-    def _uses_muon_factor(self) -> "MetaTrainConfig":
-        check_muon_factor(self.optimizer, self.muon_factor)
-        return self
 
 
 class AugmentationConfig(Config):
@@ -183,11 +172,6 @@ class TrainClassifierConfig(LatentTrainingConfig):
     evaluate_every: int = Field(250, ge=1, description="Steps between test accuracies, of which the best is reported.")
     normalization: NormalizationConfig = Field(NormalizationConfig(), title="Normalization")
     model: ClassifierConfig = Field(ClassifierConfig(), title="Classifier model")
-
-    @model_validator(mode="after")
-    def _uses_muon_factor(self) -> "TrainClassifierConfig":
-        check_muon_factor(self.optimizer, self.muon_factor)
-        return self
 
 
 class TrainDiffusionConfig(LatentTrainingConfig):

@@ -100,10 +100,10 @@ def _next_command(
     if not begun or "running" in states.values() or (set(states.values()) == {"finished"} and not outdated):
         return ""
     from functa.flows.config.command import command_line
-    from functa.flows.config.schema import PipelineConfig
+    from functa.flows.config.load import recorded_config
 
     with suppress(ValueError, StorageError):  # a config of another version
-        config = PipelineConfig.model_validate(max(begun, key=lambda record: record.started).pipeline)
+        config = recorded_config(max(begun, key=lambda record: record.started))
         command = command_line(config, location.uri)
         return command.replace("functa run", "functa evaluate", 1) if set(states.values()) == {"finished"} else command
     return ""

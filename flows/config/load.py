@@ -1,5 +1,7 @@
 """Read a preset or YAML file with overrides into a PipelineConfig."""
 
+import copy
+
 from pydantic import ValidationError
 
 from functa.flows.config.explain import explain
@@ -7,6 +9,15 @@ from functa.flows.config.overrides import apply_override
 from functa.flows.config.presets import read_preset
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.storage.places.address import open_location
+from functa.storage.runs.stage_records import StageRecord
+
+
+def recorded_config(record: StageRecord) -> PipelineConfig:
+    """Return the config of the run that a stage's record is part of. Raises ValueError for one of no use any more."""
+    settings = copy.deepcopy(record.pipeline)
+    if "images" in settings:  # before version 0.2 all images were split like that
+        settings["images"].setdefault("split", "stratified")
+    return PipelineConfig.model_validate(settings)
 
 
 def with_absolute_images(config: PipelineConfig) -> PipelineConfig:
@@ -27,6 +38,20 @@ def load_config(preset: str, overrides: list[str] | None = None) -> PipelineConf
     for override in overrides or []:
         apply_override(settings, override)
     try:
-        return PipelineConfig.model_validate(settings)
+        config = PipelineConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"{preset}: {explain(error)}") from None
+    _refuse_unused_factor(preset, config)
+    return config
+
+
+def _refuse_unused_factor(preset: str, config: PipelineConfig) -> None:
+    """Raise ConfigError for a factor that the optimiser does not use; records of older versions may have one."""
+    for name, section in (("meta_train", config.meta_train), ("classifier", config.classifier)):
+        if section is not None and section.optimizer != "muon":
+            unused = section.muon_factor != type(section).model_fields["muon_factor"].default
+            if unused:
+                raise ConfigError(
+                    f"{preset}: {name}.muon_factor={section.muon_factor:g} has no effect with {name}.optimizer="
+                    f"{section.optimizer}; set {name}.optimizer=muon too"
+                )

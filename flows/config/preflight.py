@@ -23,6 +23,7 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     Raises ConfigError for a config that contradicts itself, StorageError for images or devices that do not fit it.
     """
     check_models(config, stage)
+    check_places(config, root)
     images = open_images(config.images)
     try:
         check_field(config.field, images.resolution)
@@ -48,6 +49,18 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
         check_gate_figures(config)
     open_location(root).preflight_write()
     return images.notes
+
+
+def check_places(config: PipelineConfig, root: str) -> None:
+    """Raise ConfigError where images lie in the root: what a run writes there is no data, and would be taken for it."""
+    if not config.images.location:
+        return
+    images, own = (open_location(uri).uri.rstrip("/") for uri in (config.images.location, root))
+    if images == own or images.startswith(f"{own}/"):
+        raise ConfigError(
+            f"images.location={config.images.location}: lies in the root {root}; choose another --root, which may lie "
+            f"among the images"
+        )
 
 
 def check_gate_figures(config: PipelineConfig) -> None:

@@ -3,6 +3,7 @@
 import http.client
 import os
 import socket
+import ssl
 import tempfile
 import tomllib
 import urllib.error
@@ -82,10 +83,12 @@ def check_home() -> None:
 
 def _leave_loopback_out_of_proxies() -> None:
     """Let no proxy of the environment be asked for this machine's own addresses."""
-    if any(name.lower().endswith("_proxy") for name in os.environ):
-        for name in ("NO_PROXY", "no_proxy"):
-            hosts = [host for host in os.environ.get(name, "").split(",") if host]
-            os.environ[name] = ",".join(dict.fromkeys([*hosts, HOST, "localhost", "::1"]))
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    proxies = [name for name in os.environ if name.lower().endswith("_proxy") and name.lower() != "no_proxy"]
+    if proxies and listed.strip() != "*":
+        hosts = [host.strip() for host in listed.split(",") if host.strip()]
+        both = ",".join(dict.fromkeys([*hosts, HOST, "localhost", "::1"]))
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = both  # libraries read one or the other
 
 
 def active_profile() -> dict[str, str]:
@@ -141,6 +144,8 @@ def check_api() -> None:
         return  # somebody answers, and Prefect reports what is wrong
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
+        if isinstance(reason, ssl.SSLError):
+            return  # somebody answers; which certificates are trusted is a setting of Prefect's
         raise OperateError(
             f"PREFECT_API_URL={api}: no Prefect server answers there ({reason}); start it, or unset PREFECT_API_URL to "
             f"run without one"

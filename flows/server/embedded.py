@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import functa
-from functa.flows.server.api import HOST, STARTUP_SECONDS, OperateError, configured_api, healthy, local_api
+from functa.flows.server.api import HOST, OperateError, configured_api, healthy, local_api
 
 GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after its server did, and for children
 
@@ -73,7 +73,8 @@ def _server() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     port = _free_port()
     environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
     environment |= {"PREFECT_SERVER_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1"}
-    command = [sys.executable, "-P", "-m", "functa.flows.server.guarded", "--port", str(port), "--end-with-parent"]
+    command = [sys.executable, "-P", "-m", "functa.flows.server.guarded", "--port", str(port)]
+    command += ["--end-with", str(os.getpid())]
     package = str(Path(functa.__file__).parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     with tempfile.TemporaryFile("w+") as log:
@@ -94,7 +95,9 @@ def _server() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
 
 
 def _wait_for(process: "subprocess.Popen[str]", port: int, log: IO[str]) -> None:
-    patience = int(os.environ.get("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS") or STARTUP_SECONDS)
+    from prefect.settings import get_current_settings
+
+    patience = get_current_settings().server.ephemeral.startup_timeout_seconds
     deadline = time.monotonic() + patience
     while not healthy(local_api(port)):
         if process.poll() is not None or time.monotonic() > deadline:

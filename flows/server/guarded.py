@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from functa.flows.server.api import HOST
 
+STOP_SECONDS = 20  # for requests that are being answered
+
 LOOPBACK = (HOST, "localhost", "::1")
 
 Message = MutableMapping[str, Any]
@@ -71,26 +73,25 @@ def _address(url: str) -> tuple[str, int] | None:
         return None
 
 
-def end_with_parent() -> None:
+def end_with(parent: int) -> None:
     """End this process when the one that started it has ended, even by SIGKILL."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+    threading.Thread(target=watch, name="end-with", daemon=True).start()
 
 
 def main() -> None:
     """Serve Prefect's API, and the UI unless its setting is off, on this machine's own address."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--end-with-parent", action="store_true")
+    parser.add_argument("--end-with", type=int, metavar="PID", help="end when the process that started this has")
     arguments = parser.parse_args()
-    if arguments.end_with_parent:
-        end_with_parent()
+    if arguments.end_with is not None:
+        end_with(arguments.end_with)
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
@@ -101,6 +102,7 @@ def main() -> None:
         host=HOST,
         port=arguments.port,
         lifespan="on",
+        timeout_graceful_shutdown=STOP_SECONDS,
         timeout_keep_alive=settings.api.keepalive_timeout,
         ws_ping_interval=settings.api.websocket_ping_interval,
         ws_ping_timeout=settings.api.websocket_ping_timeout,

@@ -28,8 +28,10 @@ def prefect_session(*, exit_with_server: bool = True) -> Iterator[None]:
     does not start.
     """
     prepare_prefect()
-    check_home()
-    check_api()
+    if configured_api():
+        check_api()
+    else:
+        check_home()
     from functa.flows.server.embedded import embedded_server
 
     quiet_console()

@@ -5,7 +5,6 @@ The operator's other commands are in flows/server/doctor.py and flows/server/dep
 
 import os
 import platform
-import shlex
 import sys
 import time
 import webbrowser
@@ -278,19 +277,19 @@ def answering(port: int, since: datetime) -> set[str]:
 
 
 def command_for(root: str) -> str:
-    """Return the command that runs the root's own preset on the workers; the demo's where no preset made the root."""
-    from functa.flows.config.presets import preset_names
+    """Return the command that continues the root on the workers; the demo's where no preset made the root."""
+    from functa.flows.config.command import command_line
+    from functa.flows.config.load import recorded_config
     from functa.storage.places.address import open_location
     from functa.storage.runs.stage_records import read_record
     from functa.tasks.stage_table import STAGES
 
-    location, names = open_location(root), list[str]()
-    with suppress(StorageError):  # a damaged record, or a location that does not answer
-        names = [record.pipeline.get("name", "") for name in STAGES if (record := read_record(location, name))]
-    known = [name for name in names if name in preset_names()]
-    if not known:
-        return "functa run digits --deployment"
-    return f"functa run {known[-1]} --root {shlex.quote(root)} --deployment"
+    location, command = open_location(root), ""
+    with suppress(StorageError, ValueError):  # a damaged record, one of another version, a location without answer
+        records = [record for name in STAGES if (record := read_record(location, name)) is not None]
+        newest = max(records, key=lambda record: record.started, default=None)
+        command = command_line(recorded_config(newest), root) if newest is not None else ""
+    return f"{command or 'functa run digits'} --deployment"
 
 
 def print_addresses(console: Console, port: int, root: str, workers: list[Worker], cron: str | None = None) -> None:

@@ -97,7 +97,10 @@ def _refuse_root_above(location: Location) -> None:
     if not isinstance(location, LocalLocation):
         return
     for folder in Path(location.uri).parents:
-        if any((folder / "stages" / f"{stage}.json").is_file() for stage in ("meta_train", "encode")):
+        # Older versions let images lie beside a root's own folders.
+        inside = Path(location.uri).relative_to(folder).parts[0]
+        own = inside in ("runs", "checkpoints", "stages", "members", "shared") or inside.endswith(".zarr")
+        if own and any((folder / "stages" / f"{stage}.json").is_file() for stage in ("meta_train", "encode")):
             raise StorageError(
                 f"{location.uri}: lies in {folder}, the root of a run, and what is in there is no data; keep images "
                 f"elsewhere"
@@ -119,6 +122,11 @@ def _depth_of_classes(location: Location, images: list[Entry]) -> int:
         top, _, rest = entry.key.partition("/")
         below = rest.partition("/")
         if below[1] and _folded(below[0]) in ("train", "test"):
+            if len(tops) > 1:
+                raise StorageError(
+                    f"{location.uri}: has {shown(top)}/{shown(below[0])}; expected train/CLASS/* and test/CLASS/*, the "
+                    f"splits above the classes"
+                )
             raise StorageError(
                 f"{location.uri}: {shown(below[0])} is one level down, in {shown(top)}; name that folder instead "
                 f"(images.location={location.uri}/{shown(top)})"

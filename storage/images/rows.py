@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from functa.storage.config import ImagesConfig
 
 
-SEEDS = 100  # that are tried for a split of few images
+SEEDS, HASHES = 100, 1_000_000  # that are tried to split few images
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ def _fault(labels: np.ndarray, held_out: np.ndarray) -> str:
 
 
 def _fix(rows: Rows, config: "ImagesConfig") -> str:
-    for seed in range(SEEDS):
+    """Return what to do: the first seed that splits the images, where there are few enough to try some."""
+    for seed in range(min(SEEDS, HASHES // len(rows.keys))):
         held_out = by_key(rows.keys, config.test_fraction, seed)
         if not _fault(rows.labels, held_out):
             return f"set images.split_seed={seed}, which holds out {held_out.sum()}, or make train/ and test/"
-    return "add images, raise images.test_fraction, or make train/ and test/"
+    return "add images to small classes, set images.split=stratified, or make train/ and test/"
 
 
 def by_key(keys: Sequence[str], fraction: float, seed: int) -> np.ndarray:

@@ -36,6 +36,8 @@ def lives_here(owner: str) -> bool:
         return start in (_start(int(pid)), f"{psutil.Process(int(pid)).create_time():.2f}")
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return False
+    except (psutil.AccessDenied, PermissionError):
+        return True  # of another user: it is there, and nothing more can be known
 
 
 def _boot() -> str:

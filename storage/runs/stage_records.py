@@ -76,10 +76,10 @@ def check_same_config(root: Location, record: StageRecord, config: dict[str, Any
         return
     changes = ", ".join(f"{k}: {record.config.get(k)!r} -> {config.get(k)!r}" for k in keys[:6])
     more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
-    raise StageConflict(
-        f"{root.uri} holds a {record.stage} of another config ({changes}{more}): "
-        f"choose another --root, with --from {root.uri} to take over what still fits"
-    )
+    fix = f"choose another --root, with --from {root.uri} to take over what still fits"
+    if keys == ["images.split"] and "images.split" not in record.config:  # its version knew one way only
+        fix = f"--set images.split=stratified continues it; or {fix}"
+    raise StageConflict(f"{root.uri} holds a {record.stage} of another config ({changes}{more}): {fix}")
 
 
 def output_location(record: StageRecord, root: Location) -> Location:

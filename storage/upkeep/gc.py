@@ -143,6 +143,7 @@ class _Collection:
         parts: dict[str, list[Entry]] = {}
         commits: list[Entry] = []
         moments: list[Entry] = []
+        unneeded: list[Entry] = []
         for entry in self.location.entries():
             if match := FRAGMENT.fullmatch(entry.key):
                 parts.setdefault(match[1], []).append(entry)
@@ -151,14 +152,17 @@ class _Collection:
             elif MOMENTS.fullmatch(entry.key):
                 moments += [entry] if entry.key not in self.moments else []
             elif match := FIELD.fullmatch(entry.key):
-                self._unless(match[1] == self.field, entry)
+                unneeded += [entry] if match[1] != self.field else []
             elif entry.key not in ("zarr.json", "fragments/zarr.json"):
                 self.result.unknown.append(entry.key)
         for entry in self.location.leftovers():
             if LEFTOVER.fullmatch(entry.key):
                 self.result.young += [entry.key] if entry.modified >= self.horizon else []
-                self._unless(False, entry)
-        self._refuse_lost_commits(parts)
+                unneeded.append(entry)
+        self._refuse_lost_commits(parts)  # before anything is deleted
+        for entry in unneeded:
+            if entry.modified < self.horizon:
+                self._remove(entry)
         self._fragments(parts)
         old_moments = {self._moments_of(entry) for entry in commits}
         for entry in moments:
@@ -175,7 +179,7 @@ class _Collection:
         if committed:
             raise DamagedObject(
                 f"{self.location.uri}/commits: holds no commit, though {len(committed)} of {len(parts)} fragments were "
-                f"committed, so nothing is collected; restore commits/ from a copy, or encode again to commit them"
+                f"claimed for one, so nothing is collected; restore commits/ from a copy, or encode again to commit them"
             )
 
     def _expire(self, entry: Entry) -> None:
@@ -187,10 +191,6 @@ class _Collection:
             self.result.bytes += entry.size
             if self.result.deleted:
                 self.location.write(entry.key, EXPIRED)
-
-    def _unless(self, needed: bool, entry: Entry) -> None:
-        if not needed and entry.modified < self.horizon:
-            self._remove(entry)
 
     def _moments(self, entry: Entry) -> None:
         """Delete merged moments; a commit that computed the same ones meanwhile checks again, or is seen here."""

@@ -63,8 +63,8 @@ from functa.tasks.stage_table import STAGES
             )
             for address in ("tcp://10.0.0.1:8786", "tcp://localhost.evil.example:1", "ucx://a:1")
         ),
-        ("digits", ["meta_train.muon_factor=2"], "muon_factor 2 has no effect with optimizer=adam: set "),
-        ("digits", ["classifier.muon_factor=2"], "muon_factor 2 has no effect with optimizer=adam: set "),
+        ("digits", ["meta_train.muon_factor=2"], "has no effect with meta_train.optimizer=adam; set "),
+        ("digits", ["classifier.muon_factor=2"], "has no effect with classifier.optimizer=adam; set "),
         ("digits", ["meta_train.micro_batch=65"], "meta_train.micro_batch=65 exceeds meta_train.batch=64: choose at"),
         ("digits", ["classifier.micro_batch=129"], "classifier.micro_batch=129 exceeds classifier.batch=128: choose"),
         ("digits", ["diffusion.micro_batch=129"], "diffusion.micro_batch=129 exceeds diffusion.batch=128: choose at"),
