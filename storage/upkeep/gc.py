@@ -179,7 +179,7 @@ class _Collection:
         if committed:
             raise DamagedObject(
                 f"{self.location.uri}/commits: holds no commit, though {len(committed)} of {len(parts)} fragments were "
-                f"claimed for one, so nothing is collected; restore commits/ from a copy, or encode again to commit them"
+                f"claimed for one, so nothing is collected; restore commits/ from a copy, or encode again"
             )
 
     def _expire(self, entry: Entry) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from functa.flows.cli.status import read_status
+from functa.flows.config.load import recorded_config
 from functa.flows.jobs import stale_models
 from functa.flows.ledger import Ledger, MissingInput, encode_fingerprint, images_digest
 from functa.storage.errors import StorageError
@@ -413,16 +414,16 @@ def test_a_moved_folder_of_the_same_images_is_no_other_config(tmp_path: Path) ->
     finish_photos(tmp_path / "root", str(tmp_path / "pics"))
     (tmp_path / "pics").rename(tmp_path / "moved")
     book = of_photos(tmp_path / "root", str(tmp_path / "moved"))
-    before = book.digest("meta_train"), book.digest("encode")
     assert book.current("meta_train") is not None
     assert book.current("encode") is not None
-    finish(book, "encode", images_digest=images_digest(open_images(book.config.images)))  # the record keeps its config
+    next((tmp_path / "moved/cat").iterdir()).unlink()  # the move was recorded, and now images may change
     again = of_photos(tmp_path / "root", str(tmp_path / "moved"))
-    assert (again.digest("meta_train"), again.digest("encode")) == before
-    assert again.current("encode") is not None
-    next((tmp_path / "moved/cat").iterdir()).unlink()
+    assert again.current("meta_train") is not None
+    assert again.up_to_date("encode") is not None
+    assert again.current("encode") is None
+    class_folders(tmp_path / "others", per_class=5)
     with pytest.raises(StageConflict, match=r"images\.location"):
-        of_photos(tmp_path / "root", str(tmp_path / "moved")).up_to_date("encode")
+        of_photos(tmp_path / "root", str(tmp_path / "others")).up_to_date("encode")
 
 
 def test_a_location_that_an_older_version_recorded_as_typed_is_still_the_same(
@@ -438,3 +439,35 @@ def test_a_location_that_an_older_version_recorded_as_typed_is_still_the_same(
         write_record(book.location, record.model_copy(update={"config": typed}))
     monkeypatch.chdir(tmp_path)
     assert of_photos(tmp_path / "root", "pics").current("encode") is not None
+
+
+@pytest.mark.parametrize("typed", ["{}/pics/", "file://{}/pics", "{}/./pics"])
+def test_the_same_folder_in_other_words_is_no_other_config_whatever_was_added(typed: str, tmp_path: Path) -> None:
+    class_folders(tmp_path / "pics", per_class=4)
+    finish_photos(tmp_path / "root", str(tmp_path / "pics"))
+    book = of_photos(tmp_path / "root", str(tmp_path / "pics"))
+    for stage in ("meta_train", "encode"):
+        record = read_record(book.location, stage)
+        assert record is not None
+        older = record.config | {"images.location": typed.format(tmp_path)}
+        write_record(book.location, record.model_copy(update={"config": older}))
+    class_folders(tmp_path / "pics/new", per_class=4, classes=("emu",))
+    assert of_photos(tmp_path / "root", str(tmp_path / "pics")).up_to_date("encode") is not None
+
+
+def test_a_root_of_an_older_version_names_the_setting_that_continues_it(tmp_path: Path) -> None:
+    class_folders(tmp_path / "pics", per_class=4)
+    finish_photos(tmp_path / "root", str(tmp_path / "pics"))
+    book = of_photos(tmp_path / "root", str(tmp_path / "pics"))
+    for stage in ("meta_train", "encode"):
+        record = read_record(book.location, stage)
+        assert record is not None
+        older = {key: value for key, value in record.config.items() if key != "images.split"}
+        images = {key: value for key, value in record.pipeline["images"].items() if key != "split"}
+        changed = {"config": older, "pipeline": record.pipeline | {"images": images}}
+        write_record(book.location, record.model_copy(update=changed))
+    with pytest.raises(StageConflict, match=r"None -> 'by_key'\): --set images.split=stratified continues it"):
+        of_photos(tmp_path / "root", str(tmp_path / "pics")).up_to_date("encode")
+    same = read_record(book.location, "encode")
+    assert same is not None
+    assert Ledger(recorded_config(same), book.root).up_to_date("encode") is not None

@@ -289,7 +289,7 @@ def test_a_functaset_whose_commits_are_lost_is_damaged_and_nothing_of_it_is_coll
     (tmp_path / "s/commits").rename(tmp_path / "elsewhere")
     before = tree(tmp_path / "s")
     for delete in (False, True):
-        with pytest.raises(DamagedObject, match=r"commits: holds no commit, though \d of \d fragments were committed"):
+        with pytest.raises(DamagedObject, match=r"commits: holds no commit, though \d of \d fragments were claimed"):
             collect(place, delete=delete, now=later)
     assert tree(tmp_path / "s") == before
     (tmp_path / "elsewhere").rename(tmp_path / "s/commits")
