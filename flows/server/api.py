@@ -91,10 +91,17 @@ def _leave_loopback_out_of_proxies() -> None:
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = both  # libraries read one or the other
 
 
-def active_profile() -> dict[str, str]:
+def note_on_profile() -> str:
+    """Return a note where a profile outside this project's Prefect folder names a server, which is not used."""
+    usual = Path("~/.prefect").expanduser()
+    named = "" if usual == prefect_home() else active_profile(usual).get("PREFECT_API_URL", "")
+    return f"the Prefect profile in {usual} names a server; to use it set PREFECT_API_URL={named}" if named else ""
+
+
+def active_profile(home: Path | None = None) -> dict[str, str]:
     """Return the settings of the user's active Prefect profile; empty if none can be read."""
     try:
-        profiles = tomllib.loads((prefect_home() / "profiles.toml").read_text())
+        profiles = tomllib.loads(((home or prefect_home()) / "profiles.toml").read_text())
         name = os.environ.get("PREFECT_PROFILE") or profiles.get("active", "")
         return {str(key): str(value) for key, value in profiles.get("profiles", {}).get(name, {}).items()}
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from functa.flows.server.api import check_api, check_home, configured_api, prepare_environment
+from functa.flows.server.api import check_api, check_home, configured_api, note_on_profile, prepare_environment
 
 VIEW = "View at http"  # of an embedded server, which ends with the command: an address that soon answers nobody
 
@@ -32,6 +32,8 @@ def prefect_session(*, exit_with_server: bool = True) -> Iterator[None]:
         check_api()
     else:
         check_home()
+        if note := note_on_profile():
+            sys.stderr.write(f"functa: {note}\n")
     from functa.flows.server.embedded import embedded_server
 
     quiet_console()

@@ -32,6 +32,9 @@ def test_a_profile_of_another_project_is_not_used(home: Path, tmp_path: Path, mo
     profile = 'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "http://elsewhere/api"\n'
     (tmp_path / ".prefect" / "profiles.toml").write_text(profile)
     assert api.configured_api() == ""
+    assert api.note_on_profile() == (
+        f"the Prefect profile in {tmp_path}/.prefect names a server; to use it set PREFECT_API_URL=http://elsewhere/api"
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_named_before_a_server_starts(
