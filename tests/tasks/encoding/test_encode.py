@@ -146,7 +146,7 @@ def test_progress_is_reported_after_each_shard(field: Path, tmp_path: Path) -> N
     group = plan(work).groups[0]
     stats = encode_group(work, group, 400, lambda *row: reported.append(row))
     assert [row[:2] for row in reported] == [(1, 2), (2, 2)]
-    assert "images/s in this group (busy for a share of the time, overlapping: read " in reported[0][2]
+    assert "images/s in this group (share of the time, in steps that overlap: read " in reported[0][2]
     assert stats["mode"].startswith("eager: ")
     encode_group(work, group, 400, lambda *row: reported.append(row))
     assert reported[2:] == [(2, 2, "all 2 shards exist already")]
