@@ -55,7 +55,10 @@ def job(output: Path, *overrides: str) -> str:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to read a peak from")
 @pytest.mark.parametrize(
     "resolution",
-    [pytest.param(64, id="as-the-source-holds-them"), pytest.param(32, id="resized", marks=pytest.mark.slow)],
+    [
+        pytest.param(64, id="as-the-source-holds-them", marks=pytest.mark.slow),
+        pytest.param(32, id="resized", marks=pytest.mark.slow),
+    ],
 )
 def test_the_estimated_memory_is_what_a_process_takes(resolution: int, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (12_000, 64, 64, 3), dtype=np.uint8)  # 147 MB

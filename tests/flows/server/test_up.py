@@ -37,16 +37,17 @@ def write_profile(home: Path, **settings: str) -> None:
 # --- before anything starts
 
 
-def test_the_command_that_is_suggested_runs_the_preset_of_the_root(tmp_path: Path) -> None:
+def test_the_command_that_is_suggested_continues_the_root(tmp_path: Path) -> None:
     assert command_for(str(tmp_path)) == "functa run digits --deployment"
-    for name, suggested in (("unnamed", "functa run digits --deployment"), ("photos_64", None)):
-        config = load_config("digits").model_dump(mode="json") | {"name": name}
+    config = load_config("digits", ["field.width=32"]).model_dump(mode="json")
+    ours = f"functa run digits --set field.width=32 --root {tmp_path} --deployment"
+    for name, suggested in (("unnamed", "functa run digits --deployment"), ("digits", ours)):
         record = StageRecord(
-            stage="encode", state="finished", config={}, pipeline=config, inputs={}, output="x", started="now"
-        )
+            stage="encode", state="finished", config={}, pipeline=config | {"name": name}, inputs={}, output="x",
+            started="now",
+        )  # fmt: skip
         write_record(open_location(str(tmp_path)), record)
-        ours = f"functa run photos_64 --root {tmp_path} --deployment"
-        assert command_for(str(tmp_path)) == (suggested or ours)
+        assert command_for(str(tmp_path)) == suggested
 
 
 def test_a_taken_port_is_one_line_and_nothing_is_started(home: Path) -> None:

@@ -90,6 +90,7 @@ def test_on_a_cpu_attention_is_written_out_and_gives_what_the_fused_one_gives() 
 
 
 @pytest.mark.skipif(not has_compiler(CPU), reason="no C++ compiler here")
+@pytest.mark.slow
 def test_a_graph_drops_what_the_plain_step_drops() -> None:
     torch.manual_seed(0)
     model = build_classifier(ClassifierConfig(kind="mlp", width=64, depth=2, dropout=0.3), (1, 1, 32), 10)

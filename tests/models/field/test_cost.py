@@ -141,7 +141,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before * 1024,
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(("patch", "nearest"), id="patch-nearest"),
+        pytest.param(("patch", "nearest"), id="patch-nearest", marks=pytest.mark.slow),
         pytest.param(("global", "nearest"), id="global-nearest", marks=pytest.mark.slow),
         pytest.param(("binary", "bilinear"), id="binary-bilinear", marks=pytest.mark.slow),
     ],

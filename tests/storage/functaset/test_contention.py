@@ -380,6 +380,7 @@ def test_moments_that_gc_takes_while_a_commit_names_them_come_back(tmp_path: Pat
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_a_writer_killed_at_many_points_leaves_nothing_that_the_next_one_trusts_wrongly(tmp_path: Path) -> None:
     """Each time, the next writer ends with the bytes of an uninterrupted run. Every point: ... killed store DIR 1."""
     command = [sys.executable, "-m", "tests.helpers.storage.killed_writer", "store", str(tmp_path), "5"]

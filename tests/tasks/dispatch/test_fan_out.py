@@ -236,7 +236,7 @@ def task_states(run: str) -> Counter[str]:
         return Counter(task.state_name for task in client.read_task_runs(flow_run_filter=chosen))
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", ["threads", pytest.param("dask", marks=pytest.mark.slow)])
 def test_shards_equal_those_of_a_plain_loop_byte_for_byte(
     runner: str, field: Path, serial: dict[str, bytes], one_thread: None, tmp_path: Path
 ) -> None:

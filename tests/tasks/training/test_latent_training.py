@@ -68,7 +68,8 @@ def same(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["classifier", pytest.param("diffusion", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classifier", "diffusion"])
 def test_a_training_killed_before_any_of_its_writes_ends_with_the_same_weights(
     kind: str, functaset: str, tmp_path: Path
 ) -> None:
@@ -77,7 +78,7 @@ def test_a_training_killed_before_any_of_its_writes_ends_with_the_same_weights(
     described = tmp_path / "job.json"
     described.write_text(training_job(kind, functaset, tmp_path / "killed").model_dump_json())
     ends = []
-    for k in (3, 8, 2, 11, 5) if kind == "diffusion" else (3, 8):
+    for k in (3, 8, 2, 11, 5):
         command = [sys.executable, "-m", "tests.helpers.tasks.killed_training", kind, described, str(k)]
         ends.append(subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=240, check=False).returncode)
     assert -signal.SIGKILL in ends, ends

@@ -178,6 +178,7 @@ def test_a_single_process_exchanges_nothing() -> None:
     assert Ranks().sum_up([], figures, asked=True) == (figures, True)
 
 
+@pytest.mark.slow
 def test_an_error_of_all_ranks_is_reported_once_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed) as caught:
         train_in_child(field_job(tmp_path, 2, "meta_train.batch=1"), lambda _: None)

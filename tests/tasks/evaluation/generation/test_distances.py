@@ -201,6 +201,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_few_images_and_other_weights_give_a_distance_that_is_not_called_fid(folder: Path, weights: str) -> None:
     z = samples(5)
     job = evaluation_job(folder, *SMALL, f"fid.weights={weights}", "fid.any_weights=true", "fid.few=true")
