@@ -43,7 +43,7 @@ from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
 from functa.storage.errors import FunctaError, StorageError, one_line
-from functa.tasks.dispatch.child import WAITING
+from functa.tasks.dispatch.child import SPIN
 from functa.tasks.stage_table import STAGES
 
 app = App(
@@ -73,7 +73,7 @@ def main() -> None:
     if debug:
         arguments.remove("--debug")
         os.environ["FUNCTA_DEBUG"] = "1"
-    for name, value in WAITING.items():
+    for name, value in SPIN.items():
         os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -42,7 +42,6 @@ from tests.helpers.tasks.fan_out_process import all_of, pids
 
 PROJECT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
-RUNNERS = ("threads", "dask")
 
 
 def below() -> set[int]:
