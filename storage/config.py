@@ -40,7 +40,8 @@ class ImagesConfig(Config):
     split_seed: int = Field(0, ge=0, le=2**31 - 1, description="Of the split into training and test images.")
     split: Literal["by_key", "stratified"] = Field(
         "by_key", description="by_key: an image's key alone decides whether it is a test image, so that this never "
-        "changes; stratified: that share of each class, as before version 0.2, where other images can change it.",
+        "changes; stratified: that share of each class, which other images can change, as in roots made before there "
+        "was a choice.",
     )  # fmt: skip
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="More unreadable images of a split than this share fail the run; 3 always pass, "
@@ -56,7 +57,7 @@ class ImagesConfig(Config):
     )
 
     def decides(self, name: str) -> bool:
-        """Return whether a setting decides which images there are. Records before version 0.2 have no `split`."""
+        """Return whether a setting decides which images there are. Older records have no `split`."""
         return name != "split" or (self.split == "by_key" and "split" in find_source(self.source).settings)
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from functa.storage.runs.stage_records import StageRecord
 def recorded_config(record: StageRecord) -> PipelineConfig:
     """Return the config of the run that a stage's record is part of. Raises ValueError for one of no use any more."""
     settings = copy.deepcopy(record.pipeline)
-    if "images" in settings:  # before version 0.2 all images were split like that
+    if "images" in settings:  # recorded before there was a choice
         settings["images"].setdefault("split", "stratified")
     return PipelineConfig.model_validate(settings)
 

@@ -193,9 +193,7 @@ def bootstrap_options(root: str, cron: str | None) -> list[str]:
 def serve(children: list[Child], caught: list[int], port: int, console: Console) -> None:
     """Start Prefect's server, on this machine's own address alone."""
     with console.status("") as status:
-        children.append(
-            begin("server", [sys.executable, "-P", "-m", "functa.flows.server.guarded", "--port", str(port)], port)
-        )
+        children.append(begin("server", [*PYTHON, "functa.flows.server.guarded", "--port", str(port)], port))
         progress = progress_line(status.update, f"Prefect's server starts on {HOST}:{port}", STARTUP_SECONDS)
         wait(children, caught, lambda: progress() and healthy(local_api(port)), STARTUP_SECONDS)
 
