@@ -9,7 +9,8 @@ WORKERS ?= 2
 # Prefect again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help install demo test test-s3 test-postgres test-browser test-slow bench-install bench docs lint format clean
+.PHONY: help install demo test test-s3 test-postgres test-browser test-slow test-faults test-attacks fuzz coverage \
+  bench-install bench docs lint format clean
 
 help:            ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,6 +47,23 @@ test-browser: $(READY)  ## the Prefect UI in a real browser (installs Debian's c
 
 test-slow: $(READY)  ## what takes minutes: real images, the benchmarks, the wheel, kills; before a release
 	$(BIN)/python -m pytest -m "slow and not browser and not s3 and not postgres"
+
+# The quick half of both runs in `make test` too: what bears the marker and is not slow.
+test-faults: $(READY)  ## kills, full disks, cut connections, clocks; FUNCTA_KILLS=N changes the number of random kills
+	$(BIN)/python -m pytest -n $(WORKERS) --durations 10 -m "faults and not browser and not s3 and not postgres"
+
+test-attacks: $(READY)  ## hostile files, roots, requests and parameters; those in a browser run in test-browser
+	$(BIN)/python -m pytest -n $(WORKERS) --durations 10 -m "attacks and not browser and not s3 and not postgres"
+
+fuzz: $(READY)   ## the generated inputs of `make test`, many times as many: images, zarr metadata, records, YAML
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n $(WORKERS) --timeout 3600 -m fuzz
+
+coverage: $(READY)  ## which lines and branches the quick tests and the faults reach, processes that they start included
+	$(BIN)/coverage erase
+	-$(BIN)/coverage run -m pytest -n $(WORKERS) \
+	  -m "not browser and not s3 and not postgres and (not slow or faults or attacks)"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 $(VENV)/.bench: $(READY) requirements-bench.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r requirements-bench.lock

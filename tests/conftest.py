@@ -29,6 +29,13 @@ sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# `make fuzz`: tests without a number of their own generate many more inputs.
+if "HYPOTHESIS_PROFILE" in os.environ:
+    import hypothesis
+
+    hypothesis.settings.register_profile("nightly", max_examples=5000, deadline=None)
+    hypothesis.settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])
+
 SHARED = Path(__file__).parents[2] / "shared"
 PROJECT = Path(__file__).parents[1]
 
