@@ -25,8 +25,17 @@ class ImagesConfig(Config):
         str, AfterValidator(_known_source), WithJsonSchema({"type": "string", "enum": list(IMAGE_SOURCES)})
     ] = Field("digits", description=f"{'; '.join(f'{n}: {s.description}' for n, s in IMAGE_SOURCES.items())}.")
     location: str = Field(
-        "", description="Folder (folder, torchvision) or .npz file; {train,test}.npz in a folder also do."
-    )
+        "", description="Folder, .npz file, or shards (webdataset, parquet), local or s3://; a pattern as in "
+        "train-{000..127}.tar, *.parquet or imagenet/{train,val} names some of them.",
+    )  # fmt: skip
+    labels: str = Field(
+        "", description="Table of file and label (.csv, .tsv, .jsonl) of a folder without class folders; none: no "
+        "classes, whatever there is.",
+    )  # fmt: skip
+    columns: str = Field(
+        "", pattern=r"^([^,]+,[^,]+)?$", description="IMAGE,LABEL: columns of a table; of a tar, the label's field in "
+        "its .json; empty: image and label, or what is clear.",
+    )  # fmt: skip
     dataset: Literal["CIFAR10", "FashionMNIST"] = Field("CIFAR10", description="Which torchvision data set.")
     channels: Literal[1, 3] | None = Field(None, description="Grey or RGB; null: what the source has (folder: 3).")
     classes: int | None = Field(None, ge=1, description="How many classes; null: what the source has.")
@@ -57,7 +66,9 @@ class ImagesConfig(Config):
     )
 
     def decides(self, name: str) -> bool:
-        """Return whether a setting decides which images there are. Older records have no `split`."""
+        """Return whether a setting decides which images there are. Older records have not all of them."""
+        if name in ("labels", "columns"):
+            return bool(getattr(self, name))
         return name != "split" or (self.split == "by_key" and "split" in find_source(self.source).settings)
 
     @model_validator(mode="after")

@@ -21,12 +21,10 @@ def recorded_config(record: StageRecord) -> PipelineConfig:
 
 
 def with_absolute_images(config: PipelineConfig) -> PipelineConfig:
-    """Return the config with an absolute location of images: a record outlives the folder that a shell was in."""
-    location = config.images.location
-    if not location:
-        return config
-    images = config.images.model_copy(update={"location": open_location(location).uri})
-    return config.model_copy(update={"images": images})
+    """Return the config with absolute paths of images and labels: a record outlives the folder that a shell was in."""
+    paths = {"location": config.images.location, "labels": config.images.labels}
+    absolute = {key: open_location(path).uri for key, path in paths.items() if path not in ("", "none")}
+    return config.model_copy(update={"images": config.images.model_copy(update=absolute)})
 
 
 def load_config(preset: str, overrides: list[str] | None = None) -> PipelineConfig:

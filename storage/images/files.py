@@ -57,7 +57,11 @@ def left_out(keys: Iterable[str]) -> str:
 
 
 class BadImage(Exception):
-    """An image that cannot be used; str(error) is the reason."""
+    """An image that cannot be used; str(error) is the reason, token its version where that is known."""
+
+    def __init__(self, reason: str, token: str = "") -> None:
+        super().__init__(reason)
+        self.token = token
 
 
 def decode(data: bytes, channels: int, max_pixels: int) -> "Image.Image":

@@ -1,5 +1,7 @@
 """The layout of a folder of images: its splits, its classes, and what is left out of it.
 
+Images may lie in class folders, or all in one folder without classes; in train/ and test/ (or val/), or unsplit.
+
 A layout that can be meant in two ways is refused, with the names: a guess would give figures that look right.
 """
 
@@ -16,6 +18,8 @@ from functa.storage.places.location import Entry, Location
 
 SPLITS = ("train", "test")
 
+TEST_NAMES = ("test", "val", "valid", "validation")  # that the second split of others may have
+
 SPLIT_WORDS = {"train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"}
 
 OUTPUT_MARK = ".functa-output"  # in a folder that a command wrote images to
@@ -30,19 +34,21 @@ NAMED = 3  # names in a message
 class Layout:
     """The images of "train" and "test", or of "all"; the depth of class folders in keys; and what the user should know.
 
-    Every part of a key is text: see shown().
+    depth: None where the images lie in no class folders. Every part of a key is text: see shown().
     """
 
     parts: dict[str, list[Entry]]
-    depth: int
+    depth: int | None
     classes: list[str]
     notes: tuple[str, ...]
 
 
-def read_layout(location: Location) -> Layout:
-    """List a folder of images. Raises StorageError: no images, or a layout that could be meant in two ways."""
+def read_layout(location: Location, everything: list[Entry], labels: str) -> Layout:
+    """Describe a folder of images from its entries. Raises StorageError: no images, or a layout of two meanings.
+
+    labels: where the labels come from; "" for class folders, or none where there are no folders.
+    """
     _refuse_root_above(location)
-    everything = location.entries()
     outputs = sorted({found["root"] or "" for entry in everything if (found := _OURS.fullmatch(entry.key))})
     if "" in outputs:
         raise StorageError(
@@ -58,19 +64,18 @@ def read_layout(location: Location) -> Layout:
     if not images:
         raise StorageError(
             f"{location.uri}: no images in class folders there; expected CLASS/*, or train/CLASS/* and test/CLASS/* "
-            f"({', '.join(ENDINGS)}){f'; {unknown}' if unknown else ''}{_of_arrays(others)}"
+            f"({', '.join(ENDINGS)}){f'; {unknown}' if unknown else ''}{_of_other_sources(others)}"
         )
-    depth = _depth_of_classes(location, images)
-    for entry in images:
-        if entry.key.count("/") <= depth:
-            raise StorageError(
-                f"{location.uri}/{shown(entry.key)}: an image outside any class folder; expected "
-                f"CLASS/{shown(entry.key)}; put images without classes into a folder of any name, such as all/ there"
-            )
-    classes = sorted({shown(entry.key.split("/")[depth]) for entry in images})
+    folders = _split_folders(location, images)
+    parts = {"all": images}
+    if folders is not None:
+        parts = {s: [e for e in images if e.key.startswith(f"{folder}/")] for s, folder in zip(SPLITS, folders)}
+    depth = None if labels else _depth_of_classes(location, images, 0 if folders is None else 1)
+    classes = [] if depth is None else sorted({shown(entry.key.split("/")[depth]) for entry in images})
     _refuse_equal_names(location, classes)
-    parts = {"all": images} if depth == 0 else {s: [e for e in images if e.key.startswith(f"{s}/")] for s in SPLITS}
-    notes = [unknown, _untrained_classes(parts)]
+    notes = [unknown, _untrained_classes(parts, depth)]
+    if not labels and depth is None:
+        notes.append("the images lie in no class folders, so they have no classes")
     if ours:
         notes.append(f"left out {len(ours)} images that this project wrote, in {named(outputs)}")
     return Layout(parts, depth, classes, tuple(f"{location.uri}: {note}" for note in notes if note))
@@ -88,9 +93,11 @@ def named(names: Iterable[str]) -> str:
     return ", ".join(every[:NAMED]) + more
 
 
-def _of_arrays(keys: list[str]) -> str:
-    """Return how a folder of .npz files is read, to end a message with; empty where there is none."""
-    return "; .npz files are read with images.source=npz" if any(key.lower().endswith(".npz") for key in keys) else ""
+def _of_other_sources(keys: list[str]) -> str:
+    """Return how files of other sources are read, to end a message with; empty where there is none."""
+    sources = {".npz": "npz", ".tar": "webdataset", ".parquet": "parquet", ".arrow": "parquet"}
+    found = next((ending for ending in sources if any(key.lower().endswith(ending) for key in keys)), None)
+    return f"; {found} files are read with images.source={sources[found]}" if found else ""
 
 
 def _refuse_root_above(location: Location) -> None:
@@ -107,16 +114,22 @@ def _refuse_root_above(location: Location) -> None:
             )
 
 
-def _depth_of_classes(location: Location, images: list[Entry]) -> int:
-    """Return 1 below train/ and test/, else 0. Raises StorageError where the splits have other names or places."""
+def _split_folders(location: Location, images: list[Entry]) -> tuple[str, str] | None:
+    """Return the folders of the training and the test split, or None. Raises StorageError for other names or places."""
     tops = {entry.key.partition("/")[0] for entry in images if "/" in entry.key}
-    if tops == set(SPLITS):
-        return 1
+    if len(tops) == 2 and "train" in tops and (others := [name for name in TEST_NAMES if name in tops]):
+        if outside := [entry.key for entry in images if "/" not in entry.key]:
+            raise StorageError(
+                f"{location.uri}/{shown(outside[0])}: an image outside train/ and {others[0]}/; move it into one of them"
+            )
+        return "train", others[0]
     meant = {top for top in tops if _folded(top) in SPLIT_WORDS}
     if meant and (meant == tops or any(_folded(top) in ("train", "test") for top in meant)):
+        several = len(tops & {"train", *TEST_NAMES}) > 2
+        fix = "; name the two that count, as in .../{train,val}" if several else ""
         raise StorageError(
             f"{location.uri}: has {' and '.join(shown(top) for top in sorted(tops))}; expected train/CLASS/* and "
-            f"test/CLASS/* alone, in this spelling, or class folders alone"
+            f"test/CLASS/* (or val/) alone, in this spelling, or class folders alone{fix}"
         )
     for entry in images:
         top, _, rest = entry.key.partition("/")
@@ -131,7 +144,21 @@ def _depth_of_classes(location: Location, images: list[Entry]) -> int:
                 f"{location.uri}: {shown(below[0])} is one level down, in {shown(top)}; name that folder instead "
                 f"(images.location={location.uri}/{shown(top)})"
             )
-    return 0
+    return None
+
+
+def _depth_of_classes(location: Location, images: list[Entry], depth: int) -> int | None:
+    """Return that depth, or None where no image lies in a class folder. Raises StorageError where only some do."""
+    outside = [entry for entry in images if entry.key.count("/") <= depth]
+    if not outside:
+        return depth
+    if len(outside) == len(images):
+        return None
+    name = shown(outside[0].key)
+    raise StorageError(
+        f"{location.uri}/{name}: an image outside any class folder, and others are in one; move it into a folder of "
+        f"its class, or read all of them without classes (images.labels=none)"
+    )
 
 
 def _folded(name: str) -> str:
@@ -150,10 +177,10 @@ def _refuse_equal_names(location: Location, classes: list[str]) -> None:
             )
 
 
-def _untrained_classes(parts: dict[str, list[Entry]]) -> str:
+def _untrained_classes(parts: dict[str, list[Entry]], depth: int | None) -> str:
     """Describe classes that only the test images have; empty if there is none. Their accuracy is 0 by construction."""
-    if "all" in parts:
+    if "all" in parts or depth is None:
         return ""
-    classes = {split: {shown(entry.key.split("/")[1]) for entry in part} for split, part in parts.items()}
+    classes = {split: {shown(entry.key.split("/")[depth]) for entry in part} for split, part in parts.items()}
     unseen = sorted(classes["test"] - classes["train"])
     return f"no model can know {named(unseen)}: test has such images, and train has none" if unseen else ""

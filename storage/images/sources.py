@@ -20,6 +20,10 @@ def _unknown(_: "ImagesConfig") -> ImageShape:
     return None, None, None
 
 
+def _encoded(config: "ImagesConfig") -> ImageShape:
+    return None, config.channels or 3, None
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """A value of images.source.
@@ -62,8 +66,20 @@ IMAGE_SOURCES: dict[str, ImageSource] = {
     "folder": ImageSource(
         "class folders",
         "functa.storage.images.folder:open_folder",
-        settings=SPLIT_SETTINGS,
-        shape=lambda config: (None, config.channels or 3, None),
+        settings=(*SPLIT_SETTINGS, "labels"),
+        shape=_encoded,
+    ),
+    "webdataset": ImageSource(
+        "tars of samples",
+        "functa.storage.images.tars:open_webdataset",
+        settings=(*SPLIT_SETTINGS, "labels", "columns"),
+        shape=_encoded,
+    ),
+    "parquet": ImageSource(
+        "tables with a column of images, as Hugging Face's",
+        "functa.storage.images.tables:open_parquet",
+        settings=(*SPLIT_SETTINGS, "labels", "columns"),
+        shape=_encoded,
     ),
     "torchvision": ImageSource(
         "a torchvision data set",

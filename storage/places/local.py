@@ -31,6 +31,11 @@ class LocalLocation(Location):
             check_length(status.st_size, limit, f"{self.uri}/{key}")
             return file.read()
 
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        with self._translated(key), open(self._path(key), "rb", opener=_open_at_once) as file:
+            file.seek(start)
+            return file.read(length)
+
     def write(self, key: str, data: bytes) -> None:
         with self._translated(key):
             _place(self._writable_path(key), data, replace=True)

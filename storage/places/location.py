@@ -44,6 +44,10 @@ class Location(ABC):
         """Return the object's bytes. Raises DamagedObject, without taking their memory, if they exceed `limit`."""
 
     @abstractmethod
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from byte `start` on; fewer where the object ends before that."""
+
+    @abstractmethod
     def write(self, key: str, data: bytes) -> None:
         """Put an object, replacing one of that name."""
 

@@ -38,19 +38,24 @@ class S3Location(Location):
     def read(self, key: str, limit: int | None = None) -> bytes:
         end = None if limit is None else limit + 1
 
+        # One request. Without these arguments s3fs would ask for the size first, a HEAD for every GET.
+        data = self._get(key, {"max_concurrency": 1} if end is None else {"start": 0, "end": end})
+        check_length(len(data), limit, f"{self.uri}/{key}")
+        return data
+
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        return self._get(key, {"start": start, "end": start + length}) if length > 0 else b""
+
+    def _get(self, key: str, how: dict[str, Any]) -> bytes:
         def get() -> bytes:
             try:
-                # One request. Without these arguments s3fs would ask for the size first, a HEAD for every GET.
-                whole: dict[str, Any] = {"max_concurrency": 1} if end is None else {"start": 0, "end": end}
-                return bytes(self._fs().cat_file(self._path(key), **whole))
+                return bytes(self._fs().cat_file(self._path(key), **how))
             except OSError as error:
-                if s3_faults.code(error) == "InvalidRange":  # no byte lies in any range of an empty object
+                if s3_faults.code(error) == "InvalidRange":  # no byte lies in a range behind the object's end
                     return b""
                 raise
 
-        data = self._tried(key, get)
-        check_length(len(data), limit, f"{self.uri}/{key}")
-        return data
+        return self._tried(key, get)
 
     def write(self, key: str, data: bytes) -> None:
         self._tried(key, lambda: self._put(key, data))

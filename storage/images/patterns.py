@@ -1,0 +1,91 @@
+"""Locations that name several files: `train-{000..127}.tar`, `*.parquet`, `{train,val}`, local or in a bucket."""
+
+import os
+import re
+from itertools import product
+from pathlib import Path
+
+from functa.storage.errors import StorageError
+from functa.storage.places.address import open_location
+from functa.storage.places.location import Entry, Location
+
+MAX_NAMES = 1_000_000  # that the braces of a pattern may stand for
+
+_SPECIAL = re.compile(r"[{*?]")
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def select(uri: str) -> tuple[Location, list[Entry]]:
+    """Return the location above all special characters, and the entries there that the pattern or folder names.
+
+    Braces list names or count, `*` and `?` match within a name; what lies below a folder that matches counts too.
+    Raises StorageError for a pattern that is malformed, or names files that are not there.
+    """
+    base, pattern = split_pattern(uri)
+    location = open_location(base)
+    if not pattern:
+        return location, location.entries()
+    names = expand_braces(pattern)
+    literal = os.path.commonprefix(names)
+    beginning = _SPECIAL.split(literal, maxsplit=1)[0].rpartition("/")[0]
+    entries = location.entries(f"{beginning}/" if beginning else "")
+    exact = {name for name in names if not _SPECIAL.search(name)}
+    matches = re.compile("|".join(_as_regex(name) for name in names if name not in exact) or r"(?!)")
+    seen: set[str] = set()
+    chosen: list[Entry] = []
+    for entry in entries:
+        above = {entry.key, *(str(folder) for folder in Path(entry.key).parents)}
+        named = above & exact
+        seen |= named
+        if named or any(matches.fullmatch(name) for name in above):
+            chosen.append(entry)
+    if missing := sorted(exact - seen):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise StorageError(f"{location.uri}/{missing[0]}{more}: is missing, and the pattern {uri} names it")
+    return location, chosen
+
+
+def split_pattern(uri: str) -> tuple[str, str]:
+    """Return the part of a location before its first name with a special character, and the pattern from there on.
+
+    A local path that exists as it is has no pattern, whatever characters its name has.
+    """
+    if not _SPECIAL.search(uri) or ("://" not in uri and os.path.exists(os.path.expanduser(uri))):
+        return uri, ""
+    parts = uri.split("/")
+    first = next(i for i, part in enumerate(parts) if _SPECIAL.search(part))
+    if "://" in uri and first < 3:
+        raise StorageError(f"{uri}: a bucket's name cannot be a pattern")
+    return "/".join(parts[:first]) or ("/" if uri.startswith("/") else "."), "/".join(parts[first:])
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that the braces of a pattern stand for: {000..127} counts, {a,b} lists. Raises StorageError."""
+    pieces = _BRACES.split(pattern)  # text, braces, text, braces, ..., text
+    if any("{" in piece or "}" in piece for piece in pieces[::2]):
+        raise StorageError(f"{pattern}: braces do not match; write {{000..127}} or {{train,val}}")
+    choices = [[piece] if i % 2 == 0 else _choices(piece) for i, piece in enumerate(pieces)]
+    count = 1
+    for each in choices:
+        count *= len(each)
+    if count > MAX_NAMES:
+        raise StorageError(f"{pattern}: stands for {count} names, more than {MAX_NAMES}; use * instead")
+    return ["".join(each) for each in product(*choices)]
+
+
+def _choices(braces: str) -> list[str]:
+    found = _RANGE.fullmatch(braces)
+    if found is None:
+        return braces.split(",")
+    first, last = found.groups()
+    if not int(first) <= int(last) <= int(first) + MAX_NAMES:
+        raise StorageError(f"{{{braces}}}: expected two numbers in rising order, at most {MAX_NAMES} apart")
+    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+
+
+def _as_regex(name: str) -> str:
+    """A pattern with `*` and `?`, neither of which matches a slash."""
+    return "".join({"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)) for char in name)

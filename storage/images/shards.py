@@ -1,0 +1,198 @@
+"""Files that hold many images each (tars, tables): which there are, and to which split each belongs."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from functa.storage.errors import StorageError
+from functa.storage.images.encoded import SPLITS
+from functa.storage.images.labels import numbered
+from functa.storage.images.layout import TEST_NAMES, named
+from functa.storage.images.patterns import select
+from functa.storage.images.rows import Rows
+from functa.storage.places.address import open_location
+from functa.storage.places.local import LocalLocation
+from functa.storage.places.location import Entry, Location
+
+_WORD = re.compile(r"[^A-Za-z]+")
+
+BLOCK = 1 << 20  # bytes that one request for a part of a file reads
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image in a shard: its key, its label as text (None: it has none), and where to find it."""
+
+    key: str
+    label: str | None
+    origin: str
+
+
+def find_shards(uri: str, endings: Sequence[str], source: str) -> tuple[Location, dict[str, list[Entry]]]:
+    """Return the location and the shards of "train" and "test", or of "all".
+
+    A shard's split is the word train, or test or val, in its name or its folders. Raises StorageError where none has
+    one of the endings, only some have such a word, or there are more than two splits.
+    """
+    location, entries = _select(uri)
+    shards = [entry for entry in entries if entry.key.lower().endswith(tuple(endings))]
+    if not shards:
+        other = next((e.key for e in entries if e.key.lower().endswith((".gz", ".zst", ".bz2", ".xz"))), None)
+        why = f"; {other} is compressed as a whole: unpack it to {endings[0]}" if other else ""
+        raise StorageError(f"{uri}: no {' or '.join(endings)} files there, which images.source={source} reads{why}")
+    words = {entry.key: _split_words(entry.key) for entry in shards}
+    if unclear := [key for key, found in words.items() if len(found) > 1]:
+        raise StorageError(f"{location.uri}/{unclear[0]}: its name has {' and '.join(sorted(words[unclear[0]]))}")
+    splits = sorted({word for found in words.values() for word in found})
+    without = [key for key, found in words.items() if not found]
+    if not splits:
+        return location, {"all": shards}
+    if without:
+        raise StorageError(
+            f"{location.uri}/{without[0]}: its name has none of {', '.join(splits)}, which others have; name the ones "
+            f"that count by a pattern"
+        )
+    if len(splits) != 2 or "train" not in splits:
+        raise StorageError(
+            f"{location.uri}: has shards of {', '.join(splits)}; expected train, and test or val: name the ones that "
+            f"count, as in {location.uri}/{{train,val}}-*{endings[0]}"
+        )
+    test = next(word for word in splits if word != "train")
+    return location, {s: [e for e in shards if word in words[e.key]] for s, word in zip(SPLITS, ("train", test))}
+
+
+def _select(uri: str) -> tuple[Location, list[Entry]]:
+    """Return the entries that a pattern, a folder, or one file names."""
+    location, entries = select(uri)
+    if not entries:
+        folder, _, name = location.uri.rpartition("/")
+        above = open_location(folder) if folder and not folder.endswith("/") else location
+        entry = above.entry(name) if name else None
+        if entry is not None:
+            return above, [entry]
+        if isinstance(location, LocalLocation) and not Path(location.uri).exists():
+            raise StorageError(f"{uri}: is missing; images.location is a folder of shards, a pattern, or one shard")
+    return location, entries
+
+
+def _split_words(key: str) -> set[str]:
+    """Return the splits that a shard's name or, if it has none, its folders name."""
+    folders, _, name = key.rpartition("/")
+    known = {"train", *TEST_NAMES}
+    return (known & set(_WORD.split(name.lower()))) or (known & set(_WORD.split(folders.lower())))
+
+
+def rows_of_items(
+    items: dict[str, list[Item]], tokens: dict[str, str], names: Sequence[str], uri: str, labels: str
+) -> tuple[dict[str, Rows], list[str], list[str]]:
+    """Return rows by split, class names and notes of a source's images.
+
+    tokens: of each shard, by what comes before the first colon of an origin. names: the classes, where the source
+    lists them. Raises StorageError for keys that repeat, labels outside the classes, or images of which some have none.
+    """
+    every = [item for part in items.values() for item in part]
+    if not every:
+        raise StorageError(f"{uri}: its shards hold no image")
+    _refuse_equal_keys([item.key for item in every], uri)
+    given = [] if labels == "none" else [item for item in every if item.label is not None]
+    if given and len(given) < len(every):
+        missing = next(item for item in every if item.label is None)
+        raise StorageError(
+            f"{uri}: {missing.key} has no label, and {len(given)} images have one; label all of them, or read them "
+            f"without classes (images.labels=none)"
+        )
+    notes: list[str] = []
+    if not given:
+        numbers, classes = np.zeros(len(every), np.int32), []
+        if labels != "none":
+            notes.append(f"{uri}: the images have no labels, so there are no classes")
+    else:
+        try:
+            numbers, classes = numbered([str(item.label) for item in given], names)
+        except ValueError as error:
+            raise StorageError(f"{uri}: {error}; leave out shards without labels by a pattern") from None
+    rows: dict[str, Rows] = {}
+    start = 0
+    for split, part in items.items():
+        of_part = numbers[start : start + len(part)]
+        origins = [item.origin for item in part]
+        rows[split] = Rows([item.key for item in part], of_part, [tokens[o.split(":")[0]] for o in origins], origins)
+        start += len(part)
+    if unseen := _only_tested(rows, classes):
+        notes.append(f"{uri}: no model can know {named(unseen)}: test has such images, and train has none")
+    return rows, classes, notes
+
+
+def _only_tested(rows: dict[str, Rows], classes: list[str]) -> list[str]:
+    if "all" in rows or not classes:
+        return []
+    return [classes[label] for label in np.setdiff1d(rows["test"].labels, rows["train"].labels)]
+
+
+def _refuse_equal_keys(keys: list[str], uri: str) -> None:
+    if len(set(keys)) == len(keys):
+        return
+    seen: set[str] = set()
+    twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    raise StorageError(f"{uri}: {twice} is there twice; every image needs a name of its own in its shard")
+
+
+class PartFile:
+    """A file that is read in blocks through a location, for parsers that want to seek; read-only."""
+
+    def __init__(self, location: Location, key: str, size: int, block: int = BLOCK) -> None:
+        self._location, self._key, self._size, self._block = location, key, size, block
+        self._start, self._data, self._at = 0, b"", 0
+
+    def read(self, length: int = -1) -> bytes:
+        """Return up to `length` bytes from the position on; all that is left if negative."""
+        end = self._size if length < 0 else min(self._size, self._at + length)
+        found = bytearray()
+        while self._at < end:
+            offset = self._at - self._start
+            if not 0 <= offset < len(self._data):
+                self._start = self._at
+                self._data = self._location.read_part(self._key, self._at, max(self._block, end - self._at))
+                offset = 0
+                if not self._data:
+                    break
+            taken = self._data[offset : offset + end - self._at]
+            found += taken
+            self._at += len(taken)
+        return bytes(found)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Set the position, from the start (0), from here (1) or from the end (2)."""
+        self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._at
+
+    def size(self) -> int:
+        """Return the length of the file."""
+        return self._size
+
+    def seekable(self) -> bool:
+        """A parser may seek."""
+        return True
+
+    def readable(self) -> bool:
+        """A parser may read."""
+        return True
+
+    def writable(self) -> bool:
+        """Nothing is written."""
+        return False
+
+    @property
+    def closed(self) -> bool:
+        """There is nothing to close."""
+        return False
+
+    def close(self) -> None:
+        """There is nothing to close."""

@@ -1,0 +1,151 @@
+"""The image source `webdataset`: tars whose members a/b.jpg, a/b.cls, a/b.json, a/b.txt are one sample, `a/b`.
+
+A tar is indexed once: its members' headers are read, and the images' offsets kept. An image is then one read of a part.
+"""
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from functa.storage.errors import StorageError
+from functa.storage.images.encoded import READ_THREADS, SPLITS, Original, encoded_images
+from functa.storage.images.files import ENDINGS, MAX_FILE_BYTES, BadImage, is_hidden
+from functa.storage.images.layout import shown
+from functa.storage.images.rows import split_rows
+from functa.storage.images.shards import Item, PartFile, find_shards, rows_of_items
+from functa.storage.images.source import Images
+from functa.storage.places.address import open_location, read_json, write_json
+from functa.storage.places.location import Entry, Location
+
+if TYPE_CHECKING:
+    from functa.storage.config import ImagesConfig
+
+LABEL_FIELDS = ("label", "cls", "class")  # of a sample's .json
+
+MAX_LABEL_BYTES = 1 << 20
+
+MAX_INDEX_BYTES = 1 << 30
+
+CUT = "cut"  # length of an image that the end of its tar cuts off
+
+
+def open_webdataset(config: "ImagesConfig") -> Images:
+    """Return the images of tars. Raises StorageError: none there, a tar that is none, labels of only some images."""
+    location, shards = find_shards(config.location, (".tar",), "webdataset")
+    fields = (config.columns.split(",")[1],) if config.columns else LABEL_FIELDS
+    items: dict[str, list[Item]] = {}
+    notes: list[str] = []
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for split, entries in shards.items():
+            indexed = list(pool.map(lambda entry: _known_index(location, entry, fields), entries))
+            items[split] = [item for of_tar, _ in indexed for item in of_tar]
+            notes += [note for _, of_tar in indexed for note in of_tar]
+    tokens = {entry.key: entry.token for entries in shards.values() for entry in entries}
+    rows, classes, more = rows_of_items(items, tokens, (), config.location, config.labels)
+    if "all" in rows:
+        rows = dict(zip(SPLITS, split_rows(rows["all"], config)))
+
+    def fetch(origin: str) -> Original:
+        key, start, length = origin.rsplit(":", 2)
+        token = tokens[key]
+        if length == CUT:
+            raise BadImage(f"{key} ends before this image does; fetch the tar again", token)
+        if int(length) > MAX_FILE_BYTES:
+            raise BadImage(f"more bytes than a file may have ({MAX_FILE_BYTES})", token)
+        now = location.entry(key)
+        if now is None or now.token != token:
+            raise BadImage(f"{key} is another tar than when it was listed", "" if now is None else now.token)
+        return Original(location.read_part(key, int(start), int(length)), token)
+
+    return encoded_images(config, location, rows, classes, fetch, (*notes, *more))
+
+
+def _known_index(location: Location, entry: Entry, fields: tuple[str, ...]) -> tuple[list[Item], list[str]]:
+    """Return a tar's index, from this user's cache where this version of the tar was indexed before."""
+    cache = open_location(os.environ.get("XDG_CACHE_HOME") or "~/.cache").child("functa", "tars")
+    described = json.dumps([location.uri, entry.key, entry.size, entry.token, fields])
+    name = f"{hashlib.sha256(described.encode()).hexdigest()}.json"
+    with suppress(StorageError, ValueError, TypeError):  # not there, damaged, or no cache can be read
+        items, notes = read_json(cache, name, MAX_INDEX_BYTES)
+        return [Item(*item) for item in items], notes
+    items, notes = index_tar(location, entry, fields)
+    with suppress(StorageError):  # no cache can be written
+        write_json(cache, name, [[[item.key, item.label, item.origin] for item in items], notes])
+    return items, notes
+
+
+def index_tar(
+    location: Location, entry: Entry, fields: tuple[str, ...] = LABEL_FIELDS
+) -> tuple[list[Item], list[str]]:
+    """Return a tar's images with their labels, and what the user should know of it.
+
+    fields: of a sample's .json that may hold its label. Raises StorageError for what is no tar, or labels twice.
+    """
+    name = f"{location.uri}/{entry.key}"
+    images: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    notes = []
+    try:
+        for sample, ending, member, data in _members(PartFile(location, entry.key, entry.size), name):
+            if ending in ENDINGS:
+                if sample in images:
+                    raise StorageError(f"{name}: sample {sample} has two images; give each a name of its own")
+                whole = member.offset_data + member.size <= entry.size
+                images[sample] = f"{entry.key}:{member.offset_data}:{member.size if whole else CUT}"
+            elif ending in (".cls", ".json") and sample not in labels:
+                label = _label(data(), ending, fields, f"{name}: {sample}{ending}")
+                if label is not None:
+                    labels[sample] = label
+    except EOFError as error:
+        notes.append(f"{name}: {error}; its {len(images)} images before that are read; fetch the tar again")
+    return [Item(f"{entry.key}/{sample}", labels.get(sample), origin) for sample, origin in images.items()], notes
+
+
+def _members(file: PartFile, name: str) -> Iterator[tuple[str, str, tarfile.TarInfo, Any]]:
+    """Yield (sample, ending in lower case, member, function that reads it). Raises EOFError where the tar is cut off."""
+    tar = None
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:  # type: ignore[call-overload]
+            while (member := tar.next()) is not None:
+                tar.members = []  # else a list of all members is kept
+                base = member.name.rpartition("/")[2]
+                if not member.isreg() or member.issparse() or is_hidden(member.name.removeprefix("./")):
+                    continue
+                stem, dot, ending = base.partition(".")
+                sample = shown(member.name[: len(member.name) - len(base)].removeprefix("./") + stem)
+
+                def data(member: tarfile.TarInfo = member) -> bytes:
+                    file.seek(member.offset_data)
+                    return file.read(min(member.size, MAX_LABEL_BYTES))
+
+                yield sample, f"{dot}{ending}".lower(), member, data
+            file.seek(tar.offset)  # tarfile takes a damaged header for the end
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise EOFError(f"ends early or is damaged, at byte {min(tar.offset, file.size())}")
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        if tar is not None:
+            raise EOFError(f"ends early or is damaged, at byte {min(tar.offset, file.size())}") from None
+        raise StorageError(f"{name}: is no tar ({error}); a compressed tar must be unpacked") from None
+
+
+def _label(data: bytes, ending: str, fields: tuple[str, ...], name: str) -> str | None:
+    """Return a sample's label: the text of its .cls, or a field of its .json."""
+    try:
+        text = data.decode()
+        if ending == ".cls":
+            value: Any = text.strip()
+        else:
+            parsed = json.loads(text)
+            value = next((parsed[field] for field in fields if field in parsed), None) if isinstance(parsed, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{name}: is not {'text' if ending == '.cls' else 'JSON'} ({str(error)[:80]})") from None
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise StorageError(f"{name}: a label is text or a whole number, not {value!r:.80}")
+    return str(value)
