@@ -34,7 +34,8 @@ BEGINNINGS = re.compile(r"(?:Of|By|What|Where|As|Which|Who|How)\b")
 # Proper uses: keys of stored JSON and of the configuration, methods of Python, terms of their fields.
 PROPER = re.compile(
     r"""["']?withdrawn["']?\s*[:=\])]|["']withdrawn["']|["']barred["']|alias="\w+" |\bbarred:
-    | max_gone_fraction | b"given[ ]up\\n" | \.tell\(\) | https?://\S+ | [Ww]all[- ](?:clock|time)s? | --wall\S*""",
+    | max_gone_fraction | b"given[ ]up\\n" | (?:\.|def[ ])tell\( |
+    https?://\S+ | [Ww]all[- ](?:clock|time)s? | --wall\S*""",
     re.VERBOSE,
 )
 

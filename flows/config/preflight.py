@@ -34,6 +34,8 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     except ValueError as error:
         raise StorageError(f"dispatch.{error}") from None
     check_compilers(config, stage)
+    if not images.classes:
+        check_without_classes(config, stage)
     if config.classifier is not None and stage in ("pipeline", "train_classifier") and len(images.classes) < 2:
         raise StorageError(
             f"{config.images.location or config.images.source}: {len(images.classes)} class was found, and a "
@@ -49,6 +51,20 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
         check_gate_figures(config)
     open_location(root).preflight_write()
     return images.notes
+
+
+def check_without_classes(config: PipelineConfig, stage: str) -> None:
+    """Raise StorageError where a model that needs labels is to be trained on images that have none."""
+    classifier = config.classifier is not None and stage in ("pipeline", "train_classifier")
+    process = config.diffusion.process if config.diffusion is not None else None
+    conditional = process is not None and process.conditional and stage in ("pipeline", "train_diffusion")
+    settings = ["classifier=null"] * classifier + ["diffusion.process.conditional=false"] * conditional
+    if settings:
+        model = "a classifier" if classifier else "a conditional diffusion model"
+        raise StorageError(
+            f"{config.images.location}: the images have no labels, which {model} needs: set "
+            f"{' and '.join(settings)}, or name a table of labels (images.labels=FILE)"
+        )
 
 
 def check_places(config: PipelineConfig, root: str) -> None:

@@ -93,7 +93,7 @@ def read_torchvision(location: str, name: str) -> dict[str, ArraySource]:
 def read_npz(location: str) -> dict[str, ArraySource]:
     """A folder of {train,test}.npz -> both splits; one .npz file -> {"all": ...}, to be split by the caller.
 
-    Each holds images uint8 [n, H, W] or [n, H, W, 1|3] and integer labels [n].
+    Each holds images uint8 [n, H, W] or [n, H, W, 1|3] and integer labels [n]; without labels there are no classes.
     """
     if "://" in location and not location.startswith("file://"):
         raise StorageError(f"{location}: npz arrays are read from local disk only; copy them here")
@@ -108,33 +108,45 @@ def read_npz(location: str) -> dict[str, ArraySource]:
                     f"{file}: is missing; images.location is an .npz, or a folder of train.npz, test.npz"
                 )
     arrays = {split: _read_arrays(file) for split, file in files.items()}
-    count = max(int(labels.max()) for _, labels in arrays.values()) + 1
+    with_labels = {split: labels for split, (_, labels) in arrays.items() if labels is not None}
+    if missing := sorted(arrays.keys() - with_labels.keys()) if with_labels else []:
+        raise StorageError(
+            f"{files[missing[0]]}: has no labels, and {min(with_labels)}.npz has; give both of them or none"
+        )
+    count = max((int(labels.max()) + 1 for labels in with_labels.values()), default=0)
     classes = [str(i) for i in range(count)]
     return {
-        split: ArraySource(images, labels, [f"{split}/{i:07d}" for i in range(len(labels))], classes)
+        split: ArraySource(
+            images,
+            np.zeros(len(images), np.int32) if labels is None else labels,
+            [f"{split}/{i:07d}" for i in range(len(images))],
+            classes,
+        )
         for split, (images, labels) in arrays.items()
     }
 
 
-def _read_arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    fix = "expected images uint8 [n,H,W] or [n,H,W,C] and labels [n] from 0, in an .npz"
+def _read_arrays(file: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    fix = "expected images uint8 [n,H,W] or [n,H,W,C] and labels [n] from 0, or images alone, in an .npz"
     try:
         with zipfile.ZipFile(file) as archive:
-            shapes = {name: _declared(archive, f"{name}.npy") for name in ("images", "labels")}
-        images_shape, labels_shape = shapes["images"], shapes["labels"]
+            names = ["images", "labels"] if "labels.npy" in archive.namelist() else ["images"]
+            shapes = {name: _declared(archive, f"{name}.npy") for name in names}
+        images_shape = shapes["images"]
+        labels_shape = shapes.get("labels", images_shape[:1])
         if len(images_shape) not in (3, 4) or (len(images_shape) == 4 and images_shape[3] not in (1, 3)):
             raise ValueError(f"images have shape {images_shape}")
         if labels_shape != images_shape[:1] or labels_shape[0] == 0:
             raise ValueError(f"labels have shape {labels_shape} for images of shape {images_shape}")
         with np.load(file, allow_pickle=False) as data:
-            images, labels = data["images"], data["labels"]
-        if images.dtype != np.uint8 or labels.dtype.kind not in "iu":
-            raise ValueError(f"images are {images.dtype}, labels {labels.dtype}")
-        if labels.min() < 0 or labels.max() > 1_000_000:
+            images, labels = data["images"], data["labels"] if "labels" in shapes else None
+        if images.dtype != np.uint8 or (labels is not None and labels.dtype.kind not in "iu"):
+            raise ValueError(f"images are {images.dtype}, labels {'' if labels is None else labels.dtype}")
+        if labels is not None and (labels.min() < 0 or labels.max() > 1_000_000):
             raise ValueError(f"labels run from {labels.min()} to {labels.max()}")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise StorageError(f"{file}: {str(error) or type(error).__name__}; {fix}") from None
-    return _with_channels(images), labels.astype(np.int32)
+    return _with_channels(images), None if labels is None else labels.astype(np.int32)
 
 
 def _declared(archive: zipfile.ZipFile, member: str) -> tuple[int, ...]:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from functa.storage.errors import StorageError, TransientError
 from functa.storage.images.files import BadImage, decode
 from functa.storage.images.rows import Rows, limited
@@ -54,9 +52,7 @@ def encoded_images(
     return Images(channels, resolution, classes, splits, tuple(notes))
 
 
-def _first_resolution(
-    location: Location, rows: dict[str, Rows], channels: int, max_pixels: int, fetch: Fetch
-) -> int:
+def _first_resolution(location: Location, rows: dict[str, Rows], channels: int, max_pixels: int, fetch: Fetch) -> int:
     """Return the resolution of the first readable image, which the others must share."""
     for key, origin in ((key, origin) for part in rows.values() for key, origin in zip(part.keys, part.origins)):
         try:

@@ -1,6 +1,5 @@
 """The image source `folder`: images in class folders, in train/ and test/ with class folders each, or in one folder."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,8 @@ from functa.storage.images.layout import Layout, named, read_layout, shown
 from functa.storage.images.patterns import select, split_pattern
 from functa.storage.images.rows import Rows, split_rows
 from functa.storage.images.source import Images
+from functa.storage.places.address import open_location
+from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
 
 if TYPE_CHECKING:
@@ -52,12 +53,12 @@ def open_folder(config: "ImagesConfig") -> Images:
 
 
 def _check_folder(uri: str) -> None:
-    path = Path(os.path.expanduser(split_pattern(uri)[0].removeprefix("file://")))
-    if "://" in str(path) or path.is_dir():
+    location = open_location(split_pattern(uri)[0])
+    if not isinstance(location, LocalLocation) or Path(location.uri).is_dir():
         return
-    if path.is_file() and uri.lower().endswith(".npz"):
-        raise StorageError(f"{uri}: is a file of arrays, not a folder; set images.source=npz too")
-    raise StorageError(f"{path}: no such folder; images.location is the one that holds the class folders")
+    if Path(location.uri).is_file() and location.uri.lower().endswith(".npz"):
+        raise StorageError(f"{location.uri}: is a file of arrays, not a folder; set images.source=npz too")
+    raise StorageError(f"{location.uri}: no such folder; images.location is the one that holds the class folders")
 
 
 def _rows(entries: list[Entry], layout: Layout) -> Rows:

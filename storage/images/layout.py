@@ -120,7 +120,7 @@ def _split_folders(location: Location, images: list[Entry]) -> tuple[str, str] |
     if len(tops) == 2 and "train" in tops and (others := [name for name in TEST_NAMES if name in tops]):
         if outside := [entry.key for entry in images if "/" not in entry.key]:
             raise StorageError(
-                f"{location.uri}/{shown(outside[0])}: an image outside train/ and {others[0]}/; move it into one of them"
+                f"{location.uri}/{shown(outside[0])}: an image outside train/ and {others[0]}/; move it into one"
             )
         return "train", others[0]
     meant = {top for top in tops if _folded(top) in SPLIT_WORDS}

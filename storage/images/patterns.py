@@ -9,7 +9,7 @@ from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Entry, Location
 
-MAX_NAMES = 1_000_000  # that the braces of a pattern may stand for
+MAX_NAMES = 1_000_000  # that the braces of a pattern may mean
 
 _SPECIAL = re.compile(r"[{*?]")
 
@@ -29,8 +29,9 @@ def select(uri: str) -> tuple[Location, list[Entry]]:
     if not pattern:
         return location, location.entries()
     names = expand_braces(pattern)
-    literal = os.path.commonprefix(names)
-    beginning = _SPECIAL.split(literal, maxsplit=1)[0].rpartition("/")[0]
+    first, last = min(names), max(names)
+    shared = next((i for i, pair in enumerate(zip(first, last)) if len({*pair}) > 1), len(first))
+    beginning = _SPECIAL.split(first[:shared], maxsplit=1)[0].rpartition("/")[0]
     entries = location.entries(f"{beginning}/" if beginning else "")
     exact = {name for name in names if not _SPECIAL.search(name)}
     matches = re.compile("|".join(_as_regex(name) for name in names if name not in exact) or r"(?!)")
@@ -63,7 +64,7 @@ def split_pattern(uri: str) -> tuple[str, str]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that the braces of a pattern stand for: {000..127} counts, {a,b} lists. Raises StorageError."""
+    """Return the names that a pattern with braces means: {000..127} counts, {a,b} lists. Raises StorageError."""
     pieces = _BRACES.split(pattern)  # text, braces, text, braces, ..., text
     if any("{" in piece or "}" in piece for piece in pieces[::2]):
         raise StorageError(f"{pattern}: braces do not match; write {{000..127}} or {{train,val}}")
@@ -72,7 +73,7 @@ def expand_braces(pattern: str) -> list[str]:
     for each in choices:
         count *= len(each)
     if count > MAX_NAMES:
-        raise StorageError(f"{pattern}: stands for {count} names, more than {MAX_NAMES}; use * instead")
+        raise StorageError(f"{pattern}: means {count} names, more than {MAX_NAMES}; use * instead")
     return ["".join(each) for each in product(*choices)]
 
 

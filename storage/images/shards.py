@@ -105,8 +105,9 @@ def rows_of_items(
             f"without classes (images.labels=none)"
         )
     notes: list[str] = []
+    classes: list[str] = []
     if not given:
-        numbers, classes = np.zeros(len(every), np.int32), []
+        numbers = np.zeros(len(every), np.int32)
         if labels != "none":
             notes.append(f"{uri}: the images have no labels, so there are no classes")
     else:

@@ -105,12 +105,14 @@ def _image_column(table: _Table, chosen: str) -> str:
 
 def _items(table: _Table, key: str, labels: str | None) -> list[Item]:
     """Return a table's rows as items; an origin is file, group and row in it."""
-    items = []
+    items: list[Item] = []
     for group, count in enumerate(table.counts):
         values = table.read(group, labels).to_pylist() if labels else [None] * count
         for row, value in enumerate(values):
             if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
-                raise StorageError(f"{table.name}, column {labels}: a label is text or a whole number, not {value!r:.80}")
+                raise StorageError(
+                    f"{table.name}, column {labels}: a label is text or a whole number, not {value!r:.80}"
+                )
             label = None if value is None else str(value)
             items.append(Item(f"{key}/{len(items):08d}", label, f"{key}:{group}:{row}"))
     return items
@@ -158,7 +160,9 @@ def _open_table(location: Location, entry: Entry) -> _Table:
     name = f"{location.uri}/{entry.key}"
     local = isinstance(location, LocalLocation)
     try:
-        source = pyarrow.memory_map(name) if local else pyarrow.PythonFile(PartFile(location, entry.key, entry.size), "r")
+        source = (
+            pyarrow.memory_map(name) if local else pyarrow.PythonFile(PartFile(location, entry.key, entry.size), "r")
+        )
         return (_arrow if entry.key.lower().endswith(".arrow") else _parquet)(name, source)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"{name}: is no table that can be read ({' '.join(str(error).split())[:120]})") from None

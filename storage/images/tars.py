@@ -79,9 +79,7 @@ def _known_index(location: Location, entry: Entry, fields: tuple[str, ...]) -> t
     return items, notes
 
 
-def index_tar(
-    location: Location, entry: Entry, fields: tuple[str, ...] = LABEL_FIELDS
-) -> tuple[list[Item], list[str]]:
+def index_tar(location: Location, entry: Entry, fields: tuple[str, ...] = LABEL_FIELDS) -> tuple[list[Item], list[str]]:
     """Return a tar's images with their labels, and what the user should know of it.
 
     fields: of a sample's .json that may hold its label. Raises StorageError for what is no tar, or labels twice.
@@ -107,7 +105,7 @@ def index_tar(
 
 
 def _members(file: PartFile, name: str) -> Iterator[tuple[str, str, tarfile.TarInfo, Any]]:
-    """Yield (sample, ending in lower case, member, function that reads it). Raises EOFError where the tar is cut off."""
+    """Yield (sample, ending in lower case, member, function that reads it). Raises EOFError where it is cut off."""
     tar = None
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:  # type: ignore[call-overload]
@@ -141,7 +139,9 @@ def _label(data: bytes, ending: str, fields: tuple[str, ...], name: str) -> str 
             value: Any = text.strip()
         else:
             parsed = json.loads(text)
-            value = next((parsed[field] for field in fields if field in parsed), None) if isinstance(parsed, dict) else None
+            value = (
+                next((parsed[field] for field in fields if field in parsed), None) if isinstance(parsed, dict) else None
+            )
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{name}: is not {'text' if ending == '.cls' else 'JSON'} ({str(error)[:80]})") from None
     if value is None:

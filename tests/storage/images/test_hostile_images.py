@@ -118,7 +118,7 @@ HOSTILE = {
     "labels of another length": {"images": IMAGES, "labels": npy(np.zeros(5, np.int64))},
     "float images": {"images": npy(np.zeros((4, 8, 8))), "labels": LABELS},
     "negative labels": {"images": IMAGES, "labels": npy(np.full(4, -1))},
-    "no labels": {"images": IMAGES},
+    "no images": {"labels": LABELS},
     "no array": {"images": b"hello", "labels": LABELS},
     "a flat array": {"images": npy(np.zeros(4, np.uint8)), "labels": LABELS},
 }

@@ -91,7 +91,11 @@ COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "caf\u00e9") for form in ("N
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "Train and Test": (two_splits("Train", "Test"), "has Test and Train; expected train/CLASS/\\* and test/CLASS/\\*"),
     "TRAIN and test": (two_splits("TRAIN", "test"), "has TRAIN and test; expected"),
-    "train and val": (two_splits("train", "val"), "has train and val; expected"),
+    "train and dev": (two_splits("train", "dev"), "has dev and train; expected"),
+    "train, test and val": (
+        lambda path: (two_splits("train", "test")(path), class_folders(path / "val", per_class=1), None)[-1],
+        "has test and train and val; .*name the two that count, as in .../{train,val}",
+    ),
     "training and validation": (two_splits("training", "validation"), "has training and validation; expected"),
     "one level down": (two_splits("data/train", "data/test"), "te?\\w+ is one level down, in data; .*/data\\)"),
     "case between splits": (classes_of(("cat", "dog"), ("Cat", "dog")), "'Cat' and 'cat' differ only in case"),

@@ -1,4 +1,5 @@
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -293,7 +294,7 @@ def test_torchvision_sets_are_read_from_a_local_root(tmp_path: Path) -> None:
 MISSING = {
     "no such folder": {"source": "folder", "location": "none"},
     "no images in class folders": {"source": "folder", "location": "empty"},
-    "outside any class folder": {"source": "folder", "location": "flat"},
+    "read all of them without classes (images.labels=none)": {"source": "folder", "location": "mixed"},
     "not one image there is readable": {"source": "folder", "location": "garbage", "split": "stratified"},
     "alone in its class": {"source": "folder", "location": "single", "resolution": 8, "split": "stratified"},
     "by their names none is a test image": {"source": "folder", "location": "single", "test_fraction": 1e-9},
@@ -307,7 +308,6 @@ MISSING = {
         "source": "folder",
         "location": "arrays",
     },
-    "put images without classes into a folder of any name, such as all/": {"source": "folder", "location": "flat"},
     "train.npz: is missing": {"source": "npz", "location": "empty"},
     "finds no whole CIFAR10 there": {"source": "torchvision", "location": "empty"},
     "finds no whole FashionMNIST there": {"source": "torchvision", "location": "empty", "dataset": "FashionMNIST"},
@@ -316,19 +316,20 @@ MISSING = {
 
 @pytest.mark.parametrize("fault", MISSING)
 def test_a_missing_source_is_one_line_with_the_fix(tmp_path: Path, fault: str) -> None:
-    for name in ("empty/class", "flat", "garbage/a", "single/a"):
+    for name in ("empty/class", "mixed/a", "garbage/a", "single/a"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "arrays").mkdir()
     (tmp_path / "arrays" / "arrays.npz").write_bytes(b"x")
-    (tmp_path / "flat" / "0.png").write_bytes(encoded(Image.new("L", (8, 8))))
+    for key in ("0.png", "a/0.png"):
+        (tmp_path / "mixed" / key).write_bytes(encoded(Image.new("L", (8, 8))))
     (tmp_path / "single" / "a" / "0.png").write_bytes(encoded(Image.new("L", (8, 8))))
     for name in ("0.png", "1.png"):
         (tmp_path / "garbage" / "a" / name).write_bytes(b"garbage")
     config = dict(MISSING[fault])
     if "://" not in str(config["location"]):
         config["location"] = str(tmp_path / str(config["location"]))
-    with pytest.raises(StorageError, match=fault.replace(".", r"\.")) as error:
+    with pytest.raises(StorageError, match=re.escape(fault)) as error:
         open_images(ImagesConfig.model_validate(config))
     assert "\n" not in str(error.value)
     assert ";" in str(error.value)

@@ -54,7 +54,10 @@ def test_a_source_added_to_the_table_is_configured_opened_and_listed() -> None:
 def test_errors_about_settings_follow_from_the_table() -> None:
     with pytest.raises(ConfigError, match=r"location=x has no effect with images\.source=stripes, images of one"):
         load_config("digits", [*STRIPES, "images.location=x"])
-    with pytest.raises(ConfigError, match="expected one of digits, folder, torchvision, npz, stripes, got 'stipes'"):
+    with pytest.raises(
+        ConfigError,
+        match="expected one of digits, folder, webdataset, parquet, torchvision, npz, stripes, got 'stipes'",
+    ):
         load_config("digits", ["images.source=stipes"])
 
 
