@@ -16,6 +16,7 @@ from functa.flows.ledger import Ledger
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit
 from functa.storage.functaset.history import latest
+from functa.storage.functaset.plan import Plan
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import save_checkpoint
@@ -42,6 +43,19 @@ def begun(home: Home) -> tuple[Ledger, Location]:
     book = Ledger(load_config("digits", ["classifier=null", "diffusion=null"]), str(home / "root"))
     finish(book, "meta_train")
     return book, open_location(str(home / "root" / "functaset.zarr"))
+
+
+def encoded_with_bad_images(home: Home, **figures: float) -> tuple[Ledger, Location, Plan]:
+    """Return a root whose encoding has finished, its functaset, and its fragment of 3 shards with a bad image each."""
+    book, place = begun(home)
+    with book.working("encode") as record:
+        new_store(place.uri)
+        first = plan(place)
+        for shard in range(3):
+            write(place, first, shard, bad={1: "is empty"})
+        commit(place, [first.id])
+        book.finish(record, "feed", figures)
+    return book, place, first
 
 
 def encoding_state(book: Ledger) -> tuple[str, tuple[int, int, int]]:
@@ -75,14 +89,7 @@ def test_done_left_and_bad_are_counted_during_encoding_and_after(home: Home) -> 
 
 
 def test_bad_images_that_were_replaced_or_abandoned_are_not_counted(home: Home) -> None:
-    book, place = begun(home)
-    with book.working("encode") as record:
-        new_store(place.uri)
-        first = plan(place)
-        for shard in range(3):
-            write(place, first, shard, bad={1: "is empty"})
-        commit(place, [first.id])
-        book.finish(record, "feed", {})
+    book, place, first = encoded_with_bad_images(home)
     assert encoding_state(book) == ("finished", (3, 0, 3))
     commit(place, [], {first.id: [1, 9]})  # as another encoding does when it can read them
     assert encoding_state(book) == ("finished", (3, 0, 1))
@@ -91,15 +98,8 @@ def test_bad_images_that_were_replaced_or_abandoned_are_not_counted(home: Home) 
 
 
 def test_only_visible_images_are_counted_and_the_rate_is_that_of_the_metrics(home: Home) -> None:
-    book, place = begun(home)
-    with book.working("encode") as record:
-        new_store(place.uri)
-        first = plan(place)
-        for shard in range(3):
-            write(place, first, shard, bad={1: "is empty"})
-        commit(place, [first.id])
-        made = commit(place, [], {first.id: [0, 1]})  # a good row and a bad one are retired
-        book.finish(record, "feed", {"encode_images_per_s": 7.5})
+    book, place, first = encoded_with_bad_images(home, encode_images_per_s=7.5)
+    made = commit(place, [], {first.id: [0, 1]})  # a good row and a bad one are retired
     found = read_status(book.root)
     assert found["images"] == sum(entry.rows for entry in made.fragments) == 20 - 1 - 3
     assert found["shards"]["bad"] == 2

@@ -10,6 +10,7 @@ from functa.flows.ledger import Ledger
 from functa.storage.functaset.commit import commit
 from functa.storage.functaset.history import latest
 from functa.storage.runs.checkpoints import save_checkpoint
+from functa.storage.runs.stage_records import StageRecord, read_record, write_record
 from tests.helpers.storage.functasets import new_store
 
 WEIGHTS = {"model.w": np.arange(3.0)}
@@ -45,3 +46,15 @@ def finish_all(root: Path, *overrides: str) -> Ledger:
     for stage in ("meta_train", "encode", "train_classifier", "train_diffusion", "evaluate"):
         finish(book, stage)
     return book
+
+
+def recorded(book: Ledger, stage: str) -> StageRecord:
+    """Return the record that a stage has."""
+    record = read_record(book.location, stage)
+    assert record is not None
+    return record
+
+
+def change_record(book: Ledger, stage: str, **changes: object) -> None:
+    """Replace fields of a stage's record, as another version or a killed process would have left them."""
+    write_record(book.location, recorded(book, stage).model_copy(update=changes))
