@@ -51,12 +51,16 @@ def time_left(done: int, total: int, per_second: float) -> str:
 
 
 def describe_row(row: dict[str, Any], left: str = "") -> str:
-    """Return one line for a row of a training's curve: step, figures, rate, and `left` as Pace.left returns it."""
+    """Return one line for a row of a training's curve: step, figures, rate, and `left` as Pace.left returns it.
+
+    The row of a process's first step has no rate.
+    """
     figures = [f"loss {row['loss']:.4g}"]
     figures += [f"training PSNR {row['psnr_train']:.2f} dB"] if "psnr_train" in row else []
     figures += [f"validation PSNR {row['psnr']:.2f} dB"] if "psnr" in row else []
     figures += [f"accuracy {row['accuracy']:.3f}"] if "accuracy" in row else []
-    return ", ".join([f"step {row['step']}/{row['steps']}", *figures, images_per_second(row["images_per_s"])]) + left
+    figures += [images_per_second(row["images_per_s"])] if "images_per_s" in row else []
+    return ", ".join([f"step {row['step']}/{row['steps']}", *figures]) + left
 
 
 class Lines:

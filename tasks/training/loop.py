@@ -223,14 +223,17 @@ def _evaluates(run: Run, step: int) -> bool:
 
 def _row(run: Run, step: int, figures: dict[str, Tensor], pace: _Pace) -> Row:
     values = {name: value.item() for name, value in figures.items()}  # on a GPU: waits until the step is done
-    speed = pace.steps_per_second(step)
     row = {
         "stage": run.stage, "step": step, "steps": run.config.steps, **values,
-        "learning_rate": learning_rate(run.config, step - 1),
-        "images_per_s": round(speed * run.config.batch, 2), "seconds": round(pace.seconds(), 2),
+        "learning_rate": learning_rate(run.config, step - 1), "seconds": round(pace.seconds(), 2),
     }  # fmt: skip
+    return row | (_rates(run, pace.steps_per_second(step)) if pace.started else {})
+
+
+def _rates(run: Run, steps_per_second: float) -> Row:
     work = run.learner.work
-    return row | (work.rates(speed) if work is not None else {})
+    rates = {} if work is None else work.rates(steps_per_second)
+    return {"images_per_s": round(steps_per_second * run.config.batch, 2)} | rates
 
 
 class _Stop:

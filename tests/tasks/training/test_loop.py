@@ -151,10 +151,13 @@ def test_rows_are_sent_between_rows_of_the_curve_after_a_long_silence(tmp_path, 
     assert [row["step"] for row in job.rows] == [5, 10, 15, 20, 25, 30]
 
 
-def test_the_rate_leaves_out_the_first_step_which_includes_startup_and_compiling(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("log_every", [5, 1])
+def test_the_rate_leaves_out_the_first_step_which_includes_startup_and_compiling(  # type: ignore[no-untyped-def]
+    log_every: int, tmp_path, monkeypatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr("functa.tasks.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
-    job = run(tmp_path, CONFIG)
+    job = run(tmp_path, CONFIG.model_copy(update={"log_every": log_every}))
     gradients = job.learner.gradients
 
     def slow_at_first(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -163,13 +166,15 @@ def test_the_rate_leaves_out_the_first_step_which_includes_startup_and_compiling
 
     job.learner = replace(job.learner, gradients=slow_at_first)
     train(job)
-    assert {row["images_per_s"] for row in job.rows} == {8 / 2.0}
+    assert {row["images_per_s"] for row in job.rows if row["step"] > 1} == {8 / 2.0}
+    assert not [row for row in job.rows if row["step"] == 1 and "images_per_s" in row]  # it has no rate
 
 
 def test_a_row_is_described_by_step_figures_rate_and_time_left() -> None:
     row = {"step": 40, "steps": 100, "loss": 0.01, "psnr_train": 20.04, "images_per_s": 32.0}
     assert describe_row(row, ", 0:30 left") == "step 40/100, loss 0.01, training PSNR 20.04 dB, 32 images/s, 0:30 left"
     assert "training PSNR 20.04 dB, validation PSNR 19.50 dB" in describe_row(row | {"psnr": 19.5})
+    assert describe_row({"step": 1, "steps": 100, "loss": 0.5}) == "step 1/100, loss 0.5"  # of the first, no rate
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
