@@ -5,6 +5,7 @@ Images may lie in class folders, or all in one folder without classes; in train/
 A layout that can be meant in two ways is refused, with the names: a guess would give figures that look right.
 """
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -73,7 +74,7 @@ def read_layout(location: Location, everything: list[Entry], labels: str) -> Lay
     depth = None if labels else _depth_of_classes(location, images, 0 if folders is None else 1)
     classes = [] if depth is None else sorted({shown(entry.key.split("/")[depth]) for entry in images})
     _refuse_equal_names(location, classes)
-    notes = [unknown, _untrained_classes(parts, depth)]
+    notes = [unknown, _untrained_classes(parts, depth), _listed_twice(location, images)]
     if not labels and depth is None:
         notes.append("the images lie in no class folders, so they have no classes")
     if ours:
@@ -184,3 +185,18 @@ def _untrained_classes(parts: dict[str, list[Entry]], depth: int | None) -> str:
     classes = {split: {shown(entry.key.split("/")[depth]) for entry in part} for split, part in parts.items()}
     unseen = sorted(classes["test"] - classes["train"])
     return f"no model can know {named(unseen)}: test has such images, and train has none" if unseen else ""
+
+
+def _listed_twice(location: Location, images: list[Entry]) -> str:
+    """Describe folders that links give a second name; empty if there is none."""
+    if not isinstance(location, LocalLocation):
+        return ""
+    first: dict[str, str] = {}
+    twice = []
+    for folder in dict.fromkeys(entry.key.rpartition("/")[0] for entry in images):
+        other = first.setdefault(os.path.realpath(f"{location.uri}/{folder}"), folder)
+        if other != folder:
+            twice.append(f"{other} = {folder}")
+    if not twice:
+        return ""
+    return f"links list a folder's images twice, so that training images can be test images too: {named(twice)}"

@@ -29,12 +29,15 @@ def counts(path: Path) -> dict[str, list[int]]:
 
 # --- links
 
+TWICE = "links list a folder's images twice, so that training images can be test images too"
+
 
 def test_a_class_that_is_a_link_to_another_folder_empties_neither(tmp_path: Path) -> None:
     class_folders(tmp_path / "train", per_class=6)
     class_folders(tmp_path / "test", per_class=2, classes=("dog",))
     os.symlink("../train/cat", tmp_path / "test/cat")
     assert counts(tmp_path) == {"train": [6, 6], "test": [6, 2]}
+    assert opened(tmp_path).notes == (f"{tmp_path}: {TWICE}: test/cat = train/cat",)
 
 
 def test_two_classes_may_link_to_one_folder(tmp_path: Path) -> None:
@@ -43,6 +46,20 @@ def test_two_classes_may_link_to_one_folder(tmp_path: Path) -> None:
     for name in ("first", "second"):
         os.symlink(tmp_path / "elsewhere/cat", tmp_path / "data" / name)
     assert {split: sum(each) for split, each in counts(tmp_path / "data").items()} == {"train": 10, "test": 2}
+    assert opened(tmp_path / "data").notes[0].endswith(f"{TWICE}: first = second")
+
+
+def test_a_class_that_is_a_link_to_a_folder_elsewhere_is_listed_once_and_needs_no_note(tmp_path: Path) -> None:
+    class_folders(tmp_path / "elsewhere", per_class=30, classes=("cat",))
+    class_folders(tmp_path / "data", per_class=30, classes=("dog",))
+    os.symlink(tmp_path / "elsewhere/cat", tmp_path / "data/cat")
+    assert opened(tmp_path / "data").notes == ()
+
+
+def test_folders_below_a_link_are_named_too(tmp_path: Path) -> None:
+    class_folders(tmp_path / "cat", per_class=15, classes=("kitten", "old"))
+    os.symlink("cat", tmp_path / "felis")
+    assert opened(tmp_path).notes[0].endswith(f"{TWICE}: cat/kitten = felis/kitten, cat/old = felis/old")
 
 
 def test_a_link_to_a_folder_above_ends_the_listing_there(tmp_path: Path) -> None:
