@@ -16,7 +16,7 @@ TABLE_WIDTH = 122
 
 
 def list_presets(parameters: bool) -> list[dict[str, Any]]:
-    """Describe all presets; parameter counts, which take building every model, only if asked for."""
+    """Describe all presets; parameter counts, for which images may have to be opened, only if asked for."""
     return [describe_preset(load_config(name), parameters) for name in preset_names()]
 
 

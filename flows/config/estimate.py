@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from functa.flows.config.schema import PipelineConfig
@@ -15,10 +13,11 @@ from functa.models.field.cost import (
     outer_memory,
     parameter_count,
 )
+from functa.models.latents.cost import Cost, classifier_cost, denoiser_cost
 from functa.storage.errors import StorageError
 from functa.storage.images.source import Images, open_images
 from functa.storage.images.sources import ImageShape, known_shape
-from functa.tasks.config import MEMORY_BYTES, TrainDiffusionConfig
+from functa.tasks.config import MEMORY_BYTES
 from functa.tasks.dispatch.child import threads_of_a_run
 
 
@@ -30,48 +29,27 @@ def parameters(
     if channels is not None and (resolution is not None or config.field.coordinates != "binary"):
         sides = (resolution or config.field.spatial,) * 2  # only binary coordinates depend on them
         counts["field"] = parameter_count(config.field, config.inner, channels, sides)
-    for name, network in _networks(config, classes).items():
-        counts[name] = sum(p.numel() for p in network().parameters())
-    return counts
+    return counts | {name: cost.parameters for name, cost in _costs(config, classes).items()}
 
 
-def _networks(config: PipelineConfig, classes: int | None) -> dict[str, Callable[[], Any]]:
-    """Return functions that build classifier and denoiser on shapes alone, as far as the number of classes is known."""
-    from functa.models.latents.classifier import build_classifier
-    from functa.models.latents.denoiser import build_denoiser
-
-    def on_shapes(build: Callable[..., Any], *arguments: Any) -> Any:
-        import torch
-
-        with torch.device("meta"):
-            return build(*arguments)
-
-    found: dict[str, Callable[[], Any]] = {}
-    shape = config.field.latent_shape
+def _costs(config: PipelineConfig, classes: int | None) -> dict[str, Cost]:
+    """Return the costs of classifier and denoiser, as far as the number of classes is known."""
+    found: dict[str, Cost] = {}
+    height, width, channels = config.field.latent_shape  # three: check_sections wants two axes
+    shape = (height, width, channels)
     if config.classifier is not None and classes is not None:
-        found["classifier"] = partial(on_shapes, build_classifier, config.classifier.model, shape, classes)
+        found["classifier"] = classifier_cost(config.classifier.model, shape, classes)
     if config.diffusion is not None and (classes is not None or not config.diffusion.process.conditional):
         seen = classes if config.diffusion.process.conditional else None
-        found["denoiser"] = partial(on_shapes, build_denoiser, config.diffusion.model, shape, seen)
+        found["denoiser"] = denoiser_cost(config.diffusion.model, shape, seen)
     return found
 
 
 def training_flops(config: PipelineConfig, classes: int | None) -> dict[str, int]:
     """Return the FLOPs of training the classifier and the denoiser: three forward passes an example."""
-    import torch
-
-    from functa.models.compute.flops import forward_flops as network_flops
-
-    found = {}
-    for name, network in _networks(config, classes).items():
-        training = config.classifier if name == "classifier" else config.diffusion
-        assert training is not None
-        inputs: list[torch.Tensor | None] = [torch.empty(1, *config.field.latent_shape)]
-        if isinstance(training, TrainDiffusionConfig):
-            number = torch.zeros(1, dtype=torch.int64)
-            inputs += [number, number if training.process.conditional else None]
-        found[name] = 3 * network_flops(network, inputs) * training.batch * training.steps
-    return found
+    trainings = {"classifier": config.classifier, "denoiser": config.diffusion}
+    examples = {name: each.batch * each.steps for name, each in trainings.items() if each is not None}
+    return {name: 3 * cost.flops * examples[name] for name, cost in _costs(config, classes).items()}
 
 
 LAYER_ROWS = {"cpu": 1 << 12, "cuda": 1 << 18}  # pixels of the layer that is timed

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from functa.models.config import ClassifierConfig
+from functa.models.latents.cost import token_count
 from functa.models.latents.dropout import Dropout
 
 
@@ -32,13 +33,6 @@ class VectorClassifier(nn.Sequential):
         for inputs in (numbers, *[width] * (depth - 1)):
             hidden += [nn.Linear(inputs, width), nn.SiLU(), Dropout(dropout)]
         super().__init__(nn.Flatten(), *hidden, nn.Linear(width, classes))
-
-
-def token_count(config: ClassifierConfig, latent_shape: tuple[int, int, int]) -> int:
-    """Tokens that the Transformer makes of a latent; 0 of an MLP."""
-    if config.kind == "mlp":
-        return 0
-    return math.prod(latent_shape) // (config.token_channels or latent_shape[2])
 
 
 def build_classifier(config: ClassifierConfig, latent_shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from functa.models.config import DenoiserConfig
+from functa.models.latents.cost import SINUSOID
 from functa.models.latents.dropout import Dropout
-
-SINUSOID = 256  # numbers of ResidualMLP's time embedding before its MLP
 
 
 class Denoiser(nn.Module):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from functa.models.compute.randomness import mix, stage_number
-from functa.models.latents.classifier import build_classifier, classification_loss, token_count
+from functa.models.latents.classifier import build_classifier, classification_loss
+from functa.models.latents.cost import token_count
 from functa.models.latents.normalize import Normalizer
 from functa.storage.functaset.functaset import Functaset
 from functa.tasks.config import TrainClassifierConfig
