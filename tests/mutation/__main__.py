@@ -1,0 +1,113 @@
+"""Run the quick tests of a few files on every mutant of them: `make mutation`. A fault that no test notices is named.
+
+Each mutant is one child process, forked once that the libraries are loaded; no file is changed. Status 1 if a mutant
+survives that EXPLAINED does not list.
+"""
+
+import ast
+import os
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import hypothesis
+import numpy  # noqa: F401  loaded before the forks, so that each of them has it at once
+import pytest
+import zarr  # noqa: F401
+
+import tests.conftest  # noqa: F401  its Prefect home is made once
+from tests.mutation.explained import EXPLAINED
+from tests.mutation.mutants import mutants_of
+
+PROJECT = Path(__file__).parents[2]
+
+# What is mutated, and the tests that should notice it, quickest first.
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "storage/images/rows.py": ("tests/storage/images/test_rows.py", "tests/storage/images/test_source.py"),
+    "storage/functaset/quantizer.py": ("tests/storage/functaset/test_quantizer.py",),
+    "storage/functaset/commit.py": (
+        "tests/storage/functaset/test_functaset.py", "tests/storage/functaset/test_contention.py",
+        "tests/storage/upkeep/test_gc.py", "tests/storage/upkeep/test_gc_contention.py",
+    ),
+    "tasks/evaluation/gate.py": ("tests/tasks/evaluation/test_gate.py",),
+}  # fmt: skip
+
+OPTIONS = ("-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow", "-k", "not moto")
+
+SECONDS = 120.0  # of one mutant's tests: longer is a loop without end, which a test would notice
+
+
+@dataclass
+class Score:
+    """The mutants of one file."""
+
+    mutants: int = 0
+    explained: list[str] = field(default_factory=list)
+    survivors: list[str] = field(default_factory=list)
+
+
+def main(files: list[str]) -> int:
+    hypothesis.settings.register_profile("mutation", derandomize=True, database=None, deadline=None)
+    hypothesis.settings.load_profile("mutation")
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a fork has no threads of its parent's
+    scores = {file: _score(file) for file in files or SUBJECTS}
+    for file, score in scores.items():
+        killed = score.mutants - len(score.survivors) - len(score.explained)
+        print(f"{file}: {score.mutants} mutants, {killed} killed, {len(score.explained)} explained survivors")
+        for name in score.survivors:
+            print(f"  survives: {name}")
+    return 1 if any(score.survivors for score in scores.values()) else 0
+
+
+def _score(file: str) -> Score:
+    source = (PROJECT / file).read_text()
+    if not _passes(file, ast.parse(source)):
+        raise SystemExit(f"{file}: its tests fail without a mutant; fix them first")
+    score = Score()
+    for name, tree in mutants_of(source):
+        score.mutants += 1
+        if _passes(file, tree):
+            (score.explained if name in EXPLAINED.get(file, {}) else score.survivors).append(name)
+            print(f"{file}: {name} survives", file=sys.stderr, flush=True)
+    return score
+
+
+def _passes(file: str, tree: ast.Module) -> bool:
+    """Return whether the file's tests pass in a child process in which the file has this code."""
+    with tempfile.TemporaryDirectory() as folder:
+        child = os.fork()
+        if child == 0:
+            _test(file, tree, folder)
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status) == 0
+            time.sleep(0.02)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return False
+
+
+def _test(file: str, tree: ast.Module, folder: str) -> None:
+    """Run the tests and end this process with their status."""
+    status = 1
+    try:
+        code = compile(tree, str(PROJECT / "functa" / file), "exec")
+        module = f"functa.{file.removesuffix('.py').replace('/', '.')}"
+        read = SourceFileLoader.get_code
+        SourceFileLoader.get_code = lambda self, name: code if name == module else read(self, name)  # type: ignore[method-assign]
+        silent = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(silent, stream)
+        status = int(pytest.main([*OPTIONS, f"--basetemp={folder}/tests", *SUBJECTS[file]]))
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
