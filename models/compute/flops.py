@@ -1,31 +1,14 @@
-"""FLOPs of a network, counted on shapes alone, and of the device at hand, measured: the two sides of utilisation."""
+"""The FLOP/s of the device at hand, measured: what a step's work is compared with."""
 
 import time
-from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
 
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
 
 MATMUL_SECONDS, MATMUL_RUNS = 0.1, 3
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def forward_flops(build: Callable[[], nn.Module], inputs: Sequence[Tensor | None]) -> int:
-    """Return the FLOPs of one call of the network on inputs of these shapes and types; a multiply-add counts two.
-
-    Matmuls, convolutions and attention are counted, as torch's FlopCounterMode does; nothing is computed.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        network = build().eval()
-    shapes = [None if x is None else x.to("meta") for x in inputs]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(*shapes)
-    return int(counter.get_total_flops())
 
 
 def matmul_rate(device: torch.device, precision: str) -> float:

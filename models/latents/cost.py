@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of the models of latents, from their config alone. Free of torch, timm and diffusers.
+"""Parameters and FLOPs of classifiers and denoisers, from their config alone. Free of torch, timm and diffusers.
 
 They are those of the networks that classifier.py and denoiser.py build; a multiply-add counts two, and norms,
 activations and sines are left out, as torch's own counter leaves them out.
@@ -45,6 +45,17 @@ def classifier_cost(config: ClassifierConfig, latent_shape: tuple[int, int, int]
     positions = Cost(tokens * width)
     embedding = _linear(config.token_channels or latent_shape[2], width, tokens) + positions
     return embedding + block * config.depth + _norm(width) + _linear(width, classes)
+
+
+def pixel_classifier_cost(width: int, features: int, channels: int, resolution: int, classes: int) -> Cost:
+    """Return the cost of the network of build_pixel_classifier."""
+    total = _convolution(channels, width, resolution**2) + _norm(width)
+    wide, side = width, resolution
+    while side > 4:
+        wider, side = min(2 * wide, 4 * width), math.ceil(side / 2)
+        total += _convolution(wide, wider, side**2) + _norm(wider)
+        wide = wider
+    return total + _linear(4 * wide, features) + _linear(features, classes)
 
 
 def denoiser_cost(config: DenoiserConfig, latent_shape: tuple[int, int, int], classes: int | None) -> Cost:

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +11,9 @@ from torch import Tensor, nn
 from functa.models.compute.compilation import has_compiler
 from functa.models.compute.compiled_function import graphed
 from functa.models.compute.device import choose_device
-from functa.models.compute.flops import forward_flops
 from functa.models.compute.randomness import mix, stage_number
 from functa.models.config import Config, DenoiserConfig, DiffusionConfig
-from functa.models.latents.denoiser import build_denoiser
+from functa.models.latents.cost import denoiser_cost
 from functa.models.latents.diffusion import Denoise, sample
 from functa.storage.places.address import open_location
 from functa.tasks.trained import load_denoiser
@@ -74,11 +72,9 @@ def sample_batches(job: SampleJob, progress: Progress = lambda done, total: None
 def _denoiser(model: nn.Module, job: SampleJob, meta: dict[str, Any], device: torch.device) -> tuple[Denoise, int]:
     """Return the denoiser in its training precision, compiled if the work is enough, and the batch size."""
     trained, size = meta.get("config", {}), min(job.batch, job.count)
-    number = torch.zeros(size, dtype=torch.int64)
-    inputs = [torch.empty(size, *meta["latent_shape"]), number, None if meta["classes"] is None else number]
     halves = 1 if meta["classes"] is None or job.process.guidance in (0, 1) else 2
-    build = partial(build_denoiser, DenoiserConfig.model_validate(meta["model"]), tuple(meta["latent_shape"]))
-    one = forward_flops(lambda: build(meta["classes"]), inputs)
+    model_config = DenoiserConfig.model_validate(meta["model"])
+    one = size * denoiser_cost(model_config, tuple(meta["latent_shape"]), meta["classes"]).flops
     work = float(one * halves * job.process.sampling_steps * -(-job.count // size))
     precision = trained.get("precision", "float32")
     mode = _compilation(job.compile or trained.get("compile", "auto"), device)

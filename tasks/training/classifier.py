@@ -1,6 +1,5 @@
 """Train a classifier on latents (App. C)."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from functa.models.compute.randomness import mix, stage_number
 from functa.models.latents.classifier import build_classifier, classification_loss
-from functa.models.latents.cost import token_count
+from functa.models.latents.cost import classifier_cost, token_count
 from functa.models.latents.normalize import Normalizer
 from functa.storage.functaset.functaset import Functaset
 from functa.tasks.config import TrainClassifierConfig
@@ -63,10 +62,9 @@ def classifier_learner(
     """Build the classifier of the config, initialised from `seed`, and its step on these batches."""
     device, part = ranks.device, ranks.part(config.batch)
     shape = (config.batch, *latent_shape)
-    build = partial(build_classifier, config.model, latent_shape, classes)
-    work = step_work(build, [torch.empty(shape)], config, ranks)
+    work = step_work(classifier_cost(config.model, latent_shape, classes), config, ranks)
     torch.manual_seed(seed)
-    model = build().to(device)
+    model = build_classifier(config.model, latent_shape, classes).to(device)
 
     def loss(x: Tensor, labels: Tensor) -> Tensor:
         return classification_loss(model(x), labels, config.label_smoothing)

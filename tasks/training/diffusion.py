@@ -1,12 +1,12 @@
 """Train a diffusion model on latents (App. C)."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from functa.models.compute.randomness import mix, stage_number
+from functa.models.latents.cost import denoiser_cost
 from functa.models.latents.denoiser import build_denoiser
 from functa.models.latents.diffusion import Draw, diffusion_loss, draw, loss_tables
 from functa.storage.functaset.functaset import Functaset
@@ -58,18 +58,17 @@ def diffusion_learner(
     """Build the denoiser of the config, initialised from `seed`, and its step on these batches."""
     device, part = ranks.device, ranks.part(config.batch)
     shape, process, tables = (config.batch, *latent_shape), config.process, loss_tables(config.process, device)
-    build = partial(build_denoiser, config.model, latent_shape, classes)
-    number = torch.zeros(config.batch, dtype=torch.int64)
-    work = step_work(build, [torch.empty(shape), number, None if classes is None else number], config, ranks)
+    cost = denoiser_cost(config.model, latent_shape, classes)
+    work = step_work(cost, config, ranks)
     torch.manual_seed(seed)
-    model = build().to(device)
+    model = build_denoiser(config.model, latent_shape, classes).to(device)
 
     def loss(x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
         given = labels if classes is not None else None
         return diffusion_loss(model, tables, x0, given, Draw(t, noise, dropped), classes)
 
     tokens = max(config.model.attention, default=0) ** 2  # of the finest level with attention
-    wide = config.model.kind == "unet" and sum(p.numel() for p in model.parameters()) > WIDE
+    wide = config.model.kind == "unet" and cost.parameters > WIDE
     eager = ""
     if config.compile == "auto" and wide and device.type == "cpu":
         eager = "its convolutions are nearly all of a step, and compiling does not change them"

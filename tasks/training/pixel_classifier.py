@@ -1,6 +1,5 @@
 """Train a small classifier on pixels, whose penultimate features are a space for Frechet distances."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from functa.models.compute.batch_order import batch_rows
-from functa.models.compute.flops import forward_flops
 from functa.models.compute.parallel import fit_threads
 from functa.models.compute.randomness import mix, stage_number
 from functa.models.latents.classifier import build_pixel_classifier, classification_loss, decay_groups
+from functa.models.latents.cost import pixel_classifier_cost
 from functa.storage.images.source import open_images
 from functa.tasks.inputs.pictures import Pictures
 from functa.tasks.trained import logits_of
@@ -35,9 +34,7 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
     model = build_pixel_classifier(config.width, config.features, *shape).to(device)
     stream = mix(job.seed, stage_number("pixels"))
 
-    build = partial(build_pixel_classifier, config.width, config.features, *shape)
-    pictures = torch.empty(config.batch, *training.resolution, training.channels)
-    fit_threads(3.0 * forward_flops(build, [pictures]), device)
+    fit_threads(3.0 * pixel_classifier_cost(config.width, config.features, *shape).flops * config.batch, device)
     part, share = ranks.part(config.batch), ranks.share(config.batch)
 
     def gradients(step: int, _: torch.Generator) -> dict[str, Tensor]:

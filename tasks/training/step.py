@@ -3,20 +3,19 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from functa.models.compute.compiled_function import Function, graphed
-from functa.models.compute.flops import forward_flops, matmul_rate
+from functa.models.compute.flops import matmul_rate
+from functa.models.latents.cost import Cost
 from functa.tasks.config import LatentTrainingConfig
 from functa.tasks.training.learner import Work
 from functa.tasks.training.ranks import Ranks
 
 
-def step_work(
-    build: Callable[[], nn.Module], inputs: Sequence[Tensor | None], config: LatentTrainingConfig, ranks: Ranks
-) -> Work:
-    """Return the cost of a step on inputs of a whole batch's shapes; all ranks have this process's matmul rate."""
-    return Work(3.0 * forward_flops(build, inputs), ranks.world * matmul_rate(ranks.device, config.precision))
+def step_work(cost: Cost, config: LatentTrainingConfig, ranks: Ranks) -> Work:
+    """Return the work of a step of a model of this cost; all ranks have this process's matmul rate."""
+    return Work(3.0 * cost.flops * config.batch, ranks.world * matmul_rate(ranks.device, config.precision))
 
 
 def batch_loss(

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from functa.models.compute.flops import MATMUL_SIDE, forward_flops, matmul_rate
+from functa.models.compute.flops import MATMUL_SIDE, matmul_rate
 from functa.models.config import ClassifierConfig, DenoiserConfig
 from functa.models.latents.classifier import build_classifier
 from functa.models.latents.denoiser import build_denoiser
+from tests.helpers.forward_flops import forward_flops
 
 
 def test_a_multiply_add_counts_two() -> None:

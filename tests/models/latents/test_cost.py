@@ -6,11 +6,11 @@ from torch import nn
 
 from functa.flows.config.load import load_config
 from functa.flows.config.presets import preset_names
-from functa.models.compute.flops import forward_flops
 from functa.models.config import ClassifierConfig, DenoiserConfig
-from functa.models.latents.classifier import build_classifier
-from functa.models.latents.cost import Cost, classifier_cost, denoiser_cost
+from functa.models.latents.classifier import build_classifier, build_pixel_classifier
+from functa.models.latents.cost import Cost, classifier_cost, denoiser_cost, pixel_classifier_cost
 from functa.models.latents.denoiser import build_denoiser
+from tests.helpers.forward_flops import forward_flops
 
 Shape = tuple[int, int, int]
 
@@ -65,6 +65,15 @@ def test_a_classifiers_cost_is_what_torch_counts(config: ClassifierConfig, shape
 @pytest.mark.parametrize(("config", "shape"), DENOISERS.values(), ids=DENOISERS)
 def test_a_denoisers_cost_is_what_torch_counts(config: DenoiserConfig, shape: Shape, classes: int | None) -> None:
     assert denoiser_cost(config, shape, classes) == denoiser_counts(config, shape, classes)
+
+
+@pytest.mark.parametrize(("resolution", "channels"), [(4, 3), (8, 1), (28, 1), (37, 3), (64, 3)])
+def test_a_pixel_classifiers_cost_is_what_torch_counts(resolution: int, channels: int) -> None:
+    arguments = (24, 40, channels, resolution, 7)
+    flops = forward_flops(
+        lambda: build_pixel_classifier(*arguments), [torch.empty(1, resolution, resolution, channels)]
+    )
+    assert pixel_classifier_cost(*arguments) == Cost(_size(build_pixel_classifier(*arguments)), flops)
 
 
 @pytest.mark.parametrize("name", preset_names())
