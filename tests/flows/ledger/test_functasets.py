@@ -1,4 +1,4 @@
-"""Which functaset an encoding goes on with, when a functaset is up to date, and which models it leaves so."""
+"""The functaset that an encoding goes on with, when one is up to date, and the models that it leaves so."""
 
 import re
 from pathlib import Path
