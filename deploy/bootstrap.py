@@ -34,6 +34,7 @@ from prefect.utilities.templating import apply_values
 
 from functa.flows.config.load import load_config
 from functa.flows.server.api import GPU_LIMIT, absolute
+from functa.flows.server.session import prepare_prefect
 from functa.storage.errors import FunctaError, one_line
 from functa.tasks.stage_table import STAGES
 
@@ -211,6 +212,7 @@ def main() -> int:
     parser.add_argument("--folder", help="working folder of runs on the workers, for relative locations in a config")
     parser.add_argument("--job-template", type=template, help="a JSON file: the work pool's base job template")
     given = parser.parse_args()
+    prepare_prefect()
     target = Target(
         absolute(given.root), given.gpus, given.at_least, given.cron, given.folder, given.type, given.job_template
     )

@@ -26,12 +26,14 @@ PATIENCE_SECONDS = 24 * 3600.0  # behind another encoding of the same root
 def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = None) -> None:
     """Encode the images of a root that are new or changed, and retire the rows of those that are missing.
 
-    The config is the one of the root's last encoding. Another encoding of the root is waited for.
+    The config is the one of the root's last encoding, but for the addresses and devices in it: whoever made the root
+    does not decide what this worker connects to. Another encoding of the root is waited for.
 
     Args:
         root: The root of the functaset's run: a folder or s3://bucket/prefix.
         images: The folder that an event reports new images in, within the root's source. Empty: run by schedule.
-        dispatch: Use this dispatch instead of the one that the root was encoded with.
+        dispatch: Use this dispatch instead of the one that the root was encoded with. A Dask cluster's address and
+            the device are taken from here alone.
     """
     if started_by_worker():
         outlive_the_worker()
@@ -50,8 +52,19 @@ def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = 
         with gpu_slot():
             if not others_at_work(root):  # one may have started while this waited for its slot
                 config = _check(root, images)  # the encoding waited for may have used another config
-                encode(root, config=config if dispatch is None else config.model_copy(update={"dispatch": dispatch}))
+                encode(root, config=config.model_copy(update={"dispatch": dispatch or own_dispatch(config.dispatch)}))
                 return
+
+
+def own_dispatch(recorded: DispatchConfig) -> DispatchConfig:
+    """Return the dispatch of a record for this machine: no address, and no device, that the record's writer chose."""
+    if recorded.address is not None:
+        get_run_logger().warning(
+            f"dispatch.address={recorded.address} of the root's record is not used: whoever wrote the record chose it; "
+            f"name it in the deployment's parameter dispatch"
+        )
+    defaults = DispatchConfig()
+    return recorded.model_copy(update={"address": None, "device": defaults.device, "devices": defaults.devices})
 
 
 def _check(root: str, images: str) -> PipelineConfig:

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from functa.flows.ledger import MissingInput
-from functa.flows.server.api import OperateError, absolute, prepare_environment
+from functa.flows.server.api import OperateError, absolute, prepare_environment, using
 from functa.flows.server.deployed import find_api
 from functa.storage.errors import one_line
 from functa.storage.places.address import open_location
@@ -32,17 +32,17 @@ def notify(root: str, images: str) -> str:
     if "://" not in images and not open_location(images).entries():
         raise MissingInput(f"{images}: is empty or missing; name the folder to which images came")
     api = find_api()
-    _check_deployment(api)
-    asyncio.run(_emit(api, root, images))
+    with using(api):
+        _check_deployment(api)
+        asyncio.run(_emit(api, root, images))
     return api
 
 
 def _check_deployment(api: str) -> None:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client:
         try:
             client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:

@@ -1,13 +1,17 @@
 """Prefect's server: its address and the settings it is started with. Imports neither prefect nor torch."""
 
+import base64
 import http.client
 import os
+import secrets
 import socket
 import ssl
 import tempfile
 import tomllib
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,9 +19,15 @@ from functa.storage.errors import FunctaError
 
 HOST = "127.0.0.1"
 
+LOOPBACK = (HOST, "localhost", "::1")
+
 PORT = 4200
 
 STARTUP_SECONDS = 120
+
+PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105  the variable's name: what clients send, NAME:PASSWORD
+
+SERVER_PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  what the server demands
 
 POOL = "functa"  # of deploy/prefect.yaml, as the queues
 
@@ -32,7 +42,7 @@ MANNERS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(STARTUP_SECONDS),
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}",  # has no password: no page may call it
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}",  # no page of another origin may read its answers
     "PREFECT_WORKER_QUERY_SECONDS": "2",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation that finds dead runs waits for three of them
     # Slots outlive a restart of the server: leases in its memory would be lost, their slots held for ever.
@@ -50,8 +60,11 @@ def prepare_environment() -> None:
     _leave_loopback_out_of_proxies()
     profile = active_profile()
     settings = dict(MANNERS)
-    if not configured_api():
+    api = configured_api()
+    if not api:
         settings["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "true"  # the embedded server
+    elif password := password_of(api):
+        settings[PASSWORD] = password
     for name, value in settings.items():
         if name not in profile:
             os.environ.setdefault(name, value)
@@ -71,7 +84,8 @@ def check_home() -> None:
     """Raise OperateError where Prefect's folder cannot be written: its server would not start, and give no reason."""
     home = prefect_home()
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, exist_ok=True)  # its database and logs are the user's own
         with tempfile.TemporaryFile(dir=home):
             pass
     except OSError as error:
@@ -123,21 +137,94 @@ def local_api(port: int) -> str:
     return f"http://{HOST}:{port}/api"
 
 
-def fetch(address: str, timeout: float = 3.0) -> bytes:
+def fetch(address: str, timeout: float = 3.0, password: str = "") -> bytes:
     """Return a page's body. Raises OSError or ValueError if there is none."""
-    loopback = urlsplit(address).hostname in (HOST, "localhost", "::1")
     # A proxy from the environment is never asked for this machine's own addresses.
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if loopback else []))
-    with opener.open(address, timeout=timeout) as answer:
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if _is_loopback(address) else []))
+    headers = {"Authorization": basic(password)} if password else {}
+    with opener.open(urllib.request.Request(address, headers=headers), timeout=timeout) as answer:
         return bytes(answer.read())
 
 
+def _is_loopback(address: str) -> bool:
+    return urlsplit(address).hostname in LOOPBACK
+
+
+def basic(password: str) -> str:
+    """Return the value of the header Authorization for NAME:PASSWORD."""
+    return f"Basic {base64.b64encode(password.encode()).decode()}"
+
+
+def new_password() -> str:
+    """Return a random password for a server, with the name before it that Prefect's clients expect."""
+    return f"functa:{secrets.token_urlsafe(32)}"
+
+
+def password_file(port: int) -> Path:
+    """Return the file with the password of the `functa up` on this port; only its user can read it."""
+    return prefect_home() / "functa" / f"password-{port}"
+
+
+@contextmanager
+def kept_password(port: int, password: str) -> Iterator[None]:
+    """Keep the password in its file, where the user's other commands find it, as long as the server runs."""
+    file = password_file(port)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)  # of a killed one: its owner and mode may be others
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        opened.write(password)
+    try:
+        yield
+    finally:
+        for each in (file, file.with_suffix(".html")):
+            each.unlink(missing_ok=True)
+
+
+def password_of(api: str) -> str:
+    """Return the password for this API; empty where there is none.
+
+    For a server that the user named it is the user's; else, and for others, that of this user's `functa up` there.
+    """
+    chosen = os.environ.get(PASSWORD) or active_profile().get(PASSWORD, "")
+    kept = ""
+    with suppress(OSError, ValueError):
+        if _is_loopback(api):
+            kept = password_file(urlsplit(api).port or 80).read_text()
+    return (chosen or kept) if api == configured_api() else (kept or chosen)
+
+
+@contextmanager
+def using(api: str, password: str = "") -> Iterator[None]:
+    """Let Prefect's clients in this process use this server, with its password."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    password = password or password_of(api)
+    with temporary_settings({PREFECT_API_URL: api} | ({PREFECT_API_AUTH_STRING: password} if password else {})):
+        yield
+
+
 def healthy(api: str) -> bool:
-    """Return whether a Prefect server answers at this API address."""
+    """Return whether a Prefect server answers at this API address. None asks for a password for this."""
     try:
         return fetch(f"{api}/health").strip() == b"true"
     except (OSError, ValueError, http.client.HTTPException):
         return False
+
+
+def password_fault(api: str) -> str:
+    """Return why the server refuses the password that this command has; empty if it does not."""
+    password = password_of(api)
+    try:
+        fetch(f"{api}/admin/version", timeout=10, password=password)
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            fault = f"refuses the password of {PASSWORD}" if password else "asks for a password"
+            return (
+                f"{fault}: set {PASSWORD} to the server's, or run as the user and with the PREFECT_HOME of `functa up`"
+            )
+    except (OSError, ValueError, http.client.HTTPException):
+        pass  # whoever uses it next reports that
+    return ""
 
 
 def check_api() -> None:
@@ -147,6 +234,8 @@ def check_api() -> None:
         return
     try:
         fetch(f"{api}/health", timeout=10)
+        if fault := password_fault(api):
+            raise OperateError(f"{api} {fault}")
     except urllib.error.HTTPError:
         return  # somebody answers, and Prefect reports what is wrong
     except (OSError, ValueError, http.client.HTTPException) as error:

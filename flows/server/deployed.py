@@ -22,7 +22,10 @@ from functa.flows.server.api import (
     fetch,
     healthy,
     local_api,
+    password_fault,
+    password_of,
     prepare_environment,
+    using,
 )
 from functa.flows.server.console import text_console
 from functa.storage.errors import one_line
@@ -59,10 +62,9 @@ def run_deployed(
     api = find_api()
     import httpx
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     try:
-        with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        with using(api), get_client(sync_client=True) as client:
             check_deployment(client, api)
             wait_for_workers(client, api, console)
             run = trigger(config, root, from_root)
@@ -86,12 +88,11 @@ def on_server() -> Iterator[None]:
     api = find_api()
     import httpx
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from functa.flows.server.session import quiet_console
 
     quiet_console()
-    with temporary_settings({PREFECT_API_URL: api}):
+    with using(api):
         try:
             with get_client(sync_client=True) as client:
                 check_deployment(client, api)
@@ -105,6 +106,8 @@ def find_api() -> str:
     """Return the API of the configured server, or of `functa up` on its default port."""
     api = configured_api() or local_api(PORT)
     if healthy(api):
+        if fault := password_fault(api):
+            raise OperateError(f"{api} {fault}")
         return api
     where = "which PREFECT_API_URL names" if configured_api() else "and PREFECT_API_URL names no other"
     raise OperateError(f"no Prefect server answers at {api}, {where}: start one with `functa up`")
@@ -179,10 +182,10 @@ def trigger(config: PipelineConfig, root: str, from_root: str | None) -> "FlowRu
 
 def run_address(api: str, run_id: "UUID") -> str:
     """Return the run's page, in the UI that this server shows by default (the old addresses open the old UI)."""
-    served = api.removesuffix("/api")
+    served, password = api.removesuffix("/api"), password_of(api)
     base = os.environ.get("PREFECT_UI_URL", served).rstrip("/")  # a container reaches the API by another name
     try:
-        settings = json.loads(fetch(f"{served}/ui-settings"))
+        settings = json.loads(fetch(f"{served}/ui-settings", password=password))
         path = settings[f"{settings['default_ui']}_base_url"].rstrip("/")
     except (OSError, ValueError, KeyError, AttributeError):
         path = ""

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 import functa
-from functa.flows.server.api import PORT, absolute, configured_api, healthy, port_fault
+from functa.flows.server.api import PORT, absolute, configured_api, healthy, password_fault, port_fault
 from functa.flows.server.console import text_console
 
 PROJECT = Path(functa.__file__).parents[1]
@@ -128,7 +128,10 @@ def check_prefect() -> Check:
     if not api:
         return Check("prefect", True, "no PREFECT_API_URL: functa run starts its embedded server")
     fix = "start it with `functa up`, or unset PREFECT_API_URL"
-    return Check("prefect", healthy(api), f"{api} {'answers' if healthy(api) else 'does not answer'}", fix)
+    if not healthy(api):
+        return Check("prefect", False, f"{api} does not answer", fix)
+    fault = password_fault(api)
+    return Check("prefect", not fault, f"{api} {fault or 'answers'}")
 
 
 def check_port() -> Check:

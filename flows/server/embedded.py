@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import IO
 
 import functa
-from functa.flows.server.api import HOST, OperateError, configured_api, healthy, local_api
+from functa.flows.server.api import (
+    HOST,
+    SERVER_PASSWORD,
+    OperateError,
+    configured_api,
+    healthy,
+    local_api,
+    new_password,
+    using,
+)
 
 GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after its server did, and for children
 
@@ -32,14 +41,15 @@ def embedded_server(exit_with_server: bool) -> Iterator[None]:
     if configured_api():
         yield
         return
-    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
+    from prefect.settings import PREFECT_SERVER_EPHEMERAL_ENABLED
 
     if not PREFECT_SERVER_EPHEMERAL_ENABLED:
         yield  # the user disabled it; Prefect reports what is missing
         return
-    with _server() as (address, process):
+    password = new_password()
+    with _server(password) as (address, process):
         watch = ended_with(process) if exit_with_server else nullcontext()
-        with temporary_settings({PREFECT_API_URL: address}), ended_by_sigterm(), watch:
+        with using(address, password), ended_by_sigterm(), watch:
             try:
                 yield
             finally:
@@ -66,13 +76,14 @@ def _send_logs() -> None:
 
 
 @contextmanager
-def _server() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """Run a server without UI on a free port; yield its API's address and its process."""
+def _server(password: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """Run a server without UI on a free port, with this password; yield its API's address and its process."""
     from prefect.settings import get_current_settings
 
     port = _free_port()
     environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
     environment |= {"PREFECT_SERVER_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1"}
+    environment[SERVER_PASSWORD] = password
     command = [sys.executable, "-P", "-m", "functa.flows.server.guarded", "--port", str(port)]
     command += ["--end-with", str(os.getpid())]
     package = str(Path(functa.__file__).parents[1])

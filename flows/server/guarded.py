@@ -1,24 +1,32 @@
-"""Prefect's server as this project starts it, closed to web pages: `python -m functa.flows.server.guarded --port N`.
+"""Prefect's server as this project starts it, closed to others: `python -m functa.flows.server.guarded --port N`.
+
+Prefect itself demands the password of PREFECT_SERVER_API_AUTH_STRING, of every request to its API and of every
+WebSocket. A browser gets it by a link, which sets a cookie; requests with that cookie are passed on with the password.
 
 A browser lets any page send requests to this machine, and open WebSockets to it, as its user. So a request is refused
 that names another origin than the server's own, or another host than this machine: a page can have its own host name
-resolve to 127.0.0.1. Prefect's clients send no origin.
+resolve to 127.0.0.1. Prefect's clients send no origin. WebSockets need the password itself: the UI opens none.
 """
 
 import argparse
+import hmac
 import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
+from html import escape
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
-from functa.flows.server.api import HOST
+from functa.flows.server.api import HOST, LOOPBACK, SERVER_PASSWORD, basic
 
 STOP_SECONDS = 20  # for requests that are being answered
 
-LOOPBACK = (HOST, "localhost", "::1")
+UNKNOWN = "401: this server has a password. Open the link that <code>functa up</code> printed when it started."
+
+Headers = list[tuple[bytes, bytes]]
 
 Message = MutableMapping[str, Any]
 
@@ -30,37 +38,99 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Guard:
-    """An ASGI application that passes on what this machine's own programs and pages send."""
+    """An ASGI application that passes on what this machine's own programs and pages send.
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    password: NAME:PASSWORD, which the application demands. Its second part is the token of the link.
+    """
+
+    def __init__(self, app: App, password: str) -> None:
+        self._app, self._header = app, basic(password)
+        self._token = password.partition(":")[2] or password
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 403."""
-        fault = fault_of(scope["headers"]) if scope["type"] in ("http", "websocket") else ""
-        if not fault:
-            await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
+        """Pass a request on, or answer it with 403, or 401 where it is a page and the browser has no cookie."""
+        kind = scope["type"]
+        fault = fault_of(scope["headers"]) if kind in ("http", "websocket") else ""
+        if kind == "websocket" and fault:
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": fault})  # before it is accepted: status 403
+        elif fault:
+            await _answer(send, 403, f"Refused: {fault}.")
+        elif kind != "http":
+            await self._app(scope, receive, send)
+        elif self._is_known(scope):
+            await self._pass_with_password(scope, receive, send)
+        elif scope["path"].startswith("/api/"):
+            await self._app(scope, receive, send)  # which looks for the password
+        elif _same(self._token, "".join(parse_qs(scope["query_string"].decode("latin-1")).get("token", []))):
+            # A page that leads on, not a redirect: a link opened from another page would not send the cookie there.
+            cookie = f"{_cookie(scope)}={self._token}; Path=/; HttpOnly; SameSite=Strict"
+            where = escape("/" + quote(scope["path"].lstrip("/")), quote=True)
+            page = f'<meta http-equiv="refresh" content="0;url={where}"><a href="{where}">Prefect UI</a>'
+            await _answer(send, 200, page, [(b"set-cookie", cookie.encode())])
         else:
-            headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send({"type": "http.response.start", "status": 403, "headers": headers})
-            await send({"type": "http.response.body", "body": f"refused: {fault}\n".encode()})
+            await _answer(send, 401, UNKNOWN)
+
+    def _is_known(self, scope: Message) -> bool:
+        """Return whether the request has the link's cookie, or the password itself."""
+        cookies = "; ".join(_values(scope["headers"], b"cookie")).split("; ")
+        header = "".join(_values(scope["headers"], b"authorization"))
+        return _same(self._header, header) or any(_same(f"{_cookie(scope)}={self._token}", each) for each in cookies)
+
+    async def _pass_with_password(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on with the password, whatever other one the browser remembers for this address."""
+        others = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
+        scope = {**scope, "headers": [*others, (b"authorization", self._header.encode())]}
+        with _no_question() if scope["path"].endswith("/ui-settings") else nullcontext():
+            await self._app(scope, receive, send)
 
 
-def fault_of(headers: list[tuple[bytes, bytes]]) -> str:
+@contextmanager
+def _no_question() -> Iterator[None]:
+    """Let the UI's settings report that no password is needed: it would ask for what the cookie stands for."""
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
+
+    with temporary_settings(restore_defaults={PREFECT_SERVER_API_AUTH_STRING}):
+        yield
+
+
+async def _answer(send: Send, status: int, text: str, more: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    page = f"<!doctype html><title>functa</title><p>{text}</p>\n"
+    headers = [
+        (b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store"),
+        (b"content-security-policy", b"default-src 'none'"), (b"referrer-policy", b"no-referrer"), *more,
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": page.encode()})
+
+
+def _same(ours: str, theirs: str) -> bool:
+    return hmac.compare_digest(ours.encode(), theirs.encode("utf-8", "surrogateescape"))
+
+
+def _cookie(scope: Message) -> str:
+    """Return the cookie's name. Browsers send a host's cookies to each of its ports: two servers must not share one."""
+    return f"functa-{scope['server'][1]}"
+
+
+def _values(headers: Headers, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in headers if key == name]
+
+
+def fault_of(headers: Headers) -> str:
     """Return why a request with these headers is refused, or an empty string."""
-    hosts, origins = (
-        [value.decode("latin-1") for name, value in headers if name == key] for key in (b"host", b"origin")
-    )
+    hosts, origins = _values(headers, b"host"), _values(headers, b"origin")
     host = _address(f"//{hosts[0]}") if len(hosts) == 1 else None
     if host is None or host[0] not in LOOPBACK:
-        return f"the host {', '.join(hosts)} is not this machine; use http://{HOST}"
+        return f"the host {escape(', '.join(hosts))} is not this machine; use http://{HOST}"
     for origin in origins:
         address = _address(origin) if "://" in origin else None
         if address is None or address[0] not in LOOPBACK or address[1] != host[1]:
-            return f"a page of {origin} may not call this server"
+            return f"a page of {escape(origin)} may not call this server"
+    # Pictures, scripts and frames have no origin, and a page on another port of this machine would send the cookie.
+    embedded = _values(headers, b"sec-fetch-dest") not in ([], ["document"])
+    if embedded and _values(headers, b"sec-fetch-site") in (["cross-site"], ["same-site"]):
+        return "a page of another origin may not embed this server's"
     return ""
 
 
@@ -97,8 +167,11 @@ def main() -> None:
     from prefect.settings import get_current_settings
 
     settings = get_current_settings().server
+    password = settings.api.auth_string.get_secret_value() if settings.api.auth_string else ""
+    if not password:
+        parser.error(f"{SERVER_PASSWORD} is not set: the server needs a password")
     uvicorn.run(
-        Guard(create_app(final=True)),
+        Guard(create_app(final=True), password),
         host=HOST,
         port=arguments.port,
         lifespan="on",
@@ -107,6 +180,7 @@ def main() -> None:
         ws_ping_interval=settings.api.websocket_ping_interval,
         ws_ping_timeout=settings.api.websocket_ping_timeout,
         log_level=settings.logging_level.lower(),
+        access_log=False,  # addresses of requests may hold the link's token
     )
 
 

@@ -4,13 +4,10 @@ The operator's other commands are in flows/server/doctor.py and flows/server/dep
 """
 
 import os
-import platform
-import sys
 import time
 import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,53 +17,34 @@ import functa
 from functa.flows.config.schema import ConfigError
 from functa.flows.server.api import (
     HOST,
+    PASSWORD,
     POOL,
     PORT,
+    SERVER_PASSWORD,
     STARTUP_SECONDS,
     OperateError,
     absolute,
     check_home,
     healthy,
+    kept_password,
     local_api,
+    new_password,
+    password_file,
     port_fault,
     prefect_home,
     prepare_environment,
+    using,
 )
 from functa.flows.server.console import text_console
+from functa.flows.server.local_workers import PYTHON, Worker, allowed_places, newest_config, workers_of_this_machine
 from functa.flows.server.processes import Child, Interrupted, left_behind, signals_caught, start, stop, wait
-from functa.storage.errors import StorageError
+from functa.storage.places.allowed import ALLOWED_ROOTS, joined_places
 
 DEFAULT_ROOT = "functa-runs/digits"
 
 BOOTSTRAP_SECONDS = 180
 
 WORKER_SECONDS = 90
-
-PYTHON = [sys.executable, "-P", "-m"]  # -P: no module is taken from the current folder
-
-PREFECT = [*PYTHON, "prefect", "--no-prompt"]
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A process that takes runs of one queue. device: what it sees as CUDA_VISIBLE_DEVICES; None: what we see."""
-
-    name: str
-    queue: str
-    limit: int | None = None
-    device: str | None = None
-    threads: int | None = None
-
-    def command(self) -> list[str]:
-        """Return the command of Prefect's own worker, which starts a process for each run."""
-        limit = [] if self.limit is None else ["--limit", str(self.limit)]
-        queue = ["--pool", POOL, "--work-queue", self.queue, "--type", "process", "--install-policy", "never"]
-        return [*PREFECT, "worker", "start", "--name", self.name, *queue, *limit]
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment variables that limit its runs to their share of the machine."""
-        device = {} if self.device is None else {"CUDA_VISIBLE_DEVICES": self.device}
-        return device | ({} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)})
 
 
 def up(
@@ -92,27 +70,30 @@ def up(
     workers = workers_of_this_machine(port, gpus)
     root = absolute(root or DEFAULT_ROOT)
     children: list[Child] = []
-    with signals_caught() as caught:
+    password = new_password()
+    allowed = allowed_places(root)
+    environment = environment_of(port, password, allowed)
+    with signals_caught() as caught, kept_password(port, password):
         try:
-            serve(children, caught, port, console)
+            serve(children, caught, port, environment, console)
             slots = ["--gpus", str(len(workers) - 1), "--at-least"]  # other machines may have added theirs
-            set_up(children, caught, port, [*bootstrap_options(root, cron), *slots], console)
-            work(children, caught, port, workers, console)
-            print_addresses(console, port, root, workers, cron)
+            set_up(children, caught, port, environment, [*bootstrap_options(root, cron), *slots], console)
+            work(children, caught, port, environment, workers, console)
+            print_addresses(console, port, password, root, allowed, workers, cron)
             if open_browser:
-                webbrowser.open(f"http://{HOST}:{port}")
+                browse(port, password)
             wait(children, caught, lambda: False)
         except Interrupted:
             console.print("\nStopping server, workers and runs (again: at once).")
         finally:
             stop(children[1:], caught)
             if children and len(caught) < 2:
-                cancel_waiting(port)
+                cancel_waiting(port, password)
             stop(children[:1], caught)
     console.print("Stopped: no process is left.")
 
 
-def cancel_waiting(port: int) -> None:
+def cancel_waiting(port: int, password: str) -> None:
     """Cancel runs that no worker has begun: the next `functa up` would start them unasked.
 
     Those that a schedule has planned stay. As far as the server answers: it ends next.
@@ -122,13 +103,12 @@ def cancel_waiting(port: int) -> None:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import State, StateType
     from prefect.exceptions import PrefectException
-    from prefect.settings import PREFECT_API_URL, temporary_settings
     from prefect.states import Cancelled
 
     waiting = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])
     asked = FlowRunFilter(state=FlowRunFilterState(type=waiting))
     with suppress(httpx.HTTPError, PrefectException):
-        with temporary_settings({PREFECT_API_URL: local_api(port)}), get_client(sync_client=True) as client:
+        with using(local_api(port), password), get_client(sync_client=True) as client:
             for run in client.read_flow_runs(flow_run_filter=asked):
                 if run.deployment_id is not None and not run.auto_scheduled:
                     ended: State[None] = Cancelled(message="`functa up` was stopped before a worker took it.")
@@ -161,47 +141,31 @@ def check_cron(cron: str | None) -> None:
         raise ConfigError(f"--cron '{cron}': expected a cron expression, such as '0 3 * * *'") from None
 
 
-def workers_of_this_machine(port: int, gpus: int | None) -> list[Worker]:
-    """Return a worker for pipelines, without a limit as they only wait, and one for each device, limited to one run.
-
-    Raises ConfigError where more devices are asked for than there are.
-    """
-    from functa.tasks.dispatch.child import threads_of_a_run
-    from functa.tasks.dispatch.dask_cluster import visible_devices
-
-    devices = visible_devices()
-    count = max(1, len(devices)) if gpus is None else gpus
-    if count < 1:
-        raise ConfigError(f"--gpus {gpus}: expected at least 1 (without a GPU, its worker computes on the CPU)")
-    if devices and count > len(devices):
-        raise ConfigError(f"--gpus {gpus}, but this process sees {len(devices)}: {', '.join(devices)}")
-    machine = f"{platform.node() or 'worker'}-{port}"
-    threads = max(1, threads_of_a_run() // count) if count > 1 else None
-    # On a machine without GPUs nothing is pinned: its runs share the cores.
-    pinned = devices[:count] if devices else [None] * count
-    return [
-        Worker(f"{machine}-cpu", "cpu"),
-        *(Worker(f"{machine}-gpu-{i}", "gpu", 1, device, threads) for i, device in enumerate(pinned)),
-    ]
-
-
 def bootstrap_options(root: str, cron: str | None) -> list[str]:
     """Return the options of deploy/bootstrap.py. Relative locations in a config mean those of this folder."""
     return ["--root", root, "--folder", str(Path.cwd())] + ([] if cron is None else ["--cron", cron])
 
 
-def serve(children: list[Child], caught: list[int], port: int, console: Console) -> None:
+def serve(children: list[Child], caught: list[int], port: int, environment: dict[str, str], console: Console) -> None:
     """Start Prefect's server, on this machine's own address alone."""
     with console.status("") as status:
-        children.append(begin("server", [*PYTHON, "functa.flows.server.guarded", "--port", str(port)], port))
+        command = [*PYTHON, "functa.flows.server.guarded", "--port", str(port)]
+        children.append(begin("server", command, port, environment))
         progress = progress_line(status.update, f"Prefect's server starts on {HOST}:{port}", STARTUP_SECONDS)
         wait(children, caught, lambda: progress() and healthy(local_api(port)), STARTUP_SECONDS)
 
 
-def set_up(children: list[Child], caught: list[int], port: int, options: list[str], console: Console) -> None:
+def set_up(
+    children: list[Child],
+    caught: list[int],
+    port: int,
+    environment: dict[str, str],
+    options: list[str],
+    console: Console,
+) -> None:
     """Create work pool, queues, limit and deployments, by a child that ends by itself."""
     with console.status("") as status:
-        child = begin("bootstrap", [*PYTHON, "functa.deploy.bootstrap", *options], port)
+        child = begin("bootstrap", [*PYTHON, "functa.deploy.bootstrap", *options], port, environment)
         progress = progress_line(status.update, "Work pool, queues and deployments are set up", BOOTSTRAP_SECONDS)
         try:
             wait(children, caught, lambda: progress() and child.process.poll() is not None, BOOTSTRAP_SECONDS)
@@ -211,36 +175,52 @@ def set_up(children: list[Child], caught: list[int], port: int, options: list[st
         raise OperateError(child.death())
 
 
-def work(children: list[Child], caught: list[int], port: int, workers: list[Worker], console: Console) -> None:
+def work(
+    children: list[Child],
+    caught: list[int],
+    port: int,
+    environment: dict[str, str],
+    workers: list[Worker],
+    console: Console,
+) -> None:
     """Start the workers, and wait until all of them have answered."""
     started = datetime.now(UTC)
     names = {worker.name for worker in workers}
     for worker in workers:
         suffix = worker.name.rpartition(f"-{port}-")[2]
-        children.append(begin(f"worker-{suffix}", worker.command(), port, worker.environment()))
+        children.append(begin(f"worker-{suffix}", worker.command(), port, environment | worker.environment()))
     with console.status("") as status:
         progress = progress_line(status.update, f"{len(workers)} workers start", WORKER_SECONDS)
-        wait(children, caught, lambda: progress() and names <= answering(port, started), WORKER_SECONDS)
+        wait(
+            children,
+            caught,
+            lambda: progress() and names <= answering(port, environment[PASSWORD], started),
+            WORKER_SECONDS,
+        )
 
 
-def begin(name: str, command: list[str], port: int, own: dict[str, str] | None = None) -> Child:
-    """Start a child that uses this server alone, whatever the user's profile, and can import the project."""
+def environment_of(port: int, password: str, allowed: list[str]) -> dict[str, str]:
+    """Return the environment of server and workers: this server alone, whatever the user's profile names."""
     package = str(Path(functa.__file__).parents[1])  # where this package is imported from, installed or not
-    environment = (
-        os.environ
-        | (own or {})
-        | {
-            "PREFECT_API_URL": local_api(port),
-            "PREFECT_UI_URL": f"http://{HOST}:{port}",
-            "PREFECT_SERVER_API_HOST": HOST,
-            "PREFECT_SERVER_API_PORT": str(port),
-            # Without a password: no page of another origin may call it through the operator's browser.
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
-            "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")])),
-            "PYTHONUNBUFFERED": "1",
-            "NO_COLOR": "1",
-        }
-    )
+    return os.environ | {
+        "PREFECT_API_URL": local_api(port),
+        PASSWORD: password,
+        SERVER_PASSWORD: password,
+        ALLOWED_ROOTS: joined_places(allowed),
+        "PREFECT_UI_URL": f"http://{HOST}:{port}",
+        "PREFECT_SERVER_UI_API_URL": "/api",  # also where the UI is reached by another port, as through ssh
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_SERVER_API_PORT": str(port),
+        # No page of another origin may read its answers.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")])),
+        "PYTHONUNBUFFERED": "1",
+        "NO_COLOR": "1",
+    }
+
+
+def begin(name: str, command: list[str], port: int, environment: dict[str, str]) -> Child:
+    """Start a child whose output goes to a log of its own."""
     return start(name, command, environment, Path.cwd(), log_folder() / f"{name}-{port}.log")
 
 
@@ -260,14 +240,13 @@ def progress_line(show: Callable[[str], None], what: str, limit: int) -> Callabl
     return show_progress
 
 
-def answering(port: int, since: datetime) -> set[str]:
+def answering(port: int, password: str, since: datetime) -> set[str]:
     """Return the names of the workers that have reported to the server since then."""
     import httpx
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     try:
-        with temporary_settings({PREFECT_API_URL: local_api(port)}), get_client(sync_client=True) as client:
+        with using(local_api(port), password), get_client(sync_client=True) as client:
             workers = client.read_workers_for_work_pool(POOL)
     except httpx.HTTPError:  # too busy to answer just now
         return set()
@@ -277,31 +256,51 @@ def answering(port: int, since: datetime) -> set[str]:
 def command_for(root: str) -> str:
     """Return the command that continues the root on the workers; the demo's where no preset made the root."""
     from functa.flows.config.command import command_line
-    from functa.flows.config.load import recorded_config
-    from functa.storage.places.address import open_location
-    from functa.storage.runs.stage_records import read_record
-    from functa.tasks.stage_table import STAGES
 
-    location, command = open_location(root), ""
-    with suppress(StorageError, ValueError):  # a damaged record, one of another version, a location without answer
-        records = [record for name in STAGES if (record := read_record(location, name)) is not None]
-        newest = max(records, key=lambda record: record.started, default=None)
-        command = command_line(recorded_config(newest), root) if newest is not None else ""
+    config = newest_config(root)
+    command = command_line(config, root) if config is not None else ""
     return f"{command or 'functa run digits'} --deployment"
 
 
-def print_addresses(console: Console, port: int, root: str, workers: list[Worker], cron: str | None = None) -> None:
-    """Print addresses, root, workers and logs."""
+def link(port: int, password: str) -> str:
+    """Return the address that lets a browser in: it sets a cookie, once."""
+    return f"http://{HOST}:{port}/?token={password.partition(':')[2]}"
+
+
+def browse(port: int, password: str) -> None:
+    """Open the UI in the user's browser.
+
+    By a page that leads on, which only this user can read: everybody can read the command line of a browser.
+    """
+    page = password_file(port).with_suffix(".html")
+    page.unlink(missing_ok=True)
+    with os.fdopen(os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        opened.write(f'<meta http-equiv="refresh" content="0;url={link(port, password)}">')
+    webbrowser.open(page.as_uri())
+
+
+def print_addresses(
+    console: Console,
+    port: int,
+    password: str,
+    root: str,
+    allowed: list[str],
+    workers: list[Worker],
+    cron: str | None = None,
+) -> None:
+    """Print the link to the UI, root, workers and logs."""
     devices = [worker.device for worker in workers if worker.queue == "gpu"]
     on = ", ".join(f"device {device}" for device in devices if device) or "no device"
     variable = "" if port == PORT else f"PREFECT_API_URL={local_api(port)} "
     for line in (
-        f"Prefect UI   http://{HOST}:{port}",
+        f"Prefect UI   {link(port, password)}",
         f"Run it       there: Deployments > pipeline > Run; or here: {variable}{command_for(root)}",
         f"Runs go to   {root}",
+        f"May use      {', '.join(allowed)} (others: {ALLOWED_ROOTS})",
         f"New images   of that root are encoded {'every night at 3' if cron is None else f'at {cron}'} (UTC)",
         f"Workers      1 on queue cpu, {len(devices)} on queue gpu ({on})",
         f"Logs         {log_folder()}",
+        "Open the link once: it lets this browser in. Whoever has it can start runs.",
         "Ctrl-C stops server, workers and runs.",
     ):
         console.print(line, soft_wrap=True)

@@ -12,6 +12,7 @@ import numpy as np
 from functa.storage.errors import StorageError
 from functa.storage.images.files import fit
 from functa.storage.images.sources import find_source
+from functa.storage.places.allowed import check_allowed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,6 +114,8 @@ class Images:
 
 def open_images(config: "ImagesConfig") -> Images:
     """Open a source. Raises StorageError, one line: what is missing or wrong in it, and the fix."""
+    if config.location:
+        check_allowed(config.location)
     images: Images = find_source(config.source).open(config)
     if config.classes not in (None, len(images.classes)):
         raise StorageError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from functa.storage.errors import DamagedObject, StorageError
+from functa.storage.places.allowed import check_allowed
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location, checked_key
 from functa.storage.places.s3 import S3Location
@@ -19,7 +20,16 @@ MAX_JSON_BYTES = 64 << 20
 
 
 def open_location(uri: str) -> Location:
-    """A local path, file:///path or s3://bucket/prefix. Raises StorageError for anything else."""
+    """Return the location of a local path, file:///path or s3://bucket/prefix.
+
+    Raises StorageError for anything else, LocationNotAllowed for what the operator of a worker does not allow.
+    """
+    location = _location(uri)
+    check_allowed(location.uri)
+    return location
+
+
+def _location(uri: str) -> Location:
     if uri.startswith("s3://"):
         if not re.fullmatch(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{1,62}(/.*)?", uri):
             raise StorageError("s3 address: expected s3://bucket/prefix, with credentials in the environment")

@@ -102,7 +102,7 @@ def _cluster(dispatch: DispatchConfig) -> "Iterator[str | SpecCluster]":
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
     from distributed.security import Security
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
     # They log every connection, every broken one when busy workers are ended, and the missing dashboard.
     for name, level in (("distributed", logging.CRITICAL), ("prefect.task_runner.dask", logging.WARNING)):
@@ -122,6 +122,8 @@ def _cluster(dispatch: DispatchConfig) -> "Iterator[str | SpecCluster]":
     }
     # Not every thread of a worker gets Prefect's settings from the run: without them each would start a server.
     environment = {"PREFECT_API_URL": PREFECT_API_URL.value() or "", "DASK_LOGGING__DISTRIBUTED": "critical"}
+    if password := PREFECT_API_AUTH_STRING.value():
+        environment["PREFECT_API_AUTH_STRING"] = password
     environment |= {name: own[0][name] for name in THREADS}
     # Pages would be plain HTTP, for anyone.
     no_pages: dict[str, list[str]] = {f"distributed.{part}.http.routes": [] for part in ("scheduler", "worker")}

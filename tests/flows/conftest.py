@@ -13,7 +13,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Prefect home without profiles, and no setting in the environment."""
     for name in [name for name in os.environ if name.startswith("PREFECT_") or name == "DO_NOT_TRACK"]:
         monkeypatch.delenv(name)
-    for name in (*api.MANNERS, "PREFECT_SERVER_EPHEMERAL_ENABLED"):
+    for name in (*api.MANNERS, "PREFECT_SERVER_EPHEMERAL_ENABLED", api.PASSWORD):
         # prepare_environment sets these; having been here, monkeypatch takes them away afterwards
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

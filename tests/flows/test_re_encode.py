@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from functa.flows.config.load import load_config
-from functa.flows.server.api import GPU_LIMIT
+from functa.flows.server.api import GPU_LIMIT, PASSWORD
 from functa.storage.functaset.functaset import Functaset
 from functa.tasks.stage_table import STAGES
 from tests.helpers.flows.prefect_server import PROJECT, Served, eventually, serving
@@ -192,7 +192,12 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_a_malformed_event_is_one_line_on_its_runs_page_and_nothing_else(served: Served, images: Path) -> None:
     wait_until_idle(served)
     before, earlier = tree(served.root / "functaset.zarr"), runs_of(served, "re-encode")
-    subprocess.run([sys.executable, "-c", MALFORMED], env=served.environment(), check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", MALFORMED],
+        env=served.environment() | {PASSWORD: served.password},
+        check=True,
+        timeout=120,
+    )
     run = eventually(lambda: new_run(served, earlier), RUN_SECONDS, "the event starts a run")
     state = end_of(served, run["id"])
     assert state["type"] == "FAILED"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from functa.storage.errors import StorageError
+from functa.storage.places.allowed import check_allowed
 from functa.tasks.evaluation.config import FidConfig
 
 if TYPE_CHECKING:
@@ -34,10 +35,9 @@ _LOADING = threading.Lock()
 
 def weights_digest(fid: FidConfig) -> str:
     """Return the sha256 of the weights file. Raises StorageError if it is missing, or another file and not allowed."""
-    assert fid.weights is not None
     sha256 = hashlib.sha256()
     try:
-        with Path(fid.weights).expanduser().open("rb") as file:
+        with _weights_file(fid).open("rb") as file:
             while block := file.read(READ_BYTES):
                 sha256.update(block)
     except (OSError, ValueError) as error:
@@ -52,6 +52,12 @@ def weights_digest(fid: FidConfig) -> str:
             f"{OFFICIAL}; give that file, or evaluation.fid.any_weights=true for a distance that is not FID"
         )
     return digest
+
+
+def _weights_file(fid: FidConfig) -> Path:
+    assert fid.weights is not None
+    check_allowed(fid.weights)
+    return Path(fid.weights).expanduser()
 
 
 def is_standard(digest: str) -> bool:
@@ -104,8 +110,7 @@ def load_inception(fid: FidConfig, device: "torch.device") -> "Callable[[Tensor]
 def _network(fid: FidConfig) -> Any:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    assert fid.weights is not None
-    path = str(Path(fid.weights).expanduser())
+    path = str(_weights_file(fid))
     try:
         with _tensors_only():
             return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=path)

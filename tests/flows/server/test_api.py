@@ -1,6 +1,7 @@
 """Prefect's folder, proxies and the server that the user named: a fault is one line before anything starts."""
 
 import os
+import stat
 import urllib.request
 from pathlib import Path
 
@@ -64,3 +65,44 @@ def test_a_named_server_that_does_not_answer_is_one_line(home: Path, monkeypatch
     with pytest.raises(OperateError, match=f"PREFECT_API_URL={address}: no Prefect server answers there") as caught:
         api.check_api()
     assert "\n" not in str(caught.value)
+
+
+def test_the_password_is_in_a_file_of_the_user_alone_while_the_server_runs(home: Path) -> None:
+    api.check_home()
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    left = api.password_file(4200)
+    left.parent.mkdir()
+    left.write_text("of a killed one")
+    left.chmod(0o644)
+    password = api.new_password()
+    with api.kept_password(4200, password):
+        assert stat.S_IMODE(left.stat().st_mode) == 0o600
+        assert left.read_text() == password
+    assert not left.exists()
+    assert api.new_password() != password
+
+
+def test_commands_find_the_password_of_the_server_that_they_use(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for port in (4200, 4300):
+        api.password_file(port).parent.mkdir(parents=True, exist_ok=True)
+        api.password_file(port).write_text(f"functa:{port}")
+    assert api.password_of("http://127.0.0.1:4200/api") == "functa:4200"
+    assert api.password_of("http://localhost:4300/api") == "functa:4300"
+    assert api.password_of("http://127.0.0.1:4400/api") == ""
+    assert api.password_of("https://elsewhere.example:4200/api") == "", "it is for this machine alone"
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4300/api")
+    api.prepare_environment()
+    assert os.environ["PREFECT_API_AUTH_STRING"] == "functa:4300"
+
+
+def test_the_users_own_password_is_for_the_server_that_the_user_names(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.password_file(4200).parent.mkdir(parents=True)
+    api.password_file(4200).write_text("functa:4200")
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:mine")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    assert api.password_of("http://127.0.0.1:4200/api") == "admin:mine"
+    monkeypatch.setenv("PREFECT_API_URL", "https://elsewhere.example/api")
+    assert api.password_of("https://elsewhere.example/api") == "admin:mine"
+    assert api.password_of("http://127.0.0.1:4200/api") == "functa:4200"

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import pytest
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
 from functa.tasks.stage_table import STAGES
-from tests.helpers.debian import install
+from tests.helpers.flows.browser import chromium, text_of
 from tests.helpers.flows.prefect_server import PROJECT, Served, eventually, serving
 from tests.helpers.flows.tiny_config import TINY
 
@@ -33,7 +32,6 @@ pytestmark = [
 ]
 
 ARTIFACTS = ["metrics", "lineage", "reconstructions", "samples", "report"]
-PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver"}
 RUN = """
 import sys
 from functa.flows.config.load import load_config
@@ -44,17 +42,9 @@ sys.exit(not state.is_completed())
 
 
 @pytest.fixture(scope="module")
-def chromium() -> dict[str, str]:
-    """Paths of the browser and its driver, installed if that is allowed, else the test is skipped with the reason."""
-    missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
-    if missing:
-        install(*missing)
-    return {program: str(shutil.which(program)) for program in PACKAGES}
-
-
-@pytest.fixture(scope="module")
-def served(chromium: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("up")) as running:
+        browser.get(running.link)
         yield running
 
 
@@ -70,24 +60,9 @@ def page(served: Served) -> str:
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: dict[str, str]) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium["chromium"]
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(chromium["chromedriver"]))
-    driver.set_window_size(1500, 1200)
-    yield driver
-    driver.quit()
-
-
-def text_of(browser: Any) -> str:
-    """Return the page's text in one line."""
-    return " ".join(browser.find_element("tag name", "body").text.split())
+def browser() -> Iterator[Any]:
+    with chromium() as driver:
+        yield driver
 
 
 def at_rest(browser: Any) -> None:

@@ -19,8 +19,10 @@ from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.server import api, deployed, processes
 from functa.flows.server.api import OperateError
-from functa.flows.server.up import command_for, up
+from functa.flows.server.local_workers import allowed_places
+from functa.flows.server.up import command_for, link, up
 from functa.storage.places.address import open_location
+from functa.storage.places.allowed import ALLOWED_ROOTS
 from functa.storage.runs.stage_records import StageRecord, write_record
 from functa.tasks.stage_table import STAGES
 from tests.helpers.flows.prefect_server import PROJECT, Served, eventually, free_port, serving
@@ -48,6 +50,30 @@ def test_the_command_that_is_suggested_continues_the_root(tmp_path: Path) -> Non
         )  # fmt: skip
         write_record(open_location(str(tmp_path)), record)
         assert command_for(str(tmp_path)) == suggested
+
+
+@pytest.mark.attacks
+def test_runs_may_use_what_an_operator_needs_and_never_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ALLOWED_ROOTS, raising=False)
+    monkeypatch.chdir(tmp_path)
+    here, images = str(tmp_path), str(tmp_path.parent / "images")
+    assert allowed_places("/data/runs/digits") == ["/data/runs/digits", "/data/runs", here]
+    assert allowed_places("s3://bucket/runs/digits") == ["s3://bucket/runs/digits", "s3://bucket/runs", here]
+    assert allowed_places("s3://bucket/digits") == ["s3://bucket/digits", "s3://bucket", here]
+    assert allowed_places("s3://bucket") == ["s3://bucket", here]
+    assert allowed_places("/digits") == ["/digits", here], "its parent would be everything"
+    config = load_config("digits", ["images.source=folder", f"images.location={images}"]).model_dump(mode="json")
+    record = StageRecord(
+        stage="encode", state="finished", config={}, pipeline=config, inputs={}, output="x", started="now"
+    )
+    write_record(open_location(f"{here}/runs/a"), record)
+    assert allowed_places(f"{here}/runs/a") == [f"{here}/runs/a", f"{here}/runs", here, images]
+    monkeypatch.chdir("/")
+    assert allowed_places("/data/runs/digits") == ["/data/runs/digits", "/data/runs"]
+    monkeypatch.setenv(ALLOWED_ROOTS, "~/a, s3://bucket")
+    assert allowed_places("/data/runs/digits") == [str(Path("~/a").expanduser()), "s3://bucket"]
 
 
 def test_a_taken_port_is_one_line_and_nothing_is_started(home: Path) -> None:
@@ -228,7 +254,7 @@ def test_bootstrap_again_leaves_the_watch_and_an_operators_slots(served: Served)
 
 @pytest.mark.server
 def test_pages_of_another_origin_may_not_call_the_server(served: Served) -> None:
-    """It has no password: else any page in the operator's browser could start runs."""
+    """Its answers are for its own pages."""
     asked = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
     own = asked | {"Origin": f"http://127.0.0.1:{served.port}"}
     for headers, allowed in ((asked, False), (own, True)):
@@ -247,10 +273,45 @@ SOCKET = {
 def test_neither_posts_nor_sockets_of_a_foreign_page_reach_the_server(served: Served, foreign: dict[str, str]) -> None:
     """A simple POST needs no leave of the server, and browsers check no origin of a socket."""
     address = f"http://127.0.0.1:{served.port}/api"
-    assert httpx.post(f"{address}/flows/", json={"name": "own"}).status_code in (200, 201)
-    assert httpx.post(f"{address}/flows/", json={"name": "foreign"}, headers=foreign).status_code == 403
+    user = httpx.BasicAuth(*served.password.split(":"))
+    assert httpx.post(f"{address}/flows/", json={"name": "own"}, auth=user).status_code in (200, 201)
+    assert httpx.post(f"{address}/flows/", json={"name": "foreign"}, headers=foreign, auth=user).status_code == 403
     assert httpx.get(f"{address}/events/out", headers=SOCKET).status_code == 101
     assert httpx.get(f"{address}/events/out", headers=SOCKET | foreign).status_code == 403
+
+
+@pytest.mark.server
+@pytest.mark.attacks
+def test_the_password_is_in_no_command_line_log_or_database(served: Served) -> None:
+    """The environment of a process, and the file of the password, are its user's alone."""
+    secret = served.password.partition(":")[2]
+    assert served.link == link(served.port, served.password)
+    assert secret in served.link
+    assert not [line for process in served.family() for line in process.cmdline() if secret in line]
+    kept = [path for path in served.home.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert kept == [served.home / "functa" / f"password-{served.port}"]
+
+
+@pytest.mark.server
+@pytest.mark.attacks
+def test_no_run_reads_or_writes_outside_the_allowed_places(served: Served, tmp_path: Path) -> None:
+    outside = str(Path(tmp_path.anchor, "tmp", f"functa-outside-{served.port}"))
+    inside = {"root": str(served.root.parent / "another"), "config": load_config("digits").model_dump(mode="json")}
+    images = load_config("digits", ["images.source=npz", f"images.location={outside}"]).model_dump(mode="json")
+    asked = {
+        "meta-train": inside | {"root": outside},
+        "encode": inside | {"from_root": f"{served.root}/../../../{Path(outside).name}"},
+        "pipeline": inside | {"config": images},
+        "re-encode": {"root": outside},
+    }
+    runs = {name: start_run(served, name, **parameters)["id"] for name, parameters in asked.items()}
+    for name, run in runs.items():
+        eventually(lambda run=run: served.ask(f"flow_runs/{run}")["state_type"] == "FAILED", 120, f"{name} is refused")
+        assert (
+            "is in none of the locations that FUNCTA_ALLOWED_ROOTS"
+            in served.ask(f"flow_runs/{run}")["state"]["message"]
+        )
+    assert not Path(outside).exists()
 
 
 @pytest.mark.server
@@ -271,6 +332,7 @@ def test_run_deployed_names_the_queue_that_no_worker_polls(
     served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"{served.address}/api")
+    monkeypatch.setenv("PREFECT_HOME", str(served.home))
     monkeypatch.setattr(deployed, "QUEUES", ("cpu", "lonely"))
     monkeypatch.setattr(deployed, "WORKER_SECONDS", 1)
     with pytest.raises(OperateError, match="no worker polls queue lonely of pool 'functa'"):
@@ -280,6 +342,7 @@ def test_run_deployed_names_the_queue_that_no_worker_polls(
 @pytest.mark.server
 def test_run_deployed_reports_a_missing_deployment(served: Served, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"{served.address}/api")
+    monkeypatch.setenv("PREFECT_HOME", str(served.home))
     monkeypatch.setattr(deployed, "DEPLOYMENT", "pipeline/elsewhere")
     with pytest.raises(OperateError, match="no deployment 'pipeline/elsewhere': make it with"):
         deployed.run_deployed(PipelineConfig(), "root")
@@ -289,11 +352,11 @@ def test_run_deployed_reports_a_missing_deployment(served: Served, home: Path, m
 def test_a_config_out_of_range_is_refused_before_a_worker_sees_it(served: Served) -> None:
     config = load_config("digits").model_dump(mode="json")
     config["inner"]["steps"] = 10_000
-    status = start_run(served, "meta-train", config)
+    status = start_run(served, "meta-train", config=config, root=str(served.root))
     assert status == 409
 
 
-def start_run(served: Served, name: str, config: dict[str, Any]) -> Any:
+def start_run(served: Served, name: str, **parameters: Any) -> Any:
     """Start a run like the run form does; return its row, or the status of the refusal."""
     import urllib.error
 
@@ -301,7 +364,7 @@ def start_run(served: Served, name: str, config: dict[str, Any]) -> Any:
     try:
         return served.ask(
             f"deployments/{deployment['id']}/create_flow_run",
-            {"parameters": {"config": config, "root": str(served.root)}, "state": {"type": "SCHEDULED"}},
+            {"parameters": parameters, "state": {"type": "SCHEDULED"}},
         )
     except urllib.error.HTTPError as error:
         return error.code
@@ -310,9 +373,9 @@ def start_run(served: Served, name: str, config: dict[str, Any]) -> Any:
 @pytest.mark.server
 def test_ctrl_c_ends_worker_server_and_a_running_stage_and_leaves_no_process(served: Served) -> None:
     config = load_config("digits", ["meta_train.steps=1000000"]).model_dump(mode="json")
-    run = start_run(served, "meta-train", config)
+    run = start_run(served, "meta-train", config=config, root=str(served.root))
     eventually(lambda: served.ask(f"flow_runs/{run['id']}")["state_type"] == "RUNNING", 90, "the stage runs")
-    waiting = start_run(served, "meta-train", config)  # the worker takes one at a time
+    waiting = start_run(served, "meta-train", config=config, root=str(served.root))  # the worker takes one at a time
     family = served.family()
     assert len(family) >= 4  # up, server, worker, flow run
     served.process.send_signal(signal.SIGINT)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from functa.flows.server.api import basic
 
 PROJECT = Path(__file__).resolve().parents[3]
 PATIENCE = 60  # seconds that a busy server is asked again
@@ -33,30 +36,27 @@ class Served:
     port: int
     home: Path  # its PREFECT_HOME
     root: Path  # where its deployments write
+    printed: str = ""  # until it was ready
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
-        """Return an answer of the server's API; POST if there is a body.
+    @property
+    def password(self) -> str:
+        """Return the password that `functa up` keeps for this user's commands; empty for a server without one."""
+        file = self.home / "functa" / f"password-{self.port}"
+        return file.read_text() if file.exists() else ""
 
-        Where another process of the server holds SQLite's lock, it answers 503 and has changed nothing: as Prefect's
-        own client does, ask again.
-        """
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"{self.address}/api/{path}", data, {"content-type": "application/json"}, method=method
-        )
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-                    return json.loads(answer.read() or "null")
-            except urllib.error.HTTPError as error:
-                if error.code != 503 or time.monotonic() > deadline:
-                    raise
-            time.sleep(1)
+    @property
+    def link(self) -> str:
+        """Return the link that lets a browser in."""
+        (found,) = re.findall(r"^Prefect UI +(http\S+)$", self.printed, re.MULTILINE)
+        return str(found)
+
+    def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
+        """Return an answer of the server's API; POST if there is a body."""
+        return ask(self.address, self.password, path, body, method)
 
     def environment(self) -> dict[str, str]:
         return clean_environment(self.home) | {"PREFECT_API_URL": f"{self.address}/api"}
@@ -65,6 +65,26 @@ class Served:
         """Return the command's process and all its descendants."""
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
+
+
+def ask(address: str, password: str, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
+    """Return an answer of a server's API; POST if there is a body.
+
+    Where another process of the server holds SQLite's lock, it answers 503 and has changed nothing: as Prefect's own
+    client does, ask again.
+    """
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"content-type": "application/json"} | ({"authorization": basic(password)} if password else {})
+    request = urllib.request.Request(f"{address}/api/{path}", data, headers, method=method)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def clean_environment(home: Path) -> dict[str, str]:
@@ -113,7 +133,7 @@ def serving(folder: Path, devices: str | None = None, **options: Any) -> Iterato
             if "Ctrl-C" in line:
                 break
         assert process.poll() is None, "".join(lines)
-        yield Served(process, port, home, root)
+        yield Served(process, port, home, root, "".join(lines))
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
