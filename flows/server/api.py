@@ -141,8 +141,8 @@ def fetch(address: str, timeout: float = 3.0, password: str = "") -> bytes:
     """Return a page's body. Raises OSError or ValueError if there is none."""
     # A proxy from the environment is never asked for this machine's own addresses.
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if _is_loopback(address) else []))
-    headers = {"Authorization": basic(password)} if password else {}
-    with opener.open(urllib.request.Request(address, headers=headers), timeout=timeout) as answer:
+    opener.addheaders = [("Authorization", basic(password))] if password else []
+    with opener.open(address, timeout=timeout) as answer:
         return bytes(answer.read())
 
 
@@ -219,9 +219,7 @@ def password_fault(api: str) -> str:
     except urllib.error.HTTPError as error:
         if error.code == 401:
             fault = f"refuses the password of {PASSWORD}" if password else "asks for a password"
-            return (
-                f"{fault}: set {PASSWORD} to the server's, or run as the user and with the PREFECT_HOME of `functa up`"
-            )
+            return f"{fault}: set {PASSWORD} to the server's, or be the user who started `functa up`"
     except (OSError, ValueError, http.client.HTTPException):
         pass  # whoever uses it next reports that
     return ""

@@ -1,4 +1,4 @@
-"""The workers that `functa up` starts on this machine: their queues, devices, threads, and where they may read and write."""
+"""The workers that `functa up` starts on this machine: their devices, threads, and where they may read and write."""
 
 import os
 import platform

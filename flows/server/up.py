@@ -184,7 +184,7 @@ def work(
     console: Console,
 ) -> None:
     """Start the workers, and wait until all of them have answered."""
-    started = datetime.now(UTC)
+    started, password = datetime.now(UTC), environment[PASSWORD]
     names = {worker.name for worker in workers}
     for worker in workers:
         suffix = worker.name.rpartition(f"-{port}-")[2]
@@ -194,7 +194,7 @@ def work(
         wait(
             children,
             caught,
-            lambda: progress() and names <= answering(port, environment[PASSWORD], started),
+            lambda: progress() and names <= answering(port, password, started),
             WORKER_SECONDS,
         )
 

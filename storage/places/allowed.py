@@ -22,7 +22,7 @@ def check_allowed(uri: str) -> None:
     if not any(parts[: len(each)] == each for each in map(_parts, places)):
         raise LocationNotAllowed(
             f"{uri}: is in none of the locations that {ALLOWED_ROOTS} of this worker allows ({', '.join(places)}); "
-            f"choose a location in one of them, or start the worker (`functa up`) with this one added to {ALLOWED_ROOTS}"
+            f"choose a location in one of them, or start the worker (`functa up`) with this one added to the variable"
         )
 
 

@@ -28,7 +28,9 @@ const embedded = () => new Promise(resolve => {
 const talk = (path, messages) => new Promise(resolve => {
     const socket = new WebSocket(`ws:${api}/${path}`, ["prefect"]);
     socket.onopen = () => socket.send(JSON.stringify({type: "auth", token: null}));
-    socket.onmessage = message => { read.push(message.data); messages.forEach(each => socket.send(each)); messages = []; };
+    socket.onmessage = message => {
+        read.push(message.data); messages.forEach(each => socket.send(each)); messages = [];
+    };
     socket.onclose = socket.onerror = resolve;
     setTimeout(resolve, 6000);
 });
