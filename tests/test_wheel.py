@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.flows.prefect_server import clean_environment
+from tests.helpers.flows.prefect_server import Served, clean_environment, eventually, free_port
 from tests.helpers.flows.tiny_config import TINY
 
 PROJECT = Path(__file__).parents[1]
@@ -57,11 +58,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def apart(folder: Path) -> dict[str, str]:
+    """Return an environment with nothing of the checkout in it."""
+    return {k: v for k, v in clean_environment(folder / "home").items() if not k.startswith("PYTHON")}
+
+
 def call(*command: str, folder: Path, timeout: float = 250) -> str:
     """Run a command in a folder, with nothing of the checkout in its environment; return what it printed."""
-    environment = {k: v for k, v in clean_environment(folder / "home").items() if not k.startswith("PYTHON")}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        command, cwd=folder, env=apart(folder), capture_output=True, text=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -110,3 +115,33 @@ def test_an_installed_package_runs_the_pipeline_and_the_readmes_examples(environ
     script = project / "readme.py"
     script.write_text("\n".join(blocks))
     call(str(environment / "bin" / "python"), os.fspath(script), folder=project, timeout=290)
+
+
+@pytest.mark.slow
+@pytest.mark.server
+@pytest.mark.timeout(600)
+def test_doctor_and_up_of_an_installed_package_need_no_checkout(environment: Path, project: Path) -> None:
+    command, port = str(environment / "bin" / "functa"), free_port()
+    found = subprocess.run([command, "doctor"], cwd=project, env=apart(project), capture_output=True, text=True)
+    assert re.search(r"^-- +lock +installed as a package, without a checkout", found.stdout, re.MULTILINE)
+    assert re.search(r"^ok +versions +[0-9]+ packages fit the requirements$", found.stdout, re.MULTILINE)
+    assert "git checkout" not in found.stdout + found.stderr
+    with subprocess.Popen(
+        [command, "up", "--port", str(port), "--root", "runs/wheel"], cwd=project,
+        env=apart(project) | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        try:
+            printed = []
+            for line in process.stdout:  # ends with the process
+                printed.append(line)
+                if "Ctrl-C" in line:
+                    break
+            served = Served(process, port, project / "home", project / "runs" / "wheel", "".join(printed))
+            (found_there,) = (d for d in served.ask("deployments/filter", {}) if d["name"] == "re-encode")
+            body = {"state": {"type": "SCHEDULED"}}
+            run = served.ask(f"deployments/{found_there['id']}/create_flow_run", body)["id"]
+            eventually(lambda: served.ask(f"flow_runs/{run}")["state_type"] == "COMPLETED", 120, "a worker runs it")
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(90) == 0
