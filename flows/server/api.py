@@ -165,14 +165,19 @@ def password_file(port: int) -> Path:
     return prefect_home() / "functa" / f"password-{port}"
 
 
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only this user can read, in place of one that may have another owner or mode."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        opened.write(text)
+
+
 @contextmanager
 def kept_password(port: int, password: str) -> Iterator[None]:
     """Keep the password in its file, where the user's other commands find it, as long as the server runs."""
     file = password_file(port)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)  # of a killed one: its owner and mode may be others
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-        opened.write(password)
+    write_private(file, password)
     try:
         yield
     finally:

@@ -34,6 +34,7 @@ from functa.flows.server.api import (
     prefect_home,
     prepare_environment,
     using,
+    write_private,
 )
 from functa.flows.server.console import text_console
 from functa.flows.server.local_workers import PYTHON, Worker, allowed_places, newest_config, workers_of_this_machine
@@ -273,9 +274,7 @@ def browse(port: int, password: str) -> None:
     By a page that leads on, which only this user can read: everybody can read the command line of a browser.
     """
     page = password_file(port).with_suffix(".html")
-    page.unlink(missing_ok=True)
-    with os.fdopen(os.open(page, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-        opened.write(f'<meta http-equiv="refresh" content="0;url={link(port, password)}">')
+    write_private(page, f'<meta http-equiv="refresh" content="0;url={link(port, password)}">')
     webbrowser.open(page.as_uri())
 
 
