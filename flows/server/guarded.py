@@ -87,7 +87,7 @@ class Guard:
 
 @contextmanager
 def _no_question() -> Iterator[None]:
-    """Let the UI's settings report that no password is needed: it would ask for what the cookie stands for."""
+    """Let the UI's settings report that no password is needed: the cookie is enough."""
     from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
 
     with temporary_settings(restore_defaults={PREFECT_SERVER_API_AUTH_STRING}):

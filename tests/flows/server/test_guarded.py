@@ -112,7 +112,7 @@ def test_a_browser_without_the_cookie_gets_401_for_pages_and_no_password_for_the
         assert answer("http", OWN | cookies) == [{"type": "passed", "given": []}]
 
 
-def test_the_cookie_stands_for_the_password_over_http_and_not_for_sockets() -> None:
+def test_the_cookie_replaces_the_password_over_http_and_not_for_sockets() -> None:
     logged_in = OWN | {"cookie": "_x={bad; functa-4200=secret", "authorization": "Basic of-another-server"}
     for path in ("/runs", "/api/flows/filter"):
         assert answer("http", logged_in, path) == GIVEN

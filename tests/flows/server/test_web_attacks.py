@@ -233,7 +233,7 @@ def test_without_the_link_there_is_a_page_that_names_it(browser: Any, up: Target
 
 
 def test_the_link_opens_the_ui_also_at_a_forwarded_port(browser: Any, up: Target) -> None:
-    """As through ssh, where the browser's port is another one."""
+    """Through ssh the port of the browser is another one."""
     browser.execute_cdp_cmd("Network.clearBrowserCookies", {})
     with page_server("127.0.0.1") as forwarder:
         forwarder.forward_to = ("127.0.0.1", up.port)
