@@ -1,6 +1,6 @@
 """The shuffle order of training batches: which rows a step sees, as a function of seed and step alone.
 
-Readers of a functaset that streams have an order of their own: storage/readers/order.py.
+A training that streams its functaset has an order of its own: storage/readers/order.py.
 """
 
 from functools import lru_cache

@@ -34,13 +34,15 @@ def open_reader(
     hydrated: str | None = None,
     buffer_shards: int = 8,
     plain: bool = False,
+    processes: int = 1,
 ) -> Reader:
     """Return a reader of the visible rows of a split, in batches; latents are raw (not normalised).
 
     `auto` holds them in memory if they take at most 60 % of what is free (codes count a byte a number), maps them if
     they are hydrated in the folder `hydrated` (default: where `functa store hydrate` puts them) or raw on this
     machine, and else streams them, two pools of `buffer_shards` shards in memory. memory and mapped are Indexed: they
-    read any rows. plain: images as they are, without their augmentations. Raises StorageError: no such split, nothing
+    read any rows. plain: images as they are, without their augmentations. processes: how many of this machine hold
+    the split each. Raises StorageError: no such split, nothing
     to show, damage (memory and mapped check everything now, streamed every shard when its turn comes).
     """
     shards = SplitShards(functaset, split, plain)
@@ -48,7 +50,7 @@ def open_reader(
         raise StorageError(f"{shards.name}: has no row to show: all are bad or retired")
     if kind == "auto":
         row = int(shards.dtype.itemsize * shards.latent_shape[0] * shards.latent_shape[1] * shards.latent_shape[2])
-        fits = shards.rows * (row + ROW_BYTES) <= MEMORY_SHARE * free_memory()
+        fits = shards.rows * (row + ROW_BYTES) <= MEMORY_SHARE * free_memory() / processes
         kind = "memory" if fits else "mapped" if mappable(shards, hydrated) else "streamed"
     if kind == "memory":
         return Resident(shards)

@@ -1,6 +1,6 @@
 """The shuffle order of readers: which row comes when in an epoch, and on which rank, by (seed, epoch) alone.
 
-The project's own trainings hold their latents in memory and draw by models/compute/batch_order.py instead.
+Trainings whose latents fit into memory draw by models/compute/batch_order.py instead.
 """
 
 from dataclasses import dataclass

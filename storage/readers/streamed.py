@@ -4,9 +4,13 @@ An epoch's sequence is the shards in an order of (seed, epoch), cut into one str
 begin or end within a shard. A rank's stretch is read in pools of `buffer_shards` shards, whose rows are permuted; while
 one pool is dealt out, a thread reads the next. Batches run across pools. So memory holds two pools and a shard,
 whatever the number of rows, and every byte is checked again in every epoch.
+
+Where images have augmentations, their rows lie side by side; a training takes one row of each image, drawn anew in each
+epoch. The others are read and dropped.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,19 +18,24 @@ from threading import Event
 
 import numpy as np
 
-from functa.storage.functaset.fragment import Shard
 from functa.storage.readers.order import Order, epoch_order
 from functa.storage.readers.prefetch import prefetched
 from functa.storage.readers.reader import Batch, Reader
 from functa.storage.readers.shards import SplitShards
 
+POOL_BATCHES = 16  # of a training's pool: enough that the images of a batch are unrelated
+
+MOST_SHARDS = 64  # of a training's pool
+
+READERS = 16  # threads that read ids, which are small objects
+
 
 @dataclass(frozen=True)
 class _Pool:
-    """Pieces of shards that are shuffled together: (shard, its visible rows from, to), and the pool's number."""
+    """Pieces of shards that are shuffled together: (the shard's position, its rows from, to), and the pool's number."""
 
     number: int
-    pieces: tuple[tuple[Shard, int, int], ...]
+    pieces: tuple[tuple[int, int, int], ...]
 
     @property
     def rows(self) -> int:
@@ -34,13 +43,25 @@ class _Pool:
 
 
 class Streamed(Reader):
-    """Visible rows shard by shard, from any location. The larger the pool, the better the shuffle."""
+    """Visible rows shard by shard, from any location. The larger the pool, the better the shuffle.
 
-    def __init__(self, split: SplitShards, buffer_shards: int = 8) -> None:
+    one_each: an epoch has one row of each image, not all of its augmentations; `rows` is the number of images then.
+    """
+
+    def __init__(self, split: SplitShards, buffer_shards: int = 8, one_each: bool = False) -> None:
         if buffer_shards < 1:
             raise ValueError(f"buffer_shards {buffer_shards}: one shard at least")
-        super().__init__(split.name, split.rows, split.latent_shape, split.quantizers)
+        self._images = _images_by_shard(split) if one_each else None
+        self._counts = split.counts if self._images is None else np.array([len(starts) for starts in self._images])
+        super().__init__(split.name, int(self._counts.sum()), split.latent_shape, split.quantizers)
         self._split, self._buffer_shards = split, buffer_shards
+
+    def for_training(self, batch: int, one_each: bool) -> "Streamed":
+        """Return the reader with pools of POOL_BATCHES batches, as far as MOST_SHARDS hold them."""
+        reader = Streamed(self._split, 1, one_each)
+        wanted = -(-POOL_BATCHES * batch * len(reader._counts) // max(1, reader.rows))
+        reader._buffer_shards = min(max(self._buffer_shards, wanted), MOST_SHARDS)
+        return reader
 
     def _batches(self, order: Order, epoch: int, step: int, ids: bool, reuse: bool) -> Iterator[Batch]:
         start, stop = order.share(self.rows)
@@ -51,7 +72,7 @@ class Streamed(Reader):
             skip -= pools.pop(0).rows
         buffer = np.empty((order.batch, *self.latent_shape), self.dtype) if reuse else None
         stopped = Event()
-        with closing(prefetched(partial(self._load, pool, ids, stopped) for pool in pools)) as loaded:
+        with closing(prefetched(partial(self._load, pool, order, epoch, ids, stopped) for pool in pools)) as loaded:
             tail = _Tail(self._dealt(loaded, pools, order, epoch), skip)
             try:
                 for size in sizes[step:]:
@@ -63,11 +84,11 @@ class Streamed(Reader):
 
     def _pools(self, order: Order, epoch: int, start: int, stop: int) -> Iterator[_Pool]:
         """Yield the pools of this rank's stretch of the epoch's sequence."""
-        shards, counts = self._split.shards, self._split.counts
-        sequence = epoch_order(len(shards), order.seed, epoch) if order.shuffle else np.arange(len(shards))
+        counts = self._counts
+        sequence = epoch_order(len(counts), order.seed, epoch) if order.shuffle else np.arange(len(counts))
         ends = np.cumsum(counts[sequence])
         pieces = [
-            (shards[s], max(0, start - int(end - counts[s])), min(int(counts[s]), stop - int(end - counts[s])))
+            (int(s), max(0, start - int(end - counts[s])), min(int(counts[s]), stop - int(end - counts[s])))
             for s, end in zip(sequence, ends, strict=True)
             if end > start and end - counts[s] < stop
         ]
@@ -86,7 +107,7 @@ class Streamed(Reader):
                 sequence = shuffled.permutation(pool.rows)
             yield next(loaded), sequence
 
-    def _load(self, pool: _Pool, ids: bool, stopped: Event) -> Batch:
+    def _load(self, pool: _Pool, order: Order, epoch: int, ids: bool, stopped: Event) -> Batch:
         which = np.empty(pool.rows, np.int64)
         rows = Batch(
             np.empty((pool.rows, *self.latent_shape), self.dtype),
@@ -95,18 +116,48 @@ class Streamed(Reader):
             which,
         )
         filled = 0
-        for shard, start, stop in pool.pieces:
+        for number, start, stop in pool.pieces:
             if stopped.is_set():
                 break  # nobody waits for these rows any more
             here = slice(filled, filled + stop - start)
+            shard = self._split.shards[number]
             read = self._split.read(shard, ids)
-            rows.z[here], rows.labels[here] = read.z[start:stop], read.labels[start:stop]
+            wanted = self._wanted(number, order, epoch)[start:stop]
+            read.z.take(wanted, 0, out=rows.z[here], mode="clip")
+            rows.labels[here] = read.labels[wanted]
             which[here] = self._split.quantizer_number(shard)
             if rows.ids is not None and read.ids is not None:
-                rows.ids[here] = read.ids[start:stop]
+                rows.ids[here] = read.ids[wanted]
             filled = here.stop
             del read
         return rows
+
+    def _wanted(self, number: int, order: Order, epoch: int) -> np.ndarray:
+        """Return the positions among a shard's rows that an epoch has: all, or one of each image, drawn."""
+        if self._images is None:
+            return np.arange(self._counts[number])
+        starts = self._images[number]
+        ends = np.append(starts[1:], self._split.counts[number])
+        drawn = np.random.default_rng([order.seed, epoch, number]).random(len(starts))
+        return starts + (drawn * (ends - starts)).astype(np.int64)
+
+
+def _images_by_shard(split: SplitShards) -> list[np.ndarray]:
+    """Return of each shard the positions where the rows of an image begin, int64 [images].
+
+    An image whose rows go on in the next shard counts in the first of them, so that no epoch has it twice.
+    """
+    found: list[np.ndarray] = []
+    before: tuple[object, int, bytes] | None = None
+    with ThreadPoolExecutor(READERS) as pool:
+        for shard, ids in zip(split.shards, pool.map(lambda shard: shard.columns("id")["id"], split.shards)):
+            starts = np.flatnonzero(np.append(True, (ids[1:] != ids[:-1]).any(1)))
+            first, last = ids[0].tobytes(), ids[-1].tobytes()
+            if before == (shard.fragment, shard.number - 1, first):
+                starts = starts[1:]
+            before = (shard.fragment, shard.number, last)
+            found.append(starts.astype(np.int32))
+    return found
 
 
 class _Tail:

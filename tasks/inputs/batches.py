@@ -1,6 +1,7 @@
 """Batches of latents for training: which rows a step uses, and these rows on the device."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -14,10 +15,30 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.readers.memory import Resident
 from functa.storage.readers.open import MEMORY_SHARE, open_reader
-from functa.storage.readers.reader import Indexed
+from functa.storage.readers.order import Order
+from functa.storage.readers.reader import Batch, Indexed, Reader
+from functa.storage.readers.streamed import Streamed
 from functa.tasks.inputs.prefetch import Prefetcher
 
 Choose = Callable[[int], np.ndarray]  # the rows of a step, for the whole global batch
+
+
+class Ranks(Protocol):
+    """The processes of one training run, as far as batches depend on them: tasks/training/ranks.py."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def part(self, batch: int) -> slice:
+        """Return this rank's part of a global batch."""
+
+    def any_of(self, flag: bool) -> bool:
+        """Return whether the flag is set on a rank, the same answer on all of them."""
+
 
 UPLOADED_STEPS = 128  # whose row numbers are copied to a GPU at once
 
@@ -34,27 +55,29 @@ def training_batches(
     batch: int,
     seed: int,
     *,
-    part: slice,
+    ranks: Ranks,
     steps: int,
-    device: torch.device,
     classes: int | None,
     plain: bool = False,
 ) -> Batches:
     """Return batches of the training split, in epochs; plain: without augmentations, else one version of each image.
 
     The split is kept on the device if it fits (codes as bytes), else in this machine's memory or mapped files, from
-    which batches are prefetched. Seed and step alone decide which rows a step uses. Raises StorageError if the split
-    fits nowhere, or a label is none of the classes.
+    which batches are prefetched, and where that is impossible it is streamed shard by shard. Seed and step alone decide
+    which rows a step uses; of a split that is streamed, the number of ranks too. Raises StorageError for a label that
+    is none of the classes.
     """
-    reader = open_reader(functaset, "train", plain=plain)
-    if not isinstance(reader, Indexed):
-        raise StorageError(
-            f"{reader.name}: does not fit into memory; run `functa store hydrate {functaset.location.uri}`, and "
-            f"training maps its files"
-        )
+    images_alone = "augmentation.count" not in functaset.fingerprint or plain
+    part, device = ranks.part(batch), ranks.device
+    reader = open_reader(functaset, "train", plain=plain, processes=ranks.world)
+    if ranks.any_of(isinstance(reader, Streamed)):
+        streamed = reader if isinstance(reader, Streamed) else open_reader(functaset, "train", "streamed", plain=plain)
+        assert isinstance(streamed, Streamed)
+        return FromStream(streamed, normalizer, batch, seed, ranks, steps, classes, one_each=not images_alone)
+    assert isinstance(reader, Indexed)
     if classes is not None:
         check_labels(reader.name, reader.labels, classes)
-    choose = _choice(reader, batch, seed, images_alone="augmentation.count" not in functaset.fingerprint or plain)
+    choose = _choice(reader, batch, seed, images_alone)
     fits = device.type == "cpu" or _bytes(reader) <= MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
     if isinstance(reader, Resident) and fits:
         return OnDevice(reader, normalizer, choose, part, device)
@@ -69,6 +92,14 @@ def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
             f"{name}: has a row of label {bad}, but there are {classes} classes (0 to {classes - 1}): encode the "
             f"images again with their labels"
         )
+
+
+def _tensors(batch: Batch, device: torch.device) -> list[Tensor]:
+    """Return z, labels int64 and, where there are several quantisers, their numbers; pinned for a GPU."""
+    made = [torch.from_numpy(batch.z), torch.from_numpy(batch.labels.astype(np.int64))]
+    if batch.which is not None:
+        made.append(torch.from_numpy(batch.which))
+    return [tensor.pin_memory() for tensor in made] if device.type == "cuda" else made
 
 
 def _bytes(reader: Indexed) -> int:
@@ -135,8 +166,32 @@ class OnDevice:
         return self._affine(stored, None if self._which is None else self._which[rows]), labels
 
 
-class FromHost:
-    """Reads batches from memory or mapped files while the previous step computes; normalises them on the device."""
+class Prefetched:
+    """Batches that are prepared while the previous step computes, and normalised on the device."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        normalizer: Normalizer,
+        prepare: Callable[[int], Batch],
+        device: torch.device,
+        steps: int,
+    ) -> None:
+        self._device = device
+        self._affine: Affine | None = normalizer.fused(*reader.affine).to(device) if reader.quantizers else None
+        self._normalizer = normalizer.to(device)
+        self._prefetcher = Prefetcher(lambda step: _tensors(prepare(step), device), steps, threaded=True)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return x and labels of a step."""
+        stored, labels, *which = (tensor.to(self._device, non_blocking=True) for tensor in self._prefetcher(step))
+        if self._affine is None:
+            return self._normalizer.normalize(stored), labels
+        return self._affine(stored, which[0] if which else None), labels
+
+
+class FromHost(Prefetched):
+    """Reads batches from memory or mapped files."""
 
     def __init__(
         self,
@@ -147,22 +202,50 @@ class FromHost:
         device: torch.device,
         steps: int,
     ) -> None:
-        self._device = device
-        self._affine: Affine | None = normalizer.fused(*reader.affine).to(device) if reader.quantizers else None
-        self._normalizer = normalizer.to(device)
+        super().__init__(reader, normalizer, lambda step: reader.read(choose(step)[part]), device, steps)
 
-        def prepare(step: int) -> list[Tensor]:
-            batch = reader.read(choose(step)[part])
-            made = [torch.from_numpy(batch.z), torch.from_numpy(batch.labels.astype(np.int64))]
-            if batch.which is not None:
-                made.append(torch.from_numpy(batch.which))
-            return [tensor.pin_memory() for tensor in made] if device.type == "cuda" else made
 
-        self._prefetcher = Prefetcher(prepare, steps, threaded=True)
+class FromStream(Prefetched):
+    """Reads shard after shard of a split that fits nowhere; each rank its own stretch of an epoch's shards.
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return x and labels of a step."""
-        stored, labels, *which = (tensor.to(self._device, non_blocking=True) for tensor in self._prefetcher(step))
-        if self._affine is None:
-            return self._normalizer.normalize(stored), labels
-        return self._affine(stored, which[0] if which else None), labels
+    Raises StorageError where an epoch has no whole batch for every rank, or ranks would have unequal batches.
+    """
+
+    def __init__(
+        self,
+        reader: Streamed,
+        normalizer: Normalizer,
+        batch: int,
+        seed: int,
+        ranks: Ranks,
+        steps: int,
+        classes: int | None,
+        *,
+        one_each: bool,
+    ) -> None:
+        own, rest = divmod(batch, ranks.world)
+        if rest:
+            raise StorageError(
+                f"{reader.name}: does not fit into memory, and is streamed in equal batches: batch {batch} is no "
+                f"multiple of dispatch.devices={ranks.world}; set one that is"
+            )
+        self._reader = reader.for_training(own, one_each)
+        self._order = Order(own, mix(seed, stage_number("stream")), drop_last=True, rank=ranks.rank, world=ranks.world)
+        self._steps = self._order.steps(self._reader.rows)
+        if not self._steps:
+            raise StorageError(f"{reader.name}: has {self._reader.rows} images, less than a batch of {batch}: lower it")
+        self._next = -1
+        self._batches: Iterator[Batch] = iter(())
+        self._classes = classes
+        logging.getLogger(__name__).warning("%s: does not fit into memory: it is streamed", reader.name)
+        super().__init__(self._reader, normalizer, self._read, ranks.device, steps)
+
+    def _read(self, step: int) -> Batch:
+        epoch, within = divmod(step, self._steps)
+        if step != self._next or within == 0:
+            self._batches = self._reader.batches(self._order, epoch, within)
+        batch = next(self._batches)
+        self._next = step + 1
+        if self._classes is not None:
+            check_labels(self._reader.name, batch.labels, self._classes)
+        return batch

@@ -28,21 +28,22 @@ def run(job: ClassifierJob, emit: Emit) -> dict[str, Any]:
     With several devices the order of rows and their noise are those of one device; dropout's masks are not.
     """
     ranks = join_ranks(job.device)
-    device, config = ranks.device, job.classifier
+    config = job.classifier
     functaset = Functaset.open(job.functaset, job.version)
     normalizer = training_normalizer(functaset, config.normalization)
-    test = load_split(functaset, "test")
-    check_labels(f"{job.functaset}, split 'test'", test.labels.numpy(), job.classes)
     seed = mix(job.seed, stage_number("classifier"))
     batches = training_batches(
-        functaset, normalizer, config.batch, seed, part=ranks.part(config.batch), steps=config.steps, device=device,
-        classes=job.classes,
-    )  # fmt: skip
+        functaset, normalizer, config.batch, seed, ranks=ranks, steps=config.steps, classes=job.classes
+    )
     learner = classifier_learner(config, functaset.latent_shape, job.classes, batches, ranks, seed)
     metadata = latent_metadata(functaset, normalizer) | {
         "model": config.model.model_dump(mode="json"), "classes": job.classes, "class_names": list(job.class_names),
     }  # fmt: skip
-    evaluate = _test_accuracy(test, normalizer, device) if ranks.first else None
+    evaluate = None
+    if ranks.first:  # the others need not hold the test rows
+        test = load_split(functaset, "test")
+        check_labels(f"{job.functaset}, split 'test'", test.labels.numpy(), job.classes)
+        evaluate = _test_accuracy(test, normalizer, ranks.device)
     run = run_of(job, learner, ranks, emit, metadata, evaluate=evaluate, evaluate_every=config.evaluate_every)
     figures = train(run)
     if not ranks.first:

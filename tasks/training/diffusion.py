@@ -34,9 +34,8 @@ def run(job: DiffusionJob, emit: Emit) -> dict[str, Any]:
     classes = job.classes if config.process.conditional else None
     seed = mix(job.seed, stage_number("diffusion"))
     batches = training_batches(
-        functaset, normalizer, config.batch, seed, part=ranks.part(config.batch), steps=config.steps,
-        device=ranks.device, classes=classes, plain=True,
-    )  # fmt: skip
+        functaset, normalizer, config.batch, seed, ranks=ranks, steps=config.steps, classes=classes, plain=True
+    )
     learner = diffusion_learner(config, functaset.latent_shape, classes, batches, ranks, seed)
     metadata = latent_metadata(functaset, normalizer) | {
         "model": config.model.model_dump(mode="json"), "process": config.process.model_dump(mode="json"),

@@ -80,6 +80,14 @@ class Ranks:
             parameter.grad = piece.view_as(parameter)
         return dict(zip(figures, own[:-1])), own[-1] > 0
 
+    def any_of(self, flag: bool) -> bool:
+        """Return whether the flag is set on a rank, the same answer on all of them."""
+        if self.world == 1:
+            return flag
+        shared = _number(flag, self.device)
+        _all_reduce(shared, dist.ReduceOp.MAX)
+        return bool(shared)
+
     def check_equal(self, step: int, count: int, digest: str) -> None:
         """Raise StorageError unless all ranks continue from the same step with the same training images.
 

@@ -21,6 +21,7 @@ from functa.tasks.encoding.augment import Augmentation, _box
 from functa.tasks.encoding.keyed_images import PlannedImages, of_split
 from functa.tasks.inputs.batches import training_batches
 from functa.tasks.inputs.latents import load_split, training_normalizer
+from functa.tasks.training.ranks import Ranks
 from tests.helpers.tasks.encoding import encode, encode_job, flip_bit, repair
 
 
@@ -168,7 +169,7 @@ def test_the_classifier_trains_on_augmentations_and_the_diffusion_model_on_plain
     of_images = training_normalizer(functaset, how, plain=True)
     np.testing.assert_allclose(of_images.mean, z[plain].astype(np.float64).mean(0), rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(of_images.scale, z[plain].astype(np.float64).std(0), rtol=1e-4)
-    of_each_step = {"part": slice(None), "steps": 4, "device": cpu, "classes": 10}
+    of_each_step = {"ranks": Ranks(device=cpu), "steps": 4, "classes": 10}
     denoised = training_batches(functaset, of_images, 40, 0, **of_each_step, plain=True)
     x, labels = denoised(0)
     assert plain.sum() == 40

@@ -14,10 +14,22 @@ from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import calibrate
+from functa.storage.readers import open as opening
 from functa.storage.readers.open import open_reader
+from functa.storage.readers.order import Order
 from functa.storage.readers.reader import Indexed
-from functa.tasks.inputs.batches import Batches, FromHost, OnDevice, check_labels, rows_by_image, training_batches
+from functa.storage.readers.streamed import Streamed
+from functa.tasks.inputs.batches import (
+    Batches,
+    FromHost,
+    FromStream,
+    OnDevice,
+    check_labels,
+    rows_by_image,
+    training_batches,
+)
 from functa.tasks.inputs.latents import training_normalizer
+from functa.tasks.training.ranks import Ranks
 from tests.helpers.storage.functasets import FINGERPRINT, SHAPE, fill, latents_of, new_store, plan
 
 CPU = torch.device("cpu")
@@ -40,6 +52,16 @@ def augmented(tmp_path_factory: pytest.TempPathFactory) -> Functaset:
     return Functaset.open(store)
 
 
+def alone(rank: int, world: int) -> Ranks:
+    """Return a rank that needs no others: all of them would find that the rows fit, or that they do not."""
+
+    class Alone(Ranks):
+        def any_of(self, flag: bool) -> bool:
+            return flag
+
+    return Alone(rank, world)
+
+
 def indexed(functaset: Functaset) -> Indexed:
     reader = open_reader(functaset, "train", "memory")
     assert isinstance(reader, Indexed)
@@ -57,7 +79,7 @@ def test_rows_are_grouped_by_image(augmented: Functaset) -> None:
 
 def batches(functaset: Functaset, size: int, steps: int, **options: object) -> Batches:
     normalizer = training_normalizer(functaset, NormalizationConfig(kind="scalar"))
-    given = {"part": slice(None), "steps": steps, "device": CPU, "classes": 10, **options}
+    given = {"ranks": Ranks(), "steps": steps, "classes": 10, **options}
     return training_batches(functaset, normalizer, size, 7, **given)  # type: ignore[arg-type]
 
 
@@ -85,7 +107,7 @@ def test_plain_batches_contain_no_augmentations(augmented: Functaset) -> None:
 
 def test_ranks_get_their_parts_of_one_batch(augmented: Functaset) -> None:
     whole = batches(augmented, 7, 4)
-    parts = [batches(augmented, 7, 4, part=part) for part in (slice(0, 3), slice(3, 7))]
+    parts = [batches(augmented, 7, 4, ranks=alone(rank, 2)) for rank in range(2)]
     for step in range(4):
         for one, pieces in zip(whole(step), zip(*(part(step) for part in parts), strict=True), strict=True):
             assert torch.equal(torch.cat(pieces), one)
@@ -120,3 +142,84 @@ def test_a_functaset_with_labels_beyond_the_classes_is_refused(augmented: Functa
     with pytest.raises(StorageError, match=r"has a row of label 9, but there are 9 classes \(0 to 8\)"):
         batches(augmented, 4, 1, classes=9)
     assert batches(augmented, 4, 1, classes=None)(0)[0].shape[0] == 4  # unconditional: labels are not used
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report that no memory is free, so that what cannot be mapped is streamed."""
+    monkeypatch.setattr(opening, "free_memory", lambda: 0)
+
+
+def of_epoch(functaset: Functaset, **options: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the batches of 5 of the first epoch, IMAGES / 5 of them."""
+    load = batches(functaset, 5, 40, **options)
+    assert isinstance(load, FromStream)
+    return [load(step) for step in range(IMAGES // 5)]
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_split_that_fits_nowhere_is_streamed_one_row_of_each_image_an_epoch(augmented: Functaset) -> None:
+    load = batches(augmented, 5, 40)
+    epochs = [[load(epoch * (IMAGES // 5) + step) for step in range(IMAGES // 5)] for epoch in range(3)]
+    stored = augmented.load("train")
+    normalizer = training_normalizer(augmented, NormalizationConfig(kind="scalar"))
+    known = normalizer.normalize(torch.from_numpy(stored.dequantized())).flatten(1)
+    for epoch in epochs:
+        z, labels = torch.cat([x for x, _ in epoch]).flatten(1), torch.cat([labels for _, labels in epoch])
+        nearest = torch.cdist(z, known, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+        assert nearest.values.max() < 1e-3
+        assert stored.labels[nearest.indices.numpy()].tolist() == labels.tolist()
+        images = {z.tobytes() for z in z.numpy()}  # latents depend on the image only
+        assert len(images) == IMAGES // 5 * 5
+    assert [x[0].tolist() for x, _ in epochs[0]] != [x[0].tolist() for x, _ in epochs[1]]
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_streamed_training_continues_at_any_step_with_the_same_batches(augmented: Functaset) -> None:
+    whole, steps = batches(augmented, 5, 40), 2 * (IMAGES // 5) + 3
+    expected = [whole(step) for step in range(steps)]
+    for begin in (0, 1, IMAGES // 5 - 1, IMAGES // 5, IMAGES // 5 + 2):
+        resumed = batches(augmented, 5, 40)
+        for step in range(begin, steps):
+            for one, other in zip(resumed(step), expected[step], strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_ranks_stream_disjoint_rows(augmented: Functaset) -> None:
+    parts = [batches(augmented, 6, 40, ranks=alone(rank, 2)) for rank in range(2)]
+    seen = [z.numpy().tobytes() for part in parts for step in range(IMAGES // 6) for z in part(step)[0]]
+    assert len(seen) == len(set(seen)) == IMAGES // 6 * 6
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_what_cannot_be_streamed_is_refused_before_training(augmented: Functaset) -> None:
+    with pytest.raises(StorageError, match=r"batch 5 is no multiple of dispatch\.devices=2"):
+        batches(augmented, 5, 40, ranks=alone(0, 2))
+    with pytest.raises(StorageError, match=rf"has {IMAGES} images, less than a batch of {IMAGES + 1}: lower it"):
+        batches(augmented, IMAGES + 1, 40)
+    with pytest.raises(StorageError, match="there are 5 classes"):
+        for x, _ in of_epoch(augmented, classes=5):
+            assert len(x)
+
+
+def test_the_memory_of_a_machine_is_shared_by_its_processes(
+    augmented: Functaset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = IMAGES * EACH * (int(np.prod(SHAPE)) + opening.ROW_BYTES)
+    monkeypatch.setattr(opening, "free_memory", lambda: int(2 * rows / opening.MEMORY_SHARE) + 1)
+    assert isinstance(batches(augmented, 6, 4, ranks=alone(0, 2)), OnDevice)
+    assert isinstance(batches(augmented, 6, 4, ranks=alone(0, 3)), FromStream)
+
+
+def test_of_a_streamed_image_another_row_is_drawn_in_every_epoch(augmented: Functaset) -> None:
+    reader = open_reader(augmented, "train", "streamed")
+    assert isinstance(reader, Streamed)
+    drawn = reader.for_training(5, one_each=True)
+    assert (len(reader), len(drawn)) == (IMAGES * EACH, IMAGES)
+    for number in range(len(drawn._counts)):
+        rows = [drawn._wanted(number, Order(5), epoch) for epoch in range(40)]
+        chosen = np.stack(rows) - rows[0] // EACH * EACH  # this fixture's shards hold whole images
+        assert (chosen >= 0).all()
+        assert (chosen < EACH).all()
+        assert all(len(np.unique(column)) == EACH for column in chosen.T)
