@@ -19,7 +19,8 @@ from functa.storage.images.layout import shown
 from functa.storage.images.rows import split_rows
 from functa.storage.images.shards import Item, PartFile, find_shards, rows_of_items
 from functa.storage.images.source import Images
-from functa.storage.places.address import open_location, read_json, write_json
+from functa.storage.places.address import read_json, write_json
+from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def open_webdataset(config: "ImagesConfig") -> Images:
 
 def _known_index(location: Location, entry: Entry, fields: tuple[str, ...]) -> tuple[list[Item], list[str]]:
     """Return a tar's index, from this user's cache where this version of the tar was indexed before."""
-    cache = open_location(os.environ.get("XDG_CACHE_HOME") or "~/.cache").child("functa", "tars")
+    folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    cache = LocalLocation(os.path.abspath(folder)).child("functa", "tars")
     described = json.dumps([location.uri, entry.key, entry.size, entry.token, fields])
     name = f"{hashlib.sha256(described.encode()).hexdigest()}.json"
     with suppress(StorageError, ValueError, TypeError):  # not there, damaged, or no cache can be read

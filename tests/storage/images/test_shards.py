@@ -185,6 +185,8 @@ def test_labels_may_be_a_field_of_the_json_and_captions_are_left_alone(tmp_path:
 
 
 def test_a_tar_is_indexed_once_for_each_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a worker that may read nothing but its roots and images."""
+    monkeypatch.setenv("FUNCTA_ALLOWED_ROOTS", str(tmp_path / "d"))
     as_tars(tmp_path / "d")
     first = opened(tmp_path / "d", "webdataset")
     from functa.storage.images import tars
