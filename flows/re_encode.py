@@ -52,16 +52,17 @@ def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = 
         with gpu_slot():
             if not others_at_work(root):  # one may have started while this waited for its slot
                 config = _check(root, images)  # the encoding waited for may have used another config
-                encode(root, config=config.model_copy(update={"dispatch": dispatch or own_dispatch(config.dispatch)}))
+                used = without_addresses(config.dispatch) if dispatch is None else dispatch
+                encode(root, config=config.model_copy(update={"dispatch": used}))
                 return
 
 
-def own_dispatch(recorded: DispatchConfig) -> DispatchConfig:
-    """Return the dispatch of a record for this machine: no address, and no device, that the record's writer chose."""
+def without_addresses(recorded: DispatchConfig) -> DispatchConfig:
+    """Return the dispatch of a root's record without the address and the devices that the record's writer chose."""
     if recorded.address is not None:
         get_run_logger().warning(
-            f"dispatch.address={recorded.address} of the root's record is not used: whoever wrote the record chose it; "
-            f"name it in the deployment's parameter dispatch"
+            f"dispatch.address={recorded.address} of the root's record is not used, since whoever made the root chose "
+            f"it; name the cluster in the deployment's parameter dispatch"
         )
     defaults = DispatchConfig()
     return recorded.model_copy(update={"address": None, "device": defaults.device, "devices": defaults.devices})
