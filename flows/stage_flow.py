@@ -13,6 +13,7 @@ from functa.flows.config.preflight import preflight
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
 from functa.flows.server.worker import gpu_slot
+from functa.storage.images.source import listed_once
 from functa.tasks.stage_table import STAGES, Stage
 
 Keyword = inspect.Parameter.KEYWORD_ONLY
@@ -37,7 +38,7 @@ def stage_flow(work: Callable[..., None]) -> Flow[..., None]:
 
     def run(root: str, *, from_root: str | None = None, config: PipelineConfig, **options: Any) -> None:
         # The slot first: whoever held it until now may have done this very stage.
-        with gpu_slot() if stage.queue == "gpu" else nullcontext():
+        with gpu_slot() if stage.queue == "gpu" else nullcontext(), listed_once():
             ledger = Ledger(config, root, from_root)
             if any(options[name] for name, option in stage.options.items() if option.again):
                 ledger.require_begun(stage.name)

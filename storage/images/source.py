@@ -1,7 +1,9 @@
 """Images of every source alike: two splits of keyed, labelled, square uint8 pixels; unreadable ones are named."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -112,8 +114,38 @@ class Images:
         return self.splits[name]
 
 
+_opened: ContextVar[dict[str, Images] | None] = ContextVar("opened", default=None)
+
+
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """List a source once for all who open it inside, in this thread and in those that get its context.
+
+    Arrays are read anew each time: kept, they would take their memory for as long. An image that changes after the
+    listing has another version token when it is read.
+    """
+    if _opened.get() is not None:
+        yield
+        return
+    token = _opened.set({})
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
 def open_images(config: "ImagesConfig") -> Images:
     """Open a source. Raises StorageError, one line: what is missing or wrong in it, and the fix."""
+    kept, key = _opened.get(), config.model_dump_json()
+    if kept is not None and key in kept:
+        return kept[key]
+    images = _open(config)
+    if kept is not None and all(split.source is None for split in images.splits.values()):
+        kept[key] = images
+    return images
+
+
+def _open(config: "ImagesConfig") -> Images:
     if config.location:
         check_allowed(config.location)
     images: Images = find_source(config.source).open(config)

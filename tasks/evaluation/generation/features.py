@@ -7,6 +7,7 @@ latents. With the standard weights' file: Inception's. The reference is the trai
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -109,13 +110,14 @@ def write_features(job: FeatureJob, progress: Progress = lambda done, total: Non
 def open_tools(job: FeatureJob) -> Tools:
     """Open what this slice needs; no Inception for noise latents: the literature has no such figure."""
     evaluation = job.evaluation
-    device, functaset = choose_device(evaluation.device), Functaset.open(evaluation.functaset)
+    device = choose_device(evaluation.device)
+    images, functaset = _data(evaluation.model_dump_json())
     field, inner, _ = load_field(evaluation.field)
     fid = evaluation.evaluation.fid
     wanted = fid.weights is not None and job.kind != "noise"
     return Tools(
         device=device,
-        images=open_images(evaluation.images),
+        images=images,
         functaset=functaset,
         field=field.to(device),
         inner=inner,
@@ -124,6 +126,13 @@ def open_tools(job: FeatureJob) -> Tools:
         inception=load_inception(fid, device) if wanted else None,
         weights=weights_digest(fid) if wanted else "",
     )
+
+
+@lru_cache(maxsize=1)
+def _data(evaluation: str) -> tuple[Images, Functaset]:
+    """Open an evaluation's images and functaset once for all slices that this process computes."""
+    job = EvaluationJob.model_validate_json(evaluation)
+    return open_images(job.images), Functaset.open(job.functaset)
 
 
 def gather(job: FeatureJob, tools: Tools, progress: Progress = lambda done, total: None) -> Gathered:

@@ -1,5 +1,7 @@
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ from PIL import Image
 
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
-from functa.storage.images.source import Images, open_images
+from functa.storage.images.source import Images, listed_once, open_images
+from functa.storage.places.local import LocalLocation
 from tests.helpers.storage.image_files import class_folders, encoded, noise
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -333,3 +336,27 @@ def test_a_missing_source_is_one_line_with_the_fix(tmp_path: Path, fault: str) -
         open_images(ImagesConfig.model_validate(config))
     assert "\n" not in str(error.value)
     assert ";" in str(error.value)
+
+
+def test_a_source_is_listed_once_inside_and_anew_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path / "train", per_class=2)
+    class_folders(tmp_path / "test", per_class=1)
+    config = ImagesConfig(source="folder", location=str(tmp_path), resolution=8)
+    listed = []
+    real = LocalLocation.entries
+    monkeypatch.setattr(LocalLocation, "entries", lambda self, prefix="": listed.append(prefix) or real(self, prefix))
+    with listed_once():
+        first = open_images(config)
+        with listed_once(), ThreadPoolExecutor(1) as pool:
+            assert pool.submit(copy_context().run, open_images, config).result() is first
+        assert open_images(config.model_copy(update={"limit": 1})).split("test").keys == first.split("test").keys[:1]
+    assert len(listed) == 2
+    class_folders(tmp_path / "test", per_class=1, classes=("cow",))
+    assert len(open_images(config).classes) == 3
+
+
+def test_arrays_are_not_kept_in_memory_for_the_next_reader(tmp_path: Path) -> None:
+    np.savez(tmp_path / "all.npz", images=np.zeros((20, 8, 8), np.uint8), labels=np.arange(20) % 2)
+    config = ImagesConfig(source="npz", location=str(tmp_path / "all.npz"), test_fraction=0.5)
+    with listed_once():
+        assert open_images(config) is not open_images(config)
