@@ -12,7 +12,7 @@ from functa.storage.errors import MissingObject
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
-from functa.storage.runs.checkpoints import newest_metadata
+from functa.storage.runs.checkpoints import load_checkpoint, newest_metadata
 from functa.storage.runs.stage_records import StageRecord, read_record
 from functa.tasks.encoding.plan import EncodeJob
 from functa.tasks.evaluation.evaluator_input import EvaluationJob
@@ -126,9 +126,10 @@ def pixel_classifier_location(ledger: Ledger) -> str:
     if ledger.from_root is None:
         return own.uri
     other = open_location(ledger.from_root).child("checkpoints", "pixel_classifier")
-    found = newest_metadata(other) or {}
-    same = found.get("finished") and found.get("digest") == _pixel_classifier_digest(ledger.config)
-    return other.uri if same else own.uri
+    found = load_checkpoint(other)  # whole, or it would be trained again, and another root is only read
+    if found is None or not found.metadata.get("finished"):
+        return own.uri
+    return other.uri if found.metadata.get("digest") == _pixel_classifier_digest(ledger.config) else own.uri
 
 
 def _pixel_classifier_digest(config: PipelineConfig) -> str:

@@ -20,6 +20,7 @@ from functa.storage.functaset.header import read_root
 from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
+from functa.storage.places.reused import allow_reuse, refuse_link_out
 from functa.storage.runs.checkpoints import newest_metadata
 from functa.storage.runs.owner import this_process
 from functa.storage.runs.stage_records import (
@@ -63,6 +64,8 @@ class Ledger:
             return None
         record = read_record(self.location, stage)
         if record is not None:
+            if is_reused(record) and self.from_root is not None:
+                allow_reuse(self.location, record.output, of=open_location(self.from_root))
             check_same_config(self.location, record, self._wanted(stage, record, self.location))
             if self._fits(record, self.location):
                 return self._refreshed(record) if is_reused(record) and stage == "encode" else record
@@ -152,6 +155,7 @@ class Ledger:
         update: dict[str, Any] = {"output": output, "stages": stages_of(self.config), "state": "finished", "owner": ""}
         update["pipeline"] = self.config.model_dump(mode="json")  # its sampling may differ
         taken = record.model_copy(update=update)
+        allow_reuse(self.location, output)
         write_record(self.location, taken)
         return taken
 
@@ -260,6 +264,8 @@ class Ledger:
             kept = ("output_digest", "figures", "seconds", "finished")
             record = record.model_copy(update={name: getattr(before, name) for name in kept})
         record = record.model_copy(update={"output": self._output_path(record)})
+        for output in (record.output, *(["checkpoints/pixel_classifier"] if stage == "evaluate" else [])):
+            refuse_link_out(self.location, output)
         write_record(self.location, record)
         self._begun = time.monotonic()
         return record

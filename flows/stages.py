@@ -33,7 +33,7 @@ from functa.storage.images.sources import known_shape
 from functa.tasks import prefect_tasks
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.fan_out import fan_out
-from functa.tasks.dispatch.progress import warn_if_unreachable
+from functa.tasks.dispatch.progress import count, warn_if_unreachable
 from functa.tasks.encoding.keyed_images import forget_images
 from functa.tasks.encoding.plan import EncodeJob, Planned
 from functa.tasks.encoding.progress import Following, encoding_speed
@@ -42,6 +42,7 @@ from functa.tasks.evaluation.evaluator_input import EvaluationJob, Samples
 from functa.tasks.evaluation.evaluators import chosen
 from functa.tasks.evaluation.generation.distances import delete_features
 from functa.tasks.inference.sample import SampleJob
+from functa.tasks.report.artifacts import cells, markdown
 from functa.tasks.stage_table import STAGES
 from functa.tasks.training_jobs import TrainingJob
 
@@ -72,6 +73,7 @@ def encode(ledger: Ledger, retry_bad: bool, repair: bool, retire_lost: bool) -> 
             get_run_logger().warning(note)
         planned = prefect_tasks.retried(prefect_tasks.plan_encoding, dispatch)(job)
         stats = encode_groups(job, planned, dispatch)
+        _warn_of_clipped_images(stats)
         done = prefect_tasks.retried(prefect_tasks.finalise_encoding, dispatch)(job, planned)
         # What a model trained on it must have in common with it. A repair keeps the labels as they were.
         choices = digest({"fingerprint": done["info"]["fingerprint_digest"], "classes": classes})
@@ -81,9 +83,20 @@ def encode(ledger: Ledger, retry_bad: bool, repair: bool, retire_lost: bool) -> 
         ledger.finish(record, done["info"]["content"], figures)
     with warn_if_unreachable("the functaset's figures"):
         create_table_artifact(
-            [{"figure": key, "value": value} for key, value in _flat(done["info"] | speed).items()],
+            cells([{"figure": key, "value": value} for key, value in _flat(done["info"] | speed).items()]),
             key="functaset",
-            description=f"Contents of {ledger.output(record)}",
+            description=f"Contents of {markdown(ledger.output(record))}",
+        )
+
+
+def _warn_of_clipped_images(stats: list[dict[str, Any]]) -> None:
+    """Log a warning that names the image that lies farthest outside the quantiser's range, if any lies far outside."""
+    outside = {key: share for each in stats for key, share in each["outside"].items()}
+    if outside:
+        worst = max(outside, key=lambda key: outside[key])
+        get_run_logger().warning(
+            f"{count(len(outside), 'image')} far outside the quantiser's range, such as {worst}: {outside[worst]:.0%} "
+            f"of its latent numbers are clipped; the stored PSNR is that of the clipped latent"
         )
 
 

@@ -94,7 +94,7 @@ class QuantizationConfig(Config):
     )
     margin: float = Field(0.1, ge=0, le=10, description="range=minmax: widened by this share at both ends.")
     max_clip_fraction: float = Field(
-        0.01, ge=0, le=1, description="More latent numbers than this share outside the range fail a shard.",
+        0.01, ge=0, le=1, description="More latent numbers than this share outside the range refuse an encoding.",
         json_schema_extra={"environment": True},
     )  # fmt: skip
 

@@ -1,11 +1,26 @@
 """Errors that are shown to people. str(error) is one line that names the thing, the fault and the fix."""
 
+import re
 from typing import ClassVar
+
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@")  # in an address
+
+
+def printable(text: str) -> str:
+    """Return the text with spelt out what a terminal or a page would obey and not show: \\x1b, \\n, \\u202e.
+
+    Without credentials: an endpoint, a proxy or an API may be given as https://user:password@host.
+    """
+    if "@" in text:
+        text = CREDENTIALS.sub("...@", text)
+    if text.isprintable():
+        return text
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
 def one_line(error: BaseException) -> str:
     """Return the error's message on one line, or its type's name where it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 class FunctaError(Exception):
@@ -17,9 +32,8 @@ class FunctaError(Exception):
     exit_status: ClassVar[int] = 1  # of the command; 2 where arguments or config alone are wrong
 
     def __init__(self, message: str) -> None:
-        super().__init__(
-            " ".join(line.strip() for line in message.splitlines())
-        )  # one line, whatever a library put into its own message
+        # One line, whatever a library put into its own message; and names of files may hold anything.
+        super().__init__(printable(" ".join(line.strip() for line in message.splitlines())))
 
 
 class StorageError(FunctaError):

@@ -15,8 +15,9 @@ from tests.helpers.storage.s3_servers import moto_server
 
 # Before anything imports Prefect: nothing of this machine's Prefect reaches a test, and the test processes of xdist
 # do not wait for each other's database.
-os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="functa-prefect-")
-atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+for _variable in ("PREFECT_HOME", "XDG_DATA_HOME"):
+    os.environ[_variable] = tempfile.mkdtemp(prefix="functa-tests-")
+    atexit.register(shutil.rmtree, os.environ[_variable], ignore_errors=True)
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 

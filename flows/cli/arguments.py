@@ -61,3 +61,20 @@ def functaset_of(uri: str) -> str:
     location = open_location(uri)
     record = read_record(location, "encode")
     return uri if record is None else output_location(record, location).uri
+
+
+def own_functaset_of(uri: str) -> str:
+    """Return the URI of a functaset to change. Raises StorageError for a root that only reads another root's."""
+    from functa.storage.errors import StorageError
+    from functa.storage.places.address import open_location
+    from functa.storage.places.reused import refuse_link_out
+    from functa.storage.runs.stage_records import is_reused, read_record
+
+    location = open_location(uri)
+    record = read_record(location, "encode")
+    if record is None:
+        return uri
+    if is_reused(record):
+        raise StorageError(f"{uri}: its functaset is in {record.output}, which it only reads; name that to change it")
+    refuse_link_out(location, record.output)
+    return functaset_of(uri)

@@ -42,6 +42,7 @@ from functa.flows.config.explain import keys_by_name, suggest_key
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
+from functa.flows.server.console import print_line
 from functa.storage.errors import FunctaError, StorageError, one_line
 from functa.tasks.dispatch.child import SPIN
 from functa.tasks.stage_table import STAGES
@@ -98,7 +99,7 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"functa: {_message(error, debug)}", file=sys.stderr)
+        print_line(f"functa: {_message(error, debug)}", error=True)
         return 2 if isinstance(error, CycloptsError) else error.exit_status if isinstance(error, FunctaError) else 1
 
 
@@ -283,7 +284,7 @@ def notify(
     from functa.flows.cli.notify import notify as emit
 
     api = emit(root, images)
-    print(f"{EVENT}: sent to {api}, which runs deployment re-encode for {root}")
+    print_line(f"{EVENT}: sent to {api}, which runs deployment re-encode for {root}")
     return 0
 
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from functa.flows.cli.arguments import Functaset, Json, OutFolder, Split, functaset_of, whole
 from functa.flows.cli.progress import ProgressLine
 from functa.flows.config.schema import ConfigError
+from functa.flows.server.console import print_line
 from functa.storage.places.address import open_location
 from functa.tasks.config import SampleRequest
 from functa.tasks.stage_output import stage_output
@@ -44,7 +45,7 @@ def decode(
 
     with _interruptible(out), ProgressLine("decoding", "images") as show:
         count = decode_rows(functaset_of(uri), split, wanted, resolution, out, show)
-    print(f"{count} images in {out}")
+    print_line(f"{count} images in {out}")
     return 0
 
 
@@ -62,7 +63,7 @@ def _interruptible(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"functa: interrupted; the images made so far are in {out}", file=sys.stderr)
+        print_line(f"functa: interrupted; the images made so far are in {out}", error=True)
         sys.exit(130)
 
 
@@ -103,7 +104,7 @@ def sample(
     how = f"{drawn.process.sampler}, {drawn.process.sampling_steps} steps, guidance {drawn.process.guidance:g}"
     of = f" of the first {drawn.shown}" if drawn.shown < count else ""
     kind = f" of class {drawn.class_name}" if drawn.class_name else ""
-    print(f"{count} images{kind} in {out} ({how}); contact sheet{of}: {drawn.sheet}")
+    print_line(f"{count} images{kind} in {out} ({how}); contact sheet{of}: {drawn.sheet}")
     return 0
 
 
@@ -127,9 +128,9 @@ def classify(
     from functa.tasks.inference.classify import classify_images, note_on_files
 
     if note := note_on_files(images):
-        print(f"functa: {images}: {note}", file=sys.stderr)
+        print_line(f"functa: {images}: {note}", error=True)
     rows = []
-    for row in classify_images(root, images, note=lambda text: print(f"functa: {images}: {text}", file=sys.stderr)):
+    for row in classify_images(root, images, note=lambda text: print_line(f"functa: {images}: {text}", error=True)):
         rows.append(row)
         if not as_json:
             from functa.flows.cli.tables import print_class

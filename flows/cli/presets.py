@@ -52,12 +52,15 @@ def print_presets(described: list[dict[str, Any]]) -> None:
     console.width = max(console.width, TABLE_WIDTH)
     papers = [preset for preset in described if preset["name"].startswith("paper_")]
     _print_table(console, [preset for preset in described if preset not in papers], {})
+    console.print()
     console.print(
-        "\nRows of the paper's tables, with its figures: dB, per cent, and FID of samples drawn without and with"
+        "Rows of the paper's tables, with its figures: dB, per cent, and FID of samples drawn without and with"
     )
-    console.print("labels. Times are those of a device that sustains 20 TFLOP/s.\n")
+    console.print("labels. Times are those of a device that sustains 20 TFLOP/s.")
+    console.print()
     _print_table(console, papers, PAPER_FIGURES)
-    console.print("\n`functa show PRESET` prints all settings; `--set images.location=FOLDER` names the images.")
+    console.print()
+    console.print("`functa show PRESET` prints all settings; `--set images.location=FOLDER` names the images.")
 
 
 def _print_table(console: Console, presets: list[dict[str, Any]], figures: dict[str, str]) -> None:

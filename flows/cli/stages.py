@@ -11,6 +11,7 @@ from functa.flows.config.digests import require_stage
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.ledger import Ledger
+from functa.flows.server.console import print_line
 from functa.tasks.stage_table import Stage
 
 Keyword = inspect.Parameter.KEYWORD_ONLY
@@ -59,13 +60,13 @@ def _run_stage(
     ledger = Ledger(config, root, from_root)
     finished = None if chosen else ledger.current(stage.name, must_ask=True)
     if finished is not None:
-        print(f"{stage.command} is up to date in {root}: nothing to do{ledger.newer_commit_note(finished)}")
+        print_line(f"{stage.command} is up to date in {root}: nothing to do{ledger.newer_commit_note(finished)}")
         return 0
     if chosen:
         ledger.require_begun(stage.name)
     ledger.require_inputs(stage.name)
     call_flow(stage.name, config, root, from_root, **chosen)
-    print(f"{stage.command}: done, in {root}")
+    print_line(f"{stage.command}: done, in {root}")
     return 0
 
 

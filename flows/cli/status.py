@@ -7,9 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from functa.flows.server.console import text_console
-from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
+from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError, printable
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
+from functa.storage.places.reused import NotReused
 from functa.storage.runs.checkpoints import newest_step
 from functa.storage.runs.stage_records import StageRecord, output_exists, output_location, read_record, was_killed
 from functa.tasks.dispatch.progress import count, images_per_second
@@ -111,9 +112,15 @@ def _next_command(
 
 def _readable(location: Location, stage: str, damage: list[str]) -> StageRecord | None:
     try:
-        return read_record(location, stage)
+        record = read_record(location, stage)
+        if record is not None:
+            output_location(record, location)
+        return record
     except TransientError:
         raise
+    except NotReused as error:
+        damage.append(f"{location.uri}/stages/{stage}.json: {error}")
+        return None
     except StorageError as error:
         damage.append(str(error))
         return None
@@ -138,7 +145,7 @@ def _planned(records: dict[str, StageRecord | None]) -> tuple[str, ...]:
 def print_status(root: str, found: dict[str, Any]) -> None:
     """Print a table of stages, lines about encoding and report, the next command, errors and damage as they are."""
     console = text_console(soft_wrap=True)
-    table = Table("stage", "state", title=Text(root), title_justify="left")
+    table = Table("stage", "state", title=Text(printable(root)), title_justify="left")
     for stage, state in found["stages"].items():
         done, steps = found["steps"].get(stage, (0, 0))
         reached = (

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter, validators
 from pydantic import ValidationError
 
-from functa.flows.cli.arguments import LOOK, Functaset, Json, Split, functaset_of, whole
+from functa.flows.cli.arguments import LOOK, Functaset, Json, Split, functaset_of, own_functaset_of, whole
 from functa.flows.cli.progress import ProgressLine
 from functa.flows.config.schema import ConfigError
+from functa.flows.server.console import print_line
 from functa.storage.config import QuantizationConfig
 from functa.storage.places.address import open_location
 from functa.storage.runs.stage_records import read_record
@@ -59,7 +60,7 @@ def verify(
         print(json.dumps({"checked": report.checked, "bad": report.bad}, indent=1))
     else:
         for bad in report.bad:
-            print(f"{bad['path']}: {bad['fault']}")
+            print_line(f"{bad['path']}: {bad['fault']}")
         print(f"{report.checked} objects checked, {len(report.bad)} bad")
     return 1 if report.bad else 0
 
@@ -71,7 +72,7 @@ def retire(uri: Functaset, *keys: Annotated[str, Parameter(help="The images' key
 
     if not keys:
         raise ConfigError("KEYS: name one image at least, by its key in the functaset")
-    made = retire_images(open_location(functaset_of(uri)), split, keys)
+    made = retire_images(open_location(own_functaset_of(uri)), split, keys)
     print(f"version {made.version} shows {sum(entry.rows for entry in made.fragments)} rows")
     return 0
 
@@ -96,7 +97,7 @@ def gc(
     if not older_than >= 0 or (keep_versions is not None and keep_versions < 1):
         raise ConfigError("--older-than is 0 or more hours, --keep-versions 1 or more")
     done = collect(
-        open_location(functaset_of(uri)),
+        open_location(own_functaset_of(uri) if delete else functaset_of(uri)),
         delete=delete, older_than=3600 * older_than, keep_versions=keep_versions, erase_retired=erase_retired,
     )  # fmt: skip
     if as_json:
@@ -126,7 +127,7 @@ def quantize(
         Literal["scalar", "channel", "element"], Parameter(help="One range in all, per channel or latent element.")
     ] = "element",
     codec: Annotated[Literal["zstd", "exact"], Parameter(help="Entropy coded, or exactly BITS bits.")] = "zstd",
-    max_clip_fraction: Annotated[float, Parameter(help="More numbers outside the range fail a shard.")] = 0.01,
+    max_clip_fraction: Annotated[float, Parameter(help="More numbers outside the range are refused.")] = 0.01,
     as_json: Json = False,
 ) -> int:
     """Quantise a functaset into a new one, without the images. Rerun to continue."""
@@ -155,7 +156,7 @@ def hydrate(
         print(json.dumps(asdict(done), indent=1))
     else:
         present = done.shards - done.written
-        print(f"{done.folder}: {done.written} shards written ({done.bytes / 1e6:.0f} MB), {present} already there")
+        print_line(f"{done.folder}: {done.written} shards written ({done.bytes / 1e6:.0f} MB), {present} already there")
     return 0
 
 

@@ -147,7 +147,8 @@ def print_sweep(root: str) -> None:
     console.print(table)
     for line in results["splits"].values():
         console.print(line, soft_wrap=True)
-    console.print(f"Report:  {location.uri}/report.html\nTable:   {location.uri}/sweep.csv", soft_wrap=True)
+    console.print(f"Report:  {location.uri}/report.html", soft_wrap=True)
+    console.print(f"Table:   {location.uri}/sweep.csv", soft_wrap=True)
 
 
 def _summary(found: dict[str, Any] | None, seeds: int) -> str:

@@ -57,7 +57,8 @@ def print_summary(ledger: Ledger, word: str) -> None:
     if (psnr := metrics.get("psnr_test")) is not None and psnr < metrics.get("psnr_pca_patch", psnr):
         console.print("PSNR is below patch PCA with as many numbers: train longer (meta_train.steps).", soft_wrap=True)
     root = ledger.location.uri
-    console.print(f"Report:  {root}/report.html\nMetrics: {root}/metrics.json", soft_wrap=True)
+    console.print(f"Report:  {root}/report.html", soft_wrap=True)
+    console.print(f"Metrics: {root}/metrics.json", soft_wrap=True)
 
 
 def _compression(config: PipelineConfig) -> str:
@@ -123,8 +124,12 @@ def _functaset_rows(info: dict[str, Any], measured: float | None) -> list[tuple[
             for name, figures in tried
         ]
     if info["ranges"]:
-        found.append(("Clipped numbers", f"{info['clip_fraction']:.4%}"))
+        worst = f"; {info['clip_fraction_worst']:.4%} in the worst fragment" if info["fragments"] > 1 else ""
+        found.append(("Clipped numbers", f"{info['clip_fraction']:.4%}{worst}"))
     found += [("PSNR before quantisation" if info["ranges"] else "PSNR", _psnr(info["psnr"]))]
+    if info["clip_fraction"]:
+        copied = "requantised_from" in info["fingerprint"]
+        found.append(("  of clipped images", "before it too: measured in the source" if copied else "after it"))
     found += [(f"  {split}", _psnr(found)) for split, found in info["psnr"]["by_split"].items()]
     if info["ranges"]:
         after = "not measured; a run's report has PSNR by bits" if measured is None else f"{measured:.2f} dB, test"

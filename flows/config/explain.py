@@ -18,6 +18,8 @@ BASES = ("preset", "base", "defaults", "inherit", "inherits", "from")
 
 SHOWN = 4  # faults in a message
 
+LONGEST = 200  # letters of a key or a value in a message
+
 SET_KEY = re.compile(r": set ([a-z_]+(?= to |=))")
 
 
@@ -29,11 +31,11 @@ def explain(error: ValidationError) -> str:
 
 
 def _describe(fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+    key = ".".join(str(part) for part in fault["loc"])[:LONGEST]
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_suggestion(key)}"
     value = fault.get("input")
-    got = f", got {value!r}" if isinstance(value, str | int | float | bool | type(None)) else ""
+    got = f", got {value!r:.{LONGEST}}" if isinstance(value, str | int | float | bool | type(None)) else ""
     if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):  # its message names a class of ours
         nullable = nullable_section(annotation_of(PipelineConfig, key.split(".")))
         return f"{key}: is a section of settings, so give {'null or ' if nullable else ''}a mapping of keys{got}"

@@ -1,6 +1,7 @@
 """Read the text of an override or of a YAML scalar as the type of the field that it is for."""
 
 import re
+from collections import Counter
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -107,8 +108,8 @@ def _refuse_surprises(node: yaml.Node | None, seen: set[int]) -> None:
         if number and (":" in node.value or re.match(r"[-+]?0[0-9_box]", node.value)):
             node.tag = "tag:yaml.org,2002:str"
     elif isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = sorted(key for key, times in keys.items() if times > 1)
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is given twice", node.start_mark)
         for key, value in node.value:

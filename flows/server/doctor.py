@@ -15,6 +15,7 @@ from rich.text import Text
 import functa
 from functa.flows.server.api import PORT, absolute, configured_api, healthy, password_fault, port_fault
 from functa.flows.server.console import text_console
+from functa.storage.errors import printable
 
 PROJECT = Path(functa.__file__).parents[1]
 
@@ -201,7 +202,6 @@ def print_checks(checks: list[Check], console: Console | None = None) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         mark = {True: Text("ok", "green"), False: Text("no", "red"), None: Text("--", "yellow")}[check.ok]
-        table.add_row(
-            mark, check.name, check.detail if check.ok or not check.fix else f"{check.detail}\n-> {check.fix}"
-        )
+        lines = [check.detail] if check.ok or not check.fix else [check.detail, f"-> {check.fix}"]
+        table.add_row(mark, check.name, Text("\n").join(Text(printable(line)) for line in lines))
     (console or text_console()).print(table)

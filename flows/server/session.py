@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from functa.flows.server.api import check_api, check_home, configured_api, note_on_profile, prepare_environment
+from functa.flows.server.console import print_line
+from functa.storage.errors import printable
 
 VIEW = "View at http"  # of an embedded server, which ends with the command: an address that soon answers nobody
 
@@ -33,7 +35,7 @@ def prefect_session(*, exit_with_server: bool = True) -> Iterator[None]:
     else:
         check_home()
         if note := note_on_profile():
-            sys.stderr.write(f"functa: {note}\n")
+            print_line(f"functa: {note}", error=True)
     from functa.flows.server.embedded import embedded_server
 
     quiet_console()
@@ -84,13 +86,20 @@ class Unhelpful(logging.Filter):
 
 
 def shortened(render: Callable[[logging.LogRecord], str]) -> Callable[[logging.LogRecord], str]:
-    """Render without traceback and repeated error a copy: the handler that sends records to the server needs both."""
+    """Render a copy without traceback and repeated error, which the handler that sends records to the server needs.
+
+    What a terminal would obey, such as an escape sequence in a file's name, is spelt out.
+    """
 
     def rendered(record: logging.LogRecord) -> str:
         bare = copy.copy(record)
         bare.exc_info = bare.exc_text = None
+        message = record.getMessage()
         if record.name == "prefect.flow_runs":
-            bare.msg, bare.args = FLOW_FAILED.sub(r"\1)", record.getMessage()), None
+            message = FLOW_FAILED.sub(r"\1)", message)
+        ours = record.name in ("prefect.flow_runs", "prefect.task_runs")  # one line each, whatever its names hold
+        lines = [message] if ours else message.splitlines()
+        bare.msg, bare.args = "\n".join(printable(line) for line in lines), None
         return render(bare)
 
     return rendered

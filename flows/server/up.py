@@ -85,7 +85,8 @@ def up(
                 browse(port, password)
             wait(children, caught, lambda: False)
         except Interrupted:
-            console.print("\nStopping server, workers and runs (again: at once).")
+            console.print()
+            console.print("Stopping server, workers and runs (again: at once).")
         finally:
             stop(children[1:], caught)
             if children and len(caught) < 2:

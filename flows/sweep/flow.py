@@ -21,6 +21,7 @@ from functa.flows.sweep.results import SweepState, write_results
 from functa.flows.sweep.shared import SharedRoots, with_inputs
 from functa.storage.errors import one_line
 from functa.tasks.dispatch.progress import warn_if_unreachable
+from functa.tasks.report.artifacts import cells
 from functa.tasks.report.compare.sweep_page import table
 from functa.tasks.stage_table import STAGES
 
@@ -66,7 +67,7 @@ def sweep(
     with warn_if_unreachable("the sweep's table"):
         columns, rows = table(state.sweep())
         create_table_artifact(
-            [dict(zip(columns, row)) for row in rows], key="sweep", description="Mean and sd by setting"
+            cells([dict(zip(columns, row)) for row in rows]), key="sweep", description="Mean and sd by setting"
         )
     state.raise_failed()
     state.refuse_unmeasured()

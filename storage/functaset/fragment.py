@@ -42,6 +42,8 @@ class Fragment:
         plan = read_record(location, key, Plan)
         if plan.id != fragment:
             raise DamagedObject(f"{location.uri}/{key}: is the plan of fragment {plan.id}; it was moved")
+        if plan.shards > len(plan.objects):  # each shard has a table of rows there, at least
+            raise DamagedObject(f"{location.uri}/{key}: names no rows of its {plan.shards} shards; restore it")
         return cls(location, plan)
 
     @classmethod

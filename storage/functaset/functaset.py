@@ -18,8 +18,9 @@ from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.functaset.receipt import BINS_PER_DB, IDENTITY, Receipt, content_of, sum_of_contents
 from functa.storage.functaset.records import digest, read_vouched, unseal
-from functa.storage.places.address import below, open_location, read_json
+from functa.storage.places.address import open_location, read_json
 from functa.storage.places.location import Location, refuse_fork
+from functa.storage.places.reused import output_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -235,8 +236,8 @@ class Functaset:
         """Return the answer of `functa store info --json`: from receipts alone, no latent is read.
 
         bits_per_dim is measured: all bytes of z's objects (z_bytes), shard indexes and checksums included, over all
-        numbers stored. psnr is of the latents before quantisation, as they were encoded: it cannot be known from codes
-        alone.
+        numbers stored. psnr is of the latents before quantisation, as they were encoded, but of images with clipped
+        numbers that of the stored latents. clip_fraction is of all fragments, clip_fraction_worst of the worst one.
         """
         plans = [fragment.plan for fragment in self.fragments]
         live = [(shard.fragment.plan, shard.receipt) for shard in self.shards()]
@@ -258,6 +259,7 @@ class Functaset:
             "bits_per_dim": z_bytes * 8 / max(1, numbers),
             "ranges": [{"policy": policy, "candidates": found.candidates} for policy, found in coded.items()],
             "clip_fraction": sum(receipt.clipped for _, receipt in live) / max(1, good),
+            "clip_fraction_worst": max((_clipped(fragment) for fragment in self.fragments), default=0.0),
             "psnr": _psnr([receipt for _, receipt in live]) | {"by_split": by_split},
             "bytes": self._bytes(),
             "z_bytes": z_bytes,
@@ -292,10 +294,16 @@ class Functaset:
         return sum(record.bytes for record in records)
 
 
+def _clipped(fragment: Fragment) -> float:
+    """Return the share of a fragment's numbers that the quantiser clipped."""
+    good = sum(shard.receipt.good for shard in fragment.live) * fragment.plan.dims
+    return sum(shard.receipt.clipped for shard in fragment.live) / max(1, good)
+
+
 def _functaset_of(root: Location) -> Location:
     """Return where a run's root has its functaset; another location as it is."""
     try:
-        return below(root, read_json(root, ENCODED)["output"])
+        return output_of(root, read_json(root, ENCODED)["output"])
     except (MissingObject, KeyError, TypeError, AttributeError):
         return root
 

@@ -51,12 +51,12 @@ def read_root(location: Location) -> Root:
         if version != FORMAT:
             raise StorageError(f"{name}: functaset format {version!r}; this version reads {FORMAT}: upgrade it")
         root = Root(attributes["fingerprint"], attributes["fingerprint_digest"], _plain(attributes["field"]))
-        whole = document["zarr_format"] == 3 and digest(root.fingerprint) == root.fingerprint_digest
+        whole = document["zarr_format"] == 3 and digest({**root.fingerprint}) == root.fingerprint_digest
     except MissingObject:
         raise MissingObject(
             f"{location.uri}: no functaset there (no zarr.json); name a functaset or the root of a run, or encode first"
         ) from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise DamagedObject(f"{name}: not a functaset's; choose another location") from None
     if not whole:
         raise DamagedObject(f"{name}: was altered (the fingerprint's digest does not match); restore it from a copy")

@@ -185,16 +185,21 @@ class RowTable:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RowTable":
-        """Return a stored table. Raises ValueError where its columns differ in length."""
-        table = json.loads(data)
-        count = len(table["keys"])
-        columns = [table["keys"], table["labels"], table["tokens"], table.get("augmentations", [0] * count)]
-        if any(len(column) != count for column in (*columns, table["rows"])):
-            raise ValueError("columns of different lengths")
-        keys, labels, tokens, numbers = columns
-        return cls(
-            keys, np.array(labels, np.int32), tokens, np.array(numbers, np.int32), np.array(table["rows"], np.int64)
-        )
+        """Return a stored table. Raises ValueError for anything else."""
+        try:
+            table = json.loads(data)
+            keys, tokens = table["keys"], table["tokens"]
+            numbers = [table["labels"], table.get("augmentations", [0] * len(keys)), table["rows"]]
+            labels, augmentations, rows = (
+                np.array(column, kind) for column, kind in zip(numbers, (np.int32, np.int32, np.int64), strict=True)
+            )
+            texts = all(isinstance(text, str) for column in (keys, tokens) for text in column)
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"not a table of rows ({type(error).__name__})") from None
+        shapes = {labels.shape, augmentations.shape, rows.shape, (len(tokens),)}
+        if not texts or not isinstance(keys, list) or shapes != {(len(keys),)}:
+            raise ValueError("columns of different lengths or types")
+        return cls(keys, labels, tokens, augmentations, rows)
 
 
 def row_id(key: str) -> bytes:

@@ -24,11 +24,21 @@ class Quantizer:
 
         Inside the range |decode - z| <= step / 2. What lies outside takes the nearest bin.
         """
+        position, outside = self._positions(z)
+        return np.clip(np.floor(position), 0, (1 << self.bits) - 1).astype(np.uint8), int(np.count_nonzero(outside))
+
+    def outside(self, z: np.ndarray) -> np.ndarray:
+        """Return how many numbers of each row of z [n, s, s, c] lie outside the range, int64 [n]; 0 if not finite."""
+        finite = np.isfinite(z).reshape(len(z), -1).all(1)
+        counts = np.zeros(len(z), np.int64)
+        counts[finite] = np.count_nonzero(self._positions(z[finite])[1], (1, 2, 3))
+        return counts
+
+    def _positions(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return positions in steps above the low end, and which of them lie outside the range."""
         # In double precision: a float32 quotient can round up into the next bin.
         position = (z.astype(np.float64) - self.low) / self.step
-        levels = 1 << self.bits
-        clipped = int(np.count_nonzero((position < 0) | (position > levels)))
-        return np.clip(np.floor(position), 0, levels - 1).astype(np.uint8), clipped
+        return position, (position < 0) | (position > (1 << self.bits))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return codes uint8 [n, s, s, c] as float32 [n, s, s, c]."""
@@ -37,6 +47,27 @@ class Quantizer:
         z *= self.step
         z += self.low
         return z
+
+
+def clip_limit(max_clip_fraction: float, rows: int) -> float:
+    """Return the share of the numbers of so many rows that may lie outside the range.
+
+    Images differ in how much of them is clipped, so a few may exceed the limit of many by chance: a single one by a
+    factor of 5, a hundred by 1.4, ten thousand by 1.04.
+    """
+    return min(1.0, max_clip_fraction * (1 + 4 / max(1, rows) ** 0.5))
+
+
+def refuse_clipping(name: str, clipped: int, rows: int, dims: int, max_clip_fraction: float) -> None:
+    """Raise StorageError if more numbers of `rows` rows, of `dims` each, were clipped than the limit allows."""
+    share, limit = clipped / max(1, rows * dims), clip_limit(max_clip_fraction, rows)
+    if share > limit:
+        raise StorageError(
+            f"{name}: {share:.2%} of the latent numbers of {rows} rows lie outside the quantiser's range, more than "
+            f"{limit:.2%}: other images set it; encode all images into a new --root, whose range is then set from "
+            f"all of them (or with more encode.calibration_images, or a wider encode.quantization.range), or allow it "
+            f"with a higher max_clip_fraction"
+        )
 
 
 def calibrate(config: QuantizationConfig, latents: np.ndarray) -> Quantizer | None:

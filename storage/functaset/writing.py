@@ -16,6 +16,7 @@ from functa.storage.errors import DamagedObject, StorageError
 from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.moments import moments_of
 from functa.storage.functaset.plan import row_id
+from functa.storage.functaset.quantizer import refuse_clipping
 from functa.storage.functaset.receipt import IDENTITY, PsnrSummary, Receipt, content_of, moments_name
 from functa.storage.functaset.records import ObjectRecord, seal, vouch
 from functa.storage.functaset.zarr_bytes import encode
@@ -57,7 +58,7 @@ def write_shard(
     latents float32 [n, s, s, c], psnr [n] in dB, sha256 uint8 [n, 32], good bool [n] (all if left out), reasons by row
     of the shard; n must be the shard's whole length, rows in its table's order (ValueError). Rows that are not good are
     stored as NaN (code 0) and masked. A good row whose latent or PSNR is not finite is bad: 'diverged'.
-    Raises StorageError: full disk, more clipped numbers than `max_clip_fraction`.
+    Raises StorageError: full disk, more clipped numbers than `clip_limit` allows for so many rows.
     """
     existing = shard.find_receipt()
     if existing is not None:
@@ -70,13 +71,8 @@ def write_shard(
             )
     marked = np.ones(shard.size, bool) if good is None else np.asarray(good, bool)
     block = _prepare(shard, latents, psnr, sha256, marked, reasons or {})
-    numbers = plan.dims * max(1, shard.size - len(block.bad))
-    if block.clipped > max_clip_fraction * numbers:
-        raise StorageError(
-            f"fragment {plan.id}, shard {shard.number}: {block.clipped / numbers:.2%} of the latent numbers lie "
-            f"outside the quantiser's range, more than {max_clip_fraction:.2%}; calibrate on more images or widen the "
-            "range"
-        )
+    rows = shard.size - len(block.bad)
+    refuse_clipping(f"fragment {plan.id}, shard {shard.number}", block.clipped, rows, plan.dims, max_clip_fraction)
     receipt = _put_objects(shard, block, seconds, versions or {})
     location = shard.fragment.location
     if not location.create(shard.receipt_key, seal(receipt)):

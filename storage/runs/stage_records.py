@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from functa.storage.errors import StorageError
 from functa.storage.functaset.header import read_root
 from functa.storage.functaset.records import check_sealed
-from functa.storage.places.address import below, is_address
+from functa.storage.places.address import MAX_JSON_BYTES, is_address
 from functa.storage.places.location import Location
+from functa.storage.places.reused import output_of
 from functa.storage.runs.checkpoints import newest_metadata
 from functa.storage.runs.owner import host_of, lives_here, this_process
 
@@ -50,8 +51,8 @@ def read_record(root: Location, stage: str) -> StageRecord | None:
     if not root.exists(key):
         return None
     try:
-        return StageRecord.model_validate(json.loads(root.read(key)))
-    except ValueError as error:
+        return StageRecord.model_validate(json.loads(root.read(key, MAX_JSON_BYTES)))
+    except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise StorageError(
             f"{root.uri}/{key}: not a stage record ({reason}); delete it to run the stage again"
@@ -83,8 +84,8 @@ def check_same_config(root: Location, record: StageRecord, config: dict[str, Any
 
 
 def output_location(record: StageRecord, root: Location) -> Location:
-    """Return the location of the stage's output."""
-    return below(root, record.output)
+    """Return the location of the stage's output. Raises StorageError for another root's that was never let in."""
+    return output_of(root, record.output)
 
 
 def is_reused(record: StageRecord) -> bool:

@@ -37,6 +37,8 @@ from functa.tasks.trained import load_field
 
 Stats = dict[str, Any]
 
+FAR_OUTSIDE = 0.1  # of an image's latent numbers outside the quantiser's range: reported by name
+
 ProgressCallback = Callable[[int, int, str], None]  # (shards done, shards in all, one line)
 
 
@@ -68,16 +70,17 @@ def encode_group(
 ) -> Stats:
     """Encode every shard of the group that has no receipt yet; return the group's statistics.
 
-    They are images, bad, psnr (a sum), adopted (shards that existed), seconds from start (`begun`, seconds since the
-    epoch) to end, seconds spent in the overlapping steps read, encode and write, and mode (compiled or eager, and
-    why). `progress` is called after each shard, and before the first one if that is compiled. Groups of one `run` share
-    one listing of the images in this process.
+    They are images, bad, psnr (a sum), adopted (shards that existed), outside ({key: share} of images far outside the
+    quantiser's range), seconds from start (`begun`, seconds since the epoch) to end, seconds spent in the overlapping
+    steps read, encode and write, and mode (compiled or eager, and why). `progress` is called after each shard, and
+    before the first one if that is compiled. Groups of one `run` share one listing of the images in this process.
     Raises RunEnded before the next batch once `run_ended` returns True; complete shards are written first.
     """
     begun = time.monotonic()
     fragment = Fragment.load(open_location(job.functaset), group.fragment)
     left = [shard for number in group.shards if (shard := fragment.shards[number]).find_receipt() is None]
     stats: Stats = {"images": 0, "bad": 0, "read": 0.0, "encode": 0.0, "write": 0.0, "psnr": 0.0, "mode": ""}
+    stats["outside"] = {}
     stats |= {"adopted": len(group.shards) - len(left), "begun": time.time(), "seconds": 0.0}
     report = progress or (lambda done, shards, line: None)
     if not left:
@@ -142,6 +145,7 @@ class _Work:
     def _encode(self, shard: _Shard, batch: ImageBatch) -> None:
         begun = time.monotonic()
         z, errors = encode_images(self.loop, batch.images, self.job.encode.batch)
+        self._measure_clipped(shard, batch, z, errors)
         shard.latents.append(z)
         shard.errors.append(errors)
         # Pixels are not needed any more, and many batches wait in a large shard.
@@ -150,6 +154,21 @@ class _Work:
         self.stats["encode"] += time.monotonic() - begun
         self.encoded_rows += len(batch.good)
         self.pace.per_second(self.encoded_rows)
+
+    def _measure_clipped(self, shard: _Shard, batch: ImageBatch, z: Tensor, errors: Tensor) -> None:
+        """Replace the errors of images with clipped numbers by those of the latents that are stored."""
+        quantizer = shard.shard.fragment.quantizer
+        if quantizer is None:
+            return
+        counts = quantizer.outside(z.numpy()) * batch.good
+        rows = np.flatnonzero(counts)
+        if not len(rows):
+            return
+        stored = torch.from_numpy(quantizer.decode(quantizer.encode(z.numpy()[rows])[0]))
+        errors[rows] = errors_of(self.loop, batch.images[rows], stored, self.job.encode.batch)
+        shares = counts / z[0].numel()
+        far = np.flatnonzero(shares > max(FAR_OUTSIDE, self.job.encode.quantization.max_clip_fraction))
+        self.stats["outside"] |= {shard.rows.keys[shard.encoded + row]: float(shares[row]) for row in far.tolist()}
 
     def _write(self, shard: _Shard) -> None:
         begun = time.monotonic()
@@ -161,7 +180,6 @@ class _Work:
             sha256=np.concatenate([batch.sha256 for batch in shard.read]),
             good=np.concatenate([batch.good for batch in shard.read]),
             reasons={int(at) + p: why for at, batch in zip(starts, shard.read) for p, why in batch.reasons.items()},
-            # A few new rows may exceed the range more often than the many rows that set it.
             max_clip_fraction=1.0 if self.group.frozen_ranges else self.job.encode.quantization.max_clip_fraction,
             seconds=shard.seconds,
             versions=environment(self.loop),
@@ -230,11 +248,27 @@ def encode_images(loop: InnerLoop, images: np.ndarray, batch: int) -> tuple[Tens
     latents, errors = [], []
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
-        filled = np.zeros((batch, *part.shape[1:]), part.dtype)
-        filled[: len(part)] = part
-        pixels = as_float(filled).to(device)
+        pixels = as_float(_filled(part, batch)).to(device)
         z = loop.encode(pixels)
         error = loop.errors_at(pixels, z)
         latents.append(z[: len(part)].cpu())
         errors.append(error[: len(part)].cpu())
     return torch.cat(latents), torch.cat(errors)
+
+
+def errors_of(loop: InnerLoop, images: np.ndarray, z: Tensor, batch: int) -> Tensor:
+    """Return the mean squared errors [n] of uint8 images [n, H, W, ch] decoded from latents z, padded like these."""
+    device = next(loop.field.parameters()).device
+    errors = []
+    for start in range(0, len(images), batch):
+        part, latents = images[start : start + batch], z[start : start + batch].numpy()
+        pixels = as_float(_filled(part, batch)).to(device)
+        error = loop.errors_at(pixels, torch.from_numpy(_filled(latents, batch)).to(device))
+        errors.append(error[: len(part)].cpu())
+    return torch.cat(errors)
+
+
+def _filled(rows: np.ndarray, count: int) -> np.ndarray:
+    filled: np.ndarray = np.zeros((count, *rows.shape[1:]), rows.dtype)
+    filled[: len(rows)] = rows
+    return filled

@@ -8,6 +8,7 @@ from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import as_rows, latest
 from functa.storage.functaset.plan import SPLITS
+from functa.storage.functaset.quantizer import refuse_clipping
 from functa.storage.functaset.receipt import sum_of_contents
 from functa.storage.places.address import open_location
 from functa.tasks.encoding.plan import EncodeJob, Planned
@@ -18,13 +19,14 @@ from functa.tasks.inputs.pictures import refuse_too_many_bad
 def finalise(job: EncodeJob, planned: Planned) -> dict[str, Any]:
     """Commit what was planned; return {info, bad_inputs: [{key, reason}]} of the whole functaset.
 
-    Raises StorageError if more images are bad than images.max_bad_fraction allows, a shard is missing, or a repair
-    encoded other images than the damaged fragment held.
+    Raises StorageError if more images are bad than images.max_bad_fraction allows, more of their numbers are clipped
+    than max_clip_fraction does, a shard is missing, or a repair encoded other images than the damaged fragment held.
     """
     location = open_location(job.functaset)
     for fragment, content in planned.contents.items():
         _check_content(job, fragment, content)
     _check_bad(job, planned.fragments)
+    _check_clipped(job, planned.fragments)
     retire = {fragment: as_rows(ranges) for fragment, ranges in planned.retire.items()}
     commit(location, planned.fragments, retire, retire_fragments=planned.drop)
     functaset = Functaset.open(location)
@@ -55,3 +57,14 @@ def _check_bad(job: EncodeJob, fragment_ids: Sequence[str]) -> None:
         count = sum(len(receipt.bad) for _, receipt in bad)
         rows = visible + sum(fragment.plan.rows for fragment in fragments)
         refuse_too_many_bad(count, rows, job.images.max_bad_fraction, split, first)
+
+
+def _check_clipped(job: EncodeJob, fragment_ids: Sequence[str]) -> None:
+    """Refuse new fragments whose rows are clipped too often, whatever their shards. A repaired one was accepted."""
+    for fragment in (Fragment.load(open_location(job.functaset), name) for name in fragment_ids):
+        receipts = [found for shard in fragment.shards if (found := shard.find_receipt()) is not None]
+        if fragment.quantizer is None or fragment.plan.replaces:
+            continue
+        clipped, rows = sum(each.clipped for each in receipts), sum(each.good for each in receipts)
+        limit = job.encode.quantization.max_clip_fraction
+        refuse_clipping(f"{job.functaset}, {fragment.split}", clipped, rows, fragment.plan.dims, limit)

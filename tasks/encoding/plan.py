@@ -53,7 +53,7 @@ class ShardGroup(Config):
     shards: tuple[int, ...]
     images: int
     readable: bool = False  # an unreadable image fails the task instead of becoming a bad row
-    frozen_ranges: bool = False  # other images set the quantiser's ranges: clipping does not refuse a shard
+    frozen_ranges: bool = False  # a repair, of images that were encoded with these ranges: clipping refuses nothing
 
 
 class Planned(Config):
@@ -105,7 +105,7 @@ def plan(job: EncodeJob) -> Planned:
         ]
     location.preflight_write(bytes_left(location, plans))
     return Planned(
-        groups=_groups(plans, job.encode.group_shards, frozen_ranges=newest is not None),
+        groups=_groups(plans, job.encode.group_shards),
         fragments=tuple(each.id for each in plans),
         retire={fragment: as_ranges(rows) for fragment, rows in retire.items()},
     )

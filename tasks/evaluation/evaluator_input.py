@@ -15,6 +15,7 @@ from functa.models.config import Config, InnerConfig
 from functa.models.field.field import Field
 from functa.models.field.inner import InnerLoop, decode
 from functa.storage.config import ImagesConfig, QuantizationConfig
+from functa.storage.errors import DamagedObject, StorageError, one_line
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
@@ -123,12 +124,17 @@ def write_arrays(output: str, name: str, **arrays: np.ndarray) -> None:
 
 
 def read_arrays(output: str, name: str) -> dict[str, Any]:
-    """Return what write_arrays wrote; empty where it wrote nothing."""
-    location = open_location(output)
-    if not location.exists(f"arrays/{name}.npz"):
+    """Return what write_arrays wrote; empty where it wrote nothing. Raises DamagedObject."""
+    location, key = open_location(output), f"arrays/{name}.npz"
+    if not location.exists(key):
         return {}
-    with np.load(io.BytesIO(location.read(f"arrays/{name}.npz")), allow_pickle=False) as archive:
-        return dict(archive)
+    try:
+        with np.load(io.BytesIO(location.read(key)), allow_pickle=False) as archive:
+            return dict(archive)
+    except Exception as error:  # of zipfile, zlib and numpy, whatever their parsers raise
+        if isinstance(error, StorageError):
+            raise
+        raise DamagedObject(f"{location.uri}/{key}: cannot be read ({one_line(error)[:100]}); evaluate again") from None
 
 
 def all_arrays(output: str) -> dict[str, dict[str, np.ndarray]]:

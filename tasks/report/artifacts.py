@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from functa.storage.errors import printable
 from functa.tasks.report import pixels, words
 from functa.tasks.report.blocks import Pixels, ReportData
 from functa.tasks.report.pixels import psnr
@@ -79,21 +80,25 @@ def _picture(images: Pixels, alt: str) -> str:
 
 
 def _plain(label: str, length: int = 40) -> str:
-    """Write a name as markdown that shows it and does nothing else: no link, picture, markup or new line."""
-    shown = label if len(label) <= length else label[: length - 1] + "\u2026"
-    return "".join(_letter(letter) for letter in shown)
+    """Write a name, cut to length, as markdown that shows it and does nothing else."""
+    return markdown(label if len(label) <= length else label[: length - 1] + "\u2026")
 
 
-def _letter(letter: str) -> str:
-    if letter.isalnum() or letter == " ":
-        return letter
-    return f"&#{ord(letter)};" if letter.isprintable() else f"&#92;x{ord(letter):02x}"
+def markdown(text: str) -> str:
+    """Write a text as markdown that shows it and does nothing else: no link, picture, markup or new line."""
+    return "".join(x if x.isalnum() or x == " " else f"&#{ord(x)};" for x in printable(text))
+
+
+def cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a table artifact so that the UI shows their texts: it renders every string as markdown."""
+    return [{key: markdown(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
 
 
 def publish(data: ReportData, folder: RunFolder) -> None:
     """Create the artifacts in the current task run."""
-    create_table_artifact(metrics_table(data.metrics), key="metrics", description="What was measured")
-    create_table_artifact(lineage_table(data.lineage), key="lineage", description="What was made from what, by digest")
+    create_table_artifact(cells(metrics_table(data.metrics)), key="metrics", description="What was measured")
+    lineage = cells(lineage_table(data.lineage))
+    create_table_artifact(lineage, key="lineage", description="What was made from what, by digest")
     if data.originals is not None and data.reconstructions is not None:
         markdown = reconstruction_markdown(
             data.originals, data.reconstructions, psnr(data.originals, data.reconstructions)
@@ -113,4 +118,4 @@ def report_markdown(folder: RunFolder) -> str:
         ("Bits per latent number", folder.metrics.get("bits_per_dim"), "{:.2f}"),
     ]
     lines = [f"- {name}: **{form.format(value)}**" for name, value, form in headline if value is not None]
-    return "\n".join(["## Report", "", *lines, "", f"`{folder.report_uri}` (one file, opens from disk)", ""])
+    return "\n".join(["## Report", "", *lines, "", f"{markdown(folder.report_uri)} (one file, opens from disk)", ""])

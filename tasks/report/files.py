@@ -3,7 +3,8 @@
 import csv
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from functa.storage.errors import printable
 from functa.tasks.report import pixels
 from functa.tasks.report.blocks import Block, Drawing, Pixels, Section, Sheet, Table
 from functa.tasks.report.words import short
@@ -34,9 +36,29 @@ def _file(block: Block) -> tuple[str, bytes]:
 
 
 def _csv(table: Table) -> bytes:
+    return as_csv([table.columns, *table.rows])
+
+
+def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Write RFC 4180 CSV; numbers in full, None empty. A name is no formula, which a spreadsheet would compute."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
-    return text.getvalue().encode("utf-8", "backslashreplace")  # a lone surrogate in a name has no UTF-8
+    csv.writer(text, lineterminator="\n").writerows([_csv_cell(cell) for cell in row] for row in rows)
+    return text.getvalue().encode()
+
+
+def _csv_cell(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    shown = printable(cell)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) and not _is_number(shown) else shown
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def labelled_sheet(sheet: Sheet) -> bytes:

@@ -10,6 +10,7 @@ from typing import Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from functa.storage.errors import printable
 from functa.tasks.report import chart_style, pixels, words
 from functa.tasks.report.blocks import Drawing, Pictures, Pixels, ReportData, Section, Sheet, Table
 from functa.tasks.report.cards import Card, cards
@@ -36,7 +37,8 @@ _THEME = {
     chart_style.GREEN: "green", chart_style.PURPLE: "purple",
 }  # fmt: skip
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+# Control characters, halves of characters, and marks that reverse the text after them.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def write_page(page: Page, sections: Sequence[Section]) -> str:
     )
     shown = [_shown(section) for section in sections]
     text = environment.get_template("page.html.j2").render(page=page, sections=shown)
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _CONTROL.sub(lambda found: printable(found[0]), text)
 
 
 def _shown(section: Section) -> Shown:
@@ -208,9 +210,14 @@ def _inline(drawing: Drawing) -> Markup | None:
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
     prefix = base64.b16encode(drawing.name.encode("utf-8", "replace")).decode().lower()
-    text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>s{prefix}-", text)
-    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
-    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    for colour, variable in _THEME.items():
-        text = text.replace(colour, f"var(--{variable})")
+    text = re.sub(r"<[^>]*>", lambda tag: _own_tag(tag[0], prefix), text)  # a name between tags stays as it is
     return Markup(text)  # noqa: S704 - matplotlib escaped its text
+
+
+def _own_tag(tag: str, prefix: str) -> str:
+    tag = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>s{prefix}-", tag)
+    tag = re.sub(r"font-family: [^;\"]*", "font-family: inherit", tag)
+    tag = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", tag)
+    for colour, variable in _THEME.items():
+        tag = tag.replace(colour, f"var(--{variable})")
+    return tag

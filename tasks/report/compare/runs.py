@@ -1,12 +1,14 @@
 """Compare several runs: their figures, their training curves, the config keys in which they differ."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
+from functa.storage.places.reused import NotReused, output_of
 from functa.storage.runs.curve import read_curve
 from functa.storage.runs.stage_records import output_location, read_record
 from functa.tasks.evaluation.catalogue import described, groups
@@ -127,7 +129,7 @@ def _read(location: Location, given: str) -> ComparedRun:
         config, created = dict(about["config"]), str(about["created"])
         if not isinstance(metrics, dict):
             raise ValueError("metrics.json is no object")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(
             f"{given}: its metrics.json or run.json cannot be read ({error}); run evaluate again"
         ) from None
@@ -149,13 +151,15 @@ def _described(location: Location) -> Location:
 def _curves(location: Location, outputs: dict[str, str]) -> dict[str, list[Row]]:
     """Read curves by stage. A root's own records come first: it may have been moved since its run was described."""
     curves = {}
+    root = open_location(location.uri.rpartition("/runs/")[0] or location.uri)
     for stage in (stage.name for stage in STAGES.values() if stage.trains):
         record = read_record(location, stage)
         if record is None and stage not in outputs:
             continue
-        output = open_location(outputs[stage]) if record is None else output_location(record, location)
-        if rows := read_curve(output):
-            curves[stage] = rows
+        with suppress(NotReused):  # of a copied run, or a stranger's: a curve less
+            output = output_of(root, str(outputs[stage])) if record is None else output_location(record, location)
+            if rows := read_curve(output):
+                curves[stage] = rows
     return curves
 
 

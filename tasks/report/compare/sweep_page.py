@@ -1,7 +1,5 @@
 """The report of a sweep: metrics over its keys, on which images they were measured, samples, members."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ from functa.storage.places.location import Location
 from functa.tasks.report.blocks import Block, Drawing, Pictures, Section, Sheet, Table
 from functa.tasks.report.chart_style import BLUE, GREEN, INK, PURPLE, STYLE, VERMILION, new_figure, to_svg
 from functa.tasks.report.compare.sweep import Setting, Summary, Sweep, best, splits
-from functa.tasks.report.files import page_files
+from functa.tasks.report.files import as_csv, page_files
 from functa.tasks.report.page import Page, write_page
 from functa.tasks.report.words import short
 
@@ -30,7 +28,8 @@ Samples = Callable[[str], dict[str, Any]]  # URI of a run's folder -> arrays sam
 def write_sweep(sweep: Sweep, location: Location, number: Number, samples: Samples) -> None:
     """Write sweep.csv, images/ and report.html into the sweep's root; remove charts of metrics asked for earlier."""
     sections = sweep_sections(sweep, number, samples)
-    location.write("sweep.csv", as_csv(*table(sweep)))
+    columns, rows = table(sweep)
+    location.write("sweep.csv", as_csv([columns, *rows]))
     files = {f"images/{name}": content for name, content in page_files(sections).items()}
     for name, content in files.items():
         location.write(name, content)
@@ -75,13 +74,6 @@ def _counted(sweep: Sweep, setting: Setting) -> int | str:
 
 def _measured(setting: Setting, metric: str) -> int:
     return len(setting.summaries[metric].values) if metric in setting.summaries else 0
-
-
-def as_csv(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> bytes:
-    """Write RFC 4180 CSV; numbers in full, what was not measured empty."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-    return text.getvalue().encode()
 
 
 def _results(sweep: Sweep, number: Number) -> Section:

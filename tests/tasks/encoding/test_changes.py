@@ -153,21 +153,6 @@ def test_an_image_retired_by_name_stays_retired_when_it_changes_its_split(field:
     assert planned_images(work) == 0
 
 
-def test_new_images_are_encoded_however_many_values_they_clip(field: Path, tmp_path: Path) -> None:
-    write_source(tmp_path / "x")
-    coding = (
-        "encode.quantization.range=sigma",
-        "encode.quantization.sigma=1",
-        "encode.quantization.granularity=scalar",
-    )
-    encode(job_on_source(field, tmp_path, *coding))
-    for i in range(9):
-        write_image(tmp_path / "x", f"train/a/new{i}.png", 900 + i)
-    result = encode(job_on_source(field, tmp_path, *coding, "encode.quantization.max_clip_fraction=0"))
-    assert result["info"]["rows"] == 45
-    assert result["info"]["clip_fraction"] > 0
-
-
 def test_an_image_retired_by_name_while_its_new_version_is_encoded_stays_retired(field: Path, tmp_path: Path) -> None:
     write_source(tmp_path / "x")
     work = job_on_source(field, tmp_path)
