@@ -17,7 +17,6 @@ from functa.flows.config.presets import preset_names
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.gate import check_gate
 from functa.flows.ledger import Ledger
-from functa.flows.server.session import prepare_prefect
 from functa.flows.server.stage_runs import run_stage
 from functa.flows.server.worker import outlive_the_worker, started_by_worker
 from functa.flows.stage_flow import load_stage
@@ -25,8 +24,6 @@ from functa.tasks.dispatch.child import allow_children, stop_children
 from functa.tasks.report.artifacts import publish
 from functa.tasks.report.run_folder import load_folder, report_data
 from functa.tasks.stage_table import STAGES
-
-prepare_prefect()  # for a caller who imports this flow and calls it
 
 Stage = Callable[[str, dict[str, Any]], None]
 

@@ -12,9 +12,12 @@ from functa.flows.config.digests import require_stage
 from functa.flows.config.preflight import preflight
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
+from functa.flows.server.session import prepare_prefect
 from functa.flows.server.worker import gpu_slot
 from functa.storage.images.source import listed_once
 from functa.tasks.stage_table import STAGES, Stage
+
+prepare_prefect()  # for a caller who imports a flow, this one's or the pipeline's, and calls it
 
 Keyword = inspect.Parameter.KEYWORD_ONLY
 

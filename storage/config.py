@@ -62,7 +62,7 @@ class ImagesConfig(Config):
         json_schema_extra={"environment": True},
     )  # fmt: skip
     max_pixels: int = Field(
-        50_000_000, ge=1, description="Larger images are refused from their header, before decoding."
+        50_000_000, ge=1, le=1_000_000_000, description="Larger images are refused from their header, before decoding."
     )
 
     def decides(self, name: str) -> bool:

@@ -78,11 +78,21 @@ def sources() -> list[Path]:
     return found
 
 
+@pytest.mark.attacks
 def test_nothing_unpickles_or_evaluates() -> None:
     """Hostile files find no way in: no pickle, no torch.load, no eval, no unsafe YAML."""
     for path in sources():
         text = path.read_text()
         for way in ("torch.load(", "import pickle", "allow_pickle=True", "yaml.load(", " eval(", " exec("):
+            assert way not in text, f"{path}: {way}"
+
+
+@pytest.mark.attacks
+def test_nothing_deletes_a_folder_with_everything_in_it() -> None:
+    """No setting and no flag can aim a recursive removal: files are deleted one by one, by names that we wrote."""
+    for path in sources():
+        text = path.read_text()
+        for way in ("rmtree", "recursive=True", "rm -r", "removedirs"):
             assert way not in text, f"{path}: {way}"
 
 

@@ -37,6 +37,7 @@ def assert_same_images(found: Path, expected: Path) -> None:
         assert np.abs(found_images[name] - image).max() <= 1, name
 
 
+@pytest.mark.faults
 def test_every_stage_of_an_old_root_is_up_to_date(folder: Path) -> None:
     status = json.loads(answer("status", folder / "root", "--json"))
     assert set(status["stages"].values()) == {"finished"}
@@ -55,6 +56,7 @@ def test_an_old_functaset_is_described_as_before(folder: Path) -> None:
     assert {key: found[key] for key in expected} == expected  # newer versions add keys
 
 
+@pytest.mark.faults
 def test_old_latents_decode_to_the_same_images(folder: Path, tmp_path: Path) -> None:
     answer("decode", folder / "root" / "functaset.zarr", "--rows", "0:8", "--split", "test", "--out", tmp_path)
     assert_same_images(tmp_path, folder / "expected" / "decoded")

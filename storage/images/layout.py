@@ -77,9 +77,21 @@ def read_layout(location: Location, everything: list[Entry], labels: str) -> Lay
     notes = [unknown, _untrained_classes(parts, depth), _listed_twice(location, images)]
     if not labels and depth is None:
         notes.append("the images lie in no class folders, so they have no classes")
+    if depth == 0 and len(classes) == 1:
+        notes.append(_folders_of_one_class(location, images))
     if ours:
         notes.append(f"left out {len(ours)} images that this project wrote, in {named(outputs)}")
     return Layout(parts, depth, classes, tuple(f"{location.uri}: {note}" for note in notes if note))
+
+
+def _folders_of_one_class(location: Location, images: list[Entry]) -> str:
+    """Describe the folders of the only class where all images lie in several: they may be meant as the classes."""
+    top = images[0].key.partition("/")[0]
+    folders = sorted({entry.key.split("/")[1] if entry.key.count("/") > 1 else "" for entry in images})
+    if len(folders) < 2 or "" in folders:
+        return ""
+    meant = f"images.location={location.uri}/{shown(top)}"
+    return f"one class, {shown(top)}; if its folders {named(folders)} are the classes, set {meant}"
 
 
 def shown(name: str) -> str:

@@ -1,15 +1,14 @@
 """The training process: reads one job as a JSON line, writes its progress as JSON lines.
 
-Its standard input stays open as long as the parent lives: when it closes, the process ends, so that it does not
-continue after its parent was killed. A job for several devices is launched as as many ranks, each of which runs this
-module again.
+Its standard input stays open as long as the parent lives: when it closes, the process ends at once and saves nothing.
+Its parent was killed, and a process that was stopped meanwhile and wakes late must not write over what another one has
+made since. A job for several devices is launched as as many ranks, each of which runs this module again.
 """
 
 import json
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -19,14 +18,12 @@ from itertools import accumulate
 from typing import Any, NoReturn
 
 from functa.storage.errors import TransientError, one_line
-from functa.tasks.training.launch import JOB, launch
+from functa.tasks.training.launch import JOB, hold_ranks, launch
 from functa.tasks.training.learner import NonFiniteLoss
-from functa.tasks.training.ranks import RankLost, leave_ranks
+from functa.tasks.training.ranks import STOPPED, RankLost, leave_ranks
 from functa.tasks.training_jobs import JOBS, TrainingJob
 
 PACKAGE = "functa"
-
-STOP_SECONDS = 30.0
 
 LAUNCHER_SECONDS = 30.0  # for the launcher to notice a dead rank; on a busy machine it took more than 5
 
@@ -58,9 +55,11 @@ def main() -> int:
     as_rank = JOB in os.environ
     job = JOBS.validate_json(os.environ[JOB] if as_rank else sys.stdin.readline())
     parent = os.dup(0)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if job.devices > 1 and not as_rank:
+        ranks = hold_ranks()
+        _when_closed(parent, lambda: os.close(ranks))
         return launch(job, emit)
+    _when_closed(parent, lambda: os._exit(STOPPED))
     os.dup2(2, 1)  # libraries that print to stdout must not corrupt the rows
     return _train(job, emit, first=os.environ.get("RANK", "0") == "0")
 
@@ -120,13 +119,15 @@ def _run(job: TrainingJob, emit: Any) -> dict[str, Any]:
     return figures
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the descriptor closes, since the parent has ended."""
-    while os.read(parent, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)  # the loop saves at the end of its step
-    time.sleep(STOP_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _when_closed(parent: int, end: Callable[[], None]) -> None:
+    """Call `end` in a thread when the descriptor closes, since the parent has ended."""
+
+    def watch() -> None:
+        while os.read(parent, 1024):
+            pass
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _leave(status: int) -> NoReturn:

@@ -1,8 +1,8 @@
 """Start and watch several training processes on this machine with torchrun's agent.
 
 The interface is that of one process: the job comes on standard input, rows leave on standard output, and the end of
-standard input ends the run. The ranks get a pipe that only this process holds open, so that they end with it in any
-case.
+standard input ends the run. The ranks get a pipe that only this process holds open (hold_ranks), so that they end with
+it in any case.
 """
 
 import logging
@@ -31,7 +31,6 @@ def launch(job: TrainingJob, emit: Callable[[dict[str, Any]], None]) -> int:
 
     world = job.devices
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # a dead rank is reported in one line
-    _hold_ranks()
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads_of_a_run() // world))  # its ranks share them
     with tempfile.TemporaryDirectory(prefix="functa-ranks-") as folder:
         # Files instead of ports: torchrun's own stores would listen on all addresses of the machine.
@@ -53,10 +52,11 @@ def launch(job: TrainingJob, emit: Callable[[dict[str, Any]], None]) -> int:
     return 0
 
 
-def _hold_ranks() -> None:
-    """Replace standard input by a pipe whose other end only this process has."""
-    reading, _writing = os.pipe()  # the writing end stays open, and is not inherited
+def hold_ranks() -> int:
+    """Replace standard input by a pipe whose other end only this process has; return that end. Closed, it ends them."""
+    reading, writing = os.pipe()  # the writing end is not inherited
     os.dup2(reading, 0)
+    return writing
 
 
 def _first_failure(failures: Mapping[int, Any], world: int) -> str:

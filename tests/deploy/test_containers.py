@@ -59,6 +59,7 @@ def test_every_published_port_is_this_machines_own() -> None:
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
+@pytest.mark.attacks
 def test_every_secret_is_a_required_variable_and_has_no_default() -> None:
     for name in SECRETS:
         uses = re.findall(rf"\$\{{{name}([^}}]*)\}}", COMPOSE_TEXT)
@@ -75,6 +76,7 @@ def test_no_secret_is_written_in_clear() -> None:
                 assert re.fullmatch(r"(redis://:)?\$\{FUNCTA_\w+:\?[^}]*\}(@redis:6379/\d)?", value), f"{name}: {key}"
 
 
+@pytest.mark.attacks
 def test_images_are_pinned() -> None:
     for name, service in SERVICES.items():
         image = service["image"]
@@ -173,6 +175,7 @@ def test_compose_accepts_the_file_with_the_secrets_alone(tmp_path: Path, profile
 # Images
 
 
+@pytest.mark.attacks
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_images_run_as_a_user_without_rights_from_hashes_alone(name: str) -> None:
     text = DOCKERFILES[name]
@@ -220,6 +223,7 @@ def test_one_version_of_prefect_everywhere() -> None:
     assert HELM["worker"]["worker"]["image"]["prefectTag"].startswith(f"{prefect}-")
 
 
+@pytest.mark.attacks
 def test_locks_name_no_address() -> None:
     assert not re.search(r"https?://|--index|--find-links", (DEPLOY / "requirements-server.lock").read_text())
 

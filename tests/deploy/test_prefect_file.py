@@ -115,6 +115,7 @@ def test_bootstrap_without_a_server_is_one_line(tmp_path: Path, url: str | None,
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.attacks
 def test_no_parameter_or_variable_looks_like_a_secret() -> None:
     text = (PROJECT / "deploy" / "prefect.yaml").read_text().lower()
     keys = [line.split(":")[0] for line in text.splitlines() if ":" in line and not line.lstrip().startswith("#")]

@@ -190,6 +190,7 @@ def test_a_failure_after_the_features_does_not_compute_them_again(copy: Path, mo
     assert [path.name for path in copy.glob("runs/*/features/*")] == ["normalizer.json"]
 
 
+@pytest.mark.faults
 def test_a_changed_key_is_refused_by_name_and_touches_nothing(copy: Path) -> None:
     before = stamps(copy)
     with pytest.raises(StageConflict, match=r"diffusion.learning_rate: 0.002 -> 0.001.*choose another --root"):

@@ -170,6 +170,7 @@ def wait_until_idle(served: Served) -> None:
     )
 
 
+@pytest.mark.faults
 def test_nothing_new_changes_no_byte_and_a_second_run_waits_for_the_first(served: Served, images: Path) -> None:
     wait_until_idle(served)
     before = tree(served.root / "functaset.zarr")

@@ -339,6 +339,7 @@ def check_a_root_that_reuses_a_functaset(other: Path, root: Path, command: list[
     assert len(list((root / "out").glob("test-*.png"))) == 2
 
 
+@pytest.mark.faults
 @pytest.mark.server
 def test_more_bad_images_than_allowed_fail_the_run_in_one_line(tmp_path: Path) -> None:
     """Beside Prefect's log the error is printed once, without a traceback."""

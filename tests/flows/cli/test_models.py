@@ -278,6 +278,7 @@ def test_a_stage_that_the_run_does_not_have_is_named(root: Path, tmp_path: Path)
         assert f"its config has {section}=null, so it has no " in line
 
 
+@pytest.mark.faults
 def test_models_of_other_latents_are_refused_and_later_commits_are_as_good(
     ledger: Ledger, root: Path, tmp_path: Path
 ) -> None:

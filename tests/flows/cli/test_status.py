@@ -214,6 +214,7 @@ def test_it_needs_no_server_and_loads_nothing_heavy(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["shards"] == {"done": 4, "left": 0, "bad": 0}
 
 
+@pytest.mark.attacks
 def test_images_are_printed_and_nothing_is_read_as_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     book, _ = begun(tmp_path / "[bold]run")
     with book.working("encode") as record:

@@ -87,6 +87,7 @@ def test_a_wrong_config_is_one_line_that_names_the_key(preset: str, overrides: l
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.attacks
 @pytest.mark.parametrize(
     "text",
     [

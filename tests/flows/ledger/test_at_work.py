@@ -50,6 +50,7 @@ except StorageError as error:
 """
 
 
+@pytest.mark.faults
 def test_of_commands_that_begin_a_stage_at_the_same_moment_one_enters(tmp_path: Path) -> None:
     several = [
         subprocess.Popen(

@@ -64,6 +64,7 @@ def test_existing_output_of_another_config_is_refused_by_its_keys(tmp_path: Path
         ledger(tmp_path, "classifier.steps=700").up_to_date("train_classifier")
 
 
+@pytest.mark.faults
 def test_half_trained_work_of_another_config_is_refused_too(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     with pytest.raises(KeyboardInterrupt), book.working("meta_train"):

@@ -58,6 +58,7 @@ def test_no_proxy_is_asked_for_this_machine(home: Path, monkeypatch: pytest.Monk
     assert not urllib.request.proxy_bypass("example.com")
 
 
+@pytest.mark.faults
 def test_a_named_server_that_does_not_answer_is_one_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api.check_api()  # none is named
     address = f"http://127.0.0.1:{free_port()}/api"

@@ -83,6 +83,7 @@ def test_requests_of_this_machine_pass(headers: Headers) -> None:
         assert answer(kind, headers) == [{"type": "passed", "given": []}]
 
 
+@pytest.mark.attacks
 @pytest.mark.parametrize("headers", REFUSED.values(), ids=REFUSED)
 def test_requests_of_other_pages_are_refused(headers: Headers) -> None:
     assert fault_of(raw(headers))

@@ -175,6 +175,7 @@ def bootstrap(served: Served, *options: str) -> None:
     )
 
 
+@pytest.mark.attacks
 @pytest.mark.server
 def test_up_serves_on_the_loopback_address_alone(served: Served) -> None:
     assert served.ask("health") is True
@@ -268,6 +269,7 @@ SOCKET = {
 }  # fmt: skip
 
 
+@pytest.mark.attacks
 @pytest.mark.server
 @pytest.mark.parametrize("foreign", [{"Origin": "https://evil.example"}, {"Host": "evil.example"}], ids=str)
 def test_neither_posts_nor_sockets_of_a_foreign_page_reach_the_server(served: Served, foreign: dict[str, str]) -> None:

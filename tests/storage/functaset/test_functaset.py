@@ -148,6 +148,7 @@ def test_measured_bits_per_dimension_are_at_most_what_was_asked_for(tmp_path: Pa
     assert 0 < info["bits_per_dim"] <= bits + (0.05 if codec == "exact" else 0)
 
 
+@pytest.mark.faults
 def test_bad_and_diverged_rows_are_masked_and_named_and_shift_nothing(home: Home) -> None:
     place = new_store(home / "s")
     each = plan(place, n=8)
@@ -237,6 +238,7 @@ def test_a_misaligned_block_is_a_hard_error(home: Home) -> None:
     assert shard_of(place, each, 0).find_receipt() is None
 
 
+@pytest.mark.faults
 def test_clipping_is_counted_and_too_much_of_it_fails_the_shard_before_it_is_written(home: Home) -> None:
     place = new_store(home / "s")
     each = plan(place)
@@ -253,6 +255,7 @@ def test_clipping_is_counted_and_too_much_of_it_fails_the_shard_before_it_is_wri
     assert Functaset.open(place).info()["clip_fraction"] == 3 / (20 * 32)
 
 
+@pytest.mark.faults
 def test_a_second_fingerprint_is_refused_with_the_changed_keys(home: Home) -> None:
     place = new_store(home / "s")
     new_store(home / "s")

@@ -68,6 +68,7 @@ def assert_found(folder: Path, path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("tampering", TAMPERING)
 @pytest.mark.parametrize("what", OBJECTS)
 def test_damage_to_what_a_reader_reads_is_found_and_named(tmp_path: Path, what: str, tampering: str) -> None:
@@ -91,6 +92,7 @@ def test_damage_to_the_records_of_the_store_is_found_and_named(tmp_path: Path, k
         Functaset.open(str(tmp_path / "s")).load("train")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("key", ["plan.json", "receipts/000000.0.json", "z/zarr.json", "rows/000000.json"])
 def test_an_edited_number_in_a_record_is_found(tmp_path: Path, key: str) -> None:
     filled(tmp_path / "s")
@@ -110,6 +112,7 @@ def test_an_edited_commit_is_found(tmp_path: Path) -> None:
         Functaset.open(str(tmp_path / "s"))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("array", ["z", "label", "receipts"])
 def test_two_swapped_shards_are_found(tmp_path: Path, array: str) -> None:
     filled(tmp_path / "s")
@@ -136,6 +139,7 @@ def test_damage_to_moments_and_field_is_found(tmp_path: Path, what: str) -> None
         store.moments() if what == "moments" else store.field()
 
 
+@pytest.mark.faults
 def test_without_deep_what_is_missing_or_short_is_still_found(tmp_path: Path) -> None:
     filled(tmp_path / "s")
     fragment = training_fragment(tmp_path / "s")
@@ -186,6 +190,7 @@ def test_hostile_metadata_that_its_own_records_vouch_for_is_refused_before_memor
         tracemalloc.stop()
 
 
+@pytest.mark.faults
 def test_a_future_format_is_refused_not_guessed_at(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     root = tmp_path / "s" / "zarr.json"

@@ -101,18 +101,21 @@ COLOUR = {
 }  # fmt: skip
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("what", GREY)
 def test_grey_of_any_depth_is_scaled_by_its_full_range(what: str) -> None:
     data, expected = GREY[what]
     assert pixels(data, 1) == expected
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("what", COLOUR)
 def test_colour_of_any_kind_becomes_rgb_on_white(what: str) -> None:
     data, expected = COLOUR[what]
     assert pixels(data, 3) == expected
 
 
+@pytest.mark.faults
 def test_cmyk_in_a_jpeg_is_inverted_as_adobe_writes_it() -> None:
     data = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     assert b"Adobe" in data
@@ -122,6 +125,7 @@ def test_cmyk_in_a_jpeg_is_inverted_as_adobe_writes_it() -> None:
         np.testing.assert_allclose(np.asarray(decode(each, 3, 10**6)), np.full((16, 16, 3), [255, 0, 0]), atol=2)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 def test_every_exif_orientation_at_8_and_16_bits(orientation: int, depth: type) -> None:
@@ -138,6 +142,7 @@ def test_every_exif_orientation_at_8_and_16_bits(orientation: int, depth: type) 
         np.testing.assert_array_equal(found, upright[orientation])
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
 def test_of_several_frames_the_first_counts(kind: str) -> None:
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
@@ -146,6 +151,7 @@ def test_of_several_frames_the_first_counts(kind: str) -> None:
     assert pixels(data, 3) == [[255, 0, 0]] * 2
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     "data",
     [tiff("<", 32, 1, 1, struct.pack("<II", 5, 300), 2), b"Pf 1 1\n-1.0\n" + struct.pack("<f", 0.5)],
@@ -156,6 +162,7 @@ def test_numbers_without_a_known_range_are_refused(data: bytes) -> None:
         decode(data, 1, 10**6)
 
 
+@pytest.mark.attacks
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
 def test_a_bomb_beside_the_pixels_is_refused(kind: bytes) -> None:
     head = {b"iCCP": b"x\0\0", b"zTXt": b"x\0\0", b"iTXt": b"x\0\1\0\0\0"}[kind]

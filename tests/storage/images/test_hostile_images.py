@@ -37,6 +37,7 @@ def png_of_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("side", [10_000, 60_000, 2_000_000_000])
 def test_a_bomb_is_refused_from_its_header(side: int) -> None:
     tracemalloc.start()
@@ -50,6 +51,7 @@ def test_a_bomb_is_refused_from_its_header(side: int) -> None:
         decode(png_of_size(10_000, 10_000), 3, max_pixels=50_000_000)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
 def test_garbled_files_of_every_format_are_refused_or_decoded_never_more(kind: str) -> None:
     data = encoded(Image.fromarray(noise(0, 16)), kind)
@@ -152,6 +154,7 @@ def test_a_link_to_itself_hides_nothing_else(tmp_path: Path) -> None:
     assert len(images.split("train")) + len(images.split("test")) == 8
 
 
+@pytest.mark.faults
 def test_a_file_of_more_bytes_than_the_cap_is_not_read(tmp_path: Path) -> None:
     class_folders(tmp_path / "train", per_class=2)
     class_folders(tmp_path / "test", per_class=1)

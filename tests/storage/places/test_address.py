@@ -53,6 +53,7 @@ def test_of_many_creators_exactly_one_wins(tmp_path: Path) -> None:
     assert place.read("k") == bytes([winner]) * 1000
 
 
+@pytest.mark.attacks
 @pytest.mark.parametrize("key", ["../x", "/etc/passwd", "a//b", "a/../../x", "", ".", "a\0b"])
 def test_keys_that_lead_out_are_refused(tmp_path: Path, key: str) -> None:
     place = open_location(str(tmp_path))
@@ -61,6 +62,7 @@ def test_keys_that_lead_out_are_refused(tmp_path: Path, key: str) -> None:
             act(key)
 
 
+@pytest.mark.attacks
 def test_a_link_in_a_store_does_not_aim_writes_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "victim").mkdir()
@@ -71,6 +73,7 @@ def test_a_link_in_a_store_does_not_aim_writes_elsewhere(tmp_path: Path) -> None
     assert list((tmp_path / "victim").iterdir()) == []
 
 
+@pytest.mark.attacks
 @pytest.mark.parametrize(
     "uri", ["http://169.254.169.254/x", "pipe://ls", "memory://a", "", "file://relative", "s3://", "s3://k:secret@b/x"]
 )

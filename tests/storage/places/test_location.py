@@ -126,6 +126,7 @@ def _create_all(place: Location, data: bytes) -> list[bool]:
     return made
 
 
+@pytest.mark.faults
 def test_two_processes_that_write_one_fragment_end_with_the_bytes_of_one(home: Home) -> None:
     reference = new_store(home / "reference")
     fill(reference, [plan(reference)])

@@ -47,6 +47,7 @@ def place(relay: Relay, pauses: list[float]) -> S3Location:
     return replace(found, sleep=pauses.append)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["busy", "cut", "deaf"])
 def test_reads_and_writes_survive_what_passes(relay: Relay, place: S3Location, pauses: list[float], kind: str) -> None:
     relay.faults += [(method, kind) for method in (b"PUT", b"GET", b"HEAD", b"DELETE", b"POST")] * 2
@@ -61,6 +62,7 @@ def test_reads_and_writes_survive_what_passes(relay: Relay, place: S3Location, p
     assert max(pauses) <= LONGEST_PAUSE
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["busy", "cut", "deaf"])
 def test_a_created_object_whose_answer_was_lost_is_ours(relay: Relay, place: S3Location, kind: str, count: int) -> None:
@@ -71,6 +73,7 @@ def test_a_created_object_whose_answer_was_lost_is_ours(relay: Relay, place: S3L
     assert place.read("a") == b"mine"
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("kind", ["busy", "cut", "deaf"])
 def test_an_object_of_somebody_else_is_not_ours_whatever_was_lost(relay: Relay, place: S3Location, kind: str) -> None:
     assert place.create("a", b"theirs")

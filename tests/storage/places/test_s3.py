@@ -156,6 +156,7 @@ def test_an_unknown_key(real_bucket: str) -> None:
             assert "key AKIA…XY12 is unknown there" in line
 
 
+@pytest.mark.attacks
 @pytest.mark.s3
 def test_a_key_without_rights(real_bucket: str, ceph: Ceph) -> None:
     stranger: User = ceph.stranger
@@ -166,6 +167,7 @@ def test_a_key_without_rights(real_bucket: str, ceph: Ceph) -> None:
         assert "grant it that right" in line
 
 
+@pytest.mark.attacks
 def test_secrets_are_in_nothing_that_is_kept_shown_logged_or_raised(
     bucket: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,6 +167,7 @@ def test_the_kind_follows_from_free_memory_and_what_can_be_mapped(
     assert kinds() == ["Mapped", "Mapped"]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("bits", [8, 32])
 @pytest.mark.parametrize("kind", ["memory", "mapped", "streamed"])
 @pytest.mark.parametrize("how", ["missing", "short", "flipped", "swapped"])

@@ -59,6 +59,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_skipped_with_a_warning_for_the_one_before(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
@@ -90,6 +91,7 @@ def test_tensors_without_a_marker_do_not_count(tmp_path: Path) -> None:
     assert_is(load_checkpoint(open_location(str(tmp_path))), 1)
 
 
+@pytest.mark.faults
 def test_a_writer_killed_at_any_point_leaves_a_whole_checkpoint_and_can_go_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.helpers.storage.killed_writer", "checkpoint", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -23,6 +23,7 @@ def test_this_process_lives_and_others_of_its_number_do_not() -> None:
         assert not lives_here(garbled)
 
 
+@pytest.mark.faults
 def test_a_stepped_clock_changes_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     before = this_process()
     created = psutil.Process.create_time

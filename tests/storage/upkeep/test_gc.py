@@ -283,6 +283,7 @@ def test_a_functaset_without_visible_rows_reports_it(tmp_path: Path) -> None:
         store.latent_shape
 
 
+@pytest.mark.attacks
 def test_a_functaset_whose_commits_are_lost_is_damaged_and_nothing_of_it_is_collected(tmp_path: Path) -> None:
     place = filled(tmp_path / "s", 8)
     retire(place, "train", ["train/00003"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,15 @@ from functa.tasks.dispatch import child
 from functa.tasks.dispatch.child import TrainingFailed, train_in_child
 from functa.tasks.training.__main__ import error_line, line
 from functa.tasks.training_jobs import ClassifierJob, MetaTrainJob, PixelClassifierJob, TrainingJob
+from tests.helpers.storage.functasets import tree
 
 PROJECT = Path(__file__).parents[3]
+
+PARENT = (
+    "import sys; from functa.tasks.dispatch.child import train_in_child; "
+    "from functa.tasks.training_jobs import JOBS; "
+    "train_in_child(JOBS.validate_json(sys.argv[1]), lambda row: print('row', flush=True))"
+)
 
 COMMON: dict[str, Any] = {"seed": 0, "device": "cpu", "output": "out", "digest": "d"}
 
@@ -97,6 +105,7 @@ def test_a_killed_run_may_be_retried(tmp_path: Path) -> None:
     assert caught.value.may_pass
 
 
+@pytest.mark.faults
 def test_an_interrupted_call_stops_its_child_which_saves_first(tmp_path: Path) -> None:
     class Interrupted(Exception):
         pass
@@ -133,14 +142,9 @@ def test_children_can_be_stopped_from_another_thread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_child_ends_when_its_parent_is_killed(devices: int, tmp_path: Path) -> None:
-    code = (
-        "import sys; from functa.tasks.dispatch.child import train_in_child; "
-        "from functa.tasks.training_jobs import JOBS; "
-        "train_in_child(JOBS.validate_json(sys.argv[1]), lambda row: print('row', flush=True))"
-    )
     endless = job(tmp_path, "meta_train.steps=100000").model_copy(update={"devices": devices})
     parent = subprocess.Popen(
-        [sys.executable, "-c", code, endless.model_dump_json()],
+        [sys.executable, "-c", PARENT, endless.model_dump_json()],
         cwd=PROJECT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert parent.stdout
@@ -150,6 +154,32 @@ def test_a_child_ends_when_its_parent_is_killed(devices: int, tmp_path: Path) ->
     parent.wait()
     _, alive = psutil.wait_procs(below, 60)
     assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_stopped_training_that_wakes_after_another_has_finished_writes_nothing(tmp_path: Path) -> None:
+    """Its parent was killed meanwhile: a checkpoint or a curve of its own would replace what the other one made."""
+    out = tmp_path / "out"
+    todo = job(out, "meta_train.steps=400", "meta_train.checkpoint_seconds=2")
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, todo.model_dump_json()], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout
+    for _ in range(2):
+        assert parent.stdout.readline() == "row\n"
+    (late,) = psutil.Process(parent.pid).children()
+    late.suspend()
+    while late.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    train_in_child(todo, lambda row: None)  # longer than 2 s: a checkpoint of the other one is due when it wakes
+    before = tree(out)
+    late.resume()
+    _, alive = psutil.wait_procs([late], 60)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+    assert tree(out) == before
 
 
 @pytest.mark.slow
@@ -168,6 +198,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     assert not psutil.wait_procs(ranks, 30)[1]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("job", "fix"),
     [

@@ -35,6 +35,7 @@ def test_without_changes_nothing_is_encoded_or_committed(field: Path, tmp_path: 
     assert file_bytes(tmp_path / "s") == before
 
 
+@pytest.mark.faults
 def test_new_changed_and_missing_images_are_one_commit_and_no_other_row_changes(field: Path, tmp_path: Path) -> None:
     write_source(tmp_path / "x")
     work = job_on_source(field, tmp_path)

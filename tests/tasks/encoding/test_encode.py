@@ -91,6 +91,7 @@ def test_nothing_is_visible_before_all_shards_are_done(field: Path, tmp_path: Pa
         finalise(work, todo)
 
 
+@pytest.mark.faults
 def test_another_field_is_refused_by_the_functaset(field: Path, tmp_path: Path) -> None:
     work, _ = encode_job(field, tmp_path / "s")
     encode(work)
@@ -201,6 +202,7 @@ def changed_between(field: Path, folder: Path, store: Path, change: Callable[[],
     return {bad["key"]: bad["reason"] for bad in encode_planned(work, todo)["bad_inputs"]}
 
 
+@pytest.mark.faults
 def test_a_source_that_changes_while_it_is_encoded_shifts_no_row(field: Path, pictures: Path, tmp_path: Path) -> None:
     """Files are added before and between the planned ones, removed, replaced, and a class appears."""
     assert changed_between(field, pictures, tmp_path / "calm", lambda: None) == {}

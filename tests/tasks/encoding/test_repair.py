@@ -53,6 +53,7 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 OFTEN = ("a flipped bit of latents", "a table of rows", "the plan")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("what", [pytest.param(w, marks=() if w in OFTEN else pytest.mark.slow) for w in DAMAGE])
 def test_only_damaged_shards_are_encoded_again(field: Path, tmp_path: Path, what: str) -> None:
     store = tmp_path / "s"

@@ -70,6 +70,7 @@ def test_in_memory_a_batch_holds_the_requested_rows(tmp_path: Path) -> None:
     torch.testing.assert_close(pixels[1], pixels[2])
 
 
+@pytest.mark.faults
 def test_too_many_bad_images_of_a_whole_split_are_refused(tmp_path: Path) -> None:
     fault = r"4 of 40 train images cannot be used, .*=0\.04 allows; the first: (cat|dog)/\S+\.png: does"
     fix = r"; repair or remove them, or allow this many: --set images\.max_bad_fraction=0\.1$"

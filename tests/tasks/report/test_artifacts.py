@@ -42,6 +42,7 @@ def test_artifacts_enlarge_digits_without_smoothing(digits: tuple[pixels.Pixels,
     np.testing.assert_array_equal(np.asarray(picture)[::8, :64:8], originals[0, :, :, 0])
 
 
+@pytest.mark.attacks
 def test_class_names_in_markdown_do_nothing(digits: tuple[pixels.Pixels, pixels.Pixels]) -> None:
     names = [
         "![x](http://evil.example/a.png)",

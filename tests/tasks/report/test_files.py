@@ -3,6 +3,7 @@
 import io
 import re
 
+import pytest
 from PIL import Image
 
 from functa.tasks.report.blocks import ReportData
@@ -21,6 +22,7 @@ def test_every_picture_is_a_file_of_the_run(full: ReportData) -> None:
     assert files_of(full) == drawn  # equal data, equal bytes
 
 
+@pytest.mark.attacks
 def test_file_names_and_captions_of_hostile_names_are_harmless(full: ReportData) -> None:
     names = files_of(hostile(full))
     assert all(re.fullmatch(r"\w+\.(svg|png)", name) for name in names)

@@ -25,6 +25,7 @@ def test_every_part_is_on_the_page(full: ReportData) -> None:
     assert sum(tag == "img" for tag, _ in page.tags) == 3 * 10 + 5
 
 
+@pytest.mark.attacks
 def test_hostile_names_are_text(full: ReportData) -> None:
     text = page_of(hostile(full))
     page = Page(text)

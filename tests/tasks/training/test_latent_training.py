@@ -68,6 +68,7 @@ def same(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
+@pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classifier", "diffusion"])
 def test_a_training_killed_before_any_of_its_writes_ends_with_the_same_weights(
@@ -190,6 +191,7 @@ def test_a_batch_in_parts_trains_the_same_weights(kind: str, micro: int, functas
     assert rows["parts"][-1]["loss"] == pytest.approx(rows["whole"][-1]["loss"], rel=1e-3)
 
 
+@pytest.mark.attacks
 def test_a_training_of_other_inputs_starts_again_and_keeps_what_somebody_put_beside_it(
     functaset: str, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_checkpoint_of_other_inputs_is_not_resumed(tmp_path) -> None:  # type:
     assert load_checkpoint(open_location(str(tmp_path))) is None
 
 
+@pytest.mark.faults
 def test_a_loss_that_is_not_finite_stops_training_before_the_update(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(NonFiniteLoss, match="step 13, so training stopped before the update"):
         train(run(tmp_path, CONFIG, bad_at=12))

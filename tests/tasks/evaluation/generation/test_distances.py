@@ -292,6 +292,7 @@ def test_too_few_images_are_refused_unless_the_config_allows_them(
     inception.check_counts(fid, 10_000, 10_000)
 
 
+@pytest.mark.attacks
 def test_a_hostile_weights_file_runs_nothing_and_is_reported_in_one_line(tmp_path: Path, folder: Path) -> None:
     """The library would unpickle the file, which runs the code in it."""
     import pickle
