@@ -1,5 +1,6 @@
 """`functa show`: what a run of a config will cost on this machine, and its settings."""
 
+import json
 from typing import Any
 
 from rich.console import Console
@@ -102,17 +103,7 @@ def _table(title: str, rows: list[tuple[Setting, Any]], marks: ProvenanceConfig,
     table.add_column(overflow="fold", max_width=30)
     found = [marks.of(setting.key) for setting, _ in rows] if marks.paper else []
     for number, (setting, value) in enumerate(rows):
-        shown = (
-            '""'
-            if value == ""
-            else "null"
-            if value is None
-            else "true"
-            if value is True
-            else "false"
-            if value is False
-            else str(value)
-        )
+        shown = value if isinstance(value, str) and value else json.dumps(value)
         mark = [found[number]] if any(found) else []
         accepts = f" One of: {setting.type}." if everything and " | " in setting.type else ""
         table.add_row(setting.key, shown, *mark, setting.description + accepts)

@@ -46,11 +46,6 @@ def preset_names() -> list[str]:
     return list(_files())
 
 
-def preset_text(name: str) -> str:
-    """Return the file of a preset that comes with the project, as it is."""
-    return _files()[name].read_text(encoding="utf-8")
-
-
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return ": did you mean ...?" with up to three similar names, or an empty string where none is similar."""
     close = [f"'{prefix}{each}'" for each in difflib.get_close_matches(name, list(known), n=3)]

@@ -62,9 +62,9 @@ def png(image: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def data_uri(content: bytes, kind: str = "image/png") -> str:
-    """Return the content as a data URI."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def data_uri(content: bytes) -> str:
+    """Return a PNG file as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 def _difference(originals: Pixels, reconstructions: Pixels) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """Every preset loads, is complete and marks the origin of its settings; the paper's numbers, literally."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from functa.flows.cli.presets import describe_preset
 from functa.flows.config.digests import digest, stage_config
 from functa.flows.config.estimate import training_flops
 from functa.flows.config.load import load_config
-from functa.flows.config.presets import preset_names, preset_text, read_preset
+from functa.flows.config.presets import preset_names, read_preset
 from functa.flows.config.schema import PipelineConfig
 from functa.models.field.cost import encode_passes, forward_flops, outer_flops
 from functa.models.latents.classifier import check_classifier
@@ -69,6 +70,12 @@ TABLE_6 = {  # schedule, residual blocks, multipliers, attention, dropout
     "4x4x64_cond": ("cosine", 3, (2, 2), (4,), 0.0),
     "4x4x64_linear_cond": ("cosine", 3, (2, 2, 2), (4, 2), 0.0),
 }
+
+
+def preset_text(name: str) -> str:
+    """Return the file of a preset, comments included."""
+    (path,) = (Path(__file__).parents[2] / "flows" / "presets").rglob(f"{name}.yaml")
+    return path.read_text()
 
 
 def leaves(value: Any, prefix: str = "") -> list[str]:

@@ -29,6 +29,8 @@ def mutants_of(source: str) -> Iterator[tuple[str, ast.Module]]:
     names: dict[str, int] = {}
     for where, parent, field, place in _places(tree, ""):
         node = _get(parent, field, place)
+        if not where and isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            continue  # a limit's exact number is no promise
         for changed in _changed(node):
             name = f"{where}: {_text(parent, node)} -> {_text(parent, changed)}"
             names[name] = names.get(name, 0) + 1
@@ -47,6 +49,8 @@ def _places(parent: ast.AST, where: str) -> Iterator[Place]:
             continue
         for place, node in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(node, ast.AST) or isinstance(node, ast.Import | ast.ImportFrom | ast.JoinedStr):
+                continue
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
                 continue
             inside = where
             if isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from functa.storage.errors import StorageError
@@ -111,10 +111,7 @@ def read_runs(addresses: list[str]) -> tuple[ComparedRun, ...]:
             break
     else:
         names = [f"{number}: {location}" for number, location in enumerate(addresses, 1)]
-    return tuple(
-        ComparedRun(name, run.root, run.created, run.metrics, run.config, run.curves, run.images)
-        for name, run in zip(names, found)
-    )
+    return tuple(replace(run, name=name) for name, run in zip(names, found))
 
 
 def _read(location: Location, given: str) -> ComparedRun:

@@ -90,6 +90,23 @@ def test_granularity_decides_how_many_ranges_there_are(granularity: str, shape: 
     assert quantizer.low.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("settings", "policy"),
+    [
+        ({"range": "minmax", "margin": 0.25, "granularity": "element"}, "minmax, margin 0.25, per element"),
+        ({"range": "sigma", "sigma": 4, "granularity": "channel"}, "mean +- 4 sd, per channel"),
+        (
+            {"range": "quantile", "quantile": 0.01, "granularity": "scalar"},
+            "quantiles 0.01 and 0.99, per scalar",
+        ),
+    ],
+)
+def test_the_policy_is_recorded_in_words(settings: dict[str, object], policy: str) -> None:
+    quantizer = calibrate(QuantizationConfig(bits=4, **settings), np.zeros((2, 1, 1, 1)))
+    assert quantizer is not None
+    assert quantizer.policy == policy
+
+
 def test_ranges_follow_their_policy() -> None:
     z = np.random.default_rng(0).normal(2, 3, size=(200_000, 1, 1, 1))
     ends = {}

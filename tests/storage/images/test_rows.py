@@ -54,6 +54,11 @@ def test_few_images_are_refused_with_a_seed_that_splits_them() -> None:
     assert len(train.keys) + len(test.keys) == 4
 
 
+def test_images_that_no_seed_splits_are_refused_with_other_ways_out() -> None:
+    with pytest.raises(StorageError, match=r"none is a test image; add images to small classes, set images\.split="):
+        split(["all/1.png", "all/2.png"], [0, 0], test_fraction=1e-9)
+
+
 def test_a_class_of_test_images_alone_is_refused() -> None:
     keys = [f"{name}/{number}.png" for name in "ab" for number in range(3)]
     labels = [0, 0, 0, 1, 1, 1]
