@@ -6,6 +6,7 @@ survives that EXPLAINED does not list.
 
 import ast
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -19,7 +20,6 @@ import numpy  # noqa: F401  loaded before the forks, so that each of them has it
 import pytest
 import zarr  # noqa: F401
 
-import tests.conftest  # noqa: F401  its Prefect home is made once
 from tests.mutation.explained import EXPLAINED
 from tests.mutation.mutants import mutants_of
 
@@ -36,9 +36,14 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "tasks/evaluation/gate.py": ("tests/tasks/evaluation/test_gate.py",),
 }  # fmt: skip
 
-OPTIONS = ("-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow", "-k", "not moto")
+# Of pytest; of the project's fixtures only those of storage, since others load torch.
+OPTIONS = (
+    "-x", "-q", "-c", os.devnull, f"--rootdir={PROJECT}", "-p", "no:cacheprovider", "--noconftest",
+    "-p", "tests.storage.conftest", "-k", "not moto", "-m", "not slow",
+)  # fmt: skip
 
-SECONDS = 120.0  # of one mutant's tests: longer is a loop without end, which a test would notice
+# Of one mutant's tests, computing and in all: longer is a loop without end, which a test notices.
+CPU_SECONDS, SECONDS = 120, 1800.0
 
 
 @dataclass
@@ -51,9 +56,13 @@ class Score:
 
 
 def main(files: list[str]) -> int:
-    hypothesis.settings.register_profile("mutation", derandomize=True, database=None, deadline=None)
+    found_is_enough = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # and not made small
+    hypothesis.settings.register_profile(
+        "mutation", derandomize=True, database=None, deadline=None, max_examples=30, phases=found_is_enough
+    )
     hypothesis.settings.load_profile("mutation")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a fork has no threads of its parent's
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and each fork would load them
     scores = {file: _score(file) for file in files or SUBJECTS}
     for file, score in scores.items():
         killed = score.mutants - len(score.survivors) - len(score.explained)
@@ -97,6 +106,7 @@ def _test(file: str, tree: ast.Module, folder: str) -> None:
     """Run the tests and end this process with their status."""
     status = 1
     try:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         code = compile(tree, str(PROJECT / "functa" / file), "exec")
         module = f"functa.{file.removesuffix('.py').replace('/', '.')}"
         read = SourceFileLoader.get_code

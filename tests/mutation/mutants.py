@@ -69,11 +69,11 @@ def _changed(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Attribute(node.value, NAMES[node.attr], ast.Load())
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
         yield node.operand
-    elif isinstance(node, ast.If | ast.While | ast.IfExp):
+    elif isinstance(node, ast.If | ast.While | ast.IfExp) and not isinstance(node.test, ast.Compare | ast.UnaryOp):
         yield _with(node, test=ast.UnaryOp(ast.Not(), node.test))
     elif isinstance(node, ast.comprehension) and node.ifs:
         yield _with(node, ifs=[])
-    elif isinstance(node, ast.Return) and node.value is not None and _text(node, node.value) != "None":
+    elif isinstance(node, ast.Return) and not isinstance(node.value, ast.Constant | None):
         yield ast.Return(ast.Constant(None))
     elif isinstance(node, ast.AugAssign | ast.Raise | ast.Continue) or _is_call(node):
         yield ast.Pass()
