@@ -143,6 +143,7 @@ def test_auto_is_for_those_who_can_reconstruct() -> None:
 
 def test_32_bits_need_no_quantiser_and_bad_latents_make_none() -> None:
     assert calibrate(QuantizationConfig(), np.zeros((1, 1, 1, 1))) is None
-    for z in (np.zeros((0, 1, 1, 1)), np.full((2, 1, 1, 1), np.nan)):
+    one_bad = np.array([0.0, 0.5, np.inf]).reshape(3, 1, 1, 1)
+    for z in (np.zeros((0, 1, 1, 1)), np.full((2, 1, 1, 1), np.nan), one_bad):
         with pytest.raises(StorageError, match="calibration latents"):
             calibrate(QuantizationConfig(bits=8), z)
