@@ -9,6 +9,10 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "by_key: Lt in int.from_bytes(_hash(key, seed), 'big') < fraction * 2 ** 64 -> "
         "LtE in int.from_bytes(_hash(key, seed), 'big') < fraction * 2 ** 64": "no known hash is that very number",
     },
+    "storage/functaset/quantizer.py": {
+        f"_range: True -> False{number}": "the other of two numbers that are added keeps its axes, and both have them then"
+        for number in ("", " #2", " #4", " #5")
+    },
     "tasks/evaluation/gate.py": {
         "Verdict.passed: 'min_' -> 'min'": "every key of a lower limit begins with both",
     },
