@@ -1,7 +1,6 @@
 """Every preset loads, is complete and marks the origin of its settings; the paper's numbers, literally."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from functa.models.field.cost import encode_passes, forward_flops, outer_flops
 from functa.models.latents.classifier import check_classifier
 from functa.models.latents.denoiser import check_denoiser
 from functa.storage.images.sources import known_shape
+from tests.helpers.preset_text import preset_text
 
 PAPER = [name for name in preset_names() if name.startswith("paper_")]
 IMAGES = {  # for training, for testing
@@ -70,12 +70,6 @@ TABLE_6 = {  # schedule, residual blocks, multipliers, attention, dropout
     "4x4x64_cond": ("cosine", 3, (2, 2), (4,), 0.0),
     "4x4x64_linear_cond": ("cosine", 3, (2, 2, 2), (4, 2), 0.0),
 }
-
-
-def preset_text(name: str) -> str:
-    """Return the file of a preset, comments included."""
-    (path,) = (Path(__file__).parents[2] / "flows" / "presets").rglob(f"{name}.yaml")
-    return path.read_text()
 
 
 def leaves(value: Any, prefix: str = "") -> list[str]:

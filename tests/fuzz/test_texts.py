@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functa.flows.config.load import load_config
-from functa.flows.config.presets import preset_text
 from functa.flows.config.schema import ConfigError
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
@@ -23,6 +22,7 @@ from functa.tasks.report.sections import training
 from tests.fuzz.test_records import drawn, replaced
 from tests.helpers.fuzzing import HOSTILE, changed, examples, mutated
 from tests.helpers.old_root import extract_old_root
+from tests.helpers.preset_text import preset_text
 
 pytestmark = [pytest.mark.attacks, pytest.mark.fuzz]
 

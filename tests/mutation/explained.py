@@ -10,7 +10,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "LtE in int.from_bytes(_hash(key, seed), 'big') < fraction * 2 ** 64": "no known hash is that very number",
     },
     "storage/functaset/quantizer.py": {
-        f"_range: True -> False{number}": "the other of two numbers that are added keeps its axes, and both have them then"
+        f"_range: True -> False{number}": "of two numbers that are added, the other one keeps the axes"
         for number in ("", " #2", " #4", " #5")
     },
     "tasks/evaluation/gate.py": {
