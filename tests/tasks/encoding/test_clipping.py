@@ -69,6 +69,7 @@ def stored_psnr(work: EncodeJob, clipped_only: bool = True) -> tuple[np.ndarray,
     return latents.psnr[chosen], psnr_of_errors(errors).numpy()[chosen]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("granularity", ["element", "channel", "scalar"])
 def test_later_images_outside_the_range_are_refused_with_what_to_do(
     field: Path, tmp_path: Path, granularity: str
