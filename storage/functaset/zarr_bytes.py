@@ -19,6 +19,13 @@ MAX_CHUNK_BYTES = 8 << 30
 
 CHECKSUM_BYTES = 4
 
+# The names in zarr.json, by ArraySpec.codec.
+COMPRESSORS: dict[str, list[str]] = {"raw": [], "zstd": ["zstd"], "exact": ["blosc"]}
+
+ABSENT = (1 << 64) - 1  # offset and length, in a shard's index, of a chunk that is not there
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
 
 @dataclass(frozen=True)
 class ArraySpec:
@@ -95,10 +102,43 @@ def decode(document: bytes, spec: ArraySpec, data: bytes, shard: int = 0) -> np.
     store = _memory({"zarr.json": document, chunk_key(spec, shard): data})
     if not data:
         raise DamagedObject("the object is empty")  # zarr would return fill values
+    if spec.codec != "raw" and spec.shard_rows:
+        size = int(np.prod(spec.shape[1:], dtype=np.int64)) * spec.chunk_rows * np.dtype(spec.dtype).itemsize
+        _check_declared_sizes(spec.codec, data, spec.shard_rows // spec.chunk_rows, size)
     try:
         return np.asarray(_open(store, writable=False)[shard_slice(spec, shard)])
     except Exception as error:  # codecs raise ValueError, RuntimeError, numcodecs' and zarr's own
         raise DamagedObject(f"does not decode ({error})") from None
+
+
+def _check_declared_sizes(codec: str, data: bytes, chunks: int, size: int) -> None:
+    """Raise DamagedObject (unnamed) unless every chunk of a shard declares `size` bytes, and lies inside the shard.
+
+    codec: "zstd", or "exact" for blosc. A few bytes may otherwise grow to whatever they declare.
+    """
+    index = len(data) - 16 * chunks - 4  # (offset, length) of every chunk, then the index's own checksum
+    if index < 0:
+        raise DamagedObject("is shorter than its index")
+    for offset, length in np.frombuffer(data, "<u8", 2 * chunks, index).reshape(chunks, 2).tolist():
+        if (offset, length) == (ABSENT, ABSENT):
+            continue
+        if offset + length > index:
+            raise DamagedObject("its index leads out of it")
+        chunk = data[offset : offset + length]
+        declared = _zstd_size(chunk) if codec == "zstd" else int.from_bytes(chunk[4:8], "little")
+        if declared != size:
+            raise DamagedObject(f"a chunk declares {declared} bytes where the plan has {size}")
+
+
+def _zstd_size(frame: bytes) -> int | None:
+    """Return the size that a zstd frame declares (RFC 8878, 3.1.1.1), None for one that declares none."""
+    if frame[:4] != ZSTD_MAGIC or len(frame) < 18:
+        return None
+    descriptor = frame[4]
+    single = descriptor >> 5 & 1
+    width = (single, 2, 4, 8)[descriptor >> 6]
+    at = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    return int.from_bytes(frame[at : at + width], "little") + (256 if width == 2 else 0) if width else None
 
 
 def chunk_offsets(document: bytes, spec: ArraySpec, data: np.ndarray, shard: int) -> np.ndarray | None:
@@ -150,7 +190,9 @@ def check_document(document: bytes, spec: ArraySpec) -> None:
             found["chunk_key_encoding"],
         )
         names, inner = _codecs(found["codecs"])
-    except (ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+        chain = found["codecs"][0]["configuration"]["codecs"] if spec.shard_rows else found["codecs"]
+        order = [codec["name"] for codec in chain]
+    except (ValueError, LookupError, TypeError, RecursionError, AttributeError) as error:
         raise DamagedObject(f"not an array's zarr.json ({type(error).__name__})") from None
     tail = list(spec.shape[1:])
     expected = (
@@ -168,6 +210,9 @@ def check_document(document: bytes, spec: ArraySpec) -> None:
             raise DamagedObject(f"{what} {is_} where the plan has {should}")
     if not names <= CODECS:
         raise DamagedObject(f"codecs {sorted(names - CODECS)} are not among {sorted(CODECS)}")
+    wanted = ["bytes", *COMPRESSORS[spec.codec], "crc32c"]
+    if order != wanted or len(found["codecs"]) != (1 if spec.shard_rows else len(wanted)):
+        raise DamagedObject(f"codecs {order} where the plan has {wanted}")
     if inner != ([[spec.chunk_rows, *tail]] if spec.shard_rows else []):
         raise DamagedObject(f"chunks {inner} where the plan has {spec.chunk_rows} rows")
 
@@ -189,7 +234,7 @@ def _is_plain(document: bytes, spec: ArraySpec) -> bool:
 def _encode_plain(spec: ArraySpec, block: np.ndarray) -> bytes:
     """Return the bytes that zarr would write of whole chunks [n, ...], with one copy where zarr makes several."""
     chunks = [block[start : start + spec.chunk_rows].reshape(-1) for start in range(0, len(block), spec.chunk_rows)]
-    index = np.full((spec.shard_rows // spec.chunk_rows, 2), 2**64 - 1, "<u8")  # that of a chunk that is not there
+    index = np.full((spec.shard_rows // spec.chunk_rows, 2), ABSENT, "<u8")  # that of a chunk that is not there
     size = chunks[0].nbytes + CHECKSUM_BYTES
     for number in range(len(chunks)):
         index[number] = number * size, size

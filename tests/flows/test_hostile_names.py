@@ -151,7 +151,7 @@ def test_a_run_on_hostile_names_shows_them_as_text_and_secrets_nowhere(hostile_r
     assert all(source.startswith("data:image/") for source in page.attributes("src"))
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     for name in NAMES:
-        assert printable(name) in page.text
+        assert printable(name) in page.text or name in page.text  # a new line is a blank on a page
     for path in root.rglob("*.json"):
         json.loads(path.read_text())
     for path in root.rglob("*.csv"):

@@ -160,6 +160,8 @@ def test_a_whole_store_has_nothing_to_report(tmp_path: Path) -> None:
 
 HOSTILE: dict[str, Callable[[dict], object]] = {  # type: ignore[type-arg]
     "unknown codec": lambda d: d["codecs"][0]["configuration"]["codecs"].append({"name": "pickle"}),
+    "a codec twice": lambda d: d["codecs"][0]["configuration"]["codecs"].insert(1, {"name": "zstd"}),
+    "another codec": lambda d: d["codecs"][0]["configuration"]["codecs"].insert(1, {"name": "blosc"}),
     "absurd shape": lambda d: d.update(shape=[1 << 40, 2, 2, 8]),
     "absurd shard": lambda d: d["chunk_grid"]["configuration"].update(chunk_shape=[1 << 40, 2, 2, 8]),
     "absurd chunk": lambda d: d["codecs"][0]["configuration"].update(chunk_shape=[1 << 40, 2, 2, 8]),

@@ -118,6 +118,7 @@ def test_a_fragment_that_was_shown_and_is_no_more_does_not_come_back(tmp_path: P
     assert place.list(f"fragments/{entry.fragment}/") == [f"fragments/{entry.fragment}/claim"]
 
 
+@pytest.mark.attacks
 def test_gc_removes_what_was_abandoned_and_only_that(tmp_path: Path) -> None:
     place = filled(tmp_path / "s")
     kept = tree(tmp_path / "s")

@@ -39,6 +39,7 @@ def test_hostile_names_are_text(full: ReportData) -> None:
     assert all(re.fullmatch(r"s[0-9a-f]+-\S+|[a-z]+", identifier) for identifier in page.attributes("id"))
 
 
+@pytest.mark.attacks
 def test_the_page_asks_the_network_for_nothing(full: ReportData) -> None:
     text = page_of(full)
     page = Page(text)
