@@ -230,8 +230,14 @@ class Ledger:
             record = self._begin(stage)
         try:
             yield record
+        except RootDeleted:
+            raise
         except BaseException as error:
             message = " ".join(str(error).split())[:500]
+            if not self._is_ours(record):  # what is left is not to look like a run
+                if isinstance(error, Exception):
+                    raise self._deleted(record, f" ({message})") from error
+                raise
             if record.output_digest:
                 kept = {"state": "finished", "error": message or type(error).__name__}
                 write_record(self.location, record.model_copy(update=kept))
@@ -285,7 +291,12 @@ class Ledger:
         return record.output
 
     def finish(self, record: StageRecord, output_digest: str, figures: dict[str, Any]) -> StageRecord:
-        """Record that the stage has finished, with its figures; the seconds of a resumed training add up."""
+        """Record that the stage has finished, with its figures; the seconds of a resumed training add up.
+
+        Raises RootDeleted where the record of its start is not there any more.
+        """
+        if not self._is_ours(record):
+            raise self._deleted(record)
         finished = record.model_copy(
             update={
                 "state": "finished",
@@ -297,6 +308,20 @@ class Ledger:
         )
         write_record(self.location, finished)
         return finished
+
+    def _is_ours(self, record: StageRecord) -> bool:
+        """Return whether the record of the stage's start is still there; True where it cannot be read."""
+        try:
+            found = read_record(self.location, record.stage)
+        except StorageError:
+            return True
+        return found is not None and (found.owner, found.started) == (record.owner, record.started)
+
+    def _deleted(self, record: StageRecord, why: str = "") -> "RootDeleted":
+        return RootDeleted(
+            f"{self.root}: was deleted, or begun anew, while {STAGES[record.stage].command} worked in it{why}; "
+            f"delete what is left there, then run the same command again"
+        )
 
     def seconds(self) -> float:
         """Return the seconds since the stage in progress began."""
@@ -311,6 +336,10 @@ class Ledger:
 
 def _same_work(one: StageRecord, other: StageRecord) -> bool:
     return (one.config, one.inputs) == (other.config, other.inputs)
+
+
+class RootDeleted(StorageError):
+    """The root of a stage at work is not there any more, or another run has begun in it."""
 
 
 class MissingInput(FunctaError):

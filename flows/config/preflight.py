@@ -10,7 +10,8 @@ from functa.models.compute.device import choose_device
 from functa.models.latents.classifier import check_classifier
 from functa.models.latents.denoiser import check_denoiser
 from functa.storage.errors import StorageError
-from functa.storage.images.source import open_images
+from functa.storage.functaset.plan import check_shards
+from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
 from functa.tasks.evaluation.evaluators import EVALUATORS, chosen
 from functa.tasks.evaluation.gate import FIGURES
@@ -36,6 +37,8 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     check_compilers(config, stage)
     if not images.classes:
         check_without_classes(config, stage)
+    if stage in ("pipeline", "encode"):
+        check_shard_count(config, images)
     if config.classifier is not None and stage in ("pipeline", "train_classifier") and len(images.classes) < 2:
         raise StorageError(
             f"{config.images.location or config.images.source}: {len(images.classes)} class was found, and a "
@@ -65,6 +68,13 @@ def check_without_classes(config: PipelineConfig, stage: str) -> None:
             f"{config.images.location}: the images have no labels, which {model} needs: set "
             f"{' and '.join(settings)}, or name a table of labels (images.labels=FILE)"
         )
+
+
+def check_shard_count(config: PipelineConfig, images: Images) -> None:
+    """Raise StorageError where all images together make more shards than their records can list."""
+    views = {"train": 1 + config.encode.augmentation.count, "test": 1}
+    rows = {split: count * len(images.split(split)) for split, count in views.items()}
+    check_shards(config.images.location or config.images.source, rows, config.encode.shard_rows)
 
 
 def check_places(config: PipelineConfig, root: str) -> None:

@@ -93,11 +93,11 @@ def check_compiler() -> Check:
 
 
 def check_disk(root: str) -> Check:
-    """Check the free space of the root's disk; for another storage, whether it can be written to."""
-    if root.startswith("s3://"):
-        from functa.storage.errors import StorageError
-        from functa.storage.places.address import open_location
+    """Check that the root can be written to and, on this machine, the free space of its disk."""
+    from functa.storage.errors import StorageError
+    from functa.storage.places.address import open_location
 
+    if root.startswith("s3://"):
         try:
             open_location(root).preflight_write()
         except StorageError as error:
@@ -108,6 +108,10 @@ def check_disk(root: str) -> Check:
     folder = Path(absolute(root))
     while not folder.exists():
         folder = folder.parent
+    try:
+        open_location(str(folder)).preflight_write()
+    except StorageError as error:
+        return Check("disk", False, str(error))
     free = shutil.disk_usage(folder).free
     return Check(
         "disk", free >= FREE_DISK, f"{gibibytes(free)} free at {folder}", "free space, or choose another --root"

@@ -9,7 +9,7 @@ from functa.flows.config.schema import ConfigError
 from functa.flows.ledger import Ledger, now
 from functa.flows.sweep.plan import Member, SweepPlan, number_of
 from functa.storage.errors import DamagedObject, FunctaError
-from functa.storage.places.address import open_location, read_json
+from functa.storage.places.address import MAX_STAGE_BYTES, open_location, read_json
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import StageConflict, read_record
 from functa.tasks.evaluation.gate import measured
@@ -166,7 +166,7 @@ def _earlier_results(root: Location) -> dict[str, Any] | None:
     if not root.exists("sweep.json"):
         return None
     try:
-        found = read_json(root, "sweep.json")
+        found = read_json(root, "sweep.json", MAX_STAGE_BYTES)
         worth = any(member["state"] == "finished" for member in found["members"])
         return found if worth and isinstance(found["base"], dict) and "preset" in found and "over" in found else None
     except (DamagedObject, KeyError, TypeError):

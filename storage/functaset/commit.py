@@ -25,14 +25,17 @@ from functa.storage.functaset.history import (
     commit_key,
     latest,
     mark_key,
+    number_key,
 )
 from functa.storage.functaset.moments import Moments, merge, moments_of
-from functa.storage.functaset.plan import COLLECT, Name, claim_key, row_id
+from functa.storage.functaset.plan import COLLECT, LARGER_SHARDS, Name, claim_key, row_id
 from functa.storage.functaset.receipt import Receipt
-from functa.storage.functaset.records import ObjectRecord, seal, vouch
+from functa.storage.functaset.records import ObjectRecord, create_record, vouch
 from functa.storage.places.location import Location
 
 COMMIT = b"commit"
+
+FEWER = f"{LARGER_SHARDS}, or erase retired rows: functa store gc --erase-retired"
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def commit(
         moments = _training_moments(location, proposal)
         objects = _own_objects(location, root.field)
         complete = proposal.model_copy(update={"moments": _put_moments(location, moments), "objects": objects})
-        if location.create(commit_key(complete.version), seal(complete)):
+        if create_record(location, commit_key(complete.version), complete, FEWER):
             mark(location, complete.version)
             _put_moments(location, moments)  # gc may have deleted what was there before this commit named it
             return complete
@@ -273,9 +276,11 @@ def _own_objects(location: Location, field: str) -> dict[str, ObjectRecord]:
 
 
 def mark(location: Location, version: int) -> None:
-    """Write the mark of an existing commit, unless it has one."""
+    """Write the mark and then the number of an existing commit, unless it has them."""
     if not location.exists(mark_key(version)):
         location.create(mark_key(version), _digest_of(location, version).encode())
+    if not location.exists(number_key(version)):
+        location.create(number_key(version), b"")
 
 
 def _digest_of(location: Location, version: int) -> str:

@@ -18,7 +18,7 @@ from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.functaset.receipt import BINS_PER_DB, IDENTITY, Receipt, content_of, sum_of_contents
 from functa.storage.functaset.records import digest, read_vouched, unseal
-from functa.storage.places.address import open_location, read_json
+from functa.storage.places.address import MAX_STAGE_BYTES, open_location, read_json
 from functa.storage.places.location import Location, refuse_fork
 from functa.storage.places.reused import output_of
 
@@ -303,7 +303,7 @@ def _clipped(fragment: Fragment) -> float:
 def _functaset_of(root: Location) -> Location:
     """Return where a run's root has its functaset; another location as it is."""
     try:
-        return output_of(root, read_json(root, ENCODED)["output"])
+        return output_of(root, read_json(root, ENCODED, MAX_STAGE_BYTES)["output"])
     except (MissingObject, KeyError, TypeError, AttributeError):
         return root
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, canonical, digest, seal, vouch
+from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, canonical, create_record, digest, vouch
 from functa.storage.functaset.zarr_bytes import new_group
 from functa.storage.places.address import read_json
 from functa.storage.places.location import Location
@@ -94,7 +94,7 @@ def create_functaset(
     stem = f"fields/{_plain(field_digest)}"
     described = FieldRecord(config=field_config, digest=field_digest, tensors=vouch(tensors))
     location.create(f"{stem}.safetensors", tensors)
-    location.create(f"{stem}.json", seal(described))
+    create_record(location, f"{stem}.json", described, "describe the field in less")
     location.create(FRAGMENTS, new_group({}))
     # The root last: a functaset without its field does not exist.
     attributes = {

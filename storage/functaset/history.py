@@ -2,9 +2,11 @@
 
     commits/00000001.json     Commit, sealed
     commits/00000001.sha256   of that file's bytes, written right after it: shows that the newest is missing or forged
+    versions/00000001         empty, written after both: shows that there was such a commit, whatever commits/ lost
 
-Readers trust commits alone. Of a shard whose rows are all retired nothing is read or checked any more. The number of
-a version that expired stays taken: a committer that was held up must find that another took its number.
+Functasets of older versions have no versions/ until the next commit. Readers trust commits alone. Of a shard whose rows
+are all retired nothing is read or checked any more. The number of a version that expired stays taken: a committer that
+was held up must find that another took its number.
 """
 
 import hashlib
@@ -22,6 +24,8 @@ from functa.storage.places.address import MAX_JSON_BYTES
 from functa.storage.places.location import Location
 
 MARK_BYTES = 100
+
+RESTORE = "restore it from a copy"
 
 EXPIRED = b"given up\n"  # what an expired version's file holds; these bytes are part of the format
 
@@ -82,7 +86,7 @@ class Commit(Record):
 
 
 def latest(location: Location) -> Commit | None:
-    """Return the newest commit, None where nothing is committed. Raises DamagedObject if it is altered or missing."""
+    """Return the newest commit, None where nothing was ever committed. Raises DamagedObject: altered or missing."""
     found = versions(location)
     try:
         return load_commit(location, found[-1]) if found else None
@@ -99,8 +103,8 @@ def load_commit(location: Location, version: int) -> Commit:
     try:
         data = location.read(commit_key(version), limit=MAX_JSON_BYTES)
     except MissingObject:
-        if mark is not None:
-            raise DamagedObject(f"{name}: is missing; restore it from a copy") from None
+        if _was_committed(location, version):
+            raise DamagedObject(f"{name}: is missing; {RESTORE}") from None
         raise MissingObject(f"{location.uri}: has no version {version}; {_known(location)}") from None
     if data == EXPIRED:
         raise MissingObject(f"{location.uri}: version {version} has expired; {_known(location)}")
@@ -110,6 +114,14 @@ def load_commit(location: Location, version: int) -> Commit:
     if mark not in (None, hashlib.sha256(data).hexdigest()):
         raise DamagedObject(f"{name}: is not the one that was committed; restore it and its .sha256 from a copy")
     return commit
+
+
+def _was_committed(location: Location, version: int) -> bool:
+    """Return whether a version whose file is missing was committed and has not expired: versions have no gaps."""
+    found = versions(location)
+    if not found or version > found[-1]:
+        return False
+    return version == found[-1] or version >= load_commit(location, found[-1]).oldest
 
 
 def _known(location: Location) -> str:
@@ -137,10 +149,34 @@ def mark_key(version: int) -> str:
     return f"commits/{version:08d}.sha256"
 
 
+def number_key(version: int) -> str:
+    """Return the key of the empty object that shows, apart from commits/, that there was a commit."""
+    return f"versions/{version:08d}"
+
+
 def versions(location: Location) -> list[int]:
-    """Return all versions that have a commit or a mark, expired ones too, sorted."""
+    """Return all versions of which a commit, a mark or a number is there, expired ones too, sorted."""
     names = (key.removeprefix("commits/").rpartition(".") for key in location.list("commits/"))
-    return sorted({int(stem) for stem, _, end in names if stem.isdecimal() and end in ("json", "sha256")})
+    found = {int(stem) for stem, _, end in names if stem.isdecimal() and end in ("json", "sha256")}
+    return sorted(found | _numbers(location))
+
+
+def _numbers(location: Location) -> set[int]:
+    stems = (key.removeprefix("versions/") for key in location.list("versions/"))
+    return {int(stem) for stem in stems if stem.isdecimal()}
+
+
+def kept_commits(location: Location, newest: Commit) -> list[Commit]:
+    """Return every version that has not expired, but the newest. Raises DamagedObject where one is missing."""
+    kept = {*range(newest.oldest, newest.version), *(each for each in versions(location) if each >= newest.oldest)}
+    commits = []
+    for version in sorted(kept - {newest.version}):
+        try:
+            commits.append(load_commit(location, version))
+        except DamagedObject as error:
+            expire = f"functa store gc --delete --keep-versions {newest.version - version}"
+            raise DamagedObject(f"{error}, or expire it and those before it: {expire}") from None
+    return commits
 
 
 def as_ranges(rows: Iterable[int]) -> Ranges:

@@ -6,7 +6,7 @@ fragments/<id>/rows/<shard>.json         RowTable: keys, labels, tokens and sour
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -14,12 +14,19 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from functa.storage.errors import StorageError
 from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, canonical
 from functa.storage.functaset.zarr_bytes import MAX_CHUNK_BYTES, ArraySpec
+from functa.storage.places.address import MAX_JSON_BYTES
 
 SPLITS = ("train", "test")
 
 COLLECT = b"collect"  # the claim on a fragment that is being collected
+
+LARGER_SHARDS = "set a larger encode.shard_rows"
+
+# Bytes of JSON: of a shard's table in its plan, of its receipt in every commit, and of all else in either, at most.
+PLAN_BYTES, COMMIT_BYTES, OTHER_BYTES = 132, 119, 1 << 16
 
 Name = tuple[bytes, int]  # identifies a row: its image's id and the number of the augmentation
 
@@ -200,6 +207,23 @@ class RowTable:
         if not texts or not isinstance(keys, list) or shapes != {(len(keys),)}:
             raise ValueError("columns of different lengths or types")
         return cls(keys, labels, tokens, augmentations, rows)
+
+
+def check_shards(name: str, rows: Mapping[str, int], shard_rows: int, committed: int = 0) -> None:
+    """Raise StorageError if so many rows, by split, make a plan or a commit that is too long to be read back.
+
+    committed: bytes of the newest commit, which the next one repeats.
+    """
+    shards = [-(-count // shard_rows) for count in rows.values()]
+    longest = max(PLAN_BYTES * max(shards, default=0), COMMIT_BYTES * sum(shards) + committed)
+    left = MAX_JSON_BYTES - OTHER_BYTES
+    if longest > left:
+        enough = -(-shard_rows * longest // max(1, left - committed))
+        raise StorageError(
+            f"{name}: encode.shard_rows={shard_rows} makes {sum(shards)} shards, whose records would have {longest} "
+            f"bytes of JSON, and readers take {MAX_JSON_BYTES} at most; set encode.shard_rows to "
+            f"{1 << (enough - 1).bit_length()} or more"
+        )
 
 
 def row_id(key: str) -> bytes:

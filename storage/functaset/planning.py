@@ -17,9 +17,18 @@ import numpy as np
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
 from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import read_root
-from functa.storage.functaset.plan import COLLECT, Plan, Quantization, RowTable, claim_key, rows_name
+from functa.storage.functaset.plan import (
+    COLLECT,
+    LARGER_SHARDS,
+    Plan,
+    Quantization,
+    RowTable,
+    check_shards,
+    claim_key,
+    rows_name,
+)
 from functa.storage.functaset.quantizer import Quantizer
-from functa.storage.functaset.records import FORMAT, digest, seal, vouch
+from functa.storage.functaset.records import FORMAT, create_record, digest, vouch
 from functa.storage.functaset.zarr_bytes import encode, new_document, new_group
 from functa.storage.places.location import Location
 
@@ -53,6 +62,7 @@ def plan_fragment(
     names = rows.names
     if not names or not len(rows) == len(rows.labels) == len(rows.tokens) or len(set(names)) != len(names):
         raise StorageError(f"plan of split '{split}': needs unique keys, each with label and token, and one at least")
+    check_shards(location.uri, {split: len(rows)}, shard_rows)
     root = read_root(location)
     numbered = replace(rows, rows=np.arange(len(rows)))
     order = sorted(range(len(rows)), key=lambda row: names[row])
@@ -81,11 +91,17 @@ def plan_fragment(
     }
     name = _free_name(location, identity, taken)
     draft = Plan(id=name, objects={}, created_by=dict(versions or {}), **content)
+    receipts = location.list(f"{draft.path}/receipts/")  # listed first: a plan is there before any receipt
     if not location.exists(f"{draft.path}/plan.json"):
+        if receipts:
+            raise DamagedObject(
+                f"{location.uri}/{draft.path}: has receipts of shards and no plan, as is left where a folder is "
+                f"deleted during an encoding; delete it, then run the same command again"
+            )
         objects = {rows_name(shard): table for shard, table in enumerate(tables)} | _documents(draft, quantizer)
         stored = {key: _put(location, f"{draft.path}/{key}", data) for key, data in objects.items()}
         plan = draft.model_copy(update={"objects": {key: vouch(data) for key, data in stored.items()}})
-        location.create(f"{plan.path}/plan.json", seal(plan))
+        create_record(location, f"{plan.path}/plan.json", plan, LARGER_SHARDS)
     return Fragment.load(location, name)
 
 

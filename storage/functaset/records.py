@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from functa.storage.errors import DamagedObject, MissingObject
-from functa.storage.places.address import MAX_JSON_BYTES, parse_json
+from functa.storage.places.address import MAX_JSON_BYTES, parse_json, readable
 from functa.storage.places.location import Location
 
 FORMAT: Literal[1] = 1  # of the functaset; a later one is refused, never guessed at
@@ -53,6 +53,11 @@ def seal(record: Record) -> bytes:
     body = record.model_dump(mode="json", by_alias=True)
     body["checksum"] = hashlib.sha256(canonical(body)).hexdigest()
     return json.dumps(body, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def create_record(location: Location, key: str, record: Record, fix: str) -> bool:
+    """Create a record, sealed, as Location.create. Raises StorageError, naming the fix, if readers would refuse it."""
+    return location.create(key, readable(seal(record), f"{location.uri}/{key}", fix))
 
 
 def check_sealed(location: Location, key: str) -> None:

@@ -18,7 +18,7 @@ from functa.storage.functaset.moments import moments_of
 from functa.storage.functaset.plan import row_id
 from functa.storage.functaset.quantizer import refuse_clipping
 from functa.storage.functaset.receipt import IDENTITY, PsnrSummary, Receipt, content_of, moments_name
-from functa.storage.functaset.records import ObjectRecord, seal, vouch
+from functa.storage.functaset.records import ObjectRecord, create_record, vouch
 from functa.storage.functaset.zarr_bytes import encode
 from functa.storage.places.local import LocalLocation
 
@@ -75,7 +75,7 @@ def write_shard(
     refuse_clipping(f"fragment {plan.id}, shard {shard.number}", block.clipped, rows, plan.dims, max_clip_fraction)
     receipt = _put_objects(shard, block, seconds, versions or {})
     location = shard.fragment.location
-    if not location.create(shard.receipt_key, seal(receipt)):
+    if not create_record(location, shard.receipt_key, receipt, "lower encode.shard_rows: its bad rows have no room"):
         other = shard.find_receipt()  # another writer finished it meanwhile, with the same objects
         if other is None:
             raise StorageError(f"{location.uri}/{shard.receipt_key}: appeared and disappeared; find what deletes there")

@@ -1,7 +1,8 @@
 """Places by their address: a local folder or a prefix of an S3 bucket, behind the same interface; and JSON in them.
 
 Every write is atomic: an object of that name is either whole or absent. Locally that is a temporary file, fsync and
-rename (or link, which fails if the name is taken); on S3 it is one PUT (If-None-Match for create-only).
+rename (or link, which fails if the name is taken); on S3 it is one PUT (If-None-Match for create-only). JSON that
+readers would refuse for its length is not written.
 """
 
 import json
@@ -16,7 +17,9 @@ from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location, checked_key
 from functa.storage.places.s3 import S3Location
 
-MAX_JSON_BYTES = 64 << 20
+MAX_JSON_BYTES = 64 << 20  # of an object, for readers and writers alike
+
+MAX_STAGE_BYTES = 1 << 30  # of a stage's record, which lists every bad image, and of a sweep's results
 
 
 def open_location(uri: str) -> Location:
@@ -71,6 +74,17 @@ def parse_json(data: bytes, name: str) -> Any:
         raise DamagedObject(f"{name}: not valid JSON ({error}); restore it from a copy") from None
 
 
-def write_json(location: Location, key: str, value: Any) -> None:
-    """Replace a JSON object atomically; non-finite numbers are refused (ValueError), as JSON has none."""
-    location.write(key, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+def write_json(location: Location, key: str, value: Any, limit: int = MAX_JSON_BYTES) -> None:
+    """Replace a JSON object atomically; non-finite numbers are refused (ValueError), as JSON has none.
+
+    Raises StorageError, before anything is written, for more bytes than `limit`.
+    """
+    data = (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+    location.write(key, readable(data, f"{location.uri}/{key}", "choose smaller settings", limit))
+
+
+def readable(data: bytes, name: str, fix: str, limit: int = MAX_JSON_BYTES) -> bytes:
+    """Return JSON bytes that are to be written. Raises StorageError for more of them than readers take."""
+    if len(data) > limit:
+        raise StorageError(f"{name}: would have {len(data)} bytes of JSON, and readers take {limit} at most; {fix}")
+    return data

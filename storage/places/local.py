@@ -5,7 +5,6 @@ import fcntl
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from functa.storage.places.location import PARTIAL, Entry, Location, check_length, checked_key
+from functa.storage.places.placing import place
 
 MOST_LINKS = 4  # to folders, inside each other
 
@@ -29,7 +29,10 @@ class LocalLocation(Location):
             if not stat.S_ISREG(status.st_mode):
                 raise DamagedObject(f"{self.uri}/{key}: is not a file; remove it")
             check_length(status.st_size, limit, f"{self.uri}/{key}")
-            return file.read()
+            data = file.read()
+        if len(data) < status.st_size:
+            raise TransientError(f"{self.uri}/{key}: {len(data)} of its {status.st_size} bytes were read; try again")
+        return data
 
     def read_part(self, key: str, start: int, length: int) -> bytes:
         with self._translated(key), open(self._path(key), "rb", opener=_open_at_once) as file:
@@ -38,11 +41,11 @@ class LocalLocation(Location):
 
     def write(self, key: str, data: bytes) -> None:
         with self._translated(key):
-            _place(self._writable_path(key), data, replace=True)
+            place(self._writable_path(key), data, replace=True)
 
     def create(self, key: str, data: bytes) -> bool:
         with self._translated(key):
-            return _place(self._writable_path(key), data, replace=False)
+            return place(self._writable_path(key), data, replace=False)
 
     def entry(self, key: str) -> Entry | None:
         with self._translated(key):
@@ -141,50 +144,6 @@ def _fix(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "take links out that lead to each other"
     return "look at the disk, or choose another location"
-
-
-def _place(path: Path, data: bytes, replace: bool) -> bool:
-    """Temporary name, fsync, then rename or link; True if the object was made."""
-    if not replace and path.exists():
-        return False
-    _make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            os.replace(temporary, path)
-        else:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    return True
-
-
-def _make_folder(folder: Path) -> None:
-    """Like mkdir -p, each new name made durable in its parent. Raises StorageError where no folder can be made."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileNotFoundError:  # its parent exists, so the file system takes no folders: /proc
-        raise StorageError(f"{folder}: this folder cannot be created; choose another location") from None
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _walk(

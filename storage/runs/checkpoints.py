@@ -83,6 +83,11 @@ def load_checkpoint(location: Location, step: int | None = None) -> Checkpoint |
     return None
 
 
+def has_checkpoint(location: Location, step: int) -> bool:
+    """Return whether a step's checkpoint is there, whole or not."""
+    return location.exists(f"{_stem(step)}.json")
+
+
 def newest_step(location: Location) -> int:
     """Return the step of the newest checkpoint of the right length, 0 where there is none. Reads no tensor."""
     return next((step for step in _steps(location, MARKER) if _is_whole(location, step)), 0)

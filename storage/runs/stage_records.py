@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from functa.storage.errors import StorageError
+from functa.storage.errors import DamagedObject, MissingObject, StorageError
 from functa.storage.functaset.header import read_root
+from functa.storage.functaset.history import RESTORE, commit_key, versions
 from functa.storage.functaset.records import check_sealed
-from functa.storage.places.address import MAX_JSON_BYTES, is_address
+from functa.storage.places.address import MAX_STAGE_BYTES, is_address, readable
 from functa.storage.places.location import Location
 from functa.storage.places.reused import output_of
 from functa.storage.runs.checkpoints import newest_metadata
@@ -51,7 +52,7 @@ def read_record(root: Location, stage: str) -> StageRecord | None:
     if not root.exists(key):
         return None
     try:
-        return StageRecord.model_validate(json.loads(root.read(key, MAX_JSON_BYTES)))
+        return StageRecord.model_validate(json.loads(root.read(key, MAX_STAGE_BYTES)))
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise StorageError(
@@ -61,7 +62,8 @@ def read_record(root: Location, stage: str) -> StageRecord | None:
 
 def write_record(root: Location, record: StageRecord) -> None:
     """Replace the stage's record atomically."""
-    root.write(f"stages/{record.stage}.json", record.model_dump_json(indent=1).encode())
+    key, data = f"stages/{record.stage}.json", record.model_dump_json(indent=1).encode()
+    root.write(key, readable(data, f"{root.uri}/{key}", "lower images.max_bad_fraction", MAX_STAGE_BYTES))
 
 
 def check_same_config(root: Location, record: StageRecord, config: dict[str, Any], strictly: bool = False) -> None:
@@ -103,17 +105,27 @@ def output_exists(record: StageRecord, root: Location) -> bool:
     if record.stage == "evaluate":
         return root.exists("metrics.json") and root.exists("report.html") and output.exists("run.json")
     if record.stage == "encode":
-        commits = [key for key in output.list("commits/") if key.endswith(".json")]
-        if commits:
-            check_sealed(output, commits[-1])
-            read_root(output)
-        return bool(commits)
+        return _is_committed(output, int(record.figures.get("info", {}).get("version", 0)))
     metadata = newest_metadata(output)
     return (
         metadata is not None
         and bool(metadata.get("finished"))
         and metadata.get("weights_digest") == record.output_digest
     )
+
+
+def _is_committed(functaset: Location, recorded: int) -> bool:
+    """Return whether anything is committed; `recorded` is a version that there was."""
+    found = versions(functaset)
+    newest = max([recorded, *found]) if found or functaset.exists("zarr.json") else 0
+    if not newest:
+        return False
+    try:
+        check_sealed(functaset, commit_key(newest))
+    except MissingObject:
+        raise DamagedObject(f"{functaset.uri}/{commit_key(newest)}: is missing; {RESTORE}") from None
+    read_root(functaset)
+    return True
 
 
 def check_not_at_work(root: Location, record: StageRecord) -> None:

@@ -16,7 +16,15 @@ from functa.storage.errors import DamagedObject, MissingObject, StorageError
 from functa.storage.functaset.commit import COMMIT, commit
 from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import Root, read_root
-from functa.storage.functaset.history import EXPIRED, Commit, latest, load_commit, versions
+from functa.storage.functaset.history import (
+    EXPIRED,
+    Commit,
+    kept_commits,
+    latest,
+    load_commit,
+    number_key,
+    versions,
+)
 from functa.storage.functaset.plan import COLLECT, claim_key
 from functa.storage.places.location import Entry, Location
 from functa.storage.upkeep.erase import rewrite
@@ -33,6 +41,8 @@ MOMENTS = re.compile(r"moments/[0-9a-f]{24}\.f8")
 FIELD = re.compile(r"fields/([A-Za-z0-9_-]{1,128})\.(safetensors|json)")
 
 COMMITS = re.compile(r"commits/(\d{8})\.(json|sha256)")
+
+NUMBERS = re.compile(r"versions/\d{8}")  # never collected: the number of an expired version stays taken
 
 LEFTOVER = re.compile(r"(.*/)?\.[^/]+\.[0-9a-f]{32}\.partial")
 
@@ -67,16 +77,37 @@ def collect(
     versions, so that no byte of those rows is left in what was committed; what is young and uncommitted is listed,
     hydrated copies lie elsewhere, and an image that its source still has is encoded again by the next encoding.
     Interrupted, it continues when it is run again.
-    Raises StorageError: no functaset, a damaged commit that is kept (nothing could be proved unreferenced then);
-    DamagedObject where fragments have been committed and no commit is there.
+    Raises StorageError: no functaset; DamagedObject: a kept commit that is damaged or missing, or that may be missing,
+    as nothing could be proved unreferenced then. Nothing is changed in these cases.
     """
     root = read_root(location)
     result = Collected(delete)
     newest = latest(location)
+    _refuse_lost_commits(location, newest)
     if newest is not None and (erase_retired or keep_versions):
+        would = _expire(location, newest, keep_versions, erase_retired, Collected(deleted=False))
+        kept_commits(location, would)  # raises before a commit expires the others
         newest = _expire(location, newest, keep_versions, erase_retired, result)
     _Collection(location, root, newest, now() - older_than, result).run()
     return result
+
+
+def _refuse_lost_commits(location: Location, newest: Commit | None) -> None:
+    """Raise DamagedObject if a fragment was claimed for a commit that is not there and may have been lost.
+
+    Where the newest commit has its number, every later one would have one too: then the committer was killed.
+    """
+    if newest is not None and location.exists(number_key(newest.version)):
+        return
+    named = {entry.fragment for entry in newest.fragments} | {*newest.retired_fragments} if newest else set[str]()
+    claimed = {key.split("/")[1] for key in location.list("fragments/") if key.endswith("/claim")}
+    lost = [fragment for fragment in claimed - named if _claim_on(location, fragment) == COMMIT]
+    if lost:
+        what = "no commit" if newest is None else f"no commit after {newest.version}"
+        raise DamagedObject(
+            f"{location.uri}/commits: holds {what}, though {len(lost)} fragments that none names were claimed for one, "
+            f"so nothing is collected; restore commits/ from a copy, or encode again"
+        )
 
 
 def _expire(
@@ -87,8 +118,7 @@ def _expire(
     result.rewritten += [entry.fragment for entry in entries]
     if erase_retired:
         kept = {entry.fragment for entry in newest.fragments}
-        shown = (load_commit(location, version) for version in versions(location) if version >= newest.oldest)
-        held = {entry.fragment for each in shown for entry in each.fragments} - kept
+        held = {entry.fragment for each in kept_commits(location, newest) for entry in each.fragments} - kept
         keep_versions = 1 if entries or held or newest.retired_images else keep_versions
     if keep_versions is None:
         return newest
@@ -107,6 +137,13 @@ def _expire(
     return newest.model_copy(update={"oldest": oldest, "fragments": fragments})
 
 
+def _claim_on(location: Location, fragment: str) -> bytes | None:
+    try:
+        return location.read(claim_key(fragment))
+    except MissingObject:
+        return None
+
+
 class _Collection:
     def __init__(self, location: Location, root: Root, newest: Commit | None, horizon: float, result: Collected):
         self.location, self.horizon, self.result = location, horizon, result
@@ -116,11 +153,8 @@ class _Collection:
         self.expired = [version for version in found if version < oldest]
         self.fragments: set[str] = set()
         self.moments: set[str] = set()
-        for version in found:
-            if version >= oldest and not (newest is not None and version == newest.version):
-                self._keep(load_commit(location, version))
-        if newest is not None:  # of a dry run, a commit that does not exist
-            self._keep(newest)
+        for each in [*kept_commits(location, newest), newest] if newest is not None else []:
+            self._keep(each)  # the newest of a dry run is a commit that does not exist
         retired = {*(newest.retired_fragments if newest else ()), *result.rewritten}
         self.forgotten = retired - self.fragments
         self.field = root.field
@@ -153,13 +187,12 @@ class _Collection:
                 moments += [entry] if entry.key not in self.moments else []
             elif match := FIELD.fullmatch(entry.key):
                 unneeded += [entry] if match[1] != self.field else []
-            elif entry.key not in ("zarr.json", "fragments/zarr.json"):
+            elif entry.key not in ("zarr.json", "fragments/zarr.json") and not NUMBERS.fullmatch(entry.key):
                 self.result.unknown.append(entry.key)
         for entry in self.location.leftovers():
             if LEFTOVER.fullmatch(entry.key):
                 self.result.young += [entry.key] if entry.modified >= self.horizon else []
                 unneeded.append(entry)
-        self._refuse_lost_commits(parts)  # before anything is deleted
         for entry in unneeded:
             if entry.modified < self.horizon:
                 self._remove(entry)
@@ -172,15 +205,6 @@ class _Collection:
         # A commit follows its mark, which alone would mean that the commit is missing.
         for entry in sorted(commits, key=lambda entry: (entry.key[:16], entry.key.endswith(".json"))):
             self._expire(entry)
-
-    def _refuse_lost_commits(self, parts: dict[str, list[Entry]]) -> None:
-        """Raise DamagedObject if a fragment was claimed for a commit and no commit is there."""
-        committed = [fragment for fragment in parts if self._claim_on(fragment) == COMMIT] if not self.seen else []
-        if committed:
-            raise DamagedObject(
-                f"{self.location.uri}/commits: holds no commit, though {len(committed)} of {len(parts)} fragments were "
-                f"claimed for one, so nothing is collected; restore commits/ from a copy, or encode again"
-            )
 
     def _expire(self, entry: Entry) -> None:
         if entry.key.endswith(".sha256"):
@@ -217,7 +241,7 @@ class _Collection:
 
     def _is_due(self, fragment: str, objects: list[Entry]) -> bool:
         claimed = any(entry.key == claim_key(fragment) for entry in objects)
-        begun = claimed and self._claim_on(fragment) == COLLECT
+        begun = claimed and _claim_on(self.location, fragment) == COLLECT
         if fragment in self.fragments:
             if begun and self.result.deleted:  # of a collection that was killed before it saw the commit
                 self.location.write(claim_key(fragment), COMMIT)
@@ -251,7 +275,7 @@ class _Collection:
     def _takes_over(self, fragment: str) -> bool:
         """Take a claim over from another collection, or from a committer that died long ago; return whether it did."""
         existing = self.location.entry(claim_key(fragment))
-        claim = self._claim_on(fragment)
+        claim = _claim_on(self.location, fragment)
         if existing is None or claim is None:
             return False  # deleted by hand
         if claim != COLLECT:
@@ -259,12 +283,6 @@ class _Collection:
                 return False
             self.location.write(claim_key(fragment), COLLECT)
         return True
-
-    def _claim_on(self, fragment: str) -> bytes | None:
-        try:
-            return self.location.read(claim_key(fragment))
-        except MissingObject:
-            return None
 
     def _remove(self, entry: Entry) -> None:
         self.result.removed.append(entry.key)

@@ -1,12 +1,12 @@
 """Progress of encoding, from plans, receipts and the newest commit alone."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
 from functa.storage.functaset.fragment import Fragment, Shard
-from functa.storage.functaset.history import Commit, latest
+from functa.storage.functaset.history import Commit, FragmentEntry, latest
 from functa.storage.functaset.receipt import Receipt
 from functa.storage.places.location import Location
 
@@ -25,9 +25,11 @@ def status(location: Location, ended: bool = False) -> dict[str, Any]:
     names = [key.split("/")[1] for key in location.list("fragments/") if key.split("/")[2:] == ["plan.json"]]
     retired = {*newest.retired_fragments} if newest else set()
     beside = {*names} - retired if newest is None or not ended else set()
-    fragments = _fragments(location, sorted({*shown} | beside), {*shown}, damage)
+    fragments = _fragments(location, sorted({*shown} | beside), shown, damage)
     receipts = _receipts([shard for fragment in fragments for shard in fragment.shards])
     damage += [str(found) for found in receipts.values() if isinstance(found, StorageError)]
+    lost = [shard for shard, found in receipts.items() if found is None and shard.fragment.entry is not None]
+    damage += [f"{location.uri}/{shard.receipt_key}: is missing" for shard in lost if not shard.retired.all()]
     finished = {shard: found for shard, found in receipts.items() if isinstance(found, Receipt)}
     new = [receipt for shard, receipt in finished.items() if shard.fragment.id not in shown]
     bad = sum(entry.bad for entry in shown.values()) + sum(len(receipt.bad) for receipt in new)  # less those retired
@@ -51,11 +53,14 @@ def _newest(location: Location, damage: list[str]) -> Commit | None:
         return None
 
 
-def _fragments(location: Location, names: Sequence[str], shown: set[str], damage: list[str]) -> list[Fragment]:
+def _fragments(
+    location: Location, names: Sequence[str], shown: Mapping[str, FragmentEntry], damage: list[str]
+) -> list[Fragment]:
+    """Return the fragments as planned now, with their entries; a commit's record of the plan is not compared."""
     fragments = []
     for name in names:
         try:
-            fragments.append(Fragment.load(location, name))
+            fragments.append(Fragment(location, Fragment.load(location, name).plan, shown.get(name)))
         except DamagedObject as error:
             damage.append(str(error))
         except MissingObject as error:  # gc may have collected others since the listing

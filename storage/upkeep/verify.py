@@ -52,7 +52,7 @@ class _Verification:
             read_root(self.location)
             raise StorageError(f"{self.location.uri}: nothing is committed yet; finish encoding first")
         newest = self._guarded(commit_key(versions[-1]), lambda: load_commit(self.location, versions[-1]))
-        self._commits([version for version in versions if newest is None or version >= newest.oldest], newest)
+        self._commits(versions if newest is None else [*range(newest.oldest, newest.version + 1)], newest)
         if newest is not None:
             self._guarded("zarr.json", lambda: read_root(self.location))
             self.checked += 1

@@ -14,8 +14,8 @@ from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import create_functaset
-from functa.storage.functaset.history import Ranges, as_ranges, latest
-from functa.storage.functaset.plan import SPLITS, RowTable
+from functa.storage.functaset.history import Ranges, as_ranges, commit_key, latest
+from functa.storage.functaset.plan import SPLITS, RowTable, check_shards
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.images.source import Images, open_images
@@ -97,6 +97,8 @@ def plan(job: EncodeJob) -> Planned:
         rows = {split: each.rows for split, each in found.items()}
         retire = {fragment: rows for each in found.values() for fragment, rows in each.retire.items()}
         taken = (*newest.retired_fragments, *(entry.fragment for entry in newest.fragments))
+    committed = (newest and location.size(commit_key(newest.version))) or 0
+    check_shards(location.uri, {split: len(each) for split, each in rows.items()}, job.encode.shard_rows, committed)
     plans = []
     if any(each.keys for each in rows.values()):
         quantizer = (newest and stored_quantizer(location, newest)) or _calibrated(job, images, loop)

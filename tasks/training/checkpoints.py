@@ -6,8 +6,9 @@ import logging
 import torch
 from torch import nn
 
+from functa.storage.errors import StorageError
 from functa.storage.places.location import Location
-from functa.storage.runs.checkpoints import is_checkpoint, load_checkpoint, save_checkpoint
+from functa.storage.runs.checkpoints import has_checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from functa.storage.runs.curve import CURVE, read_curve
 from functa.storage.runs.weights import WEIGHTS, write_weights
 from functa.tasks.trained import best_weights, tensors_below, weights_digest
@@ -17,7 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 def save(run: Run, average: nn.Module | None, step: int) -> None:
-    """Write a checkpoint of weights, averages and optimiser, and the curve so far. Only the first rank calls it."""
+    """Write a checkpoint of weights, averages and optimiser, and the curve so far. Only the first rank calls it.
+
+    Raises StorageError where the one before was deleted: with the root, it may be, which is not to be made anew.
+    """
+    if run.saved is not None and not has_checkpoint(run.output, run.saved):
+        raise StorageError(
+            f"{run.output.uri}: the checkpoint of step {run.saved} was deleted during the training, which stopped; "
+            f"run the same command again"
+        )
     tensors = {f"model.{k}": v for k, v in run.learner.model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
@@ -33,6 +42,7 @@ def save(run: Run, average: nn.Module | None, step: int) -> None:
         exported = {name: value.numpy() for name, value in best_weights(arrays).items()}
         write_weights(run.output, exported, described | run.metadata)
     save_checkpoint(run.output, step, arrays, run.metadata | {"finished": finished})
+    run.saved = step
 
 
 def resume(run: Run, average: nn.Module | None) -> int:
@@ -54,6 +64,7 @@ def resume(run: Run, average: nn.Module | None) -> int:
         state["state"].setdefault(int(index), {})[name] = value
     run.learner.optimizer.load_state_dict(state)
     run.rows[:] = _rows_until(run.output, checkpoint.step)
+    run.saved = checkpoint.step
     run.metadata |= {k: v for k, v in checkpoint.metadata.items() if k in ("seconds", "weights_digest")}
     logger.info("%s: resumed at step %d of %d", run.stage, checkpoint.step, run.config.steps)
     return checkpoint.step

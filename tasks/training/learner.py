@@ -77,6 +77,7 @@ class Run:
     # Number of training images, and hex digits that identify them: all ranks, which read them separately, must agree.
     examples: tuple[int, str] = (0, "0")
     rows: list[Row] = field(default_factory=list)
+    saved: int | None = None  # step of the checkpoint that was written or loaded last
 
 
 def run_of(

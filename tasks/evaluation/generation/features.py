@@ -43,6 +43,8 @@ ENCODED = 64  # at a time: the inner loop keeps its steps
 
 MAX_DIMENSIONS = 4096  # of a covariance: its root takes minutes there, and grows with the cube
 
+MAX_STATE_BYTES = 1 << 30  # of JSON: two numbers a latent element
+
 KEPT_NUMBERS = 1 << 27  # of one set's features in memory: of wide ones fewer rows are kept
 
 Progress = Callable[[int, int], None]
@@ -188,9 +190,9 @@ def _latent_normalizer(job: EvaluationJob, functaset: Functaset) -> Normalizer:
     """Normalise by the training images' latents, per element; kept in the run, as finding it may read all latents."""
     location, key = open_location(job.output), "features/normalizer.json"
     if location.exists(key):
-        return Normalizer.from_state(read_json(location, key, limit=1 << 30))
+        return Normalizer.from_state(read_json(location, key, limit=MAX_STATE_BYTES))
     normalizer = training_normalizer(functaset, NormalizationConfig(kind="array"), plain=True)
-    write_json(location, key, normalizer.state())
+    write_json(location, key, normalizer.state(), limit=MAX_STATE_BYTES)
     return normalizer
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from functa.storage.errors import DamagedObject, StorageError
+from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit, retire
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import as_ranges, as_rows, latest
@@ -282,21 +282,6 @@ def test_a_functaset_without_visible_rows_reports_it(tmp_path: Path) -> None:
     assert store.info()["rows"] == 0
     with pytest.raises(StorageError, match="version 3 shows no rows"):
         store.latent_shape
-
-
-@pytest.mark.attacks
-def test_a_functaset_whose_commits_are_lost_is_damaged_and_nothing_of_it_is_collected(tmp_path: Path) -> None:
-    place = filled(tmp_path / "s", 8)
-    retire(place, "train", ["train/00003"])
-    (tmp_path / "s/commits").rename(tmp_path / "elsewhere")
-    before = tree(tmp_path / "s")
-    for delete in (False, True):
-        with pytest.raises(DamagedObject, match=r"commits: holds no commit, though \d of \d fragments were claimed"):
-            collect(place, delete=delete, now=later)
-    assert tree(tmp_path / "s") == before
-    (tmp_path / "elsewhere").rename(tmp_path / "s/commits")
-    collect(place, delete=True, now=later)
-    assert "train/00003" not in shown(place)
 
 
 def test_fragments_of_an_encoding_that_never_committed_are_collected(tmp_path: Path) -> None:
