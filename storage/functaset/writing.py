@@ -75,7 +75,7 @@ def write_shard(
     refuse_clipping(f"fragment {plan.id}, shard {shard.number}", block.clipped, rows, plan.dims, max_clip_fraction)
     receipt = _put_objects(shard, block, seconds, versions or {})
     location = shard.fragment.location
-    if not create_record(location, shard.receipt_key, receipt, "lower encode.shard_rows: its bad rows have no room"):
+    if not create_record(location, shard.receipt_key, receipt, "lower encode.shard_rows: its bad rows are too many"):
         other = shard.find_receipt()  # another writer finished it meanwhile, with the same objects
         if other is None:
             raise StorageError(f"{location.uri}/{shard.receipt_key}: appeared and disappeared; find what deletes there")

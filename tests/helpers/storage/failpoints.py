@@ -30,7 +30,7 @@ CHANGES, READS, LOOKS = ("create", "write", "delete"), ("read",), ("entry", "ent
 
 ACTIONS = {
     "kill": CHANGES,  # SIGKILL once the temporary file is written; before a deletion
-    "raise": CHANGES + READS + LOOKS,  # an I/O error before anything is done
+    "raise": CHANGES + READS + LOOKS,  # the file system does not answer
     "full": ("create", "write"),  # no space left once the temporary file is written
     "short": READS,  # half of the bytes
     "lost": CHANGES,  # done, and the answer is an error
@@ -95,7 +95,7 @@ class Fault:
         key = arguments[0] if arguments else ""
         if self.action == "raise":
             with location._translated(key):
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         if self.action == "kill" and name == "delete":
             os.kill(os.getpid(), signal.SIGKILL)
         setattr(self.here, self.action, True)

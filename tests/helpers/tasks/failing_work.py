@@ -1,7 +1,8 @@
 """Small work of every kind that writes, to be failed at each of its storage operations.
 
-Prints a line of JSON with the counts: python -m tests.helpers.tasks.failing_work WORK ACTION FOLDER [EVERY]
-The clock stands still in it, so that nothing at all is left out of the comparison of bytes.
+Prints a line of JSON with the counts of each action: python -m tests.helpers.tasks.failing_work WORK FOLDER EVERY
+[ACTION...]; EVERY 1 fails every operation, 10 one in ten.
+The clock is stopped in it, so that nothing at all is left out of the comparison of bytes.
 """
 
 import json
@@ -34,7 +35,7 @@ from functa.tasks.training.learner import Work
 from functa.tasks.training.meta_train import run as train_field
 from functa.tasks.training_jobs import MetaTrainJob
 from tests.helpers.storage import failpoints
-from tests.helpers.storage.failpoints import done, fail_everywhere
+from tests.helpers.storage.failpoints import ACTIONS, done, fail_everywhere
 from tests.helpers.storage.functasets import fill, filled, plan, write
 from tests.helpers.tasks.encoding import encode, write_noise
 from tests.helpers.tasks.latent_training import run_training, training_job
@@ -184,14 +185,15 @@ WORK: dict[str, Callable[[Path], failpoints.Work]] = {
 }
 
 
-def main(name: str, action: str, folder: Path, every: int) -> None:
+def main(name: str, folder: Path, every: int, actions: list[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     work = WORK[name](folder)
-    begun = time.monotonic()
-    counts = fail_everywhere(work, folder, action, every)
-    print(json.dumps({"work": name, **counts, "seconds": round(time.monotonic() - begun, 1)}))
+    for action in actions:
+        begun = time.monotonic()
+        counts = fail_everywhere(work, folder, action, every)
+        print(json.dumps({"work": name, **counts, "seconds": round(time.monotonic() - begun, 1)}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 1)
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] or [*ACTIONS])

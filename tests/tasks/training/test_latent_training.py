@@ -1,8 +1,5 @@
 """Train classifiers and diffusion models on a small functaset: exact resume, exported weights, the loop of a GPU."""
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ from functa.tasks.training import loop
 from tests.helpers.storage.functasets import filled
 from tests.helpers.tasks.latent_training import SETTINGS, run_training, stored_tensors, training_job
 
-PROJECT = Path(__file__).parents[3]
 STEPS = 9
 
 
@@ -66,25 +62,6 @@ def same(one: Path, other: Path) -> None:
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
-
-
-@pytest.mark.faults
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["classifier", "diffusion"])
-def test_a_training_killed_before_any_of_its_writes_ends_with_the_same_weights(
-    kind: str, functaset: str, tmp_path: Path
-) -> None:
-    """SIGKILL before the process's k-th fsync, rename or unlink: in the middle of a save too."""
-    run_training(training_job(kind, functaset, tmp_path / "whole"))
-    described = tmp_path / "job.json"
-    described.write_text(training_job(kind, functaset, tmp_path / "killed").model_dump_json())
-    ends = []
-    for k in (3, 8, 2, 11, 5):
-        command = [sys.executable, "-m", "tests.helpers.tasks.killed_training", kind, described, str(k)]
-        ends.append(subprocess.run(command, cwd=PROJECT, capture_output=True, timeout=240, check=False).returncode)
-    assert -signal.SIGKILL in ends, ends
-    run_training(training_job(kind, functaset, tmp_path / "killed"))
-    same(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
