@@ -13,7 +13,7 @@ from functa.storage.places.location import Location
 from functa.storage.upkeep.gc import collect
 from functa.storage.upkeep.status import status
 from functa.storage.upkeep.verify import verify
-from tests.helpers.storage.functasets import fill, filled, plan, table_of, tree, write
+from tests.helpers.storage.functasets import fill, filled, new_store, plan, table_of, tree, write
 from tests.storage.upkeep.test_gc import later, names, shown
 
 FIRST, MIDDLE, NEWEST = 1, 2, 3
@@ -162,3 +162,16 @@ def test_a_lost_receipt_of_a_shard_that_is_wholly_retired_is_no_damage(place: Lo
     place.delete(f"{fragment.plan.path}/receipts/000001.0.json")
     assert status(place)["damage"] == []
     assert bad(place) == set()
+
+
+def test_what_an_encoding_wrote_into_a_deleted_folder_is_refused_by_the_next_one(tmp_path: Path) -> None:
+    """Its shards may lack objects that were deleted with the plan."""
+    place = new_store(tmp_path / "s")
+    each = plan(place)
+    write(place, each, 0)
+    place.delete(f"{each.path}/plan.json")
+    with pytest.raises(DamagedObject, match=rf"{each.path}: has receipts of shards and no plan.*; delete it, then run"):
+        plan(place)
+    shutil.rmtree(tmp_path / "s" / each.path)
+    fill(place, [plan(place)])
+    assert shown(place) == names(0, 20)

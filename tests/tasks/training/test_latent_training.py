@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from functa.storage.errors import DamagedObject
+from functa.storage.errors import DamagedObject, StorageError
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import load_checkpoint
 from functa.storage.runs.weights import SIDECAR, TENSORS, read_weights
@@ -184,4 +184,27 @@ def test_a_training_of_other_inputs_starts_again_and_keeps_what_somebody_put_bes
         assert (tmp_path / "out" / name).read_text() == "mine"
     whole = training_job("classifier", functaset, tmp_path / "whole").model_copy(update={"digest": "other inputs"})
     run_training(whole)
+    same(tmp_path / "whole", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "diffusion"])
+def test_a_training_whose_folder_is_deleted_stops_at_its_next_checkpoint_and_does_not_make_it_anew(
+    kind: str, functaset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = loop._update
+
+    def deleting(run: Any, average: Any, step: int, *rest: Any) -> Any:
+        if step == 4:
+            (tmp_path / "out").rename(tmp_path / "deleted")
+        return update(run, average, step, *rest)
+
+    monkeypatch.setattr(loop, "_update", deleting)
+    with pytest.raises(
+        StorageError, match="out: the checkpoint of step 4 was deleted during the training, which stopped"
+    ):
+        run_training(training_job(kind, functaset, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    run_training(training_job(kind, functaset, tmp_path / "out"))
+    run_training(training_job(kind, functaset, tmp_path / "whole"))
     same(tmp_path / "whole", tmp_path / "out")
