@@ -199,9 +199,7 @@ def test_a_training_whose_folder_is_deleted_stops_at_its_next_checkpoint_and_doe
         return update(run, average, step, *rest)
 
     monkeypatch.setattr(loop, "_update", deleting)
-    with pytest.raises(
-        StorageError, match="out: the checkpoint of step 4 was deleted during the training, which stopped"
-    ):
+    with pytest.raises(StorageError, match="out: the checkpoint of step 4 was deleted during the training"):
         run_training(training_job(kind, functaset, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
