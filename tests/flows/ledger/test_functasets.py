@@ -1,6 +1,7 @@
 """The functaset that an encoding goes on with, when one is up to date, and the models that it leaves so."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from functa.flows.cli.status import read_status
 from functa.flows.jobs import stale_models
 from functa.flows.ledger import Ledger, MissingInput, encode_fingerprint, images_digest
-from functa.storage.errors import StorageError
+from functa.storage.errors import DamagedObject, StorageError
 from functa.storage.functaset.header import create_functaset
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
@@ -139,3 +140,16 @@ def test_a_later_commit_of_the_same_choices_and_classes_does_not_invalidate_a_mo
     assert stale_models(book) == []
     finish(book, "encode", "three", choices="other classes", info={"version": 3})
     assert stale_models(book) == ["train_classifier", "train_diffusion"]
+
+
+def test_a_functaset_with_fewer_commits_than_its_root_recorded_is_damaged(tmp_path: Path) -> None:
+    """As older versions wrote it: nothing beside the commits shows that there was another."""
+    book = ledger(tmp_path)
+    finish(book, "meta_train")
+    finish(book, "encode", info={"version": 2})
+    shutil.rmtree(tmp_path / "functaset.zarr" / "versions")
+    for path in (tmp_path / "functaset.zarr" / "commits").glob("00000002.*"):
+        path.unlink()
+    with pytest.raises(DamagedObject, match=r"commits/00000002\.json: is missing; restore it from a copy"):
+        book.up_to_date("encode")
+    assert read_status(str(tmp_path))["stages"]["encode"] == "damaged"
