@@ -96,7 +96,7 @@ def test_more_shards_than_their_records_can_list_are_refused_before_any_work(tmp
     settings = ["images.source=npz", f"images.location={tmp_path}", "field.spatial=1", "encode.shard_rows=1"]
     config = load_config("digits", [*settings, "encode.chunk_rows=1", "classifier=null", "diffusion=null"])
     for asked in ("pipeline", "encode"):
-        with pytest.raises(StorageError, match=r"makes 600004 shards, .* shard_rows to 2 or more") as caught:
+        with pytest.raises(StorageError, match=r"makes 600004 shards, .* encode\.shard_rows to 2 or more") as caught:
             preflight(config, str(tmp_path / "root"), asked)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "root").exists()

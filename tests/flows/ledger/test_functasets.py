@@ -143,7 +143,7 @@ def test_a_later_commit_of_the_same_choices_and_classes_does_not_invalidate_a_mo
 
 
 def test_a_functaset_with_fewer_commits_than_its_root_recorded_is_damaged(tmp_path: Path) -> None:
-    """As older versions wrote it: nothing beside the commits shows that there was another."""
+    """Nothing beside the commits shows that there was another, as in functasets of older versions."""
     book = ledger(tmp_path)
     finish(book, "meta_train")
     finish(book, "encode", info={"version": 2})

@@ -75,6 +75,7 @@ def test_a_lost_newest_commit_is_damage_to_readers_and_committers_and_nothing_is
     assert shown(place) == names(0, 20)
 
 
+@pytest.mark.attacks
 def test_a_lost_commits_folder_is_damage_and_nothing_is_collected(place: Location) -> None:
     shutil.move(Path(place.uri, "commits"), Path(place.uri).with_name("aside"))
     with pytest.raises(DamagedObject, match=r"commits/00000003\.json: is missing"):
