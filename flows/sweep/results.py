@@ -8,9 +8,11 @@ from typing import Any
 from functa.flows.config.schema import ConfigError
 from functa.flows.ledger import Ledger, now
 from functa.flows.sweep.plan import Member, SweepPlan, number_of
+from functa.flows.sweep.shared import shared_folder
 from functa.storage.errors import DamagedObject, FunctaError
 from functa.storage.places.address import MAX_STAGE_BYTES, open_location, read_json
 from functa.storage.places.location import Location
+from functa.storage.places.reused import refuse_link_out
 from functa.storage.runs.stage_records import StageConflict, read_record
 from functa.tasks.evaluation.gate import measured
 from functa.tasks.report.compare.sweep import Sweep, SweepMember, splits, unknown_metric, unmeasured
@@ -23,7 +25,8 @@ class SweepFailed(FunctaError):
 class SweepState:
     """The state of every member, written to sweep.json whenever one has ended, for when the sweep is interrupted.
 
-    Raises ConfigError for a metric that no run measures, StageConflict if the root holds results of another sweep.
+    Raises ConfigError for a metric that no run measures, StageConflict if the root holds results of another sweep,
+    StorageError where a link would lead a member out of the root.
     """
 
     def __init__(self, plan: SweepPlan, root: str, metrics: list[str], command: str) -> None:
@@ -31,6 +34,9 @@ class SweepState:
         self.metrics = tuple(dict.fromkeys(metrics))
         _refuse([unknown_metric(metric) for metric in self.metrics])
         _check_same_sweep(plan, open_location(root))
+        shared = [shared_folder(stage, name) for stage, name, _ in plan.shared()]
+        for folder in (*(member.folder for member in plan.members), *shared):
+            refuse_link_out(open_location(root), folder)
         self.failed: dict[Member, str] = {}
         self._finished: dict[Member, tuple[dict[str, Any], str]] = {}
         self._up_to_date: dict[Member, bool] = {}

@@ -22,7 +22,7 @@ class SharedRoots:
 
     def root_of(self, stage: str, name: str) -> str:
         """Return the root of a shared stage."""
-        return f"{self.root.rstrip('/')}/{_folder(stage, name)}"
+        return f"{self.root.rstrip('/')}/{shared_folder(stage, name)}"
 
     def reuse(self, member: Member, root: str, stages: Sequence[str]) -> None:
         """Write the records of stages that have finished elsewhere into a root.
@@ -37,7 +37,7 @@ class SharedRoots:
     def _others(self, stage: str, name: str) -> list[str]:
         found = [self.root_of(stage, name)] if (stage, name) in self._shared else []
         if self._from is not None:
-            found += [f"{self._from.rstrip('/')}/{_folder(stage, name)}", self._from]
+            found += [f"{self._from.rstrip('/')}/{shared_folder(stage, name)}", self._from]
         return [uri for uri in found if _begun(open_location(uri))]
 
 
@@ -59,7 +59,8 @@ def with_inputs(config: PipelineConfig, stage: str) -> list[str]:
     return [*dict.fromkeys(before), stage]
 
 
-def _folder(stage: str, name: str) -> str:
+def shared_folder(stage: str, name: str) -> str:
+    """Return the folder of a shared stage below the sweep's root."""
     return f"shared/{STAGES[stage].command}-{name}"
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from functa.flows.ledger import Ledger
+from functa.flows.sweep.plan import plan_sweep
+from functa.flows.sweep.results import SweepState
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.places import reused
@@ -156,6 +158,18 @@ def test_no_stage_is_written_through_a_link_out_of_the_root(tmp_path: Path, link
         for stage in ("meta_train", "encode", "evaluate"):
             finish(book, stage)
     assert not list(outside.iterdir())
+
+
+@pytest.mark.parametrize("linked", ["members", "shared", "a member"])
+def test_no_member_of_a_sweep_is_written_through_a_link_out_of_its_root(tmp_path: Path, linked: str) -> None:
+    swept = plan_sweep("digits", [], ["classifier.steps=10,20"])
+    name = swept.members[1].folder if linked == "a member" else linked
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "sweep" / name).parent.mkdir(parents=True)
+    (tmp_path / "sweep" / name).symlink_to(tmp_path / "outside", target_is_directory=True)
+    with pytest.raises(StorageError, match="a symbolic link leads out"):
+        SweepState(swept, str(tmp_path / "sweep"), ["psnr_test"], "")
+    SweepState(swept, str(tmp_path / "other"), ["psnr_test"], "")
 
 
 def test_a_link_inside_the_root_and_a_root_that_is_a_link_are_fine(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from functa.storage.functaset.commit import retire
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
+from functa.storage.places.reused import allow_reuse
 from functa.storage.runs.stage_records import read_record, write_record
 from functa.tasks.config import SampleRequest
 from functa.tasks.inference import png, sample_images
@@ -295,6 +296,7 @@ def test_models_of_other_latents_are_refused_and_later_commits_are_as_good(
     for stage in ("train_classifier", "train_diffusion"):
         record = read_record(open_location(str(root)), stage)
         assert record is not None
+        allow_reuse(other.location, f"{root}/{record.output}")
         write_record(other.location, record.model_copy(update={"output": f"{root}/{record.output}"}))
     for command in (["classify", str(tmp_path / "digits")], ["sample", "--out", str(tmp_path / "refused")]):
         line = error_line(here(command[0], other.root, *command[1:]), 1)
