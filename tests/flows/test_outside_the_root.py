@@ -162,7 +162,7 @@ def test_no_stage_is_written_through_a_link_out_of_the_root(tmp_path: Path, link
 
 @pytest.mark.parametrize("linked", ["members", "shared", "a member"])
 def test_no_member_of_a_sweep_is_written_through_a_link_out_of_its_root(tmp_path: Path, linked: str) -> None:
-    swept = plan_sweep("digits", [], ["classifier.steps=10,20"])
+    swept = plan_sweep("digits", [], ["classifier.steps=60,70"])
     name = swept.members[1].folder if linked == "a member" else linked
     (tmp_path / "outside").mkdir()
     (tmp_path / "sweep" / name).parent.mkdir(parents=True)

@@ -101,7 +101,7 @@ def test_an_image_is_decoded_once_for_all_its_augmentations(tmp_path: Path, monk
             (tmp_path / split / label).mkdir(parents=True)
             for i in range(3):
                 picture(20, 20).save(tmp_path / split / label / f"{i}.png")
-    from functa.storage.images import folder as module
+    from functa.storage.images import encoded as module
 
     decoded = []
     real = module.decode
