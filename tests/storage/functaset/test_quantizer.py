@@ -77,6 +77,8 @@ def test_a_dimension_that_does_not_vary_comes_back() -> None:
     codes, clipped = quantizer.encode(z)
     assert clipped == 0
     np.testing.assert_allclose(quantizer.decode(codes), z, rtol=1e-4, atol=1e-6)
+    ends = quantizer.low[..., None] + quantizer.step[..., None] * np.arange(17, dtype=np.float32)
+    assert (np.diff(ends) > 0).all()  # its bins differ in float32
 
 
 @pytest.mark.parametrize(
