@@ -20,6 +20,7 @@ import numpy  # noqa: F401  loaded before the forks, so that each of them has it
 import pytest
 import zarr  # noqa: F401
 
+import tests.conftest  # noqa: F401  the folders of the tests' own are made once
 from tests.mutation.explained import EXPLAINED
 from tests.mutation.mutants import mutants_of
 
@@ -30,7 +31,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "storage/images/rows.py": ("tests/storage/images/test_rows.py", "tests/storage/images/test_source.py"),
     "storage/functaset/quantizer.py": ("tests/storage/functaset/test_quantizer.py",),
     "storage/functaset/commit.py": (
-        "tests/storage/functaset/test_functaset.py", "tests/storage/functaset/test_contention.py",
+        "tests/storage/functaset/test_contention.py",
         "tests/storage/upkeep/test_gc.py", "tests/storage/upkeep/test_gc_contention.py",
     ),
     "tasks/evaluation/gate.py": ("tests/tasks/evaluation/test_gate.py",),
@@ -39,7 +40,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
 # Of pytest; of the project's fixtures only those of storage, since others load torch.
 OPTIONS = (
     "-x", "-q", "-c", os.devnull, f"--rootdir={PROJECT}", "-p", "no:cacheprovider", "--noconftest",
-    "-p", "tests.storage.conftest", "-k", "not moto", "-m", "not slow",
+    "-p", "tests.conftest", "-p", "tests.storage.conftest", "-k", "not moto", "-m", "not slow",
 )  # fmt: skip
 
 # Of one mutant's tests, computing and in all: longer is a loop without end, which a test notices.
