@@ -5,7 +5,7 @@ import platform
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from functa.flows.config.schema import ConfigError
@@ -77,9 +77,19 @@ def allowed_places(root: str) -> list[str]:
         return [absolute(place) for place in read_places(listed)]
     beside, _, _ = root.rstrip("/").rpartition("/")
     config = newest_config(root)
-    images = config.images.location if config is not None else ""
-    needed = [root, beside if "://" not in root or beside.count("/") > 1 else "", str(Path.cwd()), images]
+    images = [] if config is None else [config.images.location, config.images.labels]
+    needed = [root, beside if "://" not in root or beside.count("/") > 1 else "", str(Path.cwd())]
+    needed += [_folder_of(location) for location in images if location not in ("", "none")]
     return list(dict.fromkeys(absolute(place) for place in needed if place and not _is_above_homes(place)))
+
+
+def _folder_of(images: str) -> str:
+    """Return the folder of a file, and what comes before a pattern; a folder is returned as it is."""
+    from functa.storage.images.patterns import split_pattern
+
+    folder, _ = split_pattern(images)
+    is_file = bool(PurePosixPath(folder).suffix) if "://" in folder else Path(folder).is_file()
+    return folder.rpartition("/")[0] if is_file else folder
 
 
 def _is_above_homes(place: str) -> bool:

@@ -17,12 +17,10 @@ import pytest
 
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import ConfigError, PipelineConfig
-from functa.flows.server import api, deployed, processes
+from functa.flows.server import api, deployed, doctor, processes
 from functa.flows.server.api import OperateError
-from functa.flows.server.local_workers import allowed_places
 from functa.flows.server.up import command_for, link, up
 from functa.storage.places.address import open_location
-from functa.storage.places.allowed import ALLOWED_ROOTS
 from functa.storage.runs.stage_records import StageRecord, write_record
 from functa.tasks.stage_table import STAGES
 from tests.helpers.flows.prefect_server import PROJECT, Served, eventually, free_port, serving
@@ -50,30 +48,6 @@ def test_the_command_that_is_suggested_continues_the_root(tmp_path: Path) -> Non
         )  # fmt: skip
         write_record(open_location(str(tmp_path)), record)
         assert command_for(str(tmp_path)) == suggested
-
-
-@pytest.mark.attacks
-def test_runs_may_use_what_an_operator_needs_and_never_everything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(ALLOWED_ROOTS, raising=False)
-    monkeypatch.chdir(tmp_path)
-    here, images = str(tmp_path), str(tmp_path.parent / "images")
-    assert allowed_places("/data/runs/digits") == ["/data/runs/digits", "/data/runs", here]
-    assert allowed_places("s3://bucket/runs/digits") == ["s3://bucket/runs/digits", "s3://bucket/runs", here]
-    assert allowed_places("s3://bucket/digits") == ["s3://bucket/digits", "s3://bucket", here]
-    assert allowed_places("s3://bucket") == ["s3://bucket", here]
-    assert allowed_places("/digits") == ["/digits", here], "its parent would be everything"
-    config = load_config("digits", ["images.source=folder", f"images.location={images}"]).model_dump(mode="json")
-    record = StageRecord(
-        stage="encode", state="finished", config={}, pipeline=config, inputs={}, output="x", started="now"
-    )
-    write_record(open_location(f"{here}/runs/a"), record)
-    assert allowed_places(f"{here}/runs/a") == [f"{here}/runs/a", f"{here}/runs", here, images]
-    monkeypatch.chdir("/")
-    assert allowed_places("/data/runs/digits") == ["/data/runs/digits", "/data/runs"]
-    monkeypatch.setenv(ALLOWED_ROOTS, "~/a, s3://bucket")
-    assert allowed_places("/data/runs/digits") == [str(Path("~/a").expanduser()), "s3://bucket"]
 
 
 def test_a_taken_port_is_one_line_and_nothing_is_started(home: Path) -> None:
@@ -339,6 +313,23 @@ def test_run_deployed_names_the_queue_that_no_worker_polls(
     monkeypatch.setattr(deployed, "WORKER_SECONDS", 1)
     with pytest.raises(OperateError, match="no worker polls queue lonely of pool 'functa'"):
         deployed.run_deployed(PipelineConfig(), "root")
+
+
+@pytest.mark.server
+def test_a_command_without_the_password_is_one_line_with_the_fix(
+    served: Served, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"{served.address}/api")
+    for password, fault in (("", "asks for a password"), ("functa:wrong", "refuses the password of")):
+        monkeypatch.setenv(api.PASSWORD, password)
+        for command in (api.check_api, lambda: deployed.run_deployed(PipelineConfig(), "root")):
+            with pytest.raises(OperateError, match=f"{served.address}/api {fault}.*: set {api.PASSWORD} to") as caught:
+                command()
+            assert "\n" not in str(caught.value)
+        assert not doctor.check_prefect().ok
+    monkeypatch.delenv(api.PASSWORD)
+    monkeypatch.setenv("PREFECT_HOME", str(served.home))
+    assert doctor.check_prefect().ok
 
 
 @pytest.mark.server
