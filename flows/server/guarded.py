@@ -58,18 +58,29 @@ class Guard:
             await _answer(send, 403, f"Refused: {fault}.")
         elif kind != "http":
             await self._app(scope, receive, send)
+        elif self._is_link(scope):
+            await self._let_in(scope, send)
         elif self._is_known(scope):
             await self._pass_with_password(scope, receive, send)
         elif scope["path"].startswith("/api/"):
             await self._app(scope, receive, send)  # which looks for the password
-        elif _same(self._token, "".join(parse_qs(scope["query_string"].decode("latin-1")).get("token", []))):
-            # A page that leads on, not a redirect: a link opened from another page would not send the cookie there.
-            cookie = f"{_cookie(scope)}={self._token}; Path=/; HttpOnly; SameSite=Strict"
-            where = escape("/" + quote(scope["path"].lstrip("/")), quote=True)
-            page = f'<meta http-equiv="refresh" content="0;url={where}"><a href="{where}">Prefect UI</a>'
-            await _answer(send, 200, page, [(b"set-cookie", cookie.encode())])
         else:
             await _answer(send, 401, UNKNOWN)
+
+    def _is_link(self, scope: Message) -> bool:
+        """Return whether this is the printed link."""
+        tokens = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        return any(_same(self._token, each) for each in tokens)
+
+    async def _let_in(self, scope: Message, send: Send) -> None:
+        """Set the cookie, and lead on to the same address without the token.
+
+        By a page, not a redirect: to that, a browser which follows a link of another page would not send the cookie.
+        """
+        cookie = f"{_cookie(scope)}={self._token}; Path=/; HttpOnly; SameSite=Strict"
+        where = escape("/" + quote(scope["path"].lstrip("/")), quote=True)
+        page = f'<meta http-equiv="refresh" content="0;url={where}"><a href="{where}">Prefect UI</a>'
+        await _answer(send, 200, page, [(b"set-cookie", cookie.encode())])
 
     def _is_known(self, scope: Message) -> bool:
         """Return whether the request has the link's cookie, or the password itself."""

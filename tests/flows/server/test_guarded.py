@@ -125,8 +125,9 @@ def test_a_program_with_the_password_reads_the_uis_settings() -> None:
 
 
 def test_the_link_sets_the_cookie_and_leads_on_to_the_same_page_without_the_token() -> None:
+    (again, _) = answer("http", OWN | {"cookie": "functa-4200=secret"}, "/", "token=secret")
     (start, page) = answer("http", OWN, "//evil.example/<b>", "token=secret")
-    assert start["status"] == 200
+    assert start["status"] == again["status"] == 200
     headers = dict(start["headers"])
     assert headers[b"set-cookie"] == b"functa-4200=secret; Path=/; HttpOnly; SameSite=Strict"
     assert headers[b"cache-control"] == b"no-store"
