@@ -21,7 +21,7 @@ from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.functaset.writing import write_shard
-from functa.storage.places.address import open_location
+from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
 from functa.tasks.encoding.quantizer_choice import choose_quantizer
 from functa.tasks.evaluation.evaluator_input import SILENT, Bench, EvaluationJob, Messages, open_bench
@@ -81,7 +81,7 @@ def _rates(bench: Bench, test: Subset, quantizer: Quantizer, config: Quantizatio
     height, width = bench.test.resolution
     numbers = test.z[0].numel()
     with tempfile.TemporaryDirectory() as folder:
-        per_number = stored_bits(open_location(folder), bench, test, quantizer, config)
+        per_number = stored_bits(LocalLocation(folder), bench, test, quantizer, config)
     bpp = per_number * numbers / (height * width)
     shared = 8 * (field_bytes(bench) + quantizer.low.nbytes + quantizer.step.nbytes) / (height * width)
     return {

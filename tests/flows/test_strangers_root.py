@@ -12,6 +12,7 @@ from functa.storage.places.address import open_location
 from functa.storage.places.allowed import ALLOWED_ROOTS
 from functa.storage.runs.stage_records import StageRecord, write_record
 from functa.tasks.config import DispatchConfig
+from tests.helpers.flows.tiny_config import TINY
 
 pytestmark = [pytest.mark.attacks, pytest.mark.server]
 
@@ -62,6 +63,16 @@ def test_an_event_with_a_root_or_images_elsewhere_starts_nothing(
         with pytest.raises(StorageError, match="is in none of the locations"):
             re_encode(**{"images": "", **given})
     assert not used
+
+
+@pytest.mark.slow
+def test_a_whole_run_needs_no_location_but_its_root(
+    tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from functa.flows.pipeline import pipeline
+
+    monkeypatch.setenv(ALLOWED_ROOTS, str(tmp_path / "root"))
+    assert pipeline(str(tmp_path / "root"), config=load_config("digits", TINY))["psnr_test"] > 10
 
 
 def test_a_preset_of_a_run_is_a_name_and_never_a_path(tmp_path: Path, prefect_server: None) -> None:
