@@ -1,4 +1,4 @@
-"""What the workers of `functa up` get of this machine."""
+"""The workers of `functa up` may use what an operator needs of this machine, and no more."""
 
 from pathlib import Path
 
