@@ -31,7 +31,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "storage/images/rows.py": ("tests/storage/images/test_rows.py", "tests/storage/images/test_source.py"),
     "storage/functaset/quantizer.py": ("tests/storage/functaset/test_quantizer.py",),
     "storage/functaset/commit.py": (
-        "tests/storage/functaset/test_contention.py",
+        "tests/storage/functaset/test_commit.py", "tests/storage/functaset/test_contention.py",
         "tests/storage/upkeep/test_gc.py", "tests/storage/upkeep/test_gc_contention.py",
     ),
     "tasks/evaluation/gate.py": ("tests/tasks/evaluation/test_gate.py",),
