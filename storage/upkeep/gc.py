@@ -22,7 +22,6 @@ from functa.storage.functaset.history import (
     kept_commits,
     latest,
     load_commit,
-    number_key,
     versions,
 )
 from functa.storage.functaset.plan import COLLECT, claim_key
@@ -95,9 +94,9 @@ def collect(
 def _refuse_lost_commits(location: Location, newest: Commit | None) -> None:
     """Raise DamagedObject if a fragment was claimed for a commit that is not there and may have been lost.
 
-    Where the newest commit has its number, every later one would have one too: then the committer was killed.
+    Where there are numbers, there is one of every version that another was committed on: then nothing was.
     """
-    if newest is not None and location.exists(number_key(newest.version)):
+    if location.list("versions/"):
         return
     named = {entry.fragment for entry in newest.fragments} | {*newest.retired_fragments} if newest else set[str]()
     claimed = {key.split("/")[1] for key in location.list("fragments/") if key.endswith("/claim")}

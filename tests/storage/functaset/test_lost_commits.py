@@ -132,6 +132,20 @@ def test_a_killed_commit_is_no_lost_one(place: Location) -> None:
     assert bad(place) == set()
 
 
+@pytest.mark.parametrize("number", [True, False])
+def test_a_committer_killed_before_the_mark_of_its_commit_does_not_stop_a_collection(
+    number: bool, place: Location
+) -> None:
+    abandoned = plan(place, n=4, first=60)
+    write(place, abandoned, 0)
+    place.create(f"{abandoned.path}/claim", b"commit")
+    place.delete("commits/00000003.sha256")
+    if not number:
+        place.delete("versions/00000003")
+    assert collect(place, delete=True, now=later).fragments == [abandoned.id]
+    assert bad(place) == set()
+
+
 def test_marks_and_numbers_that_are_missing_are_written_again_by_the_next_commit(place: Location) -> None:
     place.delete("commits/00000003.sha256")
     as_older_versions_wrote(place)
