@@ -60,7 +60,9 @@ def changed(draw: st.DrawFn, documents: Sequence[Any]) -> Any:
         if kind == "remove" and isinstance(holder, dict):
             holder.pop(key, None)
         elif kind == "add" and isinstance(holder, dict):
-            holder[draw(st.sampled_from(["more", "", "format", "version", "../x"]))] = draw(st.sampled_from(HOSTILE))
+            holder[draw(st.sampled_from(["more", "", "format", "version", "../x"]))] = copy.deepcopy(
+                draw(st.sampled_from(HOSTILE))
+            )
         elif kind == "nest":
             holder[key] = _nested(draw(st.sampled_from([5, 300, 5000])))
         elif kind == "swap":
@@ -68,7 +70,7 @@ def changed(draw: st.DrawFn, documents: Sequence[Any]) -> Any:
             found = other.get(name) if isinstance(other, dict) else other[name]
             holder[key] = [] if isinstance(found, dict | list) else found
         else:
-            holder[key] = draw(st.sampled_from(HOSTILE))
+            holder[key] = copy.deepcopy(draw(st.sampled_from(HOSTILE)))
     return document
 
 
