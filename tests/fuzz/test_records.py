@@ -92,7 +92,7 @@ def test_changed_records_of_a_functaset_are_read_or_named(store: Path, part: str
     for mark in store.glob("commits/*.sha256"):
         mark.unlink()  # a stranger would write the right one
 
-    @examples(10)
+    @examples(5)
     @given(drawn(path))
     def check(data: bytes) -> None:
         location = open_location(str(store))
@@ -124,7 +124,7 @@ def test_a_table_of_rows_is_whole_or_no_table() -> None:
 def test_changed_stage_records_are_read_or_named(root: Path, stage: str) -> None:
     path = root / "stages" / f"{stage}.json"
 
-    @examples(10)
+    @examples(5)
     @given(drawn(path, lambda value: value))
     def check(data: bytes) -> None:
         replaced(path, data, lambda: read_record(open_location(str(root)), stage), StorageError)

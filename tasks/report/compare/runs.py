@@ -9,7 +9,7 @@ from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.places.reused import NotReused, output_of
-from functa.storage.runs.curve import read_curve
+from functa.storage.runs.curve import read_curve, whole
 from functa.storage.runs.stage_records import output_location, read_record
 from functa.tasks.evaluation.catalogue import described, groups
 from functa.tasks.evaluation.gate import measured
@@ -121,7 +121,7 @@ def _read(location: Location, given: str) -> ComparedRun:
             "with it as --root first"
         )
     try:
-        metrics = json.loads(location.read("metrics.json"))
+        metrics = json.loads(location.read("metrics.json"), parse_int=whole)
         about = json.loads(_described(location).read("run.json"))
         config, created = dict(about["config"]), str(about["created"])
         if not isinstance(metrics, dict):
