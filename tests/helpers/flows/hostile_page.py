@@ -70,6 +70,8 @@ class PageServer:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # else a waiting accept() would keep the port
         self._listener.close()
 
     def _accept(self) -> None:
