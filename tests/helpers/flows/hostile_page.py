@@ -82,11 +82,12 @@ class PageServer:
 
     def _serve(self, client: socket.socket) -> None:
         with client, suppress(OSError):
+            asked = client.recv(1 << 16)  # only now: browsers open connections before they need them
             if self.forward_to is None:
-                client.recv(1 << 16)
                 client.sendall(ANSWER % len(HTML) + HTML)
                 return
             with socket.create_connection(self.forward_to) as server:
+                server.sendall(asked)
                 threading.Thread(target=_copy, args=(server, client), daemon=True).start()
                 _copy(client, server)
 
