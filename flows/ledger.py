@@ -250,6 +250,9 @@ class Ledger:
 
     def _begin(self, stage: str) -> StageRecord:
         before = read_record(self.location, stage)
+        for place in (self.config.images.location, self.config.images.labels):
+            if place not in ("", "none"):
+                allow_reuse(self.location, place)
         record = StageRecord(
             stage=stage,
             state="running",

@@ -13,6 +13,7 @@ from functa.flows.server.worker import gpu_slot, outlive_the_worker, started_by_
 from functa.flows.stages import encode
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
+from functa.storage.images.patterns import split_pattern
 from functa.storage.places.address import open_location
 from functa.storage.runs.stage_records import StageRecord, is_reused, read_record
 from functa.tasks.config import DispatchConfig
@@ -95,7 +96,8 @@ def check_source(root: str, source: ImagesConfig, images: str) -> None:
     """Raise MissingInput if the new images are not in the root's source."""
     if not source.location:
         raise MissingInput(f"{root}: images.source={source.source} reads no location, so no images can be added to it")
-    ours, theirs = (open_location(uri).uri.rstrip("/") for uri in (source.location, images))
+    folder, _ = split_pattern(source.location)
+    ours, theirs = (open_location(uri).uri.rstrip("/") for uri in (folder, images))
     if theirs != ours and not theirs.startswith(ours + "/"):
         raise MissingInput(f"{root}: images arrived in {images}, but it reads those in {source.location}")
 

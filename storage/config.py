@@ -29,12 +29,12 @@ class ImagesConfig(Config):
         "train-{000..127}.tar, *.parquet or imagenet/{train,val} names some of them.",
     )  # fmt: skip
     labels: str = Field(
-        "", description="Table of file and label (.csv, .tsv, .jsonl) of a folder without class folders; none: no "
+        "", description="Table of file and label (.csv, .tsv, .jsonl) of images that lie in no class folders; none: no "
         "classes, whatever there is.",
     )  # fmt: skip
     columns: str = Field(
         "", pattern=r"^([^,]+,[^,]+)?$", description="IMAGE,LABEL: columns of a table; of a tar, the label's field in "
-        "its .json; empty: image and label, or what is clear.",
+        "its .json; without it: image and label, or what is clear.",
     )  # fmt: skip
     dataset: Literal["CIFAR10", "FashionMNIST"] = Field("CIFAR10", description="Which torchvision data set.")
     channels: Literal[1, 3] | None = Field(None, description="Grey or RGB; null: what the source has (folder: 3).")
@@ -67,8 +67,10 @@ class ImagesConfig(Config):
 
     def decides(self, name: str) -> bool:
         """Return whether a setting decides which images there are. Older records have not all of them."""
-        if name in ("labels", "columns"):
-            return bool(getattr(self, name))
+        if name == "labels":  # a table may be moved; labels themselves are compared image by image
+            return self.labels == "none"
+        if name == "columns":
+            return bool(self.columns)
         return name != "split" or (self.split == "by_key" and "split" in find_source(self.source).settings)
 
     @model_validator(mode="after")

@@ -181,21 +181,23 @@ def kept_password(port: int, password: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for each in (file, file.with_suffix(".html")):
-            each.unlink(missing_ok=True)
+        with suppress(OSError):  # another one's, which has taken the port at the same moment, stays
+            if file.read_text() == password:
+                for each in (file, file.with_suffix(".html")):
+                    each.unlink(missing_ok=True)
 
 
 def password_of(api: str) -> str:
     """Return the password for this API; empty where there is none.
 
-    For a server that the user named it is the user's; else, and for others, that of this user's `functa up` there.
+    For a server that the user named it is the user's; else that of this user's `functa up` there.
     """
     chosen = os.environ.get(PASSWORD) or active_profile().get(PASSWORD, "")
     kept = ""
     with suppress(OSError, ValueError):
         if _is_loopback(api):
             kept = password_file(urlsplit(api).port or 80).read_text()
-    return (chosen or kept) if api == configured_api() else (kept or chosen)
+    return (chosen or kept) if api == configured_api() else kept  # the user's is for the server that the user named
 
 
 @contextmanager

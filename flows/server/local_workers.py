@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from functa.flows.config.schema import ConfigError
 from functa.flows.server.api import POOL, absolute
 from functa.storage.errors import StorageError
+from functa.storage.places.address import open_location
 from functa.storage.places.allowed import ALLOWED_ROOTS, read_places
+from functa.storage.places.reused import was_allowed
 
 if TYPE_CHECKING:
     from functa.flows.config.schema import PipelineConfig
@@ -70,8 +72,9 @@ def workers_of_this_machine(port: int, gpus: int | None) -> list[Worker]:
 def allowed_places(root: str) -> list[str]:
     """Return where runs may read and write: FUNCTA_ALLOWED_ROOTS, or what an operator who starts this here will need.
 
-    That is: what lies beside the root, the current folder (with ./functa-runs), and the images that the root was made
-    of. The folder above all homes, and those above that, would allow everything, and are never among them.
+    That is: what lies beside the root, the current folder (with ./functa-runs), and the images that this user made the
+    root of; a record of somebody else's root allows nothing. The folder above all homes, and those above that, would
+    allow everything, and are never among them.
     """
     if listed := os.environ.get(ALLOWED_ROOTS):
         return [absolute(place) for place in read_places(listed)]
@@ -79,7 +82,8 @@ def allowed_places(root: str) -> list[str]:
     config = newest_config(root)
     images = [] if config is None else [config.images.location, config.images.labels]
     needed = [root, beside if "://" not in root or beside.count("/") > 1 else "", str(Path.cwd())]
-    needed += [_folder_of(location) for location in images if location not in ("", "none")]
+    named = [place for place in images if place not in ("", "none")]
+    needed += [_folder_of(place) for place in named if was_allowed(open_location(root), place)]
     return list(dict.fromkeys(absolute(place) for place in needed if place and not _is_above_homes(place)))
 
 
@@ -99,7 +103,6 @@ def _is_above_homes(place: str) -> bool:
 def newest_config(root: str) -> "PipelineConfig | None":
     """Return the config of the newest stage that was begun in the root; None where there is none to read."""
     from functa.flows.config.load import recorded_config
-    from functa.storage.places.address import open_location
     from functa.storage.runs.stage_records import read_record
     from functa.tasks.stage_table import STAGES
 

@@ -29,7 +29,7 @@ def read_labels(uri: str) -> dict[str, str]:
     ending = PurePosixPath(name).suffix.lower()
     if ending not in (".csv", ".tsv", ".jsonl"):
         raise StorageError(f"images.labels={uri}: expected a .csv, .tsv or .jsonl file with columns file and label")
-    data = open_location(folder or ".").read(name, MAX_BYTES)
+    data = open_location(folder or ("/" if uri.startswith("/") else ".")).read(name, MAX_BYTES)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -88,6 +88,10 @@ def _json_rows(text: str, uri: str) -> list[tuple[int, str, str]]:
     return rows
 
 
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.removeprefix("-").isdigit() and len(label) < 20
+
+
 def numbered(labels: Sequence[str], names: Sequence[str] = ()) -> tuple[np.ndarray, list[str]]:
     """Return labels as int32 [n], and the class names.
 
@@ -95,14 +99,13 @@ def numbered(labels: Sequence[str], names: Sequence[str] = ()) -> tuple[np.ndarr
     numbers are the classes 0 ... of the greatest, so that a class keeps its number whatever images come; other labels
     are numbered in their order. Raises ValueError for a number outside the classes.
     """
-    if names or all(label.isascii() and label.removeprefix("-").isdigit() for label in labels):
-        numbers = np.array([int(label) for label in labels], np.int64)
+    if names or all(map(_is_number, labels)):
         greatest = len(names) - 1 if names else MAX_CLASS
-        wrong = numbers[(numbers < 0) | (numbers > greatest)]
-        if len(wrong):
-            raise ValueError(f"label {wrong[0]} is none of the classes 0 to {greatest}")
-        classes = list(names) or [str(number) for number in range(int(numbers.max(initial=-1)) + 1)]
-        return numbers.astype(np.int32), classes
+        wrong = next((label for label in labels if not _is_number(label) or not 0 <= int(label) <= greatest), None)
+        if wrong is not None:
+            raise ValueError(f"label {wrong:.40} is none of the classes 0 to {greatest}")
+        numbers = np.array([int(label) for label in labels], np.int32)
+        return numbers, list(names) or [str(number) for number in range(int(numbers.max(initial=-1)) + 1)]
     classes = sorted(set(labels))
     number = {name: i for i, name in enumerate(classes)}
     return np.array([number[label] for label in labels], np.int32), classes

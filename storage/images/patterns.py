@@ -3,7 +3,6 @@
 import os
 import re
 from itertools import product
-from pathlib import Path
 
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
@@ -28,20 +27,21 @@ def select(uri: str) -> tuple[Location, list[Entry]]:
     location = open_location(base)
     if not pattern:
         return location, location.entries()
-    names = expand_braces(pattern)
+    names = expand_braces(pattern.strip("/"))
     first, last = min(names), max(names)
     shared = next((i for i, pair in enumerate(zip(first, last)) if len({*pair}) > 1), len(first))
     beginning = _SPECIAL.split(first[:shared], maxsplit=1)[0].rpartition("/")[0]
-    entries = location.entries(f"{beginning}/" if beginning else "")
     exact = {name for name in names if not _SPECIAL.search(name)}
-    matches = re.compile("|".join(_as_regex(name) for name in names if name not in exact) or r"(?!)")
+    wild = _as_regex(pattern.strip("/")) if len(exact) < len(names) else None
+    depth = pattern.strip("/").count("/") + 1
     seen: set[str] = set()
     chosen: list[Entry] = []
-    for entry in entries:
-        above = {entry.key, *(str(folder) for folder in Path(entry.key).parents)}
-        named = above & exact
-        seen |= named
-        if named or any(matches.fullmatch(name) for name in above):
+    for entry in location.entries(f"{beginning}/" if beginning else ""):
+        name = "/".join(entry.key.split("/")[:depth])  # the entry itself, or the folder that it lies in
+        if name in exact:
+            seen.add(name)
+            chosen.append(entry)
+        elif wild is not None and wild.fullmatch(name):
             chosen.append(entry)
     if missing := sorted(exact - seen):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -87,6 +87,15 @@ def _choices(braces: str) -> list[str]:
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 
 
-def _as_regex(name: str) -> str:
-    """A pattern with `*` and `?`, neither of which matches a slash."""
-    return "".join({"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)) for char in name)
+def _as_regex(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a pattern: `*` and `?` match no slash, braces one of their choices."""
+    marks = {"*": "[^/]*", "?": "[^/]"}
+    pieces = [
+        "".join(marks.get(char, re.escape(char)) for char in piece) if i % 2 == 0 else f"(?:{_any_of(piece)})"
+        for i, piece in enumerate(_BRACES.split(pattern))
+    ]
+    return re.compile("".join(pieces))
+
+
+def _any_of(braces: str) -> str:
+    return "|".join(_as_regex(choice).pattern for choice in _choices(braces))

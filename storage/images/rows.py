@@ -52,7 +52,8 @@ def split_rows(rows: Rows, config: "ImagesConfig") -> tuple[Rows, Rows]:
         return rows.take(train), rows.take(test)
     held_out = by_key(rows.keys, config.test_fraction, config.split_seed)
     if fault := _fault(rows.labels, held_out):
-        raise StorageError(f"{rows.keys[0]} and {len(rows.keys) - 1} more images: {fault}; {_fix(rows, config)}")
+        name = config.location or config.source
+        raise StorageError(f"{name}, of its {len(rows.keys)} images: {fault}; {_fix(rows, config)}")
     return rows.take(np.flatnonzero(~held_out)), rows.take(np.flatnonzero(held_out))
 
 

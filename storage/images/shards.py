@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from functa.storage.errors import StorageError
 from functa.storage.images.encoded import SPLITS
+from functa.storage.images.files import is_hidden
 from functa.storage.images.labels import numbered
 from functa.storage.images.layout import TEST_NAMES, named
-from functa.storage.images.patterns import select
+from functa.storage.images.patterns import select, split_pattern
 from functa.storage.images.rows import Rows
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
@@ -34,11 +35,13 @@ class Item:
 def find_shards(uri: str, endings: Sequence[str], source: str) -> tuple[Location, dict[str, list[Entry]]]:
     """Return the location and the shards of "train" and "test", or of "all".
 
-    A shard's split is the word train, or test or val, in its name or its folders. Raises StorageError where none has
+    A shard's split is the word train, or test or val, in its name or its folders; train alone is split as a whole.
+    Raises StorageError where none has
     one of the endings, only some have such a word, or there are more than two splits.
     """
     location, entries = _select(uri)
-    shards = [entry for entry in entries if entry.key.lower().endswith(tuple(endings))]
+    entries = [entry for entry in entries if not is_hidden(entry.key)]
+    shards = [entry for entry in entries if entry.key.lower().endswith(tuple(endings)) and not _is_cache(entry.key)]
     if not shards:
         other = next((e.key for e in entries if e.key.lower().endswith((".gz", ".zst", ".bz2", ".xz"))), None)
         why = f"; {other} is compressed as a whole: unpack it to {endings[0]}" if other else ""
@@ -48,7 +51,7 @@ def find_shards(uri: str, endings: Sequence[str], source: str) -> tuple[Location
         raise StorageError(f"{location.uri}/{unclear[0]}: its name has {' and '.join(sorted(words[unclear[0]]))}")
     splits = sorted({word for found in words.values() for word in found})
     without = [key for key, found in words.items() if not found]
-    if not splits:
+    if not splits or (splits == ["train"] and not without):
         return location, {"all": shards}
     if without:
         raise StorageError(
@@ -66,16 +69,22 @@ def find_shards(uri: str, endings: Sequence[str], source: str) -> tuple[Location
 
 def _select(uri: str) -> tuple[Location, list[Entry]]:
     """Return the entries that a pattern, a folder, or one file names."""
-    location, entries = select(uri)
-    if not entries:
-        folder, _, name = location.uri.rpartition("/")
-        above = open_location(folder) if folder and not folder.endswith("/") else location
-        entry = above.entry(name) if name else None
-        if entry is not None:
+    base, pattern = split_pattern(uri)
+    location = open_location(base)
+    folder, _, name = location.uri.rpartition("/")
+    if not pattern and name and not folder.endswith("/"):
+        above = replace(location, uri=folder)  # of which only the shard is read, which was allowed
+        if (entry := above.entry(name)) is not None:
             return above, [entry]
-        if isinstance(location, LocalLocation) and not Path(location.uri).exists():
-            raise StorageError(f"{uri}: is missing; images.location is a folder of shards, a pattern, or one shard")
-    return location, entries
+    if isinstance(location, LocalLocation) and not Path(location.uri).exists():
+        raise StorageError(f"{uri}: is missing; images.location is a folder of shards, a pattern, or one shard")
+    return select(uri)
+
+
+def _is_cache(key: str) -> bool:
+    """Return whether a file is one that Hugging Face's library keeps beside its data: results of map and shuffle."""
+    name = key.rpartition("/")[2]
+    return name.endswith(".arrow") and name.startswith(("cache-", "indices", "tmp"))
 
 
 def _split_words(key: str) -> set[str]:
@@ -90,8 +99,9 @@ def rows_of_items(
 ) -> tuple[dict[str, Rows], list[str], list[str]]:
     """Return rows by split, class names and notes of a source's images.
 
-    tokens: of each shard, by what comes before the first colon of an origin. names: the classes, where the source
-    lists them. Raises StorageError for keys that repeat, labels outside the classes, or images of which some have none.
+    tokens: of each shard, by its key; an origin is that key and two numbers between colons. names: the classes, where
+    the source lists them. Raises StorageError for keys that repeat, labels outside the classes, or images of which
+    some have none.
     """
     every = [item for part in items.values() for item in part]
     if not every:
@@ -120,7 +130,9 @@ def rows_of_items(
     for split, part in items.items():
         of_part = numbers[start : start + len(part)]
         origins = [item.origin for item in part]
-        rows[split] = Rows([item.key for item in part], of_part, [tokens[o.split(":")[0]] for o in origins], origins)
+        rows[split] = Rows(
+            [item.key for item in part], of_part, [tokens[o.rsplit(":", 2)[0]] for o in origins], origins
+        )
         start += len(part)
     if unseen := _only_tested(rows, classes):
         notes.append(f"{uri}: no model can know {named(unseen)}: test has such images, and train has none")

@@ -8,12 +8,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from functa.storage.errors import StorageError
+from functa.storage.errors import StorageError, one_line
 from functa.storage.images.encoded import SPLITS, Original, encoded_images
 from functa.storage.images.files import MAX_FILE_BYTES, BadImage
+from functa.storage.images.layout import shown
 from functa.storage.images.rows import split_rows
 from functa.storage.images.shards import Item, PartFile, find_shards, rows_of_items
 from functa.storage.images.source import Images
@@ -107,14 +107,16 @@ def _items(table: _Table, key: str, labels: str | None) -> list[Item]:
     """Return a table's rows as items; an origin is file, group and row in it."""
     items: list[Item] = []
     for group, count in enumerate(table.counts):
-        values = table.read(group, labels).to_pylist() if labels else [None] * count
+        values = _values(table, group, labels) if labels else [None] * count
+        if len(values) != count:
+            raise StorageError(f"{table.name}: a group of rows has {len(values)} rows and should have {count}")
         for row, value in enumerate(values):
             if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
                 raise StorageError(
                     f"{table.name}, column {labels}: a label is text or a whole number, not {value!r:.80}"
                 )
             label = None if value is None else str(value)
-            items.append(Item(f"{key}/{len(items):08d}", label, f"{key}:{group}:{row}"))
+            items.append(Item(f"{shown(key)}/{len(items):08d}", label, f"{key}:{group}:{row}"))
     return items
 
 
@@ -133,8 +135,11 @@ class _Groups:
         now = self._location.entry(key)
         if now is None or now.token != token:
             raise BadImage(f"{key} is another table than when it was listed", "" if now is None else now.token)
-        with self._lock:
-            cell = self._group(key, int(group))[int(row)].as_py()
+        try:
+            with self._lock:
+                cell = self._group(key, int(group))[int(row)].as_py()
+        except (StorageError, ValueError, IndexError) as error:
+            raise BadImage(f"the table cannot be read there ({one_line(error)[:120]})", token) from None
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             where = f", only the path {cell['path']}" if isinstance(cell, dict) and cell.get("path") else ""
@@ -153,30 +158,44 @@ class _Groups:
         return self._held[key, group]
 
 
+def _values(table: _Table, group: int, column: str) -> list[Any]:
+    """Return a group's values of a column. Raises StorageError for bytes that are no text."""
+    try:
+        values: list[Any] = table.read(group, column).to_pylist()
+        return values
+    except ValueError as error:
+        raise StorageError(f"{table.name}, column {column}: cannot be read ({one_line(error)[:120]})") from None
+
+
 def _open_table(location: Location, entry: Entry) -> _Table:
-    """Open a table without reading its rows. Raises StorageError for what is none."""
+    """Open a table; of Parquet no row is read yet. Raises StorageError for what is none."""
     import pyarrow
 
     name = f"{location.uri}/{entry.key}"
-    local = isinstance(location, LocalLocation)
+    local, is_arrow = isinstance(location, LocalLocation), entry.key.lower().endswith(".arrow")
+    if is_arrow and not local:
+        raise StorageError(f"{name}: Arrow files are read from local disk only; copy it here, or write Parquet")
     try:
-        source = (
-            pyarrow.memory_map(name) if local else pyarrow.PythonFile(PartFile(location, entry.key, entry.size), "r")
-        )
-        return (_arrow if entry.key.lower().endswith(".arrow") else _parquet)(name, source)
+        if is_arrow:
+            return _arrow(name, pyarrow.memory_map(name))  # else every look at it would read it whole
+        part = PartFile(location, entry.key, entry.size)
+        return _parquet(name, pyarrow.OSFile(name) if local else pyarrow.PythonFile(part, "r"))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"{name}: is no table that can be read ({' '.join(str(error).split())[:120]})") from None
+        raise StorageError(f"{name}: is no table that can be read ({one_line(error)[:120]})") from None
 
 
 def _parquet(name: str, source: Any) -> _Table:
-    from pyarrow import parquet
+    from pyarrow import ArrowException, parquet
 
     file = parquet.ParquetFile(source)
     schema = file.schema_arrow
     counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
 
     def read(group: int, column: str) -> Any:
-        return _whole(partial(file.read_row_group, group, columns=[column]), name).column(column).combine_chunks()
+        try:
+            return file.read_row_group(group, columns=[column]).column(column).combine_chunks()
+        except (ArrowException, OSError, ValueError) as error:
+            raise StorageError(f"{name}: a group of rows cannot be read ({one_line(error)[:120]})") from None
 
     return _Table(name, schema.names, dict(schema.metadata or {}), counts, read)
 
@@ -195,12 +214,3 @@ def _arrow(name: str, source: Any) -> _Table:
         name, schema.names, dict(schema.metadata or {}), [batch.num_rows for batch in batches],
         lambda group, column: batches[group].column(column),
     )  # fmt: skip
-
-
-def _whole(read: Any, name: str) -> Any:
-    import pyarrow
-
-    try:
-        return read()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise StorageError(f"{name}: a group of rows cannot be read ({' '.join(str(error).split())[:120]})") from None

@@ -1,6 +1,6 @@
 """The image source `webdataset`: tars whose members a/b.jpg, a/b.cls, a/b.json, a/b.txt are one sample, `a/b`.
 
-A tar is indexed once: its members' headers are read, and the images' offsets kept. An image is then one read of a part.
+A tar is indexed once, by reading it through, and the images' offsets are kept. An image is then one read of a part.
 """
 
 import hashlib
@@ -26,7 +26,9 @@ from functa.storage.places.location import Entry, Location
 if TYPE_CHECKING:
     from functa.storage.config import ImagesConfig
 
-LABEL_FIELDS = ("label", "cls", "class")  # of a sample's .json
+LABEL_FIELDS = ("label", "cls", "class")  # of a sample's .json, which counts where there is no .cls
+
+MAX_HEADER_BYTES = 1 << 20  # of a member's name and attributes
 
 MAX_LABEL_BYTES = 1 << 20
 
@@ -38,12 +40,12 @@ CUT = "cut"  # length of an image that the end of its tar cuts off
 def open_webdataset(config: "ImagesConfig") -> Images:
     """Return the images of tars. Raises StorageError: none there, a tar that is none, labels of only some images."""
     location, shards = find_shards(config.location, (".tar",), "webdataset")
-    fields = (config.columns.split(",")[1],) if config.columns else LABEL_FIELDS
+    columns = tuple(config.columns.split(",")) if config.columns else ()
     items: dict[str, list[Item]] = {}
     notes: list[str] = []
     with ThreadPoolExecutor(READ_THREADS) as pool:
         for split, entries in shards.items():
-            indexed = list(pool.map(lambda entry: _known_index(location, entry, fields), entries))
+            indexed = list(pool.map(lambda entry: _known_index(location, entry, columns), entries))
             items[split] = [item for of_tar, _ in indexed for item in of_tar]
             notes += [note for _, of_tar in indexed for note in of_tar]
     tokens = {entry.key: entry.token for entries in shards.values() for entry in entries}
@@ -66,44 +68,53 @@ def open_webdataset(config: "ImagesConfig") -> Images:
     return encoded_images(config, location, rows, classes, fetch, (*notes, *more))
 
 
-def _known_index(location: Location, entry: Entry, fields: tuple[str, ...]) -> tuple[list[Item], list[str]]:
+def _known_index(location: Location, entry: Entry, columns: tuple[str, ...]) -> tuple[list[Item], list[str]]:
     """Return a tar's index, from this user's cache where this version of the tar was indexed before."""
     folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     cache = LocalLocation(os.path.abspath(folder)).child("functa", "tars")
-    described = json.dumps([location.uri, entry.key, entry.size, entry.token, fields])
+    described = json.dumps([location.uri, entry.key, entry.size, entry.token, columns])
     name = f"{hashlib.sha256(described.encode()).hexdigest()}.json"
     with suppress(StorageError, ValueError, TypeError):  # not there, damaged, or no cache can be read
         items, notes = read_json(cache, name, MAX_INDEX_BYTES)
         return [Item(*item) for item in items], notes
-    items, notes = index_tar(location, entry, fields)
+    items, notes = index_tar(location, entry, columns)
     with suppress(StorageError):  # no cache can be written
-        write_json(cache, name, [[[item.key, item.label, item.origin] for item in items], notes])
+        write_json(cache, name, [[[item.key, item.label, item.origin] for item in items], notes], MAX_INDEX_BYTES)
     return items, notes
 
 
-def index_tar(location: Location, entry: Entry, fields: tuple[str, ...] = LABEL_FIELDS) -> tuple[list[Item], list[str]]:
+def index_tar(location: Location, entry: Entry, columns: tuple[str, ...] = ()) -> tuple[list[Item], list[str]]:
     """Return a tar's images with their labels, and what the user should know of it.
 
-    fields: of a sample's .json that may hold its label. Raises StorageError for what is no tar, or labels twice.
+    columns: the ending of the images, and the field of the .json that holds their labels; without them any known
+    ending is an image, and the label is that of the .cls or, if there is none, a usual field of the .json. Raises
+    StorageError for what is no tar, or two images of one sample.
     """
     name = f"{location.uri}/{entry.key}"
+    endings, fields = ((f".{columns[0].lower()}",), columns[1:]) if columns else (ENDINGS, LABEL_FIELDS)
     images: dict[str, str] = {}
     labels: dict[str, str] = {}
+    fallbacks: dict[str, str] = {}  # from .json, wherever it lies in the tar
     notes = []
     try:
         for sample, ending, member, data in _members(PartFile(location, entry.key, entry.size), name):
-            if ending in ENDINGS:
+            if ending in endings:
                 if sample in images:
-                    raise StorageError(f"{name}: sample {sample} has two images; give each a name of its own")
+                    raise StorageError(f"{name}: sample {sample} has two images; name one by images.columns=png,label")
                 whole = member.offset_data + member.size <= entry.size
                 images[sample] = f"{entry.key}:{member.offset_data}:{member.size if whole else CUT}"
-            elif ending in (".cls", ".json") and sample not in labels:
+            elif ending == ".json" or (ending == ".cls" and not columns):
                 label = _label(data(), ending, fields, f"{name}: {sample}{ending}")
                 if label is not None:
-                    labels[sample] = label
+                    (labels if ending == ".cls" else fallbacks)[sample] = label
     except EOFError as error:
+        last = next(reversed(images), "")
+        if (labels or fallbacks) and last not in labels and last not in fallbacks:
+            images.pop(last)  # its label came after it
         notes.append(f"{name}: {error}; its {len(images)} images before that are read; fetch the tar again")
-    return [Item(f"{entry.key}/{sample}", labels.get(sample), origin) for sample, origin in images.items()], notes
+    labels = fallbacks | labels
+    shard = shown(entry.key)
+    return [Item(f"{shard}/{sample}", labels.get(sample), origin) for sample, origin in images.items()], notes
 
 
 def _members(file: PartFile, name: str) -> Iterator[tuple[str, str, tarfile.TarInfo, Any]]:
@@ -111,8 +122,12 @@ def _members(file: PartFile, name: str) -> Iterator[tuple[str, str, tarfile.TarI
     tar = None
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:  # type: ignore[call-overload]
+            offset = -1
             while (member := tar.next()) is not None:
                 tar.members = []  # else a list of all members is kept
+                if member.size < 0 or tar.offset <= offset:  # a header that leads back would never end
+                    raise EOFError(f"is damaged, at byte {member.offset}")
+                offset = tar.offset
                 base = member.name.rpartition("/")[2]
                 if not member.isreg() or member.issparse() or is_hidden(member.name.removeprefix("./")):
                     continue
@@ -127,7 +142,7 @@ def _members(file: PartFile, name: str) -> Iterator[tuple[str, str, tarfile.TarI
             file.seek(tar.offset)  # tarfile takes a damaged header for the end
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise EOFError(f"ends early or is damaged, at byte {min(tar.offset, file.size())}")
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         if tar is not None:
             raise EOFError(f"ends early or is damaged, at byte {min(tar.offset, file.size())}") from None
         raise StorageError(f"{name}: is no tar ({error}); a compressed tar must be unpacked") from None

@@ -1,8 +1,8 @@
-"""Outputs of another root that a root's record names: read only where this user let that root reuse them.
+"""Locations outside a root that its records name: outputs of another root, and the images that it was made of.
 
-A root may come from a stranger, and its records could name any folder or bucket. Who reuses another root's stages names
-that root (--from); this is remembered per user, in $XDG_DATA_HOME/functa/reused, a file for each pair of root and
-output.
+A root may come from a stranger, and its records could name any folder or bucket. They count where this user let the
+root use them: who reuses another root's stages names that root (--from), who encodes names the images. This is
+remembered per user, in $XDG_DATA_HOME/functa/reused, a file for each pair of root and location.
 """
 
 import hashlib
@@ -33,6 +33,12 @@ def allow_reuse(root: Location, output: str, of: Location | None = None) -> None
     with suppress(OSError):  # then --from is needed again
         note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         note.write_text(f"{root.uri}\n{found.uri}\n", errors="surrogateescape")
+
+
+def was_allowed(root: Location, text: str) -> bool:
+    """Return whether this user has let the root use this location."""
+    note = _note(root, open_location(text))
+    return note in _allowed or note.exists()
 
 
 def output_of(root: Location, text: str) -> Location:

@@ -42,8 +42,8 @@ def open_reader(
     they are hydrated in the folder `hydrated` (default: where `functa store hydrate` puts them) or raw on this
     machine, and else streams them, two pools of `buffer_shards` shards in memory. memory and mapped are Indexed: they
     read any rows. plain: images as they are, without their augmentations. processes: how many of this machine hold
-    the split each. Raises StorageError: no such split, nothing
-    to show, damage (memory and mapped check everything now, streamed every shard when its turn comes).
+    the split each. Raises StorageError: no such split, nothing to show, damage (memory and mapped check everything
+    now, streamed every shard when its turn comes).
     """
     shards = SplitShards(functaset, split, plain)
     if not shards.rows:

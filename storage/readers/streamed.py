@@ -25,7 +25,7 @@ from functa.storage.readers.shards import SplitShards
 
 POOL_BATCHES = 16  # of a training's pool: enough that the images of a batch are unrelated
 
-MOST_SHARDS = 64  # of a training's pool
+POOL_BYTES = 1 << 30  # of a training's pool, of which two are in memory
 
 READERS = 16  # threads that read ids, which are small objects
 
@@ -57,10 +57,14 @@ class Streamed(Reader):
         self._split, self._buffer_shards = split, buffer_shards
 
     def for_training(self, batch: int, one_each: bool) -> "Streamed":
-        """Return the reader with pools of POOL_BATCHES batches, as far as MOST_SHARDS hold them."""
+        """Return the reader with pools of POOL_BATCHES batches, or of POOL_BYTES if that is less, but of a shard.
+
+        The sizes follow from the data alone: a training that continues on another machine has the same order.
+        """
         reader = Streamed(self._split, 1, one_each)
-        wanted = -(-POOL_BATCHES * batch * len(reader._counts) // max(1, reader.rows))
-        reader._buffer_shards = min(max(self._buffer_shards, wanted), MOST_SHARDS)
+        shards, row = len(reader._counts), self.dtype.itemsize * int(np.prod(self.latent_shape))
+        wanted = min(POOL_BATCHES * batch, POOL_BYTES // row)
+        reader._buffer_shards = max(1, min(-(-wanted * shards // max(1, reader.rows)), shards))
         return reader
 
     def _batches(self, order: Order, epoch: int, step: int, ids: bool, reuse: bool) -> Iterator[Batch]:
@@ -143,7 +147,7 @@ class Streamed(Reader):
 
 
 def _images_by_shard(split: SplitShards) -> list[np.ndarray]:
-    """Return of each shard the positions where the rows of an image begin, int64 [images].
+    """Return of each shard the positions where the rows of an image begin, int32 [images].
 
     An image whose rows go on in the next shard counts in the first of them, so that no epoch has it twice.
     """

@@ -237,13 +237,15 @@ class FromStream(Prefetched):
         self._next = -1
         self._batches: Iterator[Batch] = iter(())
         self._classes = classes
-        logging.getLogger(__name__).warning("%s: does not fit into memory: it is streamed", reader.name)
+        if ranks.rank == 0:
+            logging.getLogger(__name__).warning("%s: does not fit into memory: it is streamed", reader.name)
         super().__init__(self._reader, normalizer, self._read, ranks.device, steps)
 
     def _read(self, step: int) -> Batch:
         epoch, within = divmod(step, self._steps)
         if step != self._next or within == 0:
             self._batches = self._reader.batches(self._order, epoch, within)
+        self._next = -1  # a step that fails is read again where it is asked for again
         batch = next(self._batches)
         self._next = step + 1
         if self._classes is not None:

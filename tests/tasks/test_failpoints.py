@@ -41,7 +41,7 @@ def fail(work: str, folder: Path, every: int, record: Record, timeout: float) ->
 def test_work_that_failed_at_some_of_its_operations_ends_with_the_bytes_of_an_undisturbed_run(
     work: str, tmp_path: Path, record_property: Record
 ) -> None:
-    for counts in fail(work, tmp_path / "w", 29, record_property, 270):
+    for counts in fail(work, tmp_path / "w", 61, record_property, 270):
         assert counts["tries"] >= 1
 
 

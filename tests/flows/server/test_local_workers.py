@@ -8,6 +8,7 @@ from functa.flows.config.load import load_config
 from functa.flows.server.local_workers import allowed_places
 from functa.storage.places.address import open_location
 from functa.storage.places.allowed import ALLOWED_ROOTS
+from functa.storage.places.reused import allow_reuse
 from functa.storage.runs.stage_records import StageRecord, write_record
 
 
@@ -32,8 +33,11 @@ def test_runs_may_use_what_an_operator_needs_and_never_everything(
         record = StageRecord(
             stage="encode", state="finished", config={}, pipeline=config, inputs={}, output="x", started="now"
         )
-        write_record(open_location(f"{here}/runs/a"), record)
-        assert allowed_places(f"{here}/runs/a") == [f"{here}/runs/a", f"{here}/runs", here, str(images)]
+        write_record(open_location(f"{here}/runs/{source}"), record)
+        strangers = allowed_places(f"{here}/runs/{source}")
+        assert strangers == [f"{here}/runs/{source}", f"{here}/runs", here], "nothing that only its record names"
+        allow_reuse(open_location(f"{here}/runs/{source}"), f"{images}{location}")  # as an encoding by this user does
+        assert allowed_places(f"{here}/runs/{source}") == [*strangers, str(images)]
     monkeypatch.chdir("/")
     assert allowed_places("/data/runs/digits") == ["/data/runs/digits", "/data/runs"]
     monkeypatch.setenv(ALLOWED_ROOTS, "~/a, s3://bucket")

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from pyarrow import ipc, parquet
 
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
+from functa.storage.images.patterns import select
 from functa.storage.images.source import Images, open_images
 from tests.helpers.storage.image_files import encoded, noise
 
@@ -205,7 +208,8 @@ def test_a_tar_is_indexed_once_for_each_version(tmp_path: Path, monkeypatch: pyt
 def test_a_tar_that_ends_early_keeps_its_whole_images_and_is_named(tmp_path: Path) -> None:
     as_tars(tmp_path / "d")
     path = tmp_path / "d/set-train-000001.tar"
-    whole = path.read_bytes()
+    labels_first = [(name, dict(reversed(parts.items()))) for name, parts in cls(of("train")[1::3])]
+    whole = write_tar(path, labels_first).read_bytes()
     last = [member for member in members_of(path) if member.name.endswith(".png")][-1]
     for cut, images_left, bad in (
         (last.offset_data + 20, 4, 1),  # in an image
@@ -213,13 +217,22 @@ def test_a_tar_that_ends_early_keeps_its_whole_images_and_is_named(tmp_path: Pat
         (last.offset, 3, 0),  # between two members
     ):
         path.write_bytes(whole[:cut])
-        images = opened(tmp_path / "d", "webdataset", labels="none", resolution=8)
+        images = opened(tmp_path / "d", "webdataset", resolution=8)
         split = images.split("train")
         mine = [i for i, key in enumerate(split.keys) if key.startswith("set-train-000001.tar/")]
         batch = split.read(mine)
         assert (len(mine), len(batch.reasons)) == (images_left, bad)
         assert all("ends before this image does" in reason for reason in batch.reasons.values())
         assert any("set-train-000001.tar: ends early" in note for note in images.notes)
+
+
+def test_an_image_whose_label_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    as_tars(tmp_path / "d")
+    path = tmp_path / "d/set-train-000001.tar"
+    path.write_bytes(path.read_bytes()[: members_of(path)[-1].offset])
+    images = opened(tmp_path / "d", "webdataset")
+    assert len(images.split("train")) == 11
+    assert any("its 3 images before that are read" in note for note in images.notes)
 
 
 def test_a_damaged_header_in_a_tar_is_not_its_end(tmp_path: Path) -> None:
@@ -378,3 +391,91 @@ def test_arrays_without_labels_have_no_classes_and_both_splits_agree_about_it(tm
     np.savez(tmp_path / "test.npz", images=images[:2], labels=[0, 1])
     with pytest.raises(StorageError, match=r"train\.npz: has no labels, and test\.npz has"):
         opened(tmp_path, "npz")
+
+
+def test_a_field_of_the_json_counts_where_it_is_named_and_the_cls_elsewhere(tmp_path: Path) -> None:
+    def with_all(samples: list[Any], json_first: bool) -> list[tuple[str, dict[str, bytes]]]:
+        parts = []
+        for key, _, n, x in samples:
+            labels = {"cls": str(n).encode(), "json": json.dumps({"label": 7, "fine": f"f{n}"}).encode()}
+            labels = dict(reversed(labels.items())) if json_first else labels
+            parts.append((key.replace("/", "_"), {"png": png(x), "seg.png": png(255 - x), **labels}))
+        return parts
+
+    for json_first in (False, True):
+        folder = tmp_path / str(json_first)
+        for split in ("train", "test"):
+            write_tar(folder / f"{split}.tar", with_all(of(split), json_first))
+        assert rows(opened(folder, "webdataset"), "train") == expected("train")
+        assert opened(folder, "webdataset", columns="png,fine").classes == ["f0", "f1", "f2"]
+        assert opened(folder, "webdataset", columns="png,label").classes == [str(i) for i in range(8)]
+
+
+def test_of_two_images_of_a_sample_the_named_one_is_read(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        both = [
+            (key.replace("/", "_"), {"png": png(x), "bmp": b"none", "json": b'{"label": 1}'})
+            for key, _, _, x in of(split)
+        ]
+        write_tar(tmp_path / f"{split}.tar", both)
+    with pytest.raises(StorageError, match=r"has two images; name one by images\.columns"):
+        opened(tmp_path, "webdataset")
+    assert len(rows(opened(tmp_path, "webdataset", columns="png,label"), "train")) == 12
+
+
+def test_one_shard_a_colon_in_its_path_and_names_that_are_no_text_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "2024-05-01T00:00"
+    table = as_tables(tmp_path / "t") / "train-00000-of-00001.parquet"
+    one = opened(table, "parquet", test_fraction=0.4)
+    assert len(one.split("train")) + len(one.split("test")) == 12
+    for number in range(3):
+        write_tar(folder / f"{number}.tar", cls(of("train")[number::3]))
+    os.rename(folder / "2.tar", os.fsencode(folder) + b"/caf\xe9.tar")
+    images = opened(folder, "webdataset", test_fraction=0.4, split_seed=1)
+    keys = images.split("train").keys + images.split("test").keys
+    assert len(keys) == 12
+    assert all(key.encode() for key in keys)
+    assert all(images.split(split).read(range(len(images.split(split)))).good.all() for split in ("train", "test"))
+
+
+def test_what_other_programs_keep_beside_shards_is_no_shard(tmp_path: Path) -> None:
+    as_arrow(tmp_path / "d")
+    for name in ("cache-0f3a.arrow", "indices.arrow", "._data-00000-of-00001.arrow"):
+        shutil.copy(tmp_path / "d/train/data-00000-of-00001.arrow", tmp_path / "d/train" / name)
+    assert rows(opened(tmp_path / "d", "parquet"), "train") == expected("train")
+
+
+def test_a_tar_whose_header_leads_back_ends_there(tmp_path: Path) -> None:
+    as_tars(tmp_path / "d")
+    path = tmp_path / "d/set-train-000001.tar"
+    data = bytearray(path.read_bytes())
+    member = members_of(path)[3]
+    header = data[member.offset : member.offset + 512]
+    header[124:136] = b"\xff" * 4 + (2**64 - 512).to_bytes(8, "big")  # -512 bytes
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    data[member.offset : member.offset + 512] = header
+    path.write_bytes(data)
+    assert any("is damaged, at byte" in note for note in opened(tmp_path / "d", "webdataset").notes)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matched"),
+    [
+        ("?", ["a/1.png"]), (".*", []), ("{a,bb}", ["a/1.png", "bb/2.png"]), ("{a,bb}/", ["a/1.png", "bb/2.png"]),
+        ("b*", ["bb/2.png"]), ("*/{1..2}.png", ["a/1.png", "bb/2.png"]), ("{a,b?}/*.png", ["a/1.png", "bb/2.png"]),
+        ("*.png", ["3.png"]),
+    ],
+)  # fmt: skip
+def test_a_pattern_names_files_or_folders_of_its_own_depth(pattern: str, matched: list[str], tmp_path: Path) -> None:
+    for key in ("a/1.png", "bb/2.png", "3.png"):
+        (tmp_path / key).parent.mkdir(exist_ok=True)
+        (tmp_path / key).write_bytes(b"x")
+    assert [entry.key for entry in select(f"{tmp_path}/{pattern}")[1]] == matched
+
+
+def test_labels_beyond_any_number_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train.tar", [("a", {"png": png(noise(1)), "cls": b"18446744073709551615"})])
+    write_tar(tmp_path / "test.tar", [("a", {"png": png(noise(1)), "cls": b"1"})])
+    images = opened(tmp_path, "webdataset")
+    assert images.classes == ["1", "18446744073709551615"], "a name, as it is no number of a class"
