@@ -188,7 +188,8 @@ class Ledger:
         if record is None:
             command = STAGES[stage].command
             raise MissingInput(
-                f"{self.root}: {command} has not finished there; run `functa {command} {self.config.name}` first"
+                f"{self.root}: {command} has not finished there; run `functa {command} {self.config.name}` first, with "
+                f"the same --set and --root"
             )
         return record
 

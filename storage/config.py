@@ -33,8 +33,8 @@ class ImagesConfig(Config):
         "classes, whatever there is.",
     )  # fmt: skip
     columns: str = Field(
-        "", pattern=r"^([^,]+,[^,]+)?$", description="IMAGE,LABEL: columns of a table; of a tar, the label's field in "
-        "its .json; without it: image and label, or what is clear.",
+        "", description="IMAGE,LABEL: columns of a table; of a tar, the label's field in "
+        "its .json; without it: image and label, or the only ones that fit.",
     )  # fmt: skip
     dataset: Literal["CIFAR10", "FashionMNIST"] = Field("CIFAR10", description="Which torchvision data set.")
     channels: Literal[1, 3] | None = Field(None, description="Grey or RGB; null: what the source has (folder: 3).")
@@ -76,6 +76,8 @@ class ImagesConfig(Config):
     @model_validator(mode="after")
     def _fits_the_source(self) -> "ImagesConfig":
         find_source(self.source).check(self.source, self)
+        if self.columns and (self.columns.count(",") != 1 or "" in self.columns.split(",")):
+            raise ValueError(f"columns={self.columns}: expected IMAGE,LABEL, such as img,label")
         return self
 
 

@@ -136,7 +136,7 @@ def _print_memory(console: Console, costs: dict[str, Any], processes: int) -> No
     size = costs["store_bytes"]
     images = f" and the images, of which up to {MEMORY_BYTES / 1e6:.0f} MB are kept" if size is None else ""
     each = f" in each of {processes} processes" if processes > 1 else ""
-    store = "" if size is None else f"; the latents take at most {size / 1e6:.1f} MB"
+    store = "" if size is None else f"; the latents take at most {max(size / 1e6, 0.1):.1f} MB"
     memory = f"about {costs['memory_bytes'] / 1e6:.0f} MB beside the libraries"
     console.print(f"Memory of meta-training: {memory}{images}{each}{store}", soft_wrap=True)
 

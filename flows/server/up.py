@@ -4,6 +4,7 @@ The operator's other commands are in flows/server/doctor.py and flows/server/dep
 """
 
 import os
+import shlex
 import time
 import webbrowser
 from collections.abc import Callable
@@ -261,7 +262,7 @@ def command_for(root: str) -> str:
 
     config = newest_config(root)
     command = command_line(config, root) if config is not None else ""
-    return f"{command or 'functa run digits'} --deployment"
+    return f"{command or f'functa run digits --root {shlex.quote(root)}'} --deployment"
 
 
 def link(port: int, password: str) -> str:
@@ -290,7 +291,7 @@ def print_addresses(
 ) -> None:
     """Print the link to the UI, root, workers and logs."""
     devices = [worker.device for worker in workers if worker.queue == "gpu"]
-    on = ", ".join(f"device {device}" for device in devices if device) or "no device"
+    on = ", ".join(f"device {device}" for device in devices if device) or "no GPU"
     variable = "" if port == PORT else f"PREFECT_API_URL={local_api(port)} "
     for line in (
         f"Prefect UI   {link(port, password)}",

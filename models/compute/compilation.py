@@ -53,7 +53,7 @@ def should_compile(mode: str, flops: float, device: torch.device, key: str = "in
             raise ValueError(f"{key}=on needs {what}: apt-get install {packages} (Debian), or set {key}=auto")
         return False, f"eager: no {what} found (Debian: apt-get install {packages})"
     if mode == "auto" and flops < COMPILE_WORTH_FLOPS:
-        return False, f"eager: {flops:.1e} FLOPs are done sooner than compiled"
+        return False, f"eager: {flops:.1e} FLOPs are too little work to compile for"
     return True, COMPILED
 
 

@@ -58,7 +58,9 @@ def _check_folder(uri: str) -> None:
         return
     if Path(location.uri).is_file() and location.uri.lower().endswith(".npz"):
         raise StorageError(f"{location.uri}: is a file of arrays, not a folder; set images.source=npz too")
-    raise StorageError(f"{location.uri}: no such folder; images.location is the one that holds the class folders")
+    raise StorageError(
+        f"{location.uri}: no such folder; images.location is the one that holds the images, or their class folders"
+    )
 
 
 def _rows(entries: list[Entry], layout: Layout) -> Rows:

@@ -64,7 +64,7 @@ def read_layout(location: Location, everything: list[Entry], labels: str) -> Lay
     unknown = left_out(key for key in others if not any(key.startswith(f"{root}/") for root in outputs))
     if not images:
         raise StorageError(
-            f"{location.uri}: no images in class folders there; expected CLASS/*, or train/CLASS/* and test/CLASS/* "
+            f"{location.uri}: no images there; expected images in it, CLASS/*, or train/CLASS/* and test/CLASS/* "
             f"({', '.join(ENDINGS)}){f'; {unknown}' if unknown else ''}{_of_other_sources(others)}"
         )
     folders = _split_folders(location, images)

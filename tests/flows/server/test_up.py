@@ -38,10 +38,10 @@ def write_profile(home: Path, **settings: str) -> None:
 
 
 def test_the_command_that_is_suggested_continues_the_root(tmp_path: Path) -> None:
-    assert command_for(str(tmp_path)) == "functa run digits --deployment"
+    assert command_for(str(tmp_path)) == f"functa run digits --root {tmp_path} --deployment"
     config = load_config("digits", ["field.width=32"]).model_dump(mode="json")
     ours = f"functa run digits --set field.width=32 --root {tmp_path} --deployment"
-    for name, suggested in (("unnamed", "functa run digits --deployment"), ("digits", ours)):
+    for name, suggested in (("unnamed", f"functa run digits --root {tmp_path} --deployment"), ("digits", ours)):
         record = StageRecord(
             stage="encode", state="finished", config={}, pipeline=config | {"name": name}, inputs={}, output="x",
             started="now",

@@ -112,13 +112,13 @@ READ: dict[str, tuple[Files, str]] = {
 }  # fmt: skip
 
 REFUSED: dict[str, tuple[Files, str]] = {
-    "an empty folder": ({}, "no images in class folders there; expected CLASS/*, or train/CLASS/* and test/CLASS/*"),
+    "an empty folder": ({}, "no images there; expected images in it, CLASS/*, or train/CLASS/* and test/CLASS/*"),
     "text files alone": (
         {"cat/a.txt": b"x"},
-        "no images in class folders there; expected .* left out 1 files .*: 1 .txt",
+        "no images there; expected .* left out 1 files .*: 1 .txt",
     ),
     "arrays alone": ({"a.npz": b"x"}, "no images .* .npz files are read with images.source=npz"),
-    "hidden images alone": ({".cat": 4}, "no images in class folders there"),
+    "hidden images alone": ({".cat": 4}, "no images there"),
     "few images without classes": ({".": 4}, "by their names none is a test image; set images.split_seed=1"),
     "an image beside the classes": ({"cat": 30, "x.png": 0}, "x.png: an image outside any class folder"),
     "an image beside the splits": (

@@ -298,7 +298,7 @@ def test_torchvision_sets_are_read_from_a_local_root(tmp_path: Path) -> None:
 
 MISSING = {
     "no such folder": {"source": "folder", "location": "none"},
-    "no images in class folders": {"source": "folder", "location": "empty"},
+    "no images there": {"source": "folder", "location": "empty"},
     "read all of them without classes (images.labels=none)": {"source": "folder", "location": "mixed"},
     "not one image there is readable": {"source": "folder", "location": "garbage", "split": "stratified"},
     "alone in its class": {"source": "folder", "location": "single", "resolution": 8, "split": "stratified"},
