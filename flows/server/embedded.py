@@ -49,12 +49,25 @@ def embedded_server(exit_with_server: bool) -> Iterator[None]:
     password = new_password()
     with _server(password) as (address, process):
         watch = ended_with(process) if exit_with_server else nullcontext()
-        with using(address, password), ended_by_sigterm(), watch:
+        with using(address, password), _in_all_threads(), ended_by_sigterm(), watch:
             try:
                 yield
             finally:
                 if process.poll() is None:
                     _send_logs()
+
+
+@contextmanager
+def _in_all_threads() -> Iterator[None]:
+    """Let threads that copy no context use these settings too: of Prefect's own, one would start another server."""
+    from prefect import context
+
+    before = context.GLOBAL_SETTINGS_CONTEXT
+    context.GLOBAL_SETTINGS_CONTEXT = context.get_settings_context()
+    try:
+        yield
+    finally:
+        context.GLOBAL_SETTINGS_CONTEXT = before
 
 
 def _send_logs() -> None:

@@ -6,11 +6,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+from prefect import context
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
+
+from functa.flows.server import embedded
 
 EMBEDDED = """
 import sys
@@ -73,3 +80,28 @@ def test_the_server_has_every_log_line_before_it_ends_and_the_command_ends_at_on
     assert seconds < 30, done.stderr
     with sqlite3.connect(home / "prefect.db") as database:
         assert database.execute("select count(*) from log where message = 'the last words'").fetchone() == (1,)
+
+
+def test_a_thread_without_a_context_uses_the_embedded_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else Prefect starts a second server for it, which outlives a killed command."""
+
+    class Server:
+        def poll(self) -> int:
+            return 0
+
+    @contextmanager
+    def started(password: str) -> Iterator[tuple[str, Server]]:
+        yield "http://127.0.0.1:9/api", Server()
+
+    monkeypatch.setattr(embedded, "configured_api", lambda: "")
+    monkeypatch.setattr(embedded, "_server", started)
+    seen = []
+    with (
+        temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: True, PREFECT_API_URL: None}),
+        embedded.embedded_server(exit_with_server=False),
+    ):
+        thread = threading.Thread(target=lambda: seen.append(PREFECT_API_URL.value()))
+        thread.start()
+        thread.join()
+    assert seen == ["http://127.0.0.1:9/api"]
+    assert context.GLOBAL_SETTINGS_CONTEXT.settings.api.url != seen[0]
