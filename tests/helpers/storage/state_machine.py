@@ -243,7 +243,10 @@ class Store(RuleBasedStateMachine):
     @rule(data=st.data(), how=st.sampled_from(["flip", "cut", "empty", "delete"]))
     def tamper(self, data: st.DataObject, how: str) -> None:
         """Damage any object: reported if the newest version needs it, and never read as something else."""
-        files = sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.name.endswith(".partial"))
+        files = sorted(
+            path for path in self.folder.rglob("*")
+            if path.is_file() and path.stat().st_size and not path.name.endswith(".partial")
+        )  # fmt: skip
         path = data.draw(st.sampled_from(files))
         whole = path.read_bytes()
         at = data.draw(st.integers(0, max(0, len(whole) - 1)))
