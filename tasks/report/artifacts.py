@@ -1,5 +1,6 @@
 """Markdown and tables that the flows publish as Prefect artifacts; pictures are inline and small."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,10 @@ def _picture(images: Pixels, alt: str) -> str:
     return f"![{alt}]({uri})"
 
 
+# Words, numbers and punctuation that markdown takes for nothing else; not the beginning of a numbered list.
+PLAIN = re.compile(r"(?!\d+[.)] )[A-Za-z0-9][A-Za-z0-9 ,.%()/:-]*")
+
+
 def _plain(label: str, length: int = 40) -> str:
     """Write a name, cut to length, as markdown that shows it and does nothing else."""
     return markdown(label if len(label) <= length else label[: length - 1] + "\u2026")
@@ -90,8 +95,16 @@ def markdown(text: str) -> str:
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a table artifact so that the UI shows their texts: it renders every string as markdown."""
-    return [{key: markdown(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
+    """Return the rows of a table artifact so that the UI shows their texts: it renders every string as markdown.
+
+    Plain words stay as they are, for those who read the artifact by the API.
+    """
+    return [{key: _cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
+
+
+def _cell(text: str) -> str:
+    is_plain = PLAIN.fullmatch(text) and "://" not in text and "www." not in text.lower()
+    return text if is_plain else markdown(text)
 
 
 def publish(data: ReportData, folder: RunFolder) -> None:

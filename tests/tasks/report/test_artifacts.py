@@ -64,3 +64,22 @@ def test_artifacts_without_pictures_report_it() -> None:
     none = np.zeros((0, 8, 8, 1), np.uint8)
     assert "No pictures" in artifacts.reconstruction_markdown(none, none, [])
     assert "No samples" in artifacts.samples_markdown(none)
+
+
+def test_cells_keep_plain_words_and_escape_what_markdown_would_take_for_more() -> None:
+    plain = {"figure": "PSNR, test", "value": "32.99 dB", "path": "runs/2026-01-01 (1 of 2): 50%", "count": 3}
+    assert artifacts.cells([plain]) == [plain]
+    for text in (
+        "[a](b)",
+        "http://x.example",
+        "www.x.example",
+        "<b>",
+        "_a_",
+        "- a",
+        "1. a",
+        "# a",
+        "a\n\nb",
+        "a|b",
+        "",
+    ):
+        assert artifacts.cells([{"x": text}])[0]["x"] == artifacts.markdown(text)
