@@ -81,7 +81,7 @@ def _picture(images: Pixels, alt: str) -> str:
 
 
 # Words, numbers and punctuation that markdown takes for nothing else; not the beginning of a numbered list.
-PLAIN = re.compile(r"(?!\d+[.)] )[A-Za-z0-9][A-Za-z0-9 ,.%()/:-]*")
+PLAIN = re.compile(r"(?!\d+[.)] )[^\W_](?:[^\W_]|[ ,.%()/:'+=-])*")
 
 
 def _plain(label: str, length: int = 40) -> str:
@@ -95,9 +95,9 @@ def markdown(text: str) -> str:
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a table artifact so that the UI shows their texts: it renders every string as markdown.
+    """Return the rows of a table artifact so that the UI shows their texts: its older version renders them as markdown.
 
-    Plain words stay as they are, for those who read the artifact by the API.
+    Plain words stay as they are: the newer version, and those who read the artifact by the API, see texts literally.
     """
     return [{key: _cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
 

@@ -67,7 +67,12 @@ def test_artifacts_without_pictures_report_it() -> None:
 
 
 def test_cells_keep_plain_words_and_escape_what_markdown_would_take_for_more() -> None:
-    plain = {"figure": "PSNR, test", "value": "32.99 dB", "path": "runs/2026-01-01 (1 of 2): 50%", "count": 3}
+    plain = {
+        "figure": "PSNR, test",
+        "value": "32.99 dB",
+        "path": "each image's Fréchet distance (1 of 2): 50%",
+        "count": 3,
+    }
     assert artifacts.cells([plain]) == [plain]
     for text in (
         "[a](b)",
