@@ -81,7 +81,7 @@ def _picture(images: Pixels, alt: str) -> str:
 
 
 # Words, numbers and punctuation that markdown takes for nothing else; not the beginning of a numbered list.
-PLAIN = re.compile(r"(?!\d+[.)] )[^\W_](?:[^\W_]|[ ,.%()/:'+=-])*")
+PLAIN = re.compile(r"(?!\d+[.)] )[^\W_](?:[^\W_]|[ ,.;%()/:'+=-])*")
 
 
 def _plain(label: str, length: int = 40) -> str:
