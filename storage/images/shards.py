@@ -36,8 +36,7 @@ def find_shards(uri: str, endings: Sequence[str], source: str) -> tuple[Location
     """Return the location and the shards of "train" and "test", or of "all".
 
     A shard's split is the word train, or test or val, in its name or its folders; train alone is split as a whole.
-    Raises StorageError where none has
-    one of the endings, only some have such a word, or there are more than two splits.
+    Raises StorageError where no file has one of the endings, only some have such a word, or there are three splits.
     """
     location, entries = _select(uri)
     entries = [entry for entry in entries if not is_hidden(entry.key)]
