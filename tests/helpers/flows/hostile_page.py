@@ -65,19 +65,23 @@ class PageServer:
 
     def __init__(self, host: str, port: int = 0) -> None:
         self.forward_to: tuple[str, int] | None = None
+        self._clients: list[socket.socket] = []
         self._listener = socket.create_server((host, port))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # else a waiting accept() would keep the port
+        """Stop, and end the connections: a browser would use those that lead on for its next request to this name."""
+        for each in (self._listener, *self._clients):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # else a waiting accept() would keep the port
         self._listener.close()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self._clients.append(client)
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
