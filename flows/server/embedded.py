@@ -29,6 +29,8 @@ GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after i
 
 SEND_SECONDS = 5.0  # for the last log lines to reach the server
 
+for_all_threads = threading.Event()  # set while Prefect's settings of all threads are those of an embedded server
+
 
 @contextmanager
 def embedded_server(exit_with_server: bool) -> Iterator[None]:
@@ -64,9 +66,11 @@ def _in_all_threads() -> Iterator[None]:
 
     before = context.GLOBAL_SETTINGS_CONTEXT
     context.GLOBAL_SETTINGS_CONTEXT = context.get_settings_context()
+    for_all_threads.set()
     try:
         yield
     finally:
+        for_all_threads.clear()
         context.GLOBAL_SETTINGS_CONTEXT = before
 
 

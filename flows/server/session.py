@@ -46,7 +46,9 @@ def prefect_session(*, exit_with_server: bool = True) -> Iterator[None]:
 def prepare_prefect() -> None:
     """Apply the project's settings of Prefect, also where the caller imported Prefect before."""
     prepare_environment()
-    if "prefect" in sys.modules:  # it has read its settings
+    from functa.flows.server.embedded import for_all_threads
+
+    if "prefect" in sys.modules and not for_all_threads.is_set():  # it has read its settings
         from prefect.context import refresh_global_settings_context
 
         refresh_global_settings_context()

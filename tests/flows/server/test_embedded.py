@@ -18,6 +18,7 @@ from prefect import context
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
 from functa.flows.server import embedded
+from functa.flows.server.session import prepare_prefect
 
 EMBEDDED = """
 import sys
@@ -100,6 +101,7 @@ def test_a_thread_without_a_context_uses_the_embedded_server_too(monkeypatch: py
         temporary_settings({PREFECT_SERVER_EPHEMERAL_ENABLED: True, PREFECT_API_URL: None}),
         embedded.embedded_server(exit_with_server=False),
     ):
+        prepare_prefect()  # as the import of a flow does
         thread = threading.Thread(target=lambda: seen.append(PREFECT_API_URL.value()))
         thread.start()
         thread.join()
