@@ -13,6 +13,18 @@ import pytest
 
 from tests.helpers.storage.s3_servers import moto_server
 
+# Every store, checkpoint and database is written through to its medium, for which the tests would wait most of their
+# time where that is a disk.
+MEMORY = Path("/dev/shm")
+if (
+    "TMPDIR" not in os.environ
+    and os.access(MEMORY, os.W_OK)
+    and shutil.disk_usage(MEMORY).free > 4 << 30
+    and not os.statvfs(MEMORY).f_flag & os.ST_NOEXEC
+):
+    os.environ["TMPDIR"] = str(MEMORY)
+    tempfile.tempdir = None  # it may have been read before
+
 # Before anything imports Prefect: nothing of this machine's Prefect reaches a test, and the test processes of xdist
 # do not wait for each other's database.
 for _variable in ("PREFECT_HOME", "XDG_DATA_HOME"):

@@ -97,13 +97,19 @@ def numbered(labels: Sequence[str], names: Sequence[str] = ()) -> tuple[np.ndarr
 
     names: the classes by number, where the source lists them; labels are numbers then. Else labels that are all whole
     numbers are the classes 0 ... of the greatest, so that a class keeps its number whatever images come; other labels
-    are numbered in their order. Raises ValueError for a number outside the classes.
+    are numbered in their order. Raises ValueError for a number outside the classes, and for one
+    that is written in two ways: two classes could be meant.
     """
     if names or all(map(_is_number, labels)):
         greatest = len(names) - 1 if names else MAX_CLASS
         wrong = next((label for label in labels if not _is_number(label) or not 0 <= int(label) <= greatest), None)
         if wrong is not None:
-            raise ValueError(f"label {wrong:.40} is none of the classes 0 to {greatest}")
+            hint = "; leave out images without labels, for shards by a pattern" if wrong == "-1" else ""
+            raise ValueError(f"label {wrong:.40} is none of the classes 0 to {greatest}{hint}")
+        spelt: dict[int, str] = {}
+        for label in sorted(set(labels)):
+            if spelt.setdefault(int(label), label) != label:
+                raise ValueError(f"the labels {spelt[int(label)]} and {label} are one number; write them alike")
         numbers = np.array([int(label) for label in labels], np.int32)
         return numbers, list(names) or [str(number) for number in range(int(numbers.max(initial=-1)) + 1)]
     classes = sorted(set(labels))

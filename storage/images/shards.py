@@ -123,7 +123,7 @@ def rows_of_items(
         try:
             numbers, classes = numbered([str(item.label) for item in given], names)
         except ValueError as error:
-            raise StorageError(f"{uri}: {error}; leave out shards without labels by a pattern") from None
+            raise StorageError(f"{uri}: {error}") from None
     rows: dict[str, Rows] = {}
     start = 0
     for split, part in items.items():
