@@ -17,10 +17,11 @@ from functa.flows.config.presets import preset_names
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.gate import check_gate
 from functa.flows.ledger import Ledger
-from functa.flows.server.stage_runs import run_stage
+from functa.flows.server.pool.stage_runs import run_stage
 from functa.flows.server.worker import outlive_the_worker, started_by_worker
-from functa.flows.stage_flow import load_stage
+from functa.flows.stage_flow import load_stage, queue_of
 from functa.tasks.dispatch.child import allow_children, stop_children
+from functa.tasks.dispatch.work_pool import check_pool
 from functa.tasks.report.artifacts import publish
 from functa.tasks.report.run_folder import load_folder, report_data
 from functa.tasks.stage_table import STAGES
@@ -66,6 +67,8 @@ def pipeline(
     elif overrides:
         raise ConfigError("overrides go with a preset: choose one, or change the config itself")
     preflight(config, root, "pipeline")
+    if config.dispatch.runner == "prefect":
+        check_pool()
     ledger = Ledger(config, root, from_root)
     ledger.all_up_to_date()  # a conflict in a late stage is reported before the first one starts
     allow_children()
@@ -110,8 +113,9 @@ def _here(stage: str, parameters: dict[str, Any]) -> None:
 
 def _by_deployment(stage: str, parameters: dict[str, Any]) -> None:
     """Run the stage's deployment; its failure fails the pipeline."""
-    config = parameters["config"].model_dump(mode="json")
-    run_stage(STAGES[stage].command, parameters | {"config": config})
+    config: PipelineConfig = parameters["config"]
+    queue = queue_of(STAGES[stage], config)
+    run_stage(STAGES[stage].command, parameters | {"config": config.model_dump(mode="json")}, queue)
 
 
 def _side_by_side(calls: Sequence[Callable[[], None]]) -> None:

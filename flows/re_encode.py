@@ -1,15 +1,17 @@
 """Encode again by schedule or event what was added, changed or removed, with the root's own config."""
 
 import time
+from contextlib import nullcontext
 
 from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
 from pydantic import ValidationError
 
 from functa.flows.config.load import recorded_config
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import MissingInput
 from functa.flows.server.at_work import check_nobody_at_work
-from functa.flows.server.worker import gpu_slot, outlive_the_worker, started_by_worker
+from functa.flows.server.worker import gpu_slot, moved_to_cpu_queue, outlive_the_worker, started_by_worker
 from functa.flows.stages import encode
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
@@ -24,7 +26,7 @@ PATIENCE_SECONDS = 24 * 3600.0  # behind another encoding of the same root
 
 
 @flow(name="re-encode", flow_run_name="re-encode {root}", persist_result=False)
-def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = None) -> None:
+def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = None) -> State[None] | None:
     """Encode the images of a root that are new or changed, and retire the rows of those that are missing.
 
     The config is the one of the root's last encoding, but for the addresses and devices in it: whoever made the root
@@ -45,17 +47,19 @@ def re_encode(root: str, *, images: str = "", dispatch: DispatchConfig | None = 
     record = read_record(open_location(root), "encode")
     if record is None and not images:
         get_run_logger().info(f"{root}: nothing has been encoded there yet, so there is nothing to do again")
-        return
-    _check(root, images)
+        return None
+    on_pool = (dispatch or _check(root, images).dispatch).runner == "prefect"
+    if on_pool and (moved := moved_to_cpu_queue()):
+        return moved
     begun = time.monotonic()
     while True:
         _wait_for_others(root, begun)
-        with gpu_slot():
+        with nullcontext() if on_pool else gpu_slot():
             if not others_at_work(root):  # one may have started while this waited for its slot
                 config = _check(root, images)  # the encoding waited for may have used another config
                 used = without_addresses(config.dispatch) if dispatch is None else dispatch
                 encode(root, config=config.model_copy(update={"dispatch": used}))
-                return
+                return None
 
 
 def without_addresses(recorded: DispatchConfig) -> DispatchConfig:

@@ -7,14 +7,18 @@ from importlib import import_module
 from typing import Any
 
 from prefect import Flow, flow, get_run_logger
+from prefect.client.schemas.objects import State
 
 from functa.flows.config.digests import require_stage
+from functa.flows.config.load import with_absolute_images
 from functa.flows.config.preflight import preflight
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
+from functa.flows.server.api import WAITING_QUEUE
 from functa.flows.server.session import prepare_prefect
-from functa.flows.server.worker import gpu_slot
+from functa.flows.server.worker import gpu_slot, moved_to_cpu_queue
 from functa.storage.images.source import listed_once
+from functa.tasks.dispatch.work_pool import check_pool
 from functa.tasks.stage_table import STAGES, Stage
 
 prepare_prefect()  # for a caller who imports a flow, this one's or the pipeline's, and calls it
@@ -31,7 +35,12 @@ Args:
 THREADS = "    threads: Threads of the training process; empty: all cores.\n"
 
 
-def stage_flow(work: Callable[..., None]) -> Flow[..., None]:
+def queue_of(stage: Stage, config: PipelineConfig) -> str:
+    """Return the queue of the stage's run: one whose work is done by other runs of the pool needs no device itself."""
+    return WAITING_QUEUE if config.dispatch.runner == "prefect" and not stage.trains else stage.queue
+
+
+def stage_flow(work: Callable[..., None]) -> Flow[..., Any]:
     """Make a flow of `work(ledger, **options)`, the function named like its stage in the table.
 
     The flow does nothing if the stage is up to date, and otherwise requires the stage's inputs. Its options are those
@@ -39,16 +48,24 @@ def stage_flow(work: Callable[..., None]) -> Flow[..., None]:
     """
     stage = STAGES[work.__name__]
 
-    def run(root: str, *, from_root: str | None = None, config: PipelineConfig, **options: Any) -> None:
+    def run(root: str, *, from_root: str | None = None, config: PipelineConfig, **options: Any) -> State[None] | None:
+        on_pool = config.dispatch.runner == "prefect"
+        if on_pool:
+            if not stage.trains and (moved := moved_to_cpu_queue()):
+                return moved
+            config = with_absolute_images(config)  # the workers' folders are others
         # The slot first: whoever held it until now may have done this very stage.
-        with gpu_slot() if stage.queue == "gpu" else nullcontext(), listed_once():
+        with gpu_slot() if queue_of(stage, config) == "gpu" else nullcontext(), listed_once():
             ledger = Ledger(config, root, from_root)
             if any(options[name] for name, option in stage.options.items() if option.again):
                 ledger.require_begun(stage.name)
             elif _up_to_date(ledger, stage):
-                return
+                return None
             ledger.require_inputs(stage.name)
+            if on_pool:
+                check_pool()
             work(ledger, **options)
+        return None
 
     run.__name__, run.__qualname__, run.__module__ = work.__name__, work.__qualname__, work.__module__
     run.__signature__ = _signature(stage)  # type: ignore[attr-defined]  # typeshed lacks it; Prefect makes a form of it
@@ -58,10 +75,10 @@ def stage_flow(work: Callable[..., None]) -> Flow[..., None]:
     return flow(name=stage.command, flow_run_name=named, persist_result=False)(run)
 
 
-def load_stage(name: str) -> Flow[..., None]:
+def load_stage(name: str) -> Flow[..., Any]:
     """Return the flow of a stage of the table."""
     stage = STAGES[name]
-    found: Flow[..., None] = getattr(import_module(stage.module), stage.name)
+    found: Flow[..., Any] = getattr(import_module(stage.module), stage.name)
     return found
 
 

@@ -32,7 +32,7 @@ from functa.storage.images.source import open_images
 from functa.storage.images.sources import known_shape
 from functa.tasks import prefect_tasks
 from functa.tasks.config import DispatchConfig
-from functa.tasks.dispatch.fan_out import fan_out
+from functa.tasks.dispatch.fan_out import call_once, fan_out
 from functa.tasks.dispatch.progress import count, warn_if_unreachable
 from functa.tasks.encoding.keyed_images import forget_images
 from functa.tasks.encoding.plan import EncodeJob, Planned
@@ -71,7 +71,8 @@ def encode(ledger: Ledger, retry_bad: bool, repair: bool, retire_lost: bool) -> 
         seen, classes = "" if repair else images_digest(images), images.classes
         for note in images.notes if flow_run.parent_flow_run_id is None else ():  # else its pipeline has shown them
             get_run_logger().warning(note)
-        planned = prefect_tasks.retried(prefect_tasks.plan_encoding, dispatch)(job)
+        planning = prefect_tasks.retried(prefect_tasks.plan_encoding, dispatch)
+        planned = Planned.model_validate(call_once(planning, dispatch, job=job))
         stats = encode_groups(job, planned, dispatch)
         _warn_of_clipped_images(stats)
         done = prefect_tasks.retried(prefect_tasks.finalise_encoding, dispatch)(job, planned)
@@ -169,9 +170,15 @@ def _measure(ledger: Ledger, job: EvaluationJob) -> dict[str, Any]:
 
 
 def _run_evaluators(ledger: Ledger, job: EvaluationJob, evaluators: list[Evaluator]) -> dict[str, Any]:
-    measure, metrics = prefect_tasks.retried(prefect_tasks.measure, ledger.config.dispatch), dict[str, Any]()
-    for evaluator in evaluators:
-        metrics |= measure(evaluator.name, job)
+    """Run evaluators side by side, on the dispatch of the config; one that needs another's arrays after that."""
+    dispatch = ledger.config.dispatch
+    measure, metrics, left = prefect_tasks.retried(prefect_tasks.measure, dispatch), dict[str, Any](), evaluators
+    while left:
+        waiting = {evaluator.name for evaluator in left}
+        ready = [evaluator for evaluator in left if not waiting & set(evaluator.needs)]
+        for measured in fan_out(measure, [{"name": evaluator.name, "job": job} for evaluator in ready], dispatch):
+            metrics |= measured
+        left = [evaluator for evaluator in left if evaluator not in ready]
     return metrics
 
 
@@ -224,7 +231,8 @@ def _train_pixel_classifier(ledger: Ledger, job: EvaluationJob) -> tuple[Evaluat
             "(and of Inception's features, where evaluation.fid.weights is given)"
         )
         return job.model_copy(update={"pixel_classifier": ""}), {}
-    trained = _train(ledger, pixel_classifier_job(ledger, job.pixel_classifier))
+    dispatch, training = ledger.config.dispatch, pixel_classifier_job(ledger, job.pixel_classifier)
+    trained = call_once(prefect_tasks.retried(prefect_tasks.train, dispatch), dispatch, job=training, threads=None)
     return job, {"top1_pixels": trained["top1_pixels"]}
 
 

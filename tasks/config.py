@@ -122,7 +122,11 @@ class EncodeConfig(Config):
     shard_rows: int = Field(1024, ge=1, le=1 << 20, description="Rows per shard: the unit of work and of writing.")
     chunk_rows: int = Field(256, ge=1, le=1 << 20, description="Rows per chunk inside a shard.")
     group_shards: int = Field(
-        4, ge=1, le=65536, description="Shards per dispatched task.", json_schema_extra=ENVIRONMENT
+        4,
+        ge=1,
+        le=65536,
+        description="Shards per dispatched task; more where there would be over 500 tasks.",
+        json_schema_extra=ENVIRONMENT,
     )
     calibration_images: int = Field(
         512, ge=1, le=1 << 20, description="Training images that set the quantiser's range."
@@ -185,11 +189,17 @@ class TrainDiffusionConfig(LatentTrainingConfig):
 class DispatchConfig(Config):
     """Devices, workers and retries of tasks. Not part of any digest."""
 
-    runner: Literal["threads", "dask"] = Field(
-        "threads", description="How shard groups are distributed: threads of one process, or a Dask cluster."
+    runner: Literal["threads", "prefect", "dask"] = Field(
+        "threads",
+        description="Who encodes, samples and evaluates: threads of one process, all workers of the server's pool "
+        "(prefect), or a Dask cluster.",
     )
     workers: int = Field(
-        1, ge=1, le=1024, description="Shard groups at once: threads, or Dask workers on this machine, one GPU each."
+        1,
+        ge=1,
+        le=1024,
+        description="Groups of work at once: threads, or Dask workers on this machine, one GPU each; runner=prefect: "
+        "as many as the pool has workers.",
     )
     address: str | None = Field(
         None,

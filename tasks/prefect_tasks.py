@@ -75,7 +75,7 @@ def plan_encoding(job: "EncodeJob") -> "Planned":
     return plan(job)
 
 
-@unit("encode-shards", "encode {group.split} shards {group.shards}")
+@unit("encode-shards", "encode {group.split} shards {group.numbers}")
 def encode_shards(job: "EncodeJob", group: "ShardGroup", images: int, run: str) -> dict[str, Any]:
     """Encode one group of shards; return its stats. `images` counts all groups, which share the name `run`."""
     from functa.tasks.encoding.encode import encode_group

@@ -33,6 +33,8 @@ POOL = "functa"  # of deploy/prefect.yaml, as the queues
 
 QUEUES = ("cpu", "gpu")
 
+WAITING_QUEUE = "cpu"  # of runs that wait for other runs
+
 GPU_LIMIT = "functa-gpu"  # concurrency limit with a slot for each device
 
 # Set unless the user did: no telemetry, no advertisement, patience with a slow machine, workers that poll often.

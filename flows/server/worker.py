@@ -13,11 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from functa.flows.server.api import GPU_LIMIT, OperateError
+from functa.flows.server.api import GPU_LIMIT, WAITING_QUEUE, OperateError
 from functa.storage.errors import one_line
+from functa.tasks.dispatch.dask_cluster import device_identities
 from functa.tasks.dispatch.progress import warn_if_unreachable
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
 LEASE_SECONDS = 60.0  # a killed run holds its slot for this long
 
@@ -32,6 +36,27 @@ def started_by_worker() -> bool:
 
     context = FlowRunContext.get()
     return context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
+
+
+def moved_to_cpu_queue() -> "State[None] | None":
+    """Start this run anew on queue cpu, unless it is there; return the state to end with, None to go on.
+
+    For a run that only waits for other runs: on another queue it would keep a worker and its device from these.
+    """
+    from prefect.context import FlowRunContext
+    from prefect.deployments import run_deployment
+    from prefect.states import Completed
+
+    context = FlowRunContext.get()
+    run = None if context is None else context.flow_run
+    if run is None or run.deployment_id is None or run.work_queue_name == WAITING_QUEUE:
+        return None
+    moved: Any = run_deployment(
+        run.deployment_id, parameters=run.parameters, flow_run_name=run.name, work_queue_name=WAITING_QUEUE,
+        timeout=0, as_subflow=False, idempotency_key=f"moved-{run.id}",
+    )  # fmt: skip
+    message = f"dispatch.runner=prefect: continues as run {moved.id} on queue {WAITING_QUEUE}, where it holds no device"
+    return Completed(name="Moved", message=message)
 
 
 @contextmanager
@@ -51,8 +76,9 @@ def gpu_slot() -> Iterator[None]:
     with ExitStack() as held:
         held.enter_context(_slot())
         device = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = {part.strip() for part in (device or "").split(",")} - {""}
-        for name in sorted(names):  # in one order, or two runs could wait for each other
+        for name in sorted(
+            set(device_identities()) if device else ()
+        ):  # in one order, or two runs could wait for each other
             held.enter_context(device_lock(name))
         share = "its device" if device is None else f"device {device}" if device else "no GPU"
         waited = time.monotonic() - begun

@@ -14,8 +14,8 @@ from functa.flows.config.digests import stages_of
 from functa.flows.config.load import with_absolute_images
 from functa.flows.ledger import Ledger
 from functa.flows.pipeline import pipeline
-from functa.flows.server.stage_runs import run_stage
-from functa.flows.stage_flow import load_stage
+from functa.flows.server.pool.stage_runs import run_stage
+from functa.flows.stage_flow import load_stage, queue_of
 from functa.flows.sweep.plan import Member, SweepPlan, plan_sweep
 from functa.flows.sweep.results import SweepState, write_results
 from functa.flows.sweep.shared import SharedRoots, with_inputs
@@ -133,7 +133,8 @@ def _run(name: str, member: Member, root: str, from_root: str | None, deployment
     config = with_absolute_images(member.config)
     parameters: dict[str, Any] = {"root": root, "from_root": from_root, "config": config}
     if deployment:
-        run_stage(name.replace("_", "-"), parameters | {"config": config.model_dump(mode="json")})
+        queue = queue_of(STAGES[name], config) if name in STAGES else None
+        run_stage(name.replace("_", "-"), parameters | {"config": config.model_dump(mode="json")}, queue)
     elif name == "pipeline":
         pipeline(**parameters)
     else:

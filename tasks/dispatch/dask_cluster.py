@@ -184,6 +184,24 @@ def environments(workers: int) -> list[dict[str, str]]:
     ]
 
 
+def device_identities() -> list[str]:
+    """Return what this process's GPUs are, whatever they are called here: their UUIDs, which no two GPUs share.
+
+    Where each job sees its own GPU as 0, as under Slurm's device cgroups, names do not tell them apart. A name of the
+    form MIG-... is an identity by itself, and so is every name where there is no GPU.
+    """
+    names = visible_devices()
+    if not _sees_gpus() or all(name.startswith("MIG-") for name in names):
+        return names
+    return _uuids()
+
+
+def _uuids() -> list[str]:
+    import torch
+
+    return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in range(torch.cuda.device_count())]
+
+
 def visible_devices() -> list[str]:
     """Return the names of this process's GPUs, as CUDA_VISIBLE_DEVICES takes them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -220,11 +238,12 @@ def _check_workers(client: "Client", dispatch: DispatchConfig) -> None:
             f"Dask cluster {where}: worker {without[0]} has no PREFECT_API_URL: start it with this server's, or it "
             "would start one of its own"
         )
-    held = Counter((each["host"], device) for each in described.values() for device in each["devices"])
-    for (host, device), count in held.items():
+    held = Counter(device for each in described.values() for device in each["devices"])
+    for device, count in held.items():
         if count > 1:
+            hosts = {each["host"] for each in described.values() if device in each["devices"]}
             raise DispatchError(
-                f"Dask cluster {where}: {count} workers on {host} see GPU {device}: start each with a "
+                f"Dask cluster {where}: {count} workers on {', '.join(sorted(hosts))} see {device}: start each with a "
                 "CUDA_VISIBLE_DEVICES of its own"
             )
 
@@ -235,10 +254,10 @@ def _able_workers(client: "Client") -> list[str]:
 
 
 def describe_worker() -> dict[str, Any]:
-    """Return a worker's host, its GPUs if there are any, and its Prefect server. Runs on the worker."""
+    """Return a worker's host, the UUIDs of its GPUs, and its Prefect server. Runs on the worker."""
     return {
         "host": platform.node(),
-        "devices": visible_devices() if _sees_gpus() else [],
+        "devices": device_identities() if _sees_gpus() else [],
         "api": os.environ.get("PREFECT_API_URL", ""),
     }
 

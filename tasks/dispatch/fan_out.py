@@ -1,4 +1,4 @@
-"""Run many units of work at once: in threads of this process or on a Dask cluster, as the config chooses."""
+"""Run many units of work at once: in threads of this process, on the workers of Prefect's pool or on a Dask cluster."""
 
 import sys
 import threading
@@ -33,11 +33,16 @@ def fan_out(
 
     `tick` is called about every second with the results so far, in the order of their completion. An exception of a
     task is raised here at once: waiting tasks are not started, and in running ones run_ended() becomes true.
-    `ended` is called afterwards in every surviving process that ran tasks, to free what they kept.
-    Raises DispatchError if the Dask cluster cannot be reached, has no workers, or is lost.
+    `ended` is called afterwards in every surviving process that ran tasks, to free what they kept. On the pool each
+    unit is a flow run in a process of its own, and results are JSON.
+    Raises DispatchError if pool or Dask cluster cannot be reached, have no workers, or are lost.
     """
     if not each:
         return []
+    if dispatch.runner == "prefect":
+        from functa.tasks.dispatch.work_pool import run_on_pool
+
+        return run_on_pool(unit, each, dispatch, tick)
     with _runner(dispatch, ended) as (runner, check), _ending():
         futures = [runner.submit(unit, parameters=parameters) for parameters in each]
         results: dict[int, Any] = {}
@@ -56,6 +61,11 @@ def fan_out(
         return [results[number] for number in range(len(futures))]
 
 
+def call_once(unit: "Task[..., Any]", dispatch: DispatchConfig, **parameters: Any) -> Any:
+    """Call the task where there is a device: in this process, or on the pool if this one only waits for its runs."""
+    return fan_out(unit, [parameters], dispatch)[0] if dispatch.runner == "prefect" else unit(**parameters)
+
+
 def run_ended() -> bool:
     """Return whether the fan-out of the current unit of work has ended (failure, Ctrl-C, a killed run)."""
     over = _over.get(None)
@@ -72,11 +82,20 @@ def run_ended() -> bool:
 def _ending() -> Iterator[None]:
     """Let threads that start inside this context see its end."""
     over = threading.Event()
+    try:
+        with ended_by(over):
+            yield
+    finally:
+        over.set()
+
+
+@contextmanager
+def ended_by(over: threading.Event) -> Iterator[None]:
+    """Let units of work within, and in threads that start within, end once the event is set."""
     before = _over.set(over)
     try:
         yield
     finally:
-        over.set()
         _over.reset(before)
 
 

@@ -29,6 +29,8 @@ from functa.tasks.encoding.repair import find_damage, held_names, other_images, 
 from functa.tasks.inputs.pictures import as_float, spread
 from functa.tasks.trained import load_field
 
+MOST_GROUPS = 500  # in one run: each is a task or a run at Prefect's server, and costs it tens of milliseconds
+
 
 class EncodeJob(Config):
     """The input of every task of one encoding run: small JSON, which is sent to workers."""
@@ -54,6 +56,11 @@ class ShardGroup(Config):
     images: int
     readable: bool = False  # an unreadable image fails the task instead of becoming a bad row
     frozen_ranges: bool = False  # a repair, of images that were encoded with these ranges: clipping refuses nothing
+
+    @property
+    def numbers(self) -> str:
+        """Return the numbers of its shards, which are consecutive, for people."""
+        return f"{self.shards[0]}" if len(self.shards) == 1 else f"{self.shards[0]} to {self.shards[-1]}"
 
 
 class Planned(Config):
@@ -232,6 +239,8 @@ def _plan_rows(
 def _groups(
     fragments: list[Fragment], size: int, readable: Collection[str] = (), frozen_ranges: bool = False
 ) -> tuple[ShardGroup, ...]:
+    """Return the shards in groups of `size`, or of more where there would be more than MOST_GROUPS."""
+    size = max(size, -(-sum(fragment.plan.shards for fragment in fragments) // MOST_GROUPS))
     return tuple(
         ShardGroup(
             fragment=fragment.id,

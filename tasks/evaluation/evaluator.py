@@ -24,9 +24,10 @@ class Described:
     """The images it is measured on; samples: samples of the diffusion model, compared with reference images."""
 
 
-# classifier and diffusion are trained models. The flow makes the others: samples of the diffusion model, the features
-# of these and of what they are compared with, and the draws of each class that Table 7 counts.
-Input = Literal["classifier", "diffusion", "samples", "features", "draws"]
+# classifier and diffusion are trained models. The flow makes the next three: samples of the diffusion model, the
+# features of these and of what they are compared with, and the draws of each class that Table 7 counts. Evaluators run
+# side by side; one that reads what another has written names that one.
+Input = Literal["classifier", "diffusion", "samples", "features", "draws", "reconstruction"]
 
 OF_DIFFUSION = ("diffusion", "samples", "features", "draws")
 

@@ -251,8 +251,5 @@ def find(name: str) -> Evaluator:
 def chosen(evaluation: EvaluationConfig, models: set[str]) -> list[Evaluator]:
     """Return the evaluators that the config requests; `models` names those of classifier and diffusion that exist."""
     missing = {"classifier"} - models | (set() if "diffusion" in models else set(OF_DIFFUSION))
-    return [
-        evaluator
-        for evaluator in EVALUATORS
-        if getattr(evaluation, evaluator.name, True) is not None and not missing & set(evaluator.needs)
-    ]
+    missing |= {evaluator.name for evaluator in EVALUATORS if getattr(evaluation, evaluator.name, True) is None}
+    return [evaluator for evaluator in EVALUATORS if not missing & {evaluator.name, *evaluator.needs}]

@@ -16,10 +16,11 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.states import Completed, Running, Scheduled
 
 from functa.flows.config.schema import ConfigError
-from functa.flows.server import deployed, stage_runs, worker
+from functa.flows.server import deployed, worker
 from functa.flows.server.api import OperateError
 from functa.flows.server.local_workers import workers_of_this_machine
-from functa.flows.server.stage_runs import StageFailed, follow
+from functa.flows.server.pool import stage_runs
+from functa.flows.server.pool.stage_runs import StageFailed, follow
 from functa.flows.server.worker import device_lock, gpu_slot
 from tests.helpers.flows.prefect_server import PROJECT
 

@@ -107,13 +107,13 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, **settings: str) -> Iterator[Cluster]:
-    """Run a server with deployments and two slots; the test starts the workers."""
+def cluster(folder: Path, gpus: int = 2, **settings: str) -> Iterator[Cluster]:
+    """Run a server with deployments and a slot for each device; the test starts the workers."""
     folder.mkdir(parents=True, exist_ok=True)
     made = Cluster(folder, settings)
     try:
         made.start_server()
-        made.bootstrap("--gpus", "2")
+        made.bootstrap("--gpus", str(gpus))
         yield made
     finally:
         made.stop()

@@ -69,13 +69,26 @@ def test_a_worker_without_a_server_is_refused(address: str) -> None:
         assert "has no PREFECT_API_URL: start it with this server's" in fault(address=address)
 
 
+def gpus(*uuids: str) -> str:
+    """Return code by which a worker sees these GPUs."""
+    stub = "functa.tasks.dispatch.dask_cluster"
+    return f"import {stub}; {stub}._sees_gpus = lambda: {len(uuids)}; {stub}._uuids = lambda: {list(uuids)}"
+
+
 def test_two_workers_that_see_the_same_device_are_refused(address: str) -> None:
-    with_gpus = "import functa.tasks.dispatch.dask_cluster; functa.tasks.dispatch.dask_cluster._sees_gpus = lambda: 2"
-    first = worker(address, *DEVICE, before=with_gpus, CUDA_VISIBLE_DEVICES="0,1", **API)
-    second = worker(address, *DEVICE, before=with_gpus, CUDA_VISIBLE_DEVICES="1", **API)
+    first = worker(address, *DEVICE, before=gpus("GPU-a", "GPU-b"), CUDA_VISIBLE_DEVICES="0,1", **API)
+    second = worker(address, *DEVICE, before=gpus("GPU-b"), CUDA_VISIBLE_DEVICES="1", **API)
     with first, second:
         assert "2 workers on " in (line := fault(address=address))
-        assert line.endswith("see GPU 1: start each with a CUDA_VISIBLE_DEVICES of its own")
+        assert line.endswith("see GPU-b: start each with a CUDA_VISIBLE_DEVICES of its own")
+
+
+def test_workers_that_each_see_a_device_of_their_own_as_0_are_accepted(address: str) -> None:
+    """Slurm's device cgroups show every job its own GPU as 0."""
+    dispatch = DispatchConfig(runner="dask", address=address)
+    jobs = [worker(address, *DEVICE, before=gpus(each), CUDA_VISIBLE_DEVICES="0", **API) for each in ("GPU-a", "GPU-b")]
+    with jobs[0], jobs[1], dask_cluster.dask_runner(dispatch) as (_, check):
+        check()
 
 
 def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,14 @@ class StageFailed(FunctaError):
     """A stage's run on a worker did not complete."""
 
 
-def run_stage(name: str, parameters: dict[str, Any]) -> None:
-    """Run deployment NAME/NAME as a child of this flow run. Raises StageFailed if it does not complete."""
-    run: Any = run_deployment(f"{name}/{name}", parameters=parameters, as_subflow=True, timeout=0)
+def run_stage(name: str, parameters: dict[str, Any], queue: str | None = None) -> None:
+    """Run deployment NAME/NAME as a child of this flow run, on a queue other than its own if one is named.
+
+    Raises StageFailed if it does not complete.
+    """
+    run: Any = run_deployment(
+        f"{name}/{name}", parameters=parameters, as_subflow=True, timeout=0, work_queue_name=queue
+    )
     with get_client(sync_client=True) as client:
         run = follow(client, run.id, name)
     if not run.state.is_completed():

@@ -1,0 +1,306 @@
+"""Run units of work as runs of the deployment `work-group`: the workers of the pool share them, on any machine.
+
+The flow run that requests them only submits and follows: it needs no device, and runs on queue cpu. A run that crashed,
+as its worker was killed or vanished, is started again; what it has written is adopted. Work and results are small JSON.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import httpx
+from pydantic import BaseModel
+
+from functa.storage.errors import FunctaError, one_line
+from functa.tasks.config import DispatchConfig
+from functa.tasks.dispatch.child import DispatchError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.tasks import Task
+
+DEPLOYMENT = "work-group/work-group"
+
+RESULT = "Result"  # description of the artifact by which a run returns its result
+
+AHEAD = 50  # runs that wait for a worker: enough that none is idle, few to cancel
+
+POLL_SECONDS = 2.0
+
+PENDING_SECONDS = 900.0  # a worker that took a run has started it by then, images of containers included
+
+SILENCE_SECONDS = 120.0  # for which the server may be away
+
+WAITING_SECONDS = 60.0  # between two lines about runs that no worker takes
+
+PAGE = 200  # runs that the server returns at once
+
+
+class GroupFailed(FunctaError):
+    """A group of work failed on its worker, which would repeat itself."""
+
+
+@dataclass
+class _Group:
+    """One unit of work and its newest run."""
+
+    name: str
+    parameters: dict[str, Any]
+    run: "UUID | None" = None
+    begun: int = 0  # runs so far
+    pending_since: float | None = None
+
+
+@dataclass
+class _Groups:
+    """The units of work of one fan-out, while they are submitted and followed."""
+
+    client: "SyncPrefectClient"
+    groups: list[_Group]
+    tries: int
+    id: str = field(default_factory=lambda: uuid4().hex)
+    waiting: int = 0  # runs that no worker had taken at the last look
+    results: dict[int, Any] = field(default_factory=dict)
+
+    def advance(self) -> None:
+        """Look at the runs, and submit as many as keep the workers busy."""
+        self._look()
+        for number, group in enumerate(self.groups):
+            if self.waiting >= AHEAD:
+                return
+            if group.run is None and number not in self.results:
+                self._submit(number, group)
+                self.waiting += 1
+
+    def open_runs(self) -> "list[UUID]":
+        """Return the runs that have not ended, those begun first before others."""
+        return [group.run for group in self.groups if group.run is not None]
+
+    def _submit(self, number: int, group: _Group) -> None:
+        from prefect.deployments import run_deployment
+        from prefect.exceptions import PrefectHTTPStatusError
+
+        try:
+            run: Any = run_deployment(
+                DEPLOYMENT, parameters=group.parameters, flow_run_name=group.name, timeout=0, as_subflow=True,
+                idempotency_key=f"{self.id}-{number}-{group.begun}",  # one run, also if the first answer was lost
+            )  # fmt: skip
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code >= 500:
+                raise  # the server is away or busy
+            reason = " ".join(error.response.text.split())[:300]
+            raise DispatchError(
+                f"{group.name}: the server refuses deployment {DEPLOYMENT} ({reason}); "
+                f"renew it with `python -m functa.deploy.bootstrap`"
+            ) from None
+        group.run, group.begun, group.pending_since = run.id, group.begun + 1, None
+
+    def _look(self) -> None:
+        found = {run.id: run for run in read_runs(self.client, self.open_runs())}
+        self.waiting = 0
+        for number, group in enumerate(self.groups):
+            if group.run is None:
+                continue
+            run = found.get(group.run)
+            if run is None or run.state is None:
+                raise DispatchError(f"{group.name}: its run was deleted from the server; what it wrote is kept")
+            if run.state.is_completed():
+                self.results[number] = _result(self.client, run)
+                group.run = None
+            elif run.state.is_crashed() or self._is_stuck(group, run):
+                self._lost(group, run)
+            elif run.state.is_final():
+                raise GroupFailed(f"{group.name}: {_fault(run)}")
+            self.waiting += group.run is not None and run.state.is_scheduled()
+
+    def _is_stuck(self, group: _Group, run: "FlowRun") -> bool:
+        """Return whether the worker that took the run vanished before it began: nothing else would notice."""
+        if run.state is None or not run.state.is_pending():
+            group.pending_since = None
+            return False
+        group.pending_since = time.monotonic() if group.pending_since is None else group.pending_since
+        if time.monotonic() - group.pending_since < PENDING_SECONDS:
+            return False
+        from prefect.states import Crashed
+
+        state: Any = Crashed(message=f"Its worker has not started it for {PENDING_SECONDS:.0f} s; another takes it.")
+        self.client.set_flow_run_state(run.id, state, force=True)
+        return True
+
+    def _lost(self, group: _Group, run: "FlowRun") -> None:
+        """Let the group be submitted again. Raises DispatchError after too many tries."""
+        from prefect import get_run_logger
+
+        if group.begun > self.tries:
+            raise DispatchError(
+                f"{group.name}: {group.begun} runs died one after the other ({_fault(run)}); out of memory? Set a "
+                f"smaller batch"
+            )
+        get_run_logger().warning(f"{group.name}: run '{run.name}' is lost ({_fault(run)}); another worker takes it")
+        group.run = None
+
+
+def run_on_pool(
+    unit: "Task[..., Any]",
+    each: Sequence[dict[str, Any]],
+    dispatch: DispatchConfig,
+    tick: Callable[[list[Any]], None],
+) -> list[Any]:
+    """Call the task with each of the parameters on the pool's workers; return the results, as JSON, in order.
+
+    Whatever ends this early cancels the runs. Raises GroupFailed for the first that failed, DispatchError where the
+    server has no such deployment, refuses it or stays away, and where runs die again and again.
+    """
+    from prefect.client.orchestration import get_client
+
+    parameters = {"retries": dispatch.retries, "retry_delay": dispatch.retry_delay}
+    groups = [_Group(run_name(unit, one), parameters | {"work": described(unit, one)}) for one in each]
+    with get_client(sync_client=True) as client:
+        _check_deployment(client)
+        following = _Groups(client, groups, dispatch.retries)
+        with cancelling(client, following.open_runs):
+            _follow(following, tick)
+    return [following.results[number] for number in range(len(groups))]
+
+
+def _follow(following: _Groups, tick: Callable[[list[Any]], None]) -> None:
+    answered = logged = time.monotonic()
+    while True:
+        try:
+            following.advance()
+            answered = time.monotonic()
+        except httpx.HTTPError as error:
+            silence = time.monotonic() - answered
+            if silence > SILENCE_SECONDS:
+                raise DispatchError(
+                    f"the server has not answered for {silence:.0f} s ({type(error).__name__}); what was written is "
+                    f"kept, and the same command continues"
+                ) from None
+        else:
+            if len(following.open_runs()) > following.waiting:
+                logged = time.monotonic()
+            elif following.waiting and time.monotonic() - logged >= WAITING_SECONDS:
+                logged = time.monotonic()
+                _warn_of_waiting(following)
+        tick(list(following.results.values()))
+        if len(following.results) == len(following.groups):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _warn_of_waiting(following: _Groups) -> None:
+    """Log why no run has begun."""
+    from prefect import get_run_logger
+
+    with suppress(httpx.HTTPError):
+        deployment = following.client.read_deployment_by_name(DEPLOYMENT)
+        queue, pool = deployment.work_queue_name, deployment.work_pool_name
+        get_run_logger().warning(
+            f"{following.waiting} runs of {DEPLOYMENT} wait, and none has begun: every worker of queue {queue} is at "
+            f"work, or there is none (start one with `prefect worker start --pool {pool} --work-queue {queue} "
+            f"--limit 1`)"
+        )
+
+
+def check_pool() -> None:
+    """Raise DispatchError if the server has no deployment that runs groups of work, or none answers."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        _check_deployment(client)
+
+
+def _check_deployment(client: "SyncPrefectClient") -> None:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        client.read_deployment_by_name(DEPLOYMENT)
+    except ObjectNotFound:
+        raise DispatchError(
+            f"dispatch.runner=prefect: the server at {client.api_url} has no deployment {DEPLOYMENT}: name one with "
+            f"workers by PREFECT_API_URL, make the deployment with `python -m functa.deploy.bootstrap` (`functa up` "
+            f"does), or choose dispatch.runner=threads"
+        ) from None
+    except httpx.HTTPError as error:
+        raise DispatchError(f"{client.api_url}: no Prefect server answers ({one_line(error)})") from None
+
+
+def run_name(unit: "Task[..., Any]", parameters: dict[str, Any]) -> str:
+    """Return the name of the unit's task run, filled in."""
+    return str(unit.task_run_name).format(**parameters)
+
+
+def described(unit: "Task[..., Any]", parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the work as JSON: the task's name and its parameters."""
+    values = {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for name, value in parameters.items()
+    }
+    return {"kind": unit.name} | values
+
+
+def publish_result(result: Any) -> None:
+    """Return a result to the run that requested the work: a table of figures, which the UI shows too."""
+    from prefect.artifacts import create_table_artifact
+
+    plain = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+    figures = plain if isinstance(plain, dict) else {"": plain}
+    rows = [{"figure": name, "value": json.dumps(value)} for name, value in figures.items()]
+    create_table_artifact(rows, description=RESULT)
+
+
+def _result(client: "SyncPrefectClient", run: "FlowRun") -> Any:
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterType
+
+    of_it = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), type=ArtifactFilterType(any_=["table"]))
+    for artifact in client.read_artifacts(artifact_filter=of_it):
+        if artifact.description == RESULT:
+            rows = json.loads(str(artifact.data))
+            figures = {row["figure"]: json.loads(row["value"]) for row in rows}
+            return figures.get("", figures)
+    raise GroupFailed(f"{run.name}: completed without a result; its worker has another version of the project")
+
+
+def read_runs(client: "SyncPrefectClient", ids: "Sequence[UUID]") -> "Iterator[FlowRun]":
+    """Yield the runs of these ids that the server knows."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    for start in range(0, len(ids), PAGE):
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[start : start + PAGE])))
+        yield from client.read_flow_runs(flow_run_filter=chosen, limit=PAGE)
+
+
+@contextmanager
+def cancelling(client: "SyncPrefectClient", runs: "Callable[[], Iterable[UUID]]") -> Iterator[None]:
+    """Cancel these runs if this block is left by an exception: a failure, Ctrl-C, a run that is cancelled itself.
+
+    A worker ends the process of a run that is being cancelled; one that nobody has begun is cancelled at once.
+    """
+    from prefect.exceptions import PrefectException
+    from prefect.states import Cancelling
+
+    try:
+        yield
+    except BaseException:
+        state: Any = Cancelling(message="The run that requested it has ended.")
+        for run in runs():
+            with suppress(httpx.HTTPError, PrefectException):
+                current = client.read_flow_run(run).state
+                if current is not None and not current.is_final():
+                    client.set_flow_run_state(run, state)
+        raise
+
+
+def _fault(run: "FlowRun") -> str:
+    """Return what the run's state reports, without Prefect's words around an exception."""
+    message = " ".join(((run.state and run.state.message) or "see its logs").split())
+    _, found, fault = message.partition("encountered an exception: ")
+    name = (run.state and run.state.name) or "ended"
+    return fault if found else f"{name}: {message}"
