@@ -2,17 +2,21 @@
 
     python benchmarks/dispatch.py --images FOLDER     # has train.npz; groups of a minute, half an hour on 2 cores
     python benchmarks/dispatch.py --seconds 1 --alternations 1 --empty 10,30
+    python benchmarks/dispatch.py --pool 3 --groups 12 --seconds 30     # workers of a pool, and nothing else
 
 Encoding: the same groups by two bare processes of one thread side by side, by two Dask workers of one thread on a
 Prefect server of their own, and by one, in turns. A rate is that of the time in which every worker was busy, from the
 first shard that each had written to the last; the time before is listed separately. All must write the same bytes.
-Empty groups: every shard exists; the figure is per group after each worker's first.
+Empty groups: every shard exists; the figure is per group after each worker's first. Pool: as many workers of
+`functa up` as bare processes, dispatch.runner=prefect; CPU seconds are of all processes, the server's apart.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -46,7 +50,7 @@ class Work:
         from functa.flows.config.load import load_config
         from functa.tasks.encoding.plan import EncodeJob, plan
 
-        self.folder = folder
+        self.folder, self.mode = folder, ""
         images = folder / "images"
         _draw(images, options, shard_rows * shards * groups)
         size = {"shard_rows": shard_rows, "chunk_rows": max(1, shard_rows // 4), "group_shards": shards}
@@ -160,6 +164,36 @@ def through_prefect(job: "EncodeJob", groups: Groups, runner: str, workers: int)
 
 
 @contextmanager
+def pool(root: Path, workers: int) -> Iterator[Callable[[], float]]:
+    """Run `functa up` with so many workers of one thread; yield a function that returns the server's CPU seconds."""
+    import psutil
+
+    from functa.flows.server.api import local_api, using
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+    code = "from functa.flows.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "up", "--port", str(port), "--root", str(root), "--gpus", str(workers)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(workers), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    try:
+        for line in process.stdout:
+            if "Ctrl-C" in line:
+                break
+        else:
+            raise SystemExit(f"`functa up` ended: {line}")
+        children = psutil.Process(process.pid).children(recursive=True)
+        served = next(child for child in children if "guarded" in " ".join(child.cmdline()))
+        with using(local_api(port)):
+            yield lambda: float(sum(sum(each.cpu_times()[:2]) for each in [served, *served.children(recursive=True)]))
+    finally:
+        process.terminate()
+        process.wait(120)
+
+
+@contextmanager
 def server() -> Iterator[None]:
     """Start a Prefect server; none of its processes runs while bare processes are measured."""
     from prefect.testing.utilities import prefect_test_harness
@@ -208,8 +242,7 @@ def turn(side: str, work: Work) -> tuple[dict[str, float], dict[str, bytes]]:
                 begun = time.time()
                 stats, _ = through_prefect(job, groups, "dask", 1 if side == "one worker" else WORKERS)
         found = lanes(stats, groups, store)
-        written = {str(path.relative_to(store)): path.read_bytes() for path in store.glob("fragments/*/*/c/**/*")
-                   if path.is_file()}  # fmt: skip
+        written = arrays(store)
     if len(found) != (1 if side == "one worker" else WORKERS):
         raise SystemExit(f"{side}: the groups were encoded by {len(found)} workers: take longer ones (--seconds)")
     gaps = [later - earlier for lane in found for (earlier, _), (later, _) in pairwise(lane)]
@@ -222,8 +255,14 @@ def turn(side: str, work: Work) -> tuple[dict[str, float], dict[str, bytes]]:
     return figures, written
 
 
-def measure_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the row of encoding: medians over the turns, ratios turn by turn."""
+def arrays(store: Path) -> dict[str, bytes]:
+    """Return the stored arrays of a functaset."""
+    chunks = (path for path in store.glob("fragments/*/*/c/**/*") if path.is_file())
+    return {str(path.relative_to(store)): path.read_bytes() for path in chunks}
+
+
+def planned_work(folder: Path, options: argparse.Namespace) -> Work:
+    """Return groups of the wanted duration, by a rate that is measured first."""
     (folder / "calibration").mkdir()
     probe = Work(folder / "calibration", options, shard_rows=8 * options.batch, groups=1, shards=SHARDS)
     with probe.copy() as (job, store):  # fills the compiler's cache too
@@ -233,6 +272,14 @@ def measure_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any
     shard_rows = max(1, round(1.15 * rate * options.seconds / SHARDS / options.batch)) * options.batch
     (folder / "measured").mkdir()
     work = Work(folder / "measured", options, shard_rows, options.groups, SHARDS)
+    work.mode = stats[0]["mode"]
+    return work
+
+
+def measure_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the row of encoding: medians over the turns, ratios turn by turn."""
+    work = planned_work(folder, options)
+    shard_rows = work.job.encode.shard_rows
     turns: list[dict[str, dict[str, float]]] = []
     reference: dict[str, bytes] = {}
     for _ in range(options.alternations):
@@ -258,8 +305,50 @@ def measure_encoding(folder: Path, options: argparse.Namespace) -> dict[str, Any
         "over_one_worker": round(median(over["one worker"]), 3),
         "over_one_worker_each": [round(ratio, 3) for ratio in over["one worker"]],
         "before_first_group_s": middle("before_first_group_s"), "before_steady_s": middle("before_steady_s"),
-        "mode": stats[0]["mode"], "load": middle("load"), "alternations": len(turns), "cpus": os.cpu_count(),
+        "mode": work.mode, "load": middle("load"), "alternations": len(turns), "cpus": os.cpu_count(),
     }  # fmt: skip
+
+
+def measure_pool(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the row of a pool's workers beside as many bare processes: rates, and CPU seconds of each side."""
+    work = planned_work(folder, options)
+    turns: list[dict[str, dict[str, float]]] = []
+    for _ in range(options.alternations):
+        figures: dict[str, dict[str, float]] = {}
+        written: dict[str, dict[str, bytes]] = {}
+        for side in ("bare", "pool"):
+            begun, used, load, served = time.time(), cpu_of_children(), os.getloadavg()[0], 0.0
+            with work.copy() as (job, store):
+                if side == "bare":
+                    stats = side_by_side(job, work.groups, options.pool)
+                    seconds = time.time() - begun
+                else:
+                    with pool(folder / "root", options.pool) as server_cpu:
+                        before = server_cpu()
+                        stats, seconds = through_prefect(job, work.groups, "prefect", options.pool)
+                        served = server_cpu() - before
+                found = lanes(stats, work.groups, store)
+                written[side] = arrays(store)
+            figures[side] = {
+                "images_per_s": steady_rate(found), "workers": len(found), "seconds": seconds,
+                "group_s": median(each["seconds"] for each in stats), "load": load,
+                "cpu_s": cpu_of_children() - used, "server_cpu_s": served,
+            }  # fmt: skip
+            print(json.dumps({"side": side} | figures[side]), file=sys.stderr, flush=True)
+        if written["bare"] != written["pool"]:
+            raise SystemExit("the pool's workers wrote other bytes than bare processes")
+        turns.append(figures)
+    ratios = [each["pool"]["images_per_s"] / each["bare"]["images_per_s"] for each in turns]
+    return {
+        "name": "dispatch", "piece": "pool", "workers": options.pool, "config": configuration(options),
+        "turns": turns, "ratio": round(median(ratios), 3), "cpus": os.cpu_count(),
+    }  # fmt: skip
+
+
+def cpu_of_children() -> float:
+    """Return the CPU seconds of the processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def measure_empty(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -310,11 +399,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--groups", type=int, default=2 * WORKERS)
     parser.add_argument("--alternations", type=int, default=3)
     parser.add_argument("--empty", default="10,30,100,300", help="numbers of empty groups")
+    parser.add_argument("--pool", type=int, default=0, help="workers of a pool beside as many bare processes, alone")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.groups < WORKERS or options.groups % WORKERS or options.alternations < 1:
-        parser.error(f"--groups is a multiple of {WORKERS}, --alternations 1 at least")
+    workers = options.pool or WORKERS
+    if options.groups < workers or options.groups % workers or options.alternations < 1:
+        parser.error(f"--groups is a multiple of {workers}, --alternations 1 at least")
     options.set = [*options.set, f"encode.batch={options.batch}"]
     options.shape = (32, 32, 3)
     return options
@@ -328,6 +419,8 @@ def main() -> None:
         print(json.dumps(encode_bare_from(sys.stdin.read())))
         return
     measures: list[Callable[[Path, argparse.Namespace], Any]] = [measure_empty, measure_encoding]
+    if options.pool:
+        measures = [measure_pool]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, measure in enumerate(measures):

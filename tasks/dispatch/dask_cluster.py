@@ -187,7 +187,7 @@ def environments(workers: int) -> list[dict[str, str]]:
 def device_identities() -> list[str]:
     """Return what this process's GPUs are, whatever they are called here: their UUIDs, which no two GPUs share.
 
-    Where each job sees its own GPU as 0, as under Slurm's device cgroups, names do not tell them apart. A name of the
+    Where each job sees its own GPU as 0, as under Slurm's device cgroups, several GPUs have one name. A name of the
     form MIG-... is an identity by itself, and so is every name where there is no GPU.
     """
     names = visible_devices()

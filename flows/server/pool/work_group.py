@@ -5,17 +5,29 @@ location in them is opened as in any other run, within FUNCTA_ALLOWED_ROOTS.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
+from uuid import UUID
 
 import httpx
-from prefect import flow
+from prefect import Flow, flow, runtime
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
-from prefect.states import Cancelled
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
+from prefect.flow_engine import run_flow
+from prefect.states import Cancelled, Pending
 from pydantic import Field
 
 from functa.flows.server.worker import gpu_slot
@@ -32,6 +44,10 @@ from functa.tasks.inference.sample import SampleJob
 from functa.tasks.training_jobs import PixelClassifierJob
 
 LOOK_SECONDS = 10.0  # between looks at the run that requested the work
+
+PROCESS_SECONDS = 900.0  # for which a process begins further groups
+
+_goes_on = False  # whether this process is at a further group
 
 
 class PlanEncoding(Config):
@@ -95,7 +111,44 @@ UNITS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@flow(name="work-group", persist_result=False)
+def go_on(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Do more groups of the same parent in this process, once its own is complete: it has loaded and compiled all.
+
+    The groups are taken as a worker takes them, so that each is done once. After a while the process ends, so that its
+    worker can turn to other runs that wait.
+    """
+    global _goes_on
+    parent = None if _goes_on else runtime.flow_run.parent_flow_run_id
+    if parent is None:
+        return
+    _goes_on, begun = True, time.monotonic()
+    try:
+        while state.is_completed() and time.monotonic() - begun < PROCESS_SECONDS:
+            taken = _take(UUID(parent), flow_run)
+            if taken is None:
+                return
+            state = cast("State[Any]", run_flow(work_group, flow_run=taken, return_type="state"))
+    finally:
+        _goes_on = False
+
+
+def _take(parent: UUID, like: FlowRun) -> FlowRun | None:
+    """Return a run of the parent that nobody had begun and that is this process's now; None if there is none."""
+    chosen = FlowRunFilter(
+        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent]),
+        deployment_id=FlowRunFilterDeploymentId(any_=[like.deployment_id] if like.deployment_id else []),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+    )
+    mine = Pending(message="Taken by the process of another group.")
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=chosen, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=5):
+            answer: OrchestrationResult[Any] = client.set_flow_run_state(run.id, mine)
+            if answer.status == SetStateStatus.ACCEPT:
+                return client.read_flow_run(run.id)
+    return None
+
+
+@flow(name="work-group", persist_result=False, on_completion=[go_on])
 def work_group(work: Work, *, retries: int = 2, retry_delay: float = 2.0) -> State[Any] | None:
     """Do one group of work of another run, which follows this one and reads its result.
 
@@ -107,7 +160,7 @@ def work_group(work: Work, *, retries: int = 2, retry_delay: float = 2.0) -> Sta
     dispatch = DispatchConfig(retries=retries, retry_delay=retry_delay)
     parameters = {name: getattr(work, name) for name in type(work).model_fields if name != "kind"}
     try:
-        with ending_with_parent(flow_run.parent_flow_run_id), gpu_slot():
+        with ending_early(runtime.flow_run.id, runtime.flow_run.parent_flow_run_id), gpu_slot():
             result = prefect_tasks.retried(UNITS[work.kind], dispatch)(**parameters)
     except RunEnded as ended:
         return Cancelled(message=str(ended))
@@ -116,21 +169,18 @@ def work_group(work: Work, *, retries: int = 2, retry_delay: float = 2.0) -> Sta
 
 
 @contextmanager
-def ending_with_parent(parent: str | None) -> Iterator[None]:
-    """Within, run_ended() is true once the requesting run has ended, is being cancelled, or has died.
+def ending_early(own: str | None, parent: str | None) -> Iterator[None]:
+    """Within, run_ended() is true once this run is cancelled, or the one that requested it has ended or has died.
 
-    Raises RunEnded where it has ended already. A run that a person started has no parent.
+    Raises RunEnded where that has ended already. A run that a person started has no parent.
     """
-    if parent is None:
-        yield
-        return
     if _has_ended(parent):
         raise RunEnded("was not begun: the run that requested it has ended")
     over, done = threading.Event(), threading.Event()
 
     def look() -> None:
         while not over.is_set() and not done.wait(LOOK_SECONDS):
-            if _has_ended(parent):
+            if _has_ended(parent) or _has_ended(own):
                 over.set()
 
     threading.Thread(target=copy_context().run, args=(look,), daemon=True).start()
@@ -141,12 +191,10 @@ def ending_with_parent(parent: str | None) -> Iterator[None]:
         done.set()
 
 
-def _has_ended(run: str) -> bool:
-    """Return whether the run has ended or is about to; not while the server does not answer."""
-    from uuid import UUID
-
-    from prefect.exceptions import ObjectNotFound
-
+def _has_ended(run: str | None) -> bool:
+    """Return whether the run has ended or is being cancelled; not while the server does not answer."""
+    if run is None:
+        return False
     with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         try:
             state = client.read_flow_run(UUID(run)).state
