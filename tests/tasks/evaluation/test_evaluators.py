@@ -1,6 +1,7 @@
 """The table of evaluators: an entry is all that a new one needs, and the config can leave each out."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,31 @@ def test_quick_leaves_out_the_slow_parts_and_only_these() -> None:
     quick = load_config("digits", ["evaluation.quick=true"])
     by_hand = load_config("digits", [f"evaluation.{part}=null" for part in SLOW])
     assert chain_digests(quick) == chain_digests(by_hand) != chain_digests(load_config("digits"))
+
+
+def test_evaluators_run_side_by_side_and_one_that_reads_anothers_arrays_after_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from functa.flows import stages
+
+    reader = Evaluator("reader", f"{__name__}:measure", needs=("reconstruction",))
+    monkeypatch.setattr(evaluators, "EVALUATORS", (reader, *evaluators.EVALUATORS, TOY))
+    config = load_config("digits")
+    chosen = evaluators.chosen(config.evaluation, set())
+    assert [each.name for each in chosen] == ["reader", "reconstruction", "compression", "perturbation", "sharpness"]
+    waves: list[list[str]] = []
+
+    def fan_out(unit: Any, each: list[dict[str, Any]], dispatch: Any) -> list[dict[str, Any]]:
+        waves.append([one["name"] for one in each])
+        return [{one["name"]: len(waves)} for one in each]
+
+    monkeypatch.setattr(stages, "fan_out", fan_out)
+    ledger: Any = SimpleNamespace(config=config)
+    figures = stages._run_evaluators(ledger, evaluation_job(tmp_path), chosen)
+    assert waves == [["reconstruction", "compression", "perturbation", "sharpness"], ["reader"]]
+    assert set(figures) == {each.name for each in chosen}
+    without = load_config("digits", ["evaluation.reconstruction=null"])
+    assert reader not in evaluators.chosen(without.evaluation, set())
 
 
 def test_an_evaluator_of_a_model_is_left_out_without_the_model() -> None:
