@@ -47,6 +47,8 @@ LOOK_SECONDS = 10.0  # between looks at the run that requested the work
 
 PROCESS_SECONDS = 900.0  # for which a process begins further groups
 
+PAUSE_SECONDS = 5.0  # for the parent to hand out more, before a process ends
+
 _goes_on = False  # whether this process is at a further group
 
 
@@ -124,16 +126,16 @@ def go_on(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     _goes_on, begun = True, time.monotonic()
     try:
         while state.is_completed() and time.monotonic() - begun < PROCESS_SECONDS:
-            taken = _take(UUID(parent), flow_run)
-            if taken is None:
+            if (taken := _take(UUID(parent), flow_run) or _take(UUID(parent), flow_run, after=PAUSE_SECONDS)) is None:
                 return
             state = cast("State[Any]", run_flow(work_group, flow_run=taken, return_type="state"))
     finally:
         _goes_on = False
 
 
-def _take(parent: UUID, like: FlowRun) -> FlowRun | None:
+def _take(parent: UUID, like: FlowRun, after: float = 0.0) -> FlowRun | None:
     """Return a run of the parent that nobody had begun and that is this process's now; None if there is none."""
+    time.sleep(after)
     chosen = FlowRunFilter(
         parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent]),
         deployment_id=FlowRunFilterDeploymentId(any_=[like.deployment_id] if like.deployment_id else []),
