@@ -141,7 +141,7 @@ def _take(parent: UUID, like: FlowRun, after: float = 0.0) -> FlowRun | None:
         deployment_id=FlowRunFilterDeploymentId(any_=[like.deployment_id] if like.deployment_id else []),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
     )
-    mine = Pending(message="Taken by the process of another group.")
+    mine: State[Any] = Pending(message="Taken by the process of another group.")
     with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=chosen, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=5):
             answer: OrchestrationResult[Any] = client.set_flow_run_state(run.id, mine)
