@@ -19,6 +19,7 @@ from functa.flows.config.estimate import (
 from functa.flows.config.reference import SECTION, Setting, section_description, settings_reference
 from functa.flows.config.schema import PipelineConfig, ProvenanceConfig
 from functa.flows.server.console import text_console
+from functa.storage.errors import StorageError
 from functa.tasks.config import MEMORY_BYTES
 from functa.tasks.stage_table import STAGES
 
@@ -40,7 +41,6 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
     seconds on this machine, where a layer of the field reaches flops_per_s.
     """
     resolution, channels, classes = image_shape(config)
-    warning = latent_surplus(config.field, resolution, channels)
     costs = estimate(config, resolution, channels)
     costs["training_flops"] = training_flops(config, classes)
     costs["stage_flops"] |= {TRAINED_BY[name]: flops for name, flops in costs["training_flops"].items()}
@@ -50,13 +50,26 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
         {} if speed is None
         else {stage: stage_seconds(config, stage, work, speed) for stage, work in costs["stage_flops"].items()}
     )  # fmt: skip
+    warnings = [latent_surplus(config.field, resolution, channels), _fault_of_classes(config, classes)]
     return {
         "config": config.model_dump(mode="json"),
         "digests": {stage: digest(stage_config(config, stage)) for stage in stages_of(config)},
         "parameters": parameters(config, resolution, channels, classes),
         "estimate": costs,
-        "warnings": [] if warning is None else [warning],
+        "warnings": [warning for warning in warnings if warning is not None],
     }
+
+
+def _fault_of_classes(config: PipelineConfig, classes: int | None) -> str | None:
+    """Return why a run would be refused for its images' classes; None if it would not, or there are no images."""
+    from functa.flows.config.preflight import check_classes
+
+    try:
+        if classes is not None:
+            check_classes(config, "pipeline", classes)
+    except StorageError as error:
+        return str(error)
+    return None
 
 
 def print_run(described: dict[str, Any], everything: bool = False) -> None:

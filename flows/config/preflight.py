@@ -17,6 +17,8 @@ from functa.tasks.evaluation.evaluators import EVALUATORS, chosen
 from functa.tasks.evaluation.gate import FIGURES
 from functa.tasks.evaluation.generation.inception import check_counts, weights_digest
 
+FEW_TEST_IMAGES = 20  # fewer give figures that another few would change
+
 
 def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     """Return what the user should know of the images.
@@ -35,15 +37,9 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     except ValueError as error:
         raise StorageError(f"dispatch.{error}") from None
     check_compilers(config, stage)
-    if not images.classes:
-        check_without_classes(config, stage)
+    check_classes(config, stage, len(images.classes))
     if stage in ("pipeline", "encode"):
         check_shard_count(config, images)
-    if config.classifier is not None and stage in ("pipeline", "train_classifier") and len(images.classes) < 2:
-        raise StorageError(
-            f"{config.images.location or config.images.source}: {len(images.classes)} class was found, and a "
-            f"classifier needs two or more: set classifier=null, or sort the images into class folders"
-        )
     fid = config.evaluation.fid
     measured = config.diffusion is not None and config.evaluation.generation is not None
     if fid.weights is not None and measured and stage in ("pipeline", "evaluate"):
@@ -53,11 +49,33 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     if stage == "pipeline":
         check_gate_figures(config)
     open_location(root).preflight_write()
-    return images.notes
+    return (*images.notes, *_few_test_images(config, images))
 
 
-def check_without_classes(config: PipelineConfig, stage: str) -> None:
-    """Raise StorageError where a model that needs labels is to be trained on images that have none."""
+def _few_test_images(config: PipelineConfig, images: Images) -> list[str]:
+    """Return a note where so few images are held out that their figures are rough."""
+    count = len(images.split("test"))
+    if count >= FEW_TEST_IMAGES:
+        return []
+    name = config.images.location or config.images.source
+    return [
+        f"{name}: only {count} test images, so all figures on test images are rough; add images, or hold out more "
+        f"(images.test_fraction, or a larger test/)"
+    ]
+
+
+def check_classes(config: PipelineConfig, stage: str, classes: int) -> None:
+    """Raise StorageError where a model that needs labels is to be trained on images that have none, or of one class."""
+    if not classes:
+        _check_without_classes(config, stage)
+    if config.classifier is not None and stage in ("pipeline", "train_classifier") and classes < 2:
+        raise StorageError(
+            f"{config.images.location or config.images.source}: {classes} class was found, and a "
+            f"classifier needs two or more: set classifier=null, or sort the images into class folders"
+        )
+
+
+def _check_without_classes(config: PipelineConfig, stage: str) -> None:
     classifier = config.classifier is not None and stage in ("pipeline", "train_classifier")
     process = config.diffusion.process if config.diffusion is not None else None
     conditional = process is not None and process.conditional and stage in ("pipeline", "train_diffusion")

@@ -24,6 +24,7 @@ from functa.flows.server.api import (
     new_password,
     using,
 )
+from functa.flows.server.processes import Patience
 
 GRACE_SECONDS, STOP_SECONDS = 5.0, 25.0  # for a command to end in order after its server did, and for children
 
@@ -125,13 +126,12 @@ def _server(password: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
 def _wait_for(process: "subprocess.Popen[str]", port: int, log: IO[str]) -> None:
     from prefect.settings import get_current_settings
 
-    patience = get_current_settings().server.ephemeral.startup_timeout_seconds
-    deadline = time.monotonic() + patience
+    patience = Patience(process.pid, get_current_settings().server.ephemeral.startup_timeout_seconds)
     while not healthy(local_api(port)):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if process.poll() is not None or patience.is_over():
             log.seek(0)
             lines = [line.strip() for line in log if line.strip()]
-            how = "ended" if process.poll() is not None else f"did not answer within {patience} s"
+            how = "ended" if process.poll() is not None else f"did not answer within {patience.waited():.0f} s"
             raise OperateError(f"Prefect's embedded server {how}{': ' + lines[-1] if lines else ''}")
         time.sleep(0.1)
 

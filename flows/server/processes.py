@@ -21,11 +21,51 @@ GRACE_SECONDS = 15  # between TERM and KILL: a flow run uses it to report that i
 
 POLL_SECONDS = 0.2
 
+MOST_SECONDS = 300  # that are waited for a child which computes but is not ready: other work may take the machine
+
+GROWTH_SECONDS = 15  # within which such a child uses more processor time
+
 MARK = "FUNCTA_CHILD"  # environment variable
 
 
 class Interrupted(Exception):
     """Ctrl-C, SIGTERM or SIGHUP arrived while waiting."""
+
+
+class Patience:
+    """The time that a process gets to be ready: `seconds`, and up to MOST_SECONDS while its processor time grows."""
+
+    def __init__(self, process: int, seconds: float) -> None:
+        self._process, self._begun = process, time.monotonic()
+        self._deadline, self._growth = self._begun + seconds, min(GROWTH_SECONDS, seconds)
+        self._used = processor_seconds(process)
+
+    def is_over(self) -> bool:
+        """Return whether the time is up."""
+        if (now := time.monotonic()) <= self._deadline:
+            return False
+        used = processor_seconds(self._process)
+        if used <= self._used or now + self._growth > self._begun + MOST_SECONDS or not self._growth:
+            return True
+        self._used, self._deadline = used, now + self._growth
+        return False
+
+    def waited(self) -> float:
+        """Return for how many seconds the process had time."""
+        return time.monotonic() - self._begun
+
+
+def processor_seconds(process: int) -> float:
+    """Return the processor time of a process and of those that it started; 0 where it has ended."""
+    import psutil
+
+    used = 0.0
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(process)
+        for each in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                used += sum(each.cpu_times()[:2])
+    return used
 
 
 @dataclass(frozen=True)
@@ -80,18 +120,27 @@ def signals_caught() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def wait(children: list[Child], caught: list[int], done: Callable[[], bool], seconds: float | None = None) -> None:
-    """Wait until done, watching the children. Raises Interrupted, or OperateError when one died or time is up."""
-    deadline = None if seconds is None else time.monotonic() + seconds
+def wait(
+    children: list[Child],
+    caught: list[int],
+    done: Callable[[], bool],
+    seconds: float | None = None,
+    late: Child | None = None,
+) -> None:
+    """Wait until done, watching the children. Raises Interrupted, or OperateError when one died or time is up.
+
+    seconds: for the child that is waited for, `late` or the last one, which gets more as long as it computes.
+    """
+    late = late or children[-1]
+    patience = None if seconds is None else Patience(late.process.pid, seconds)
     while not done():
         if caught:
             raise Interrupted
         for child in children:
             if child.process.poll() is not None:
                 raise OperateError(child.death())
-        if deadline is not None and time.monotonic() > deadline:
-            late = children[-1]
-            raise OperateError(f"the {late.name} was not ready within {seconds:.0f} s; log: {late.log}")
+        if patience is not None and patience.is_over():
+            raise OperateError(f"the {late.name} was not ready within {patience.waited():.0f} s; log: {late.log}")
         time.sleep(POLL_SECONDS)
 
 

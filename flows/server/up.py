@@ -154,7 +154,7 @@ def serve(children: list[Child], caught: list[int], port: int, environment: dict
     with console.status("") as status:
         command = [*PYTHON, "functa.flows.server.guarded", "--port", str(port)]
         children.append(begin("server", command, port, environment))
-        progress = progress_line(status.update, f"Prefect's server starts on {HOST}:{port}", STARTUP_SECONDS)
+        progress = progress_line(status.update, f"Prefect's server starts on {HOST}:{port}", children[-1].log)
         wait(children, caught, lambda: progress() and healthy(local_api(port)), STARTUP_SECONDS)
 
 
@@ -169,9 +169,9 @@ def set_up(
     """Create work pool, queues, limit and deployments, by a child that ends by itself."""
     with console.status("") as status:
         child = begin("bootstrap", [*PYTHON, "functa.deploy.bootstrap", *options], port, environment)
-        progress = progress_line(status.update, "Work pool, queues and deployments are set up", BOOTSTRAP_SECONDS)
+        progress = progress_line(status.update, "Work pool, queues and deployments are set up", child.log)
         try:
-            wait(children, caught, lambda: progress() and child.process.poll() is not None, BOOTSTRAP_SECONDS)
+            wait(children, caught, lambda: progress() and child.process.poll() is not None, BOOTSTRAP_SECONDS, child)
         finally:
             stop([child], caught)
     if child.process.returncode:
@@ -193,7 +193,7 @@ def work(
         suffix = worker.name.rpartition(f"-{port}-")[2]
         children.append(begin(f"worker-{suffix}", worker.command(), port, environment | worker.environment()))
     with console.status("") as status:
-        progress = progress_line(status.update, f"{len(workers)} workers start", WORKER_SECONDS)
+        progress = progress_line(status.update, f"{len(workers)} workers start", children[-1].log)
         wait(
             children,
             caught,
@@ -232,12 +232,12 @@ def log_folder() -> Path:
     return prefect_home() / "functa"
 
 
-def progress_line(show: Callable[[str], None], what: str, limit: int) -> Callable[[], bool]:
+def progress_line(show: Callable[[str], None], what: str, log: Path) -> Callable[[], bool]:
     """Return a function that shows what is waited for and for how long; it returns True, for use in a condition."""
     began = time.monotonic()
 
     def show_progress() -> bool:
-        show(f"{what}: {time.monotonic() - began:.0f} s (gives up after {limit} s)")
+        show(f"{what}: {time.monotonic() - began:.0f} s (log: {log})")
         return True
 
     return show_progress

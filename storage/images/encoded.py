@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from functa.storage.errors import StorageError, TransientError
 from functa.storage.images.files import BadImage, decode
-from functa.storage.images.rows import Rows, limited
+from functa.storage.images.layout import SPLITS, named
+from functa.storage.images.rows import Rows, limited, split_rows
 from functa.storage.images.source import Images, ImageSplit, Picture, View, seen
 from functa.storage.places.local import may_pass
 from functa.storage.places.location import Location
@@ -16,8 +19,6 @@ if TYPE_CHECKING:
     from functa.storage.config import ImagesConfig
 
 READ_THREADS = 4  # Pillow's decoders and the file system let go of the interpreter lock
-
-SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,35 @@ def encoded_images(
     fetch: Fetch,
     notes: Sequence[str] = (),
 ) -> Images:
-    """Return the images of a source's rows, "train" and "test", whose origins `fetch` reads.
+    """Return the images of a source's rows, "train" and "test" or "all" to be split, whose origins `fetch` reads.
 
-    Raises StorageError where images.resolution is not set and the first readable image is not square.
+    Raises StorageError where "all" cannot be split, or where images.resolution is not set and the first readable image
+    is not square.
     """
+    if "all" in rows:
+        rows = dict(zip(SPLITS, split_rows(rows["all"], config)))
+    notes = (*notes, *(f"{location.uri}: {note}" for note in _in_one_split(rows, classes)))
     rows = {name: limited(part, config.limit) for name, part in rows.items()}
     channels = config.channels or 3
     resolution = config.resolution or _first_resolution(location, rows, channels, config.max_pixels, fetch)
     splits = {
         name: _split(location, part, (resolution, resolution, channels), config, fetch) for name, part in rows.items()
     }
-    return Images(channels, resolution, classes, splits, tuple(notes))
+    return Images(channels, resolution, classes, splits, notes)
+
+
+def _in_one_split(rows: dict[str, Rows], classes: list[str]) -> list[str]:
+    """Describe the classes that one split has and the other has not."""
+    if not classes:
+        return []
+    train, test = (rows[split].labels for split in SPLITS)
+    unseen, untested = ([classes[label] for label in np.setdiff1d(*of)] for of in ((test, train), (train, test)))
+    notes = []
+    if unseen:
+        notes.append(f"no model can know {named(unseen)}: test has such images, and train has none")
+    if untested:
+        notes.append(f"{len(untested)} classes have no test image: {named(untested)}")
+    return notes
 
 
 def _first_resolution(location: Location, rows: dict[str, Rows], channels: int, max_pixels: int, fetch: Fetch) -> int:

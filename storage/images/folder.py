@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from functa.storage.errors import StorageError
-from functa.storage.images.encoded import SPLITS, Original, encoded_images
+from functa.storage.images.encoded import Original, encoded_images
 from functa.storage.images.files import MAX_FILE_BYTES, BadImage
 from functa.storage.images.labels import numbered, read_labels
-from functa.storage.images.layout import Layout, named, read_layout, shown
+from functa.storage.images.layout import Layout, read_layout, shown
 from functa.storage.images.patterns import select, split_pattern
-from functa.storage.images.rows import Rows, split_rows
+from functa.storage.images.rows import Rows
 from functa.storage.images.source import Images
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
@@ -32,11 +32,6 @@ def open_folder(config: "ImagesConfig") -> Images:
     else:
         parts = {name: _rows(part, layout) for name, part in layout.parts.items()}
         classes, notes = layout.classes, []
-    if "all" in parts:
-        parts = dict(zip(SPLITS, split_rows(parts["all"], config)))
-    if untested := sorted({*range(len(classes))} - {*parts["test"].labels.tolist()}):
-        names = named(classes[label] for label in untested)
-        notes.append(f"{location.uri}: {len(untested)} classes have no test image: {names}")
 
     def fetch(key: str) -> Original:
         entry = location.entry(key)

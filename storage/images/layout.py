@@ -74,7 +74,7 @@ def read_layout(location: Location, everything: list[Entry], labels: str) -> Lay
     depth = None if labels else _depth_of_classes(location, images, 0 if folders is None else 1)
     classes = [] if depth is None else sorted({shown(entry.key.split("/")[depth]) for entry in images})
     _refuse_equal_names(location, classes)
-    notes = [unknown, _untrained_classes(parts, depth), _listed_twice(location, images)]
+    notes = [unknown, _listed_twice(location, images)]
     if not labels and depth is None:
         notes.append("the images lie in no class folders, so they have no classes")
     if depth == 0 and len(classes) == 1:
@@ -188,15 +188,6 @@ def _refuse_equal_names(location: Location, classes: list[str]) -> None:
                 f"{location.uri}: classes {other!r} and {name!r} differ only in case, blanks or Unicode form; give "
                 f"their folders one name"
             )
-
-
-def _untrained_classes(parts: dict[str, list[Entry]], depth: int | None) -> str:
-    """Describe classes that only the test images have; empty if there is none. Their accuracy is 0 by construction."""
-    if "all" in parts or depth is None:
-        return ""
-    classes = {split: {shown(entry.key.split("/")[depth]) for entry in part} for split, part in parts.items()}
-    unseen = sorted(classes["test"] - classes["train"])
-    return f"no model can know {named(unseen)}: test has such images, and train has none" if unseen else ""
 
 
 def _listed_twice(location: Location, images: list[Entry]) -> str:

@@ -1,17 +1,18 @@
 """Files that hold many images each (tars, tables): which there are, and to which split each belongs."""
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from functa.storage.errors import StorageError
-from functa.storage.images.encoded import SPLITS
 from functa.storage.images.files import is_hidden
 from functa.storage.images.labels import numbered
-from functa.storage.images.layout import TEST_NAMES, named
+from functa.storage.images.layout import SPLITS, TEST_NAMES
 from functa.storage.images.patterns import select, split_pattern
 from functa.storage.images.rows import Rows
 from functa.storage.places.address import open_location
@@ -133,15 +134,7 @@ def rows_of_items(
             [item.key for item in part], of_part, [tokens[o.rsplit(":", 2)[0]] for o in origins], origins
         )
         start += len(part)
-    if unseen := _only_tested(rows, classes):
-        notes.append(f"{uri}: no model can know {named(unseen)}: test has such images, and train has none")
     return rows, classes, notes
-
-
-def _only_tested(rows: dict[str, Rows], classes: list[str]) -> list[str]:
-    if "all" in rows or not classes:
-        return []
-    return [classes[label] for label in np.setdiff1d(rows["test"].labels, rows["train"].labels)]
 
 
 def _refuse_equal_keys(keys: list[str], uri: str) -> None:
@@ -152,42 +145,27 @@ def _refuse_equal_keys(keys: list[str], uri: str) -> None:
     raise StorageError(f"{uri}: {twice} is there twice; every image needs a name of its own in its shard")
 
 
-class PartFile:
-    """A file that is read in blocks through a location, for parsers that want to seek; read-only."""
+class _Parts(io.RawIOBase):
+    """A file that is read in parts through a location."""
 
-    def __init__(self, location: Location, key: str, size: int, block: int = BLOCK) -> None:
-        self._location, self._key, self._size, self._block = location, key, size, block
-        self._start, self._data, self._at = 0, b"", 0
+    def __init__(self, location: Location, entry: Entry) -> None:
+        self._location, self._entry, self._at = location, entry, 0
 
-    def read(self, length: int = -1) -> bytes:
-        """Return up to `length` bytes from the position on; all that is left if negative."""
-        end = self._size if length < 0 else min(self._size, self._at + length)
-        found = bytearray()
-        while self._at < end:
-            offset = self._at - self._start
-            if not 0 <= offset < len(self._data):
-                self._start = self._at
-                self._data = self._location.read_part(self._key, self._at, max(self._block, end - self._at))
-                offset = 0
-                if not self._data:
-                    break
-            taken = self._data[offset : offset + end - self._at]
-            found += taken
-            self._at += len(taken)
-        return bytes(found)
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from the position on; return how many bytes were left for it."""
+        wanted = min(len(buffer), self._entry.size - self._at)
+        data = self._location.read_part(self._entry.key, self._at, wanted) if wanted > 0 else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Set the position, from the start (0), from here (1) or from the end (2)."""
-        self._at = offset + {0: 0, 1: self._at, 2: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
-
-    def size(self) -> int:
-        """Return the length of the file."""
-        return self._size
+        at = offset + (0, self._at, self._entry.size)[whence]
+        if at < 0:
+            raise ValueError(f"byte {at} of a file")
+        self._at = at
+        return at
 
     def seekable(self) -> bool:
         """A parser may seek."""
@@ -197,14 +175,7 @@ class PartFile:
         """A parser may read."""
         return True
 
-    def writable(self) -> bool:
-        """Nothing is written."""
-        return False
 
-    @property
-    def closed(self) -> bool:
-        """There is nothing to close."""
-        return False
-
-    def close(self) -> None:
-        """There is nothing to close."""
+def open_parts(location: Location, entry: Entry, block: int = BLOCK) -> io.BufferedReader:
+    """Open a file for a parser that seeks in it; at least `block` bytes are read at once."""
+    return io.BufferedReader(_Parts(location, entry), block)

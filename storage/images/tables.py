@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from functa.storage.errors import StorageError, one_line
-from functa.storage.images.encoded import SPLITS, Original, encoded_images
+from functa.storage.images.encoded import Original, encoded_images
 from functa.storage.images.files import MAX_FILE_BYTES, BadImage
 from functa.storage.images.layout import shown
-from functa.storage.images.rows import split_rows
-from functa.storage.images.shards import Item, PartFile, find_shards, rows_of_items
+from functa.storage.images.shards import Item, find_shards, open_parts, rows_of_items
 from functa.storage.images.source import Images
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
@@ -87,8 +86,6 @@ def open_parquet(config: "ImagesConfig") -> Images:
             items[split] += _items(table, entry.key, of_labels)
     tokens = {entry.key: entry.token for entries in shards.values() for entry in entries}
     rows, classes, notes = rows_of_items(items, tokens, names, config.location, config.labels)
-    if "all" in rows:
-        rows = dict(zip(SPLITS, split_rows(rows["all"], config)))
     groups = _Groups(location, {entry.key: entry for entries in shards.values() for entry in entries}, columns)
     return encoded_images(config, location, rows, classes, groups.fetch, notes)
 
@@ -178,8 +175,8 @@ def _open_table(location: Location, entry: Entry) -> _Table:
     try:
         if is_arrow:
             return _arrow(name, pyarrow.memory_map(name))  # else every look at it would read it whole
-        part = PartFile(location, entry.key, entry.size)
-        return _parquet(name, pyarrow.OSFile(name) if local else pyarrow.PythonFile(part, "r"))
+        file = pyarrow.OSFile(name) if local else pyarrow.PythonFile(open_parts(location, entry), "r")
+        return _parquet(name, file)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"{name}: is no table that can be read ({one_line(error)[:120]})") from None
 

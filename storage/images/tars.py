@@ -13,11 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from functa.storage.errors import StorageError
-from functa.storage.images.encoded import READ_THREADS, SPLITS, Original, encoded_images
+from functa.storage.images.encoded import READ_THREADS, Original, encoded_images
 from functa.storage.images.files import ENDINGS, MAX_FILE_BYTES, BadImage, is_hidden
 from functa.storage.images.layout import shown
-from functa.storage.images.rows import split_rows
-from functa.storage.images.shards import Item, PartFile, find_shards, rows_of_items
+from functa.storage.images.shards import Item, find_shards, open_parts, rows_of_items
 from functa.storage.images.source import Images
 from functa.storage.places.address import read_json, write_json
 from functa.storage.places.local import LocalLocation
@@ -50,8 +49,6 @@ def open_webdataset(config: "ImagesConfig") -> Images:
             notes += [note for _, of_tar in indexed for note in of_tar]
     tokens = {entry.key: entry.token for entries in shards.values() for entry in entries}
     rows, classes, more = rows_of_items(items, tokens, (), config.location, config.labels)
-    if "all" in rows:
-        rows = dict(zip(SPLITS, split_rows(rows["all"], config)))
 
     def fetch(origin: str) -> Original:
         key, start, length = origin.rsplit(":", 2)
@@ -97,7 +94,7 @@ def index_tar(location: Location, entry: Entry, columns: tuple[str, ...] = ()) -
     fallbacks: dict[str, str] = {}  # from .json, wherever it lies in the tar
     notes = []
     try:
-        for sample, ending, member, data in _members(PartFile(location, entry.key, entry.size), name):
+        for sample, ending, member, data in _members(location, entry):
             if ending in endings:
                 if sample in images:
                     raise StorageError(f"{name}: sample {sample} has two images; name one by images.columns=png,label")
@@ -117,14 +114,14 @@ def index_tar(location: Location, entry: Entry, columns: tuple[str, ...] = ()) -
     return [Item(f"{shard}/{sample}", labels.get(sample), origin) for sample, origin in images.items()], notes
 
 
-def _members(file: PartFile, name: str) -> Iterator[tuple[str, str, tarfile.TarInfo, Any]]:
+def _members(location: Location, entry: Entry) -> Iterator[tuple[str, str, tarfile.TarInfo, Any]]:
     """Yield (sample, ending in lower case, member, function that reads it). Raises EOFError where it is cut off."""
-    tar = None
+    file, tar = open_parts(location, entry), None
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             offset = -1
             while (member := tar.next()) is not None:
-                tar.members = []  # else a list of all members is kept
+                tar.members = []  # type: ignore[attr-defined]  # else a list of all members is kept
                 if member.size < 0 or tar.offset <= offset:  # a header that leads back would never end
                     raise EOFError(f"is damaged, at byte {member.offset}")
                 offset = tar.offset
@@ -141,11 +138,13 @@ def _members(file: PartFile, name: str) -> Iterator[tuple[str, str, tarfile.TarI
                 yield sample, f"{dot}{ending}".lower(), member, data
             file.seek(tar.offset)  # tarfile takes a damaged header for the end
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise EOFError(f"ends early or is damaged, at byte {min(tar.offset, file.size())}")
+                raise EOFError(f"ends early or is damaged, at byte {min(tar.offset, entry.size)}")
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         if tar is not None:
-            raise EOFError(f"ends early or is damaged, at byte {min(tar.offset, file.size())}") from None
-        raise StorageError(f"{name}: is no tar ({error}); a compressed tar must be unpacked") from None
+            raise EOFError(f"ends early or is damaged, at byte {min(tar.offset, entry.size)}") from None
+        raise StorageError(
+            f"{location.uri}/{entry.key}: is no tar ({error}); a compressed tar must be unpacked"
+        ) from None
 
 
 def _label(data: bytes, ending: str, fields: tuple[str, ...], name: str) -> str | None:

@@ -40,10 +40,23 @@ def test_a_child_that_dies_is_named_with_its_last_word_and_its_log(tmp_path: Pat
 
 def test_a_child_that_never_gets_ready_is_an_error(tmp_path: Path) -> None:
     child = begin("import time; time.sleep(600)", tmp_path)
-    with pytest.raises(OperateError, match="the helper was not ready within 0 s; log: "):
+    with pytest.raises(OperateError, match=r"the helper was not ready within \d+ s; log: "):
         processes.wait([child], [], lambda: False, 0.2)
     processes.stop([child], [])
     assert child.process.returncode == -signal.SIGTERM
+
+
+def test_a_child_that_computes_gets_more_time_and_one_that_sleeps_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MOST_SECONDS", 3)
+    child = begin("while True: pass", tmp_path)
+    begun = time.monotonic()
+    processes.wait([child], [], lambda: time.monotonic() > begun + 1.5, 0.5)
+    with pytest.raises(OperateError, match="was not ready within"):
+        processes.wait([child], [], lambda: False, 0.5)
+    assert time.monotonic() > begun + 1.5 + 0.5
+    processes.stop([child], [])
 
 
 @pytest.mark.parametrize("parent_killed", [False, True])

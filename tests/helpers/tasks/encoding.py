@@ -1,5 +1,6 @@
 """Encoding runs on a small trained field: jobs, whole runs, stored bytes, and a bit of damage."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.storage.image_files import encoded, noise
 
 
-def trained_field(folder: Path, *overrides: str) -> Path:
-    """Train a field on digits for a few steps; return its folder."""
-    config = load_config("digits", [*TINY, *overrides])
+def trained_field(folder: Path, *overrides: str, base: Sequence[str] = TINY) -> Path:
+    """Train a field on digits, or other images of the overrides, for a few steps; return its folder."""
+    config = load_config("digits", [*base, *overrides])
     train_field(
         MetaTrainJob(
             seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,

@@ -31,12 +31,10 @@ from functa.storage.upkeep.verify import verify
 from functa.tasks.encoding import encode as encoding
 from functa.tasks.encoding.plan import EncodeJob
 from functa.tasks.training import loop
-from functa.tasks.training.meta_train import run as train_field
-from functa.tasks.training_jobs import MetaTrainJob
 from tests.helpers.storage import failpoints
 from tests.helpers.storage.failpoints import ACTIONS, done, fail_everywhere
 from tests.helpers.storage.functasets import fill, filled, plan, write
-from tests.helpers.tasks.encoding import encode, write_noise
+from tests.helpers.tasks.encoding import encode, trained_field, write_noise
 from tests.helpers.tasks.latent_training import run_training, training_job
 
 SETTINGS = [
@@ -81,14 +79,7 @@ def job_of(images: Path, field: Path, store: Path) -> EncodeJob:
 
 
 def field_in(folder: Path, images: Path) -> None:
-    config = load_config("digits", [*SETTINGS, f"images.location={images}"])
-    train_field(
-        MetaTrainJob(
-            seed=0, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
-            device="cpu", output=str(folder), digest="d",
-        ),
-        lambda row: None,
-    )  # fmt: skip
+    trained_field(folder, f"images.location={images}", base=SETTINGS)
 
 
 def encode_still(job: EncodeJob) -> None:

@@ -1,143 +1,33 @@
-"""Tars and tables of images: rows equal those of the same images as files, and what is wrong with a shard is named."""
+"""Tars and tables of images: rows equal those of the same images as files."""
 
-import csv
-import io
 import json
 import os
 import shutil
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
 import pytest
-from PIL import Image
-from pyarrow import ipc, parquet
 
-from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
-from functa.storage.images.patterns import select
-from functa.storage.images.source import Images, open_images
-from tests.helpers.storage.image_files import encoded, noise
-
-SAMPLES = [(f"{split}/{label}/{i:03d}", split, label, noise(1000 * label + i)) for split in ("train", "test")
-           for label in (0, 1, 2) for i in range(4)]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def png(pixels: np.ndarray) -> bytes:
-    return encoded(Image.fromarray(pixels))
-
-
-def write_tar(path: Path, samples: list[tuple[str, dict[str, bytes]]]) -> Path:
-    """Write samples as WebDataset does: members of one name, one ending each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, parts in samples:
-            for ending, data in parts.items():
-                member = tarfile.TarInfo(f"{name}.{ending}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-def members_of(path: Path) -> list[tarfile.TarInfo]:
-    with tarfile.open(path) as tar:
-        return tar.getmembers()
-
-
-def cls(samples: list[Any]) -> list[tuple[str, dict[str, bytes]]]:
-    return [(key.replace("/", "_"), {"png": png(x), "cls": str(label).encode()}) for key, _, label, x in samples]
-
-
-def opened(location: object, source: str, **settings: Any) -> Images:
-    return open_images(ImagesConfig(source=source, location=str(location), **settings))
-
-
-def rows(images: Images, split: str) -> list[tuple[int, bytes]]:
-    """Return label and pixels of each row, in an order that names do not decide."""
-    part = images.split(split)
-    batch = part.read(range(len(part)))
-    assert batch.good.all(), batch.reasons
-    return sorted((int(label), pixels.tobytes()) for label, pixels in zip(part.labels, batch.images))
-
-
-def of(split: str) -> list[Any]:
-    return [sample for sample in SAMPLES if sample[1] == split]
-
-
-def expected(split: str) -> list[tuple[int, bytes]]:
-    return sorted((label, pixels.tobytes()) for _, _, label, pixels in of(split))
-
-
-def as_tars(folder: Path) -> Path:
-    for split in ("train", "test"):
-        for shard in range(3):
-            write_tar(folder / f"set-{split}-{shard:06d}.tar", cls(of(split)[shard::3]))
-    return folder
-
-
-def as_folders(folder: Path, test: str) -> Path:
-    for key, split, label, pixels in SAMPLES:
-        path = folder / {"train": "train", "test": test}[split] / str(label) / f"{key[-3:]}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(pixels))
-    return folder
-
-
-def as_tables(folder: Path, names: bool = True) -> Path:
-    """Write Parquet files as Hugging Face does, in groups of 3 rows."""
-    folder.mkdir(parents=True)
-    for split, file in (("train", "train"), ("test", "validation")):
-        info = {"info": {"features": {"label": {"names": ["zero", "one", "two"], "_type": "ClassLabel"}}}}
-        table = pyarrow.table(
-            {
-                "image": [{"bytes": png(pixels), "path": f"{i}.png"} for i, (*_, pixels) in enumerate(of(split))],
-                "label": [label for _, _, label, _ in of(split)],
-            }
-        ).replace_schema_metadata({"huggingface": json.dumps(info)} if names else None)
-        parquet.write_table(table, folder / f"{file}-00000-of-00001.parquet", row_group_size=3)
-    return folder
-
-
-def as_arrow(folder: Path) -> Path:
-    for split in ("train", "test"):
-        (folder / split).mkdir(parents=True)
-        table = pyarrow.table(
-            {"img": [png(x) for *_, x in of(split)], "label": [label for _, _, label, _ in of(split)]}
-        )
-        with ipc.new_stream(folder / split / "data-00000-of-00001.arrow", table.schema) as file:
-            file.write_table(table, max_chunksize=5)
-    return folder
-
-
-def as_flat(folder: Path) -> Path:
-    for key, split, _, pixels in SAMPLES:
-        (folder / split).mkdir(parents=True, exist_ok=True)
-        (folder / split / f"{key.replace('/', '_')}.png").write_bytes(png(pixels))
-    with open(folder / "labels.csv", "w", newline="") as file:
-        csv.writer(file).writerows((f"{s}/{key.replace('/', '_')}.png", label) for key, s, label, _ in SAMPLES)
-    return folder
-
-
-FORMS: dict[str, Callable[[Path], tuple[Path, str, dict[str, Any]]]] = {
-    "train and test": lambda p: (as_folders(p / "d", "test"), "folder", {}),
-    "train and val": lambda p: (as_folders(p / "d", "val"), "folder", {}),
-    "train and validation": lambda p: (as_folders(p / "d", "validation"), "folder", {}),
-    "a table of labels": lambda p: (as_flat(p / "d"), "folder", {"labels": str(p / "d/labels.csv")}),
-    "tars": lambda p: (as_tars(p / "d"), "webdataset", {}),
-    "tars by a pattern": lambda p: (as_tars(p / "d") / "set-{train,test}-{000000..000002}.tar", "webdataset", {}),
-    "tars by a star": lambda p: (as_tars(p / "d") / "set-*.tar", "webdataset", {}),
-    "Parquet with class names": lambda p: (as_tables(p / "d"), "parquet", {}),
-    "Parquet with numbers": lambda p: (as_tables(p / "d", names=False), "parquet", {}),
-    "Arrow": lambda p: (as_arrow(p / "d"), "parquet", {}),
-}
+from functa.storage.images.shards import open_parts
+from functa.storage.places.address import open_location
+from functa.storage.places.location import Location
+from tests.helpers.storage.image_files import noise
+from tests.helpers.storage.image_shards import (
+    FORMS,
+    SAMPLES,
+    as_arrow,
+    as_tables,
+    as_tars,
+    cls,
+    expected,
+    of,
+    opened,
+    png,
+    rows,
+    write_tar,
+)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -203,163 +93,6 @@ def test_a_tar_is_indexed_once_for_each_version(tmp_path: Path, monkeypatch: pyt
     for cached in (tmp_path / "cache/functa/tars").iterdir():
         cached.write_text("[[[1]]")
     assert opened(tmp_path / "d", "webdataset").split("train").keys == first.split("train").keys
-
-
-def test_a_tar_that_ends_early_keeps_its_whole_images_and_is_named(tmp_path: Path) -> None:
-    as_tars(tmp_path / "d")
-    path = tmp_path / "d/set-train-000001.tar"
-    labels_first = [(name, dict(reversed(parts.items()))) for name, parts in cls(of("train")[1::3])]
-    whole = write_tar(path, labels_first).read_bytes()
-    last = [member for member in members_of(path) if member.name.endswith(".png")][-1]
-    for cut, images_left, bad in (
-        (last.offset_data + 20, 4, 1),  # in an image
-        (last.offset + 100, 3, 0),  # in a header
-        (last.offset, 3, 0),  # between two members
-    ):
-        path.write_bytes(whole[:cut])
-        images = opened(tmp_path / "d", "webdataset", resolution=8)
-        split = images.split("train")
-        mine = [i for i, key in enumerate(split.keys) if key.startswith("set-train-000001.tar/")]
-        batch = split.read(mine)
-        assert (len(mine), len(batch.reasons)) == (images_left, bad)
-        assert all("ends before this image does" in reason for reason in batch.reasons.values())
-        assert any("set-train-000001.tar: ends early" in note for note in images.notes)
-
-
-def test_an_image_whose_label_was_cut_off_is_left_out(tmp_path: Path) -> None:
-    as_tars(tmp_path / "d")
-    path = tmp_path / "d/set-train-000001.tar"
-    path.write_bytes(path.read_bytes()[: members_of(path)[-1].offset])
-    images = opened(tmp_path / "d", "webdataset")
-    assert len(images.split("train")) == 11
-    assert any("its 3 images before that are read" in note for note in images.notes)
-
-
-def test_a_damaged_header_in_a_tar_is_not_its_end(tmp_path: Path) -> None:
-    as_tars(tmp_path / "d")
-    path = tmp_path / "d/set-train-000001.tar"
-    data = bytearray(path.read_bytes())
-    third = members_of(path)[2].offset
-    data[third : third + 512] = b"x" * 512
-    path.write_bytes(data)
-    images = opened(tmp_path / "d", "webdataset")
-    assert any(f"damaged, at byte {third}" in note for note in images.notes)
-
-
-def test_a_member_that_is_no_image_is_one_bad_row(tmp_path: Path) -> None:
-    samples = cls(of("train"))
-    samples[1][1]["png"] = b"<html>not found</html>"
-    write_tar(tmp_path / "train.tar", samples)
-    write_tar(tmp_path / "test.tar", cls(of("test")))
-    split = opened(tmp_path, "webdataset", resolution=8).split("train")
-    batch = split.read(range(len(split)))
-    assert list(batch.reasons) == [1]
-    assert "not an image of a known format" in batch.reasons[1]
-
-
-def test_a_shard_that_is_replaced_after_the_listing_gives_bad_rows_never_other_pixels(tmp_path: Path) -> None:
-    as_tars(tmp_path / "d")
-    as_tables(tmp_path / "t")
-    tars, tables = opened(tmp_path / "d", "webdataset"), opened(tmp_path / "t", "parquet")
-    write_tar(tmp_path / "d/set-train-000000.tar", cls([(k, s, n, 255 - x) for k, s, n, x in of("train")[0::3]]))
-    (tmp_path / "t/train-00000-of-00001.parquet").write_bytes(b"PAR1")
-    batch = tars.split("train").read(range(12))
-    assert (~batch.good).sum() == 4
-    assert all("another tar than when it was listed" in reason for reason in batch.reasons.values())
-    assert not tables.split("train").read(range(12)).good.any()
-
-
-def spoilt(change: Callable[[Path], None], form: str) -> Callable[[Path], tuple[Path, str, dict[str, Any]]]:
-    def make(path: Path) -> tuple[Path, str, dict[str, Any]]:
-        found = FORMS[form](path)
-        change(path / "d")
-        return found
-
-    return make
-
-
-def _twice(folder: Path) -> None:
-    write_tar(folder / "set-train-000000.tar", cls(of("train")[:1]) * 2)
-
-
-def _no_label(folder: Path) -> None:
-    write_tar(folder / "set-train-000000.tar", [("a", {"png": png(noise(1))})])
-
-
-def _outside(folder: Path) -> None:
-    write_tar(folder / "set-train-000000.tar", [("a", {"png": png(noise(1)), "cls": b"-1"})])
-
-
-def _third_split(folder: Path) -> None:
-    write_tar(folder / "set-val-000000.tar", cls(of("test")[:2]))
-
-
-def _compressed(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.rename(path.with_suffix(".tar.gz"))
-
-
-def _gzip_inside(folder: Path) -> None:
-    (folder / "set-train-000000.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
-
-
-def _no_columns(folder: Path) -> None:
-    parquet.write_table(pyarrow.table({"x": [1, 2]}), folder / "train-00000-of-00001.parquet")
-
-
-def _no_table(folder: Path) -> None:
-    (folder / "train-00000-of-00001.parquet").write_bytes(b"PAR1 not really PAR1")
-
-
-def _beyond_names(folder: Path) -> None:
-    path = folder / "train-00000-of-00001.parquet"
-    table = parquet.read_table(path)
-    parquet.write_table(table.set_column(1, "label", pyarrow.array([7] * len(table))), path)
-
-
-def _absent_file(folder: Path) -> None:
-    with open(folder / "labels.csv", "a") as file:
-        file.write("train/nowhere.png,1\n")
-
-
-def _two_labels(folder: Path) -> None:
-    with open(folder / "labels.csv", "a") as file:
-        file.write("train/train_0_000.png,2\n")
-
-
-def _short_row(folder: Path) -> None:
-    with open(folder / "labels.csv", "a") as file:
-        file.write("train/train_0_000.png\n")
-
-
-def missing_shard(path: Path) -> tuple[Path, str, dict[str, Any]]:
-    return as_tars(path / "d") / "set-train-{000000..000005}.tar", "webdataset", {}
-
-
-REFUSED = {
-    "a key twice": (spoilt(_twice, "tars"), "sample train_0_000 has two images"),
-    "a label missing": (spoilt(_no_label, "tars"), "a has no label, and 20 images have one"),
-    "a label below 0": (spoilt(_outside, "tars"), "label -1 is none of the classes"),
-    "three splits": (spoilt(_third_split, "tars"), "has shards of test, train, val; .*{train,val}"),
-    "compressed tars": (spoilt(_compressed, "tars"), "is compressed as a whole: unpack it to .tar"),
-    "no tar": (spoilt(_gzip_inside, "tars"), "set-train-000000.tar: is no tar"),
-    "a shard that a pattern names": (missing_shard, "set-train-000003.tar and 2 more: is missing"),
-    "no such columns": (spoilt(_no_columns, "Parquet with numbers"), "has no column image.*images.columns=IMAGE,LABEL"),
-    "no table": (spoilt(_no_table, "Parquet with numbers"), "is no table that can be read"),
-    "a label beyond the names": (spoilt(_beyond_names, "Parquet with class names"), "label 7 is none of the classes 0"),
-    "a file of the table of labels": (spoilt(_absent_file, "a table of labels"), "names train/nowhere.png, not there"),
-    "two labels": (spoilt(_two_labels, "a table of labels"), "line 25: .* has label 2 here and 0 above"),
-    "a row without a label": (spoilt(_short_row, "a table of labels"), "line 25: expected a file and a label"),
-}
-
-
-@pytest.mark.parametrize("fault", REFUSED)
-def test_what_is_wrong_with_a_shard_or_table_is_one_line_with_its_name(fault: str, tmp_path: Path) -> None:
-    make, message = REFUSED[fault]
-    location, source, settings = make(tmp_path)
-    with pytest.raises(StorageError, match=message) as refused:
-        opened(location, source, **settings)
-    assert "\n" not in str(refused.value)
 
 
 def test_a_flat_folder_has_no_classes_and_the_user_is_informed(tmp_path: Path) -> None:
@@ -445,37 +178,57 @@ def test_what_other_programs_keep_beside_shards_is_no_shard(tmp_path: Path) -> N
     assert rows(opened(tmp_path / "d", "parquet"), "train") == expected("train")
 
 
-def test_a_tar_whose_header_leads_back_ends_there(tmp_path: Path) -> None:
-    as_tars(tmp_path / "d")
-    path = tmp_path / "d/set-train-000001.tar"
-    data = bytearray(path.read_bytes())
-    member = members_of(path)[3]
-    header = data[member.offset : member.offset + 512]
-    header[124:136] = b"\xff" * 4 + (2**64 - 512).to_bytes(8, "big")  # -512 bytes
-    header[148:156] = b" " * 8
-    header[148:156] = f"{sum(header):06o}\0 ".encode()
-    data[member.offset : member.offset + 512] = header
-    path.write_bytes(data)
-    assert any("is damaged, at byte" in note for note in opened(tmp_path / "d", "webdataset").notes)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "matched"),
-    [
-        ("?", ["a/1.png"]), (".*", []), ("{a,bb}", ["a/1.png", "bb/2.png"]), ("{a,bb}/", ["a/1.png", "bb/2.png"]),
-        ("b*", ["bb/2.png"]), ("*/{1..2}.png", ["a/1.png", "bb/2.png"]), ("{a,b?}/*.png", ["a/1.png", "bb/2.png"]),
-        ("*.png", ["3.png"]),
-    ],
-)  # fmt: skip
-def test_a_pattern_names_files_or_folders_of_its_own_depth(pattern: str, matched: list[str], tmp_path: Path) -> None:
-    for key in ("a/1.png", "bb/2.png", "3.png"):
-        (tmp_path / key).parent.mkdir(exist_ok=True)
-        (tmp_path / key).write_bytes(b"x")
-    assert [entry.key for entry in select(f"{tmp_path}/{pattern}")[1]] == matched
-
-
 def test_labels_beyond_any_number_are_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "train.tar", [("a", {"png": png(noise(1)), "cls": b"18446744073709551615"})])
     write_tar(tmp_path / "test.tar", [("a", {"png": png(noise(1)), "cls": b"1"})])
     images = opened(tmp_path, "webdataset")
     assert images.classes == ["1", "18446744073709551615"], "a name, as it is no number of a class"
+
+
+@pytest.mark.parametrize("form", ["tars", "folders", "a table of labels"])
+def test_classes_of_one_split_alone_are_named_in_every_form(form: str, tmp_path: Path) -> None:
+    ours = [s for s in SAMPLES if s[2] != {"train": 2, "test": 0}[s[1]]]
+    settings: dict[str, Any] = {}
+    if form == "tars":
+        for split in ("train", "test"):
+            write_tar(tmp_path / f"{split}.tar", cls([s for s in ours if s[1] == split]))
+    for key, split, label, pixels in ours if form != "tars" else []:
+        path = tmp_path / split / (f"{label}/{key[-3:]}.png" if form == "folders" else f"{key.replace('/', '_')}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(pixels))
+    if form == "a table of labels":
+        lines = [f"{split}/{key.replace('/', '_')}.png,{label}\n" for key, split, label, _ in ours]
+        (tmp_path / "labels.csv").write_text("".join(lines))
+        settings = {"labels": f"{tmp_path}/labels.csv"}
+    source = "webdataset" if form == "tars" else "folder"
+    assert opened(tmp_path, source, **settings).notes == (
+        f"{tmp_path}: no model can know 2: test has such images, and train has none",
+        f"{tmp_path}: 1 classes have no test image: 0",
+    )
+
+
+def test_a_file_in_parts_is_read_as_the_file_itself_in_few_requests(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 40
+    (tmp_path / "file").write_bytes(data)
+    location = open_location(str(tmp_path))
+    entry = location.entry("file")
+    assert entry is not None
+    counted = CountedReads(location)
+    with open_parts(counted, entry, block=4096) as file:  # type: ignore[arg-type]
+        assert (file.read(10), file.seek(-6, 2), file.read(), file.read(1)) == (
+            data[:10],
+            len(data) - 6,
+            data[-6:],
+            b"",
+        )
+        assert (file.seek(5000), file.read(6000), file.tell()) == (5000, data[5000:], len(data))
+    assert len(counted.parts) <= 4
+
+
+class CountedReads:
+    def __init__(self, location: Location) -> None:
+        self.location, self.parts = location, list[tuple[int, int]]()
+
+    def read_part(self, key: str, start: int, length: int) -> bytes:
+        self.parts.append((start, length))
+        return self.location.read_part(key, start, length)
