@@ -1,18 +1,22 @@
 """`functa show`: what a run of a config will cost on this machine, and its settings."""
 
 import json
+import math
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from functa.flows.config.consistency import latent_surplus
+from functa.flows.config.demand import H100, feed, sampling_flops
 from functa.flows.config.digests import digest, stage_config, stages_of
 from functa.flows.config.estimate import (
     estimate,
     image_shape,
     layer_flops_per_s,
+    model_costs,
     parameters,
+    share_of,
     stage_seconds,
     training_flops,
 )
@@ -20,6 +24,7 @@ from functa.flows.config.reference import SECTION, Setting, section_description,
 from functa.flows.config.schema import PipelineConfig, ProvenanceConfig
 from functa.flows.server.console import text_console
 from functa.storage.errors import StorageError
+from functa.storage.images.source import listed_once
 from functa.tasks.config import MEMORY_BYTES
 from functa.tasks.stage_table import STAGES
 
@@ -38,8 +43,14 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
     """Return {config, digests{}, parameters, estimate{}, warnings[]}.
 
     estimate holds flops, memory_bytes, store_bytes, training_flops{classifier, denoiser}, and by stage stage_flops and
-    seconds on this machine, where a layer of the field reaches flops_per_s.
+    seconds on this machine, where a layer of the field reaches flops_per_s; see also flows/config/demand.py for
+    requests, sampling_flops, and feed{here, h100}.
     """
+    with listed_once():
+        return _describe(config)
+
+
+def _describe(config: PipelineConfig) -> dict[str, Any]:
     resolution, channels, classes = image_shape(config)
     costs = estimate(config, resolution, channels)
     costs["training_flops"] = training_flops(config, classes)
@@ -50,6 +61,7 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
         {} if speed is None
         else {stage: stage_seconds(config, stage, work, speed) for stage, work in costs["stage_flops"].items()}
     )  # fmt: skip
+    costs |= _demand(config, costs, resolution, channels, classes)
     warnings = [latent_surplus(config.field, resolution, channels), _fault_of_classes(config, classes)]
     return {
         "config": config.model_dump(mode="json"),
@@ -58,6 +70,30 @@ def describe_run(config: PipelineConfig) -> dict[str, Any]:
         "estimate": costs,
         "warnings": [warning for warning in warnings if warning is not None],
     }
+
+
+def _demand(
+    config: PipelineConfig, costs: dict[str, Any], resolution: int | None, channels: int | None, classes: int | None
+) -> dict[str, Any]:
+    """Return {feed{here, h100}, sampling_flops}; empty where the images' size is unknown."""
+    if resolution is None or channels is None:
+        return {}
+    models = model_costs(config, classes)
+    by_stage = {TRAINED_BY[name]: cost for name, cost in models.items()}
+    speed = costs["flops_per_s"]
+    here: dict[str, float] = {}
+    if speed is not None:
+        work = {"meta_train": math.inf, "encode": math.inf} | costs["stage_flops"]
+        here = {stage: speed * share_of(config, stage, flops) for stage, flops in work.items()}
+    found: dict[str, Any] = {
+        "feed": {
+            "here": feed(config, resolution, channels, by_stage, here),
+            "h100": feed(config, resolution, channels, {}, H100),
+        }
+    }
+    if "denoiser" in models:
+        found["sampling_flops"] = sampling_flops(config, models["denoiser"], resolution, channels)
+    return found
 
 
 def _fault_of_classes(config: PipelineConfig, classes: int | None) -> str | None:
@@ -139,10 +175,38 @@ def _print_estimate(console: Console, described: dict[str, Any]) -> None:
             f"(a layer of the field was just measured to reach {rate:.3g} GFLOP/s), start-up and some for each step.",
             soft_wrap=True,
         )
+    _print_feed(console, costs)
     if costs["store_bytes"] is None:
         console.print("Encoding is not counted: the images are not there.")
+    else:
+        _print_requests(console, costs["requests"], described["config"]["images"]["location"])
     if costs["memory_bytes"] is not None:
         _print_memory(console, costs, described["config"]["dispatch"]["devices"])
+
+
+def _print_feed(console: Console, costs: dict[str, Any]) -> None:
+    for device, name in (("here", "this machine's device"), ("h100", "an H100")):
+        stages = [
+            f"{STAGES[stage].command} {_amount(need['images_per_s'])} ({max(need['cores'], 0.1):.2g} cores)"
+            for stage, need in costs.get("feed", {}).get(device, {}).items()
+        ]
+        if stages:
+            console.print(
+                f"Images/s that keep {name} busy, and cores that read them: {', '.join(stages)}", soft_wrap=True
+            )
+    if "sampling_flops" in costs:
+        console.print(f"Samples for the evaluation: {costs['sampling_flops']:.2e} FLOPs")
+
+
+def _print_requests(console: Console, requests: dict[str, int], location: str) -> None:
+    written = f"The functaset: {requests['rows']:,} rows in {requests['shards']:,} shards"
+    made = f"{requests['objects']:,} objects, each written by one request"
+    read = f"; reading the images: {requests['list']:,} requests that list and {requests['read']:,} that read"
+    console.print(f"{written}, {made}{read if '://' in location else ''}", soft_wrap=True)
+
+
+def _amount(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _print_memory(console: Console, costs: dict[str, Any], processes: int) -> None:

@@ -4,12 +4,10 @@ import math
 import time
 from typing import Any
 
+from functa.flows.config.demand import field_flops, requests
 from functa.flows.config.schema import PipelineConfig
 from functa.models.field.cost import (
     checkpoints,
-    encode_passes,
-    forward_flops,
-    outer_flops,
     outer_memory,
     parameter_count,
 )
@@ -29,10 +27,10 @@ def parameters(
     if channels is not None and (resolution is not None or config.field.coordinates != "binary"):
         sides = (resolution or config.field.spatial,) * 2  # only binary coordinates depend on them
         counts["field"] = parameter_count(config.field, config.inner, channels, sides)
-    return counts | {name: cost.parameters for name, cost in _costs(config, classes).items()}
+    return counts | {name: cost.parameters for name, cost in model_costs(config, classes).items()}
 
 
-def _costs(config: PipelineConfig, classes: int | None) -> dict[str, Cost]:
+def model_costs(config: PipelineConfig, classes: int | None) -> dict[str, Cost]:
     """Return the costs of classifier and denoiser, as far as the number of classes is known."""
     found: dict[str, Cost] = {}
     height, width, channels = config.field.latent_shape  # three: check_sections wants two axes
@@ -49,7 +47,7 @@ def training_flops(config: PipelineConfig, classes: int | None) -> dict[str, int
     """Return the FLOPs of training the classifier and the denoiser: three forward passes an example."""
     trainings = {"classifier": config.classifier, "denoiser": config.diffusion}
     examples = {name: each.batch * each.steps for name, each in trainings.items() if each is not None}
-    return {name: 3 * cost.flops * examples[name] for name, cost in _costs(config, classes).items()}
+    return {name: 3 * cost.flops * examples[name] for name, cost in model_costs(config, classes).items()}
 
 
 LAYER_ROWS = {"cpu": 1 << 12, "cuda": 1 << 18}  # pixels of the layer that is timed
@@ -114,19 +112,20 @@ def image_shape(config: PipelineConfig) -> ImageShape:
 
 
 def estimate(config: PipelineConfig, resolution: int | None, channels: int | None) -> dict[str, Any]:
-    """Return {flops, stage_flops{meta_train, encode}, memory_bytes, store_bytes}.
+    """Return {flops, stage_flops{meta_train, encode}, memory_bytes, store_bytes, requests}.
 
     None where neither config nor images give the images' size. Without images the work is that of meta-training
     alone, and the memory leaves out the images that a process keeps.
     """
     if resolution is None or channels is None:
-        return {"flops": None, "stage_flops": {}, "memory_bytes": None, "store_bytes": None}
+        return {"flops": None, "stage_flops": {}, "memory_bytes": None, "store_bytes": None, "requests": None}
     field, inner, training, sides = config.field, config.inner, config.meta_train, (resolution, resolution)
-    outer = outer_flops(field, inner, sides, channels, training.patches_per_image) * training.steps * training.batch
+    of_image = field_flops(config, resolution, channels)
+    outer = of_image["meta_train"] * training.steps * training.batch
     images = _opened(config)
-    views = {"train": 1 + config.encode.augmentation.count, "test": 1}
-    rows = 0 if images is None else sum(n * len(images.split(split)) for split, n in views.items())
-    encoding = encode_passes(inner) * forward_flops(field, sides, channels) * rows
+    asked = None if images is None else requests(config, {name: len(part) for name, part in images.splits.items()})
+    rows = 0 if asked is None else asked["rows"]
+    encoding = of_image["encode"] * rows
     part = -(-training.batch // config.dispatch.devices)  # images of a step that are one process's
     batch = min(training.micro_batch or part, part)
     cores, average = _cores(config, outer), training.ema > 0
@@ -136,26 +135,32 @@ def estimate(config: PipelineConfig, resolution: int | None, channels: int | Non
         "stage_flops": {"meta_train": round(outer)} | ({"encode": encoding} if rows else {}),
         "memory_bytes": step + (0 if images is None else _kept_bytes(images)),
         "store_bytes": rows * field.numbers * config.encode.quantization.bits // 8 if rows else None,
+        "requests": asked,
     }
 
 
 def stage_seconds(config: PipelineConfig, stage: str, work: float, layer: float) -> float:
     """Return the seconds of a stage of so many FLOPs where a layer reaches `layer` FLOP/s: arithmetic and the rest."""
-    share, fixed = SHARE, START
-    if stage in ("meta_train", "encode"):
-        compiled = _compiled_for(config, work)
-        eager_bf16 = compiled is None and config.inner.precision == "bf16"
-        share = SHARE_EAGER_BF16 if eager_bf16 and config.dispatch.device != "cuda" else SHARE
-        fixed = (START if stage == "meta_train" else START_ENCODING) + (COMPILING if compiled else 0)
-    elif stage == "train_diffusion" and config.diffusion is not None and config.diffusion.model.kind == "unet":
-        share = SHARE_UNET
+    fixed = START_ENCODING if stage == "encode" else START
+    if stage in ("meta_train", "encode") and _compiled_for(config, work):
+        fixed += COMPILING
     steps = {
         "meta_train": config.meta_train,
         "train_classifier": config.classifier,
         "train_diffusion": config.diffusion,
     }
     training = steps.get(stage)
-    return fixed + (0 if training is None else STEP[stage] * training.steps) + work / (share * layer)
+    fixed += 0 if training is None else STEP[stage] * training.steps
+    return fixed + work / (share_of(config, stage, work) * layer)
+
+
+def share_of(config: PipelineConfig, stage: str, work: float) -> float:
+    """Return the share of a bare layer's FLOP/s that a stage of so many FLOPs reaches."""
+    if stage in ("meta_train", "encode"):
+        eager_bf16 = _compiled_for(config, work) is None and config.inner.precision == "bf16"
+        return SHARE_EAGER_BF16 if eager_bf16 and config.dispatch.device != "cuda" else SHARE
+    is_unet = stage == "train_diffusion" and config.diffusion is not None and config.diffusion.model.kind == "unet"
+    return SHARE_UNET if is_unet else SHARE
 
 
 def _compiled_for(config: PipelineConfig, work: float) -> str | None:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from functa.storage.config import ImagesConfig
 from functa.storage.images.source import Images, open_images
 from tests.helpers.storage.image_files import encoded, noise
 
-SAMPLES = [(f"{split}/{label}/{i:03d}", split, label, noise(1000 * label + i)) for split in ("train", "test")
+Sample = tuple[str, str, int, np.ndarray]  # key, split, label, pixels
+
+SAMPLES: list[Sample] = [(f"{split}/{label}/{i:03d}", split, label, noise(1000 * label + i)) for split in ("train", "test")
            for label in (0, 1, 2) for i in range(4)]  # fmt: skip
 
 
@@ -42,7 +44,7 @@ def members_of(path: Path) -> list[tarfile.TarInfo]:
         return tar.getmembers()
 
 
-def cls(samples: list[Any]) -> list[tuple[str, dict[str, bytes]]]:
+def cls(samples: Sequence[Sample]) -> list[tuple[str, dict[str, bytes]]]:
     return [(key.replace("/", "_"), {"png": png(x), "cls": str(label).encode()}) for key, _, label, x in samples]
 
 
@@ -58,41 +60,51 @@ def rows(images: Images, split: str) -> list[tuple[int, bytes]]:
     return sorted((int(label), pixels.tobytes()) for label, pixels in zip(part.labels, batch.images))
 
 
-def of(split: str) -> list[Any]:
-    return [sample for sample in SAMPLES if sample[1] == split]
+def of(split: str, samples: Sequence[Sample] = SAMPLES) -> list[Sample]:
+    return [sample for sample in samples if sample[1] == split]
 
 
 def expected(split: str) -> list[tuple[int, bytes]]:
     return sorted((label, pixels.tobytes()) for _, _, label, pixels in of(split))
 
 
-def as_tars(folder: Path) -> Path:
+def as_tars(folder: Path, samples: Sequence[Sample] = SAMPLES, shards: int = 3) -> Path:
     for split in ("train", "test"):
-        for shard in range(3):
-            write_tar(folder / f"set-{split}-{shard:06d}.tar", cls(of(split)[shard::3]))
+        for shard in range(shards):
+            write_tar(folder / f"set-{split}-{shard:06d}.tar", cls(of(split, samples)[shard::shards]))
     return folder
 
 
-def as_folders(folder: Path, test: str) -> Path:
-    for key, split, label, pixels in SAMPLES:
-        path = folder / {"train": "train", "test": test}[split] / str(label) / f"{key[-3:]}.png"
+def as_folders(folder: Path, test: str = "test", samples: Sequence[Sample] = SAMPLES) -> Path:
+    for key, split, label, pixels in samples:
+        path = folder / {"train": "train", "test": test}[split] / str(label) / f"{key.rpartition('/')[2]}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(pixels))
     return folder
 
 
-def as_tables(folder: Path, names: bool = True) -> Path:
-    """Write Parquet files as Hugging Face does, in groups of 3 rows."""
+def as_tables(folder: Path, names: bool = True, samples: Sequence[Sample] = SAMPLES, group: int = 3) -> Path:
+    """Write Parquet files as Hugging Face does, in groups of so many rows."""
     folder.mkdir(parents=True)
     for split, file in (("train", "train"), ("test", "validation")):
         info = {"info": {"features": {"label": {"names": ["zero", "one", "two"], "_type": "ClassLabel"}}}}
         table = pyarrow.table(
             {
-                "image": [{"bytes": png(pixels), "path": f"{i}.png"} for i, (*_, pixels) in enumerate(of(split))],
-                "label": [label for _, _, label, _ in of(split)],
+                "image": [
+                    {"bytes": png(pixels), "path": f"{i}.png"} for i, (*_, pixels) in enumerate(of(split, samples))
+                ],
+                "label": [label for _, _, label, _ in of(split, samples)],
             }
         ).replace_schema_metadata({"huggingface": json.dumps(info)} if names else None)
-        parquet.write_table(table, folder / f"{file}-00000-of-00001.parquet", row_group_size=3)
+        parquet.write_table(table, folder / f"{file}-00000-of-00001.parquet", row_group_size=group)
+    return folder
+
+
+def as_arrays(folder: Path, samples: Sequence[Sample] = SAMPLES) -> Path:
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        images, labels = np.stack([x for *_, x in of(split, samples)]), [n for _, _, n, _ in of(split, samples)]
+        np.savez(folder / f"{split}.npz", images=images, labels=np.array(labels))
     return folder
 
 
