@@ -19,8 +19,12 @@ from tests.helpers.storage.image_files import encoded, noise
 
 Sample = tuple[str, str, int, np.ndarray]  # key, split, label, pixels
 
-SAMPLES: list[Sample] = [(f"{split}/{label}/{i:03d}", split, label, noise(1000 * label + i)) for split in ("train", "test")
-           for label in (0, 1, 2) for i in range(4)]  # fmt: skip
+SAMPLES: list[Sample] = [
+    (f"{split}/{label}/{i:03d}", split, label, noise(1000 * label + i))
+    for split in ("train", "test")
+    for label in (0, 1, 2)
+    for i in range(4)
+]
 
 
 def png(pixels: np.ndarray) -> bytes:
