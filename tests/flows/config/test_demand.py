@@ -38,8 +38,10 @@ def test_the_measured_rates_come_out_for_the_images_that_they_were_measured_with
         assert 1 / (demand.DECODE_IMAGE + demand.DECODE_PIXEL * resolution**2) == pytest.approx(rate, rel=0.01)
     assert pytest.approx(79_700, rel=0.03) == 1 / (demand.ARRAY_PIXEL * 32**2)
     config = load_config("paper_cifar10_8x8x16")
-    assert demand.feed(config, 32, 3, {}, demand.H100)["encode"]["images_per_s"] == pytest.approx(42_991, rel=0.02)
-    assert demand.feed(config, 32, 3, {}, demand.H100)["meta_train"]["images_per_s"] == pytest.approx(7177, rel=0.02)
+    need = demand.feed(config, 32, 3, {}, demand.H100)
+    assert need["meta_train"]["images_per_s"] == pytest.approx(7177, rel=0.02)
+    without_psnr = need["encode"]["images_per_s"] * 5 / 4  # four passes for the latent, and one for its PSNR
+    assert without_psnr == pytest.approx(42_991, rel=0.02)
 
 
 @pytest.mark.parametrize(("guidance", "halves"), [(0, 1), (1, 1), (3, 2)])

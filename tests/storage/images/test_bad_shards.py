@@ -156,6 +156,14 @@ REFUSED = {
     "no table": (spoilt(_no_table, "Parquet with numbers"), "is no table that can be read"),
     "a label beyond the names": (spoilt(_beyond_names, "Parquet with class names"), "label 7 is none of the classes 0"),
     "a file of the table of labels": (spoilt(_absent_file, "a table of labels"), "names train/nowhere.png, not there"),
+    "named columns that are absent": (
+        lambda path: (as_tables(path / "d"), "parquet", {"columns": "picture,kind"}),
+        "has no column picture, which images.columns names; it has image, label",
+    ),
+    "a named column of labels that is absent": (
+        lambda path: (as_tables(path / "d"), "parquet", {"columns": "image,kind"}),
+        "has no column kind, which images.columns names; it has image, label",
+    ),
     "two labels": (spoilt(_two_labels, "a table of labels"), "line 25: .* has label 2 here and 0 above"),
     "a row without a label": (spoilt(_short_row, "a table of labels"), "line 25: expected a file and a label"),
 }

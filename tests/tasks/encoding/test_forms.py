@@ -20,6 +20,7 @@ from tests.helpers.storage.image_shards import (
     as_tables,
     as_tars,
     cls,
+    members_of,
     of,
     write_tar,
 )
@@ -107,6 +108,36 @@ def test_one_more_tar_is_encoded_and_nothing_else(tmp_path: Path) -> None:
     assert {*after.keys} - {*before.keys} == {f"set-train-000004.tar/new_{i}" for i in range(3)}
     kept = [after.keys.index(key) for key in before.keys]
     np.testing.assert_array_equal(after.dequantized()[kept], before.dequantized())
+
+
+@pytest.mark.faults
+def test_a_tar_that_was_cut_off_and_one_with_a_bad_member_keep_what_is_whole_and_the_rerun_adds_the_rest(
+    tmp_path: Path,
+) -> None:
+    images = as_tars(tmp_path / "tars", shards=2)
+    tars = (
+        "images.source=webdataset",
+        f"images.location={images}",
+        "images.resolution=8",
+        "images.max_bad_fraction=0.9",
+    )
+    field = trained_field(tmp_path / "field", *FIELD, *tars)
+    first, second = sorted(images.glob("set-train-*.tar"))
+    whole = {path: path.read_bytes() for path in (first, second)}
+    last = [member for member in members_of(first) if member.name.endswith(".png")][-1]
+    first.write_bytes(whole[first][: last.offset])
+    spoilt = members_of(second)[0]
+    damaged = bytearray(whole[second])
+    damaged[spoilt.offset_data : spoilt.offset_data + 30] = bytes(30)
+    second.write_bytes(damaged)
+    job = job_of("webdataset", images, field, tmp_path / "store", *tars[2:])
+    encode(job)
+    train = Functaset.open(str(tmp_path / "store"))
+    assert (train.rows("train"), train.info()["bad"]) == (10, 1)  # of 12: one was cut off, one is no image
+    for path, data in whole.items():
+        path.write_bytes(data)
+    encode(job)
+    assert Functaset.open(str(tmp_path / "store")).rows("train") == 12
 
 
 @pytest.mark.slow
