@@ -62,7 +62,7 @@ def processor_seconds(process: int) -> float:
     used = 0.0
     with contextlib.suppress(psutil.Error):
         parent = psutil.Process(process)
-        for each in (parent, *parent.children(recursive=True)):
+        for each in (parent, *parent.children()):
             with contextlib.suppress(psutil.Error):
                 used += sum(each.cpu_times()[:2])
     return used

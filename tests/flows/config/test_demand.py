@@ -1,4 +1,4 @@
-"""What feeds a run: rates, cores, samples and requests, by their closed forms."""
+"""Rates, cores, samples and requests that feed a run, by their closed forms."""
 
 import pytest
 
