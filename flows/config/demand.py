@@ -27,7 +27,7 @@ LIST_KEYS = 1000  # of files that one request lists; tars and tables are few
 READ_REQUESTS = 2  # for an image in a bucket: is it the one that was listed, and its bytes
 
 
-def field_flops(config: PipelineConfig, resolution: int, channels: int) -> dict[str, int]:
+def field_flops(config: PipelineConfig, resolution: int, channels: int) -> dict[str, float]:
     """Return the FLOPs of one image by stage: of a step of meta-training, and of encoding."""
     field, inner, sides = config.field, config.inner, (resolution, resolution)
     return {
