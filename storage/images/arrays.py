@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from functa.storage.errors import StorageError
+from functa.storage.images.files import Decoded, Decoder
 from functa.storage.images.rows import Rows, limited, split_rows
 from functa.storage.images.source import Images, ImageSplit, Picture, View, seen
 
@@ -192,11 +193,11 @@ def images_of_arrays(config: "ImagesConfig", sources: dict[str, ArraySource]) ->
         kept = limited(Rows(source.keys, source.labels, tokens, indices), config.limit)
         complete = len(kept.origins) == len(source.images)
         images = source.images if complete else source.images[[int(i) for i in kept.origins]]
-        splits[name] = _array_split(kept, images, resolution, channels)
+        splits[name] = _array_split(kept, images, resolution, channels, config.decoder)
     return Images(channels, resolution, train.classes, splits)
 
 
-def _array_split(rows: Rows, images: np.ndarray, resolution: int, channels: int) -> ImageSplit:
+def _array_split(rows: Rows, images: np.ndarray, resolution: int, channels: int, decoder: Decoder) -> ImageSplit:
     as_they_are = images.shape[1:] == (resolution, resolution, channels)
 
     def read_row(row: int, views: Sequence[View | None] = (None,)) -> Picture:
@@ -206,8 +207,8 @@ def _array_split(rows: Rows, images: np.ndarray, resolution: int, channels: int)
         sha256 = hashlib.sha256(raw.tobytes()).digest()
         if as_they_are and not any(views):
             return Picture([raw] * len(views), "", sha256, rows.tokens[row])
-        picture = Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
-        pixels = seen(picture.convert("L" if channels == 1 else "RGB"), resolution, views)
+        image = Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw).convert("L" if channels == 1 else "RGB")
+        pixels = seen(Decoded.of(image, decoder), resolution, views)
         return Picture(pixels, "", sha256, rows.tokens[row])
 
     shape = (resolution, resolution, channels)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from functa.storage.errors import StorageError, TransientError
-from functa.storage.images.files import BadImage, decode
+from functa.storage.images.files import BadImage, decode, read_image
 from functa.storage.images.layout import SPLITS, named
 from functa.storage.images.rows import Rows, limited, split_rows
 from functa.storage.images.source import Images, ImageSplit, Picture, View, seen
@@ -96,10 +96,11 @@ def _split(
         try:
             original = fetch(rows.origins[row])
             sha256, token = hashlib.sha256(original.data).digest(), original.token
-            image = decode(original.data, channels, config.max_pixels)
+            image = read_image(original.data, channels, config.max_pixels, config.decoder)
             if config.resolution is None and image.size != (resolution, resolution):
+                width, height = image.size
                 raise BadImage(
-                    f"{image.width}x{image.height} pixels where the first image has {resolution}x{resolution}; "
+                    f"{width}x{height} pixels where the first image has {resolution}x{resolution}; "
                     "set images.resolution"
                 )
             return Picture(seen(image, resolution, views), "", sha256, token)

@@ -10,16 +10,19 @@ decoding), float and 32-bit images (their range is not known), and whatever does
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.ImageFile import ImageFile
 
+Decoder = Literal["exact", "fast"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -31,6 +34,14 @@ ENDINGS = (
 NAMED_ENDINGS = 5
 
 MAX_FILE_BYTES = 256 << 20
+
+SCALES = (8, 4, 2)  # at which libjpeg decodes with vector instructions
+
+SPARE = 1.4  # pixels that a fraction must leave, of those that a square needs: with less, detail is lost
+
+ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF's tag, and its value for an image that is shown as it is stored
+
+TURNED = (2, 3, 4, 5, 6, 7, 8)
 
 # What Pillow would print about a file is in the row's reason, or did no harm.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -64,25 +75,79 @@ class BadImage(Exception):
         self.token = token
 
 
+class Decoded:
+    """One image, of which squares are made, uint8 [side, side, C].
+
+    The decoder `exact` decodes it whole and resizes by Pillow's bicubic filter, which is antialiased. `fast` resizes by
+    the same filter in vector instructions, with the same pixels on every processor, and decodes a plain JPEG at an
+    eighth, a quarter or a half of its resolution where that leaves SPARE times the pixels that a square needs.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        decoder: "Decoder",
+        decoded: Callable[[int], "Image.Image"],
+        scales: tuple[int, ...] = (),
+    ) -> None:
+        self.size = size  # (width, height)
+        self._fast, self._decoded, self._scales = decoder == "fast", cache(decoded), scales
+
+    @classmethod
+    def of(cls, image: "Image.Image", decoder: "Decoder" = "exact") -> "Decoded":
+        """Return an image that is decoded already."""
+        return cls(image.size, decoder, lambda _: image)
+
+    def square(self, side: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+        """Return a part (left, top, right, bottom) as a square; without one, the centre: short side, then the crop.
+
+        A square depends on its own part alone, whatever others were made of the image. Raises BadImage.
+        """
+        if box is None:
+            if self.size == (side, side):
+                return _array(self._decoded(1))
+            short = min(self.size)
+            left, top = ((length - short) / 2 for length in self.size)
+            box = (left, top, left + short, top + short)
+        if not self._fast:
+            from PIL import Image
+
+            # Cropping through `box` keeps the memory of a 4000 x 1 image small; bicubic is antialiased in Pillow.
+            return _array(self._decoded(1).resize((side, side), Image.Resampling.BICUBIC, box=box))
+        most = min(box[2] - box[0], box[3] - box[1]) / (SPARE * side)
+        scale = next((scale for scale in self._scales if scale <= most), 1)
+        left, top, right, bottom = (edge / scale for edge in box)
+        return _array(_resized(self._decoded(scale), side, (left, top, right, bottom)))
+
+
+def read_image(data: bytes, channels: int, max_pixels: int, decoder: "Decoder" = "exact") -> Decoded:
+    """File bytes -> an image of one channel or three. Raises BadImage: now, or where its pixels are asked for."""
+    if decoder == "exact":
+        return Decoded.of(decode(data, channels, max_pixels))
+    with _reasons(data):
+        files = [_opened(data, max_pixels)]
+        size, scales = files[0].size, SCALES if _is_plain_jpeg(files[0]) else ()
+
+    def decoded(scale: int) -> "Image.Image":
+        with _reasons(data):
+            return _pixels(files.pop() if files else _opened(data, max_pixels), data, channels, scale)
+
+    if scales:
+        return Decoded(size, decoder, decoded, scales)
+    return Decoded.of(decoded(1), decoder)
+
+
 def decode(data: bytes, channels: int, max_pixels: int) -> "Image.Image":
     """File bytes -> Pillow image of mode L (channels 1) or RGB (3). Raises BadImage."""
-    from PIL import Image, ImageOps
+    with _reasons(data):
+        return _pixels(_opened(data, max_pixels), data, channels)
 
-    if not data:
-        raise BadImage("the file is empty")
-    if len(data) > MAX_FILE_BYTES:
-        raise BadImage(f"{len(data)} bytes are more than a file may have ({MAX_FILE_BYTES})")
+
+@contextmanager
+def _reasons(data: bytes) -> Iterator[None]:
+    """Turn what decoding raises into BadImage."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            width, height = file.size
-            if width * height > max_pixels:
-                raise BadImage(f"{width}x{height} pixels are more than images.max_pixels={max_pixels}")
-            file.load()
-            image: Image.Image = file
-            _scale_transparent_level(image, data)
-            with suppress(Exception):  # EXIF data that do not parse are common, and no reason to lose the image
-                image = ImageOps.exif_transpose(image)
-            return _in_mode(_scaled(image, file), "L" if channels == 1 else "RGB")
+        yield
     except BadImage:
         raise
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does
@@ -90,6 +155,72 @@ def decode(data: bytes, channels: int, max_pixels: int) -> "Image.Image":
         if "cannot identify image file" in reason:
             reason = f"not an image of a known format ({', '.join(FORMATS)})"
         raise BadImage(f"does not decode: {reason[:160] or type(error).__name__}") from None
+
+
+def _opened(data: bytes, max_pixels: int) -> "ImageFile":
+    """Read the header. Raises BadImage: empty, or larger than the caps."""
+    from PIL import Image
+
+    if not data:
+        raise BadImage("the file is empty")
+    if len(data) > MAX_FILE_BYTES:
+        raise BadImage(f"{len(data)} bytes are more than a file may have ({MAX_FILE_BYTES})")
+    file = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = file.size
+    if width * height > max_pixels:
+        raise BadImage(f"{width}x{height} pixels are more than images.max_pixels={max_pixels}")
+    return file
+
+
+def _pixels(file: "ImageFile", data: bytes, channels: int, scale: int = 1) -> "Image.Image":
+    """Decode an opened file, a plain JPEG at 1/scale of its resolution (rounded up)."""
+    with file:
+        if scale > 1:
+            file.draft(None, (file.width // scale, file.height // scale))
+        file.load()
+        _scale_transparent_level(file, data)
+        image = _upright(file)
+        return _in_mode(_scaled(image, file), "L" if channels == 1 else "RGB")
+
+
+def _is_plain_jpeg(file: "ImageFile") -> bool:
+    """Return whether a JPEG is of the kind that is decoded at a fraction: baseline, grey or YCbCr 4:4:4 to 4:2:0."""
+    samplings = [(across, down) for _, across, down, _ in getattr(file, "layer", ())]
+    usual = len(samplings) == 1 or (samplings[:1] in ([(1, 1)], [(2, 1)], [(2, 2)]) and samplings[1:] == [(1, 1)] * 2)
+    return file.format == "JPEG" and usual and "progressive" not in file.info and _orientation(file) == UPRIGHT
+
+
+def _orientation(image: "Image.Image") -> Any:
+    """Return the orientation of EXIF, as it is there; of EXIF data that do not parse, None."""
+    with suppress(Exception):  # that is common, and no reason to lose the image
+        return image.getexif().get(ORIENTATION, UPRIGHT)
+    return None
+
+
+def _upright(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageOps
+
+    if _orientation(image) in TURNED:  # else exif_transpose would copy it
+        with suppress(Exception):
+            return ImageOps.exif_transpose(image)
+    return image
+
+
+def _resized(image: "Image.Image", side: int, box: tuple[float, float, float, float]) -> "Image.Image":
+    from cykooz_resizer import CropBox, FilterType, ResizeAlg, ResizeOptions, Resizer
+    from PIL import Image
+
+    left, top, right, bottom = box
+    part = CropBox(left, top, min(right, image.width) - left, min(bottom, image.height) - top)
+    square = Image.new(image.mode, (side, side))
+    bicubic = ResizeAlg.convolution(FilterType.catmull_rom)
+    Resizer().resize_pil(image, square, ResizeOptions(resize_alg=bicubic, crop_box=part, use_alpha=False))
+    return square
+
+
+def _array(image: "Image.Image") -> np.ndarray:
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def is_colour(data: bytes) -> bool:
@@ -137,18 +268,3 @@ def _in_mode(image: "Image.Image", mode: str) -> "Image.Image":
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == mode else image.convert("RGB").convert(mode)
-
-
-def fit(image: "Image.Image", resolution: int) -> np.ndarray:
-    """The centre square, resized to uint8 [resolution, resolution, C] (short side to `resolution`, then the crop)."""
-    from PIL import Image
-
-    width, height = image.size
-    if (width, height) != (resolution, resolution):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        # Cropping through `box` keeps the memory of a 4000 x 1 image small; bicubic is antialiased in Pillow.
-        box = (left, top, left + side, top + side)
-        image = image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from functa.storage.errors import StorageError
-from functa.storage.images.files import fit
+from functa.storage.images.files import Decoded
 from functa.storage.images.sources import find_source
 from functa.storage.places.allowed import check_allowed
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from functa.storage.config import ImagesConfig
 
 
-View = Callable[["Image.Image"], np.ndarray]  # of a decoded image: uint8 [H, W, C]
+View = Callable[[Decoded], np.ndarray]  # of an image: uint8 [H, W, C]
 
 
 @dataclass(frozen=True)
@@ -157,5 +155,5 @@ def _open(config: "ImagesConfig") -> Images:
     return images
 
 
-def seen(image: "Image.Image", resolution: int, views: Sequence[View | None]) -> list[np.ndarray]:
-    return [fit(image, resolution) if view is None else view(image) for view in views]
+def seen(image: Decoded, resolution: int, views: Sequence[View | None]) -> list[np.ndarray]:
+    return [image.square(resolution) if view is None else view(image) for view in views]

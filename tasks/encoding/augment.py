@@ -8,16 +8,12 @@ import random
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from functa.storage.images.files import fit
+from functa.storage.images.files import Decoded
 from functa.tasks.config import AugmentationConfig
-
-if TYPE_CHECKING:
-    from PIL import Image
-
 
 GREY = (128, 128, 128)  # fills corners that a rotation or a shear leaves empty
 
@@ -32,33 +28,28 @@ class Augmentation:
     def __init__(self, config: AugmentationConfig, resolution: int) -> None:
         self.config, self.resolution = config, resolution
 
-    def view(self, key: str, number: int) -> Callable[["Image.Image"], np.ndarray]:
-        """Return the function from the decoded image to this augmentation; number 0 is the plain image."""
+    def view(self, key: str, number: int) -> Callable[[Decoded], np.ndarray]:
+        """Return the function from an image to this augmentation; number 0 is the plain image."""
         if number == 0:
-            return lambda image: fit(image, self.resolution)
+            return lambda image: image.square(self.resolution)
         seed = hashlib.sha256(f"{self.config.seed}\0{key}\0{number}".encode()).digest()
         return lambda image: self._augmented(image, np.random.default_rng(list(seed)))
 
-    def _augmented(self, image: "Image.Image", draw: np.random.Generator) -> np.ndarray:
+    def _augmented(self, image: Decoded, draw: np.random.Generator) -> np.ndarray:
         pixels = self._cropped(image, draw) if self.config.kind == "crop" else self._distorted(image, draw)
         if draw.random() < self.config.flip:
             pixels = pixels[:, ::-1]
         return self._randomly(pixels, draw) if self.config.operations else np.ascontiguousarray(pixels)
 
-    def _cropped(self, image: "Image.Image", draw: np.random.Generator) -> np.ndarray:
+    def _cropped(self, image: Decoded, draw: np.random.Generator) -> np.ndarray:
         padding = self.config.padding
-        padded = np.pad(fit(image, self.resolution), ((padding, padding), (padding, padding), (0, 0)))
+        padded = np.pad(image.square(self.resolution), ((padding, padding), (padding, padding), (0, 0)))
         top, left = draw.integers(2 * padding + 1, size=2)
         return padded[top : top + self.resolution, left : left + self.resolution]
 
-    def _distorted(self, image: "Image.Image", draw: np.random.Generator) -> np.ndarray:
-        from PIL import Image
-
+    def _distorted(self, image: Decoded, draw: np.random.Generator) -> np.ndarray:
         left, top, width, height = _box(image.size, self.config, draw)
-        box = (left, top, left + width, top + height)
-        side = (self.resolution, self.resolution)
-        pixels = np.asarray(image.resize(side, Image.Resampling.BICUBIC, box=box))
-        return pixels[..., None] if pixels.ndim == 2 else pixels
+        return image.square(self.resolution, (left, top, left + width, top + height))
 
     def _randomly(self, pixels: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """Apply RandAugment (Cubuk et al. 2020) with timm's operations, each with its probability of one half."""

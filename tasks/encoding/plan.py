@@ -165,7 +165,8 @@ def _source_rows(job: EncodeJob, images: Images, split: str) -> RowTable:
 
 def fingerprint(job: EncodeJob, metadata: dict[str, Any]) -> dict[str, Any]:
     """Return everything a user chose that determines latents."""
-    images = job.images.model_dump(mode="json", include={"source", "channels", "resolution"})
+    decisive = {name for name in ("source", "channels", "resolution", "decoder") if job.images.decides(name)}
+    images = job.images.model_dump(mode="json", include=decisive)
     quantization = job.encode.quantization.model_dump(mode="json", exclude={"max_clip_fraction"})
     if job.encode.quantization.bits < 32:
         quantization["calibration_images"] = job.encode.calibration_images

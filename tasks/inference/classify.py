@@ -15,7 +15,7 @@ from functa.models.latents.normalize import Normalizer
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.images.files import ENDINGS, BadImage, decode, fit, is_colour, is_hidden, is_image, left_out
+from functa.storage.images.files import ENDINGS, BadImage, is_colour, is_hidden, is_image, left_out, read_image
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
@@ -78,13 +78,13 @@ def classify_images(
     classifier of another functaset.
     """
     folder, keys = _files(images)
-    max_pixels = _max_pixels(open_location(root))
+    reading = _reading(open_location(root))
     judge = open_judge(root, device)
     resolution, _, channels = judge.image_shape
     noted = False
     for start in range(0, len(keys), BATCH):
         part = keys[start : start + BATCH]
-        pixels, errors, reduced = _read(folder, part, resolution, channels, max_pixels)
+        pixels, errors, reduced = _read(folder, part, resolution, channels, reading)
         if reduced and not noted:
             kind = "grey" if channels == 1 else "colour"
             note(f"images are reduced to {resolution}x{resolution} {kind} pixels, the only ones that this model knows")
@@ -122,14 +122,17 @@ def _files(images: str) -> tuple[Location, list[str]]:
     return location, keys
 
 
-def _max_pixels(root: Location) -> int:
-    """Return the limit of an image's pixels from the config that the root was encoded with."""
+def _reading(root: Location) -> ImagesConfig:
+    """Return the limit of an image's pixels and the decoder that the root was encoded with."""
     record = read_record(root, "encode")
-    return int((record.config if record else {}).get("images.max_pixels", ImagesConfig().max_pixels))
+    names = {f"images.{name}": name for name in ("max_pixels", "decoder")}
+    return ImagesConfig.model_validate(
+        {names[key]: value for key, value in record.config.items() if key in names} if record else {}
+    )
 
 
 def _read(
-    folder: Location, keys: list[str], resolution: int, channels: int, max_pixels: int
+    folder: Location, keys: list[str], resolution: int, channels: int, reading: ImagesConfig
 ) -> tuple[np.ndarray, list[str], bool]:
     """Return images uint8 [n, H, W, ch], unreadable ones black, each one's error or "", and whether one was reduced."""
     pixels, errors = np.zeros((len(keys), resolution, resolution, channels), np.uint8), []
@@ -137,8 +140,8 @@ def _read(
     for row, key in enumerate(keys):
         try:
             data = folder.read(key)
-            image = decode(data, channels, max_pixels)
-            pixels[row] = fit(image, resolution)
+            image = read_image(data, channels, reading.max_pixels, reading.decoder)
+            pixels[row] = image.square(resolution)
             reduced = reduced or min(image.size) > resolution or (channels == 1 and is_colour(data))
             errors.append("")
         except (BadImage, StorageError) as error:

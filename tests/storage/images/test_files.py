@@ -1,13 +1,18 @@
-"""One image file's bytes to 8-bit pixels, against closed forms; the files are put together by hand."""
+"""One image file's bytes to 8-bit pixels, against closed forms, in files put together by hand; the fast decoder."""
 
+import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
+from cykooz_resizer import CpuExtensions, FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
-from functa.storage.images.files import BadImage, decode
+from functa.storage.images import files
+from functa.storage.images.files import BadImage, decode, read_image
 from tests.helpers.storage.image_files import encoded
 
 DEEP = (65535, 32768, 128, 129, 0)  # v / 257, rounded: 255, 128, 0, 1, 0
@@ -169,3 +174,94 @@ def test_a_bomb_beside_the_pixels_is_refused(kind: bytes) -> None:
     data = png(8, 0, b"\7", 1, **{kind.decode(): head + zlib.compress(bytes(20 << 20))})
     with pytest.raises(BadImage, match="too large"):
         decode(data, 1, 10**6)
+
+
+def photograph(width: int, height: int, **options: Any) -> bytes:
+    """Return a JPEG of scikit-learn's photograph of a temple."""
+    image = Image.fromarray(load_sample_image("china.jpg")).resize((width, height), Image.Resampling.LANCZOS)
+    return encoded(image, "JPEG", **{"quality": 90} | options)
+
+
+def decibels(one: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean((one.astype(float) - other) ** 2))))
+
+
+def both(data: bytes, side: int, box: Any = None, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    exact, fast = (read_image(data, channels, 10**7, decoder).square(side, box) for decoder in ("exact", "fast"))  # type: ignore[arg-type]
+    return exact, fast
+
+
+def test_the_fast_decoder_keeps_the_detail_of_the_exact_one() -> None:
+    for size, side, least in (((500, 375), 256, 53), ((2000, 1500), 256, 41), ((500, 375), 32, 38), ((80, 60), 90, 53)):
+        exact, fast = both(photograph(*size), side)
+        assert exact.shape == fast.shape == (side, side, 3) and decibels(exact, fast) > least
+    exact, fast = both(photograph(300, 200), 32, channels=1)
+    assert exact.shape == (32, 32, 1) and decibels(exact, fast) > 39
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_a_jpeg_is_decoded_at_the_fraction_that_each_part_of_it_allows(
+    subsampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = photograph(1601, 1203, subsampling=subsampling)
+    exact = read_image(data, 3, 10**7)
+    scales: list[int] = []
+    real = files._pixels
+    monkeypatch.setattr(files, "_pixels", lambda *given: (scales.append(given[3]), real(*given))[1])
+    image = read_image(data, 3, 10**7, "fast")
+    boxes = [(0, 0, 1601, 1203), (1.5, 2.25, 719, 1203), (500, 400, 1601, 758.5), (1300.5, 900, 1601, 1203)]
+    for box in boxes:
+        assert decibels(exact.square(128, box), image.square(128, box)) > 39
+    assert scales == [4, 2, 1]  # of 716, 358, 300 pixels at least 1.4 x 128 are left; each fraction is decoded once
+    for box in reversed(boxes):  # whatever was made before
+        again = read_image(data, 3, 10**7, "fast")
+        np.testing.assert_array_equal(again.square(128, box), image.square(128, box))
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return photograph(800, 600, exif=exif)
+
+
+WHOLE = {
+    "progressive": photograph(800, 600, progressive=True),
+    "turned by EXIF": turned(),
+    "CMYK": encoded(Image.open(io.BytesIO(photograph(800, 600))).convert("CMYK"), "JPEG"),
+    "PNG": encoded(Image.open(io.BytesIO(photograph(800, 600))), "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_is_no_plain_jpeg_is_decoded_whole_and_only_resized_fast(kind: str) -> None:
+    assert not read_image(WHOLE[kind], 3, 10**7, "fast")._scales
+    exact, fast = both(WHOLE[kind], 64)
+    assert decibels(exact, fast) > 50
+
+
+@pytest.mark.faults
+def test_the_fast_decoder_refuses_what_the_exact_one_refuses() -> None:
+    data = photograph(400, 300)
+    for cut in (*range(0, len(data), len(data) // 40), len(data) - 2, len(data) - 1):
+        reasons = []
+        for decoder in ("exact", "fast"):
+            with pytest.raises(BadImage) as error:
+                read_image(data[:cut], 3, 10**6, decoder).square(32)  # type: ignore[arg-type]
+            reasons.append(str(error.value))
+        assert reasons[0] == reasons[1]
+    for decoder in ("exact", "fast"):
+        with pytest.raises(BadImage, match="400x300 pixels are more than"):
+            read_image(data, 3, 10**5, decoder)  # type: ignore[arg-type]
+
+
+def test_the_fast_filter_gives_the_same_pixels_on_every_processor() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (375, 500, 3), np.uint8))
+    made = set()
+    for extensions in (CpuExtensions.none, None):
+        resizer = Resizer()
+        if extensions:
+            resizer.cpu_extensions = extensions
+        square = Image.new("RGB", (256, 256))
+        resizer.resize_pil(image, square, ResizeOptions(resize_alg=ResizeAlg.convolution(FilterType.catmull_rom)))
+        made.add(square.tobytes())
+    assert len(made) == 1

@@ -14,6 +14,7 @@ from functa.models.config import NormalizationConfig
 from functa.storage.config import ImagesConfig
 from functa.storage.functaset.commit import retire
 from functa.storage.functaset.functaset import Functaset
+from functa.storage.images.files import Decoded
 from functa.storage.places.address import open_location
 from functa.storage.upkeep.verify import verify
 from functa.tasks.config import AugmentationConfig
@@ -36,12 +37,12 @@ def test_crops_are_equally_likely_windows_of_the_padded_image_and_half_are_mirro
     windows = {(y, x): pixels[y : y + 8, x : x + 8] for y in range(5) for x in range(5)}
     known = {(window[:, ::-1] if m else window).tobytes(): (at, m) for at, window in windows.items() for m in (0, 1)}
     augment = Augmentation(AugmentationConfig(count=1, padding=2), 8)
-    found = [known[augment.view("a", number)(image).tobytes()] for number in range(1, 2001)]
+    found = [known[augment.view("a", number)(Decoded.of(image)).tobytes()] for number in range(1, 2001)]
     counts = Counter(at for at, _ in found)
     assert len(counts) == 25
     assert sum((count - 80) ** 2 / 80 for count in counts.values()) < 52  # chi-squared, 24 degrees: 0.1 %
     assert abs(sum(mirrored for _, mirrored in found) - 1000) < 74  # 3.3 standard deviations
-    assert np.array_equal(augment.view("a", 0)(image), np.asarray(image))
+    assert np.array_equal(augment.view("a", 0)(Decoded.of(image)), np.asarray(image))
 
 
 def test_boxes_have_the_configured_areas_and_shapes_and_stay_inside() -> None:
@@ -68,13 +69,13 @@ def test_an_augmentation_depends_on_seed_image_and_number_only(kind: str, mode: 
         augment = Augmentation(config.model_copy(update={"seed": seed}), 16)
         for key in ("a", "b"):
             for number in range(1, 10):
-                views[seed, key, number] = augment.view(key, number)(image).tobytes()
+                views[seed, key, number] = augment.view(key, number)(Decoded.of(image)).tobytes()
     assert len(set(views.values())) > 0.9 * len(views)
     random.seed(5)
     state = random.getstate()
     again = Augmentation(config, 16)
     for number in reversed(range(1, 10)):
-        pixels = again.view("b", number)(image)
+        pixels = again.view("b", number)(Decoded.of(image))
         assert pixels.shape == (16, 16, len(mode.replace("L", "1")) if mode == "L" else 3)
         assert pixels.tobytes() == views[0, "b", number]
     assert random.getstate() == state  # timm's draws do not change Python's generator
@@ -85,7 +86,7 @@ def test_randaugment_leaves_two_fifths_of_the_images_unchanged() -> None:
     y, x = np.mgrid[:16, :16]
     image = Image.fromarray(np.stack([60 + 6 * y, 70 + 5 * x, 200 - 4 * x - 4 * y], -1).astype(np.uint8))
     augment = Augmentation(AugmentationConfig(count=1, padding=0, flip=0, operations=2), 16)
-    same = sum(augment.view("a", n)(image).tobytes() == np.asarray(image).tobytes() for n in range(1, 401))
+    same = sum(augment.view("a", n)(Decoded.of(image)).tobytes() == np.asarray(image).tobytes() for n in range(1, 401))
     assert abs(same - 400 * (1 - 0.5 * 11 / 15) ** 2) < 33  # 3.3 standard deviations
 
 
@@ -104,8 +105,8 @@ def test_an_image_is_decoded_once_for_all_its_augmentations(tmp_path: Path, monk
     from functa.storage.images import encoded as module
 
     decoded = []
-    real = module.decode
-    monkeypatch.setattr(module, "decode", lambda data, *rest: decoded.append(1) or real(data, *rest))
+    real = module.read_image
+    monkeypatch.setattr(module, "read_image", lambda data, *rest: decoded.append(1) or real(data, *rest))
     images = ImagesConfig(source="folder", location=str(tmp_path), resolution=16)
     source = PlannedImages(images, AugmentationConfig(count=4))
     rows = of_split(source.images.split("train"), 4)
