@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from functa.storage.errors import StorageError
 from functa.storage.images.encoded import READ_THREADS, Original, encoded_images
-from functa.storage.images.files import ENDINGS, MAX_FILE_BYTES, BadImage, is_hidden
+from functa.storage.images.files import ENDINGS, MAX_FILE_BYTES, BadImage, is_hidden, left_out
 from functa.storage.images.layout import shown
 from functa.storage.images.shards import Item, find_shards, open_parts, rows_of_items
 from functa.storage.images.source import Images
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from functa.storage.config import ImagesConfig
 
 LABEL_FIELDS = ("label", "cls", "class")  # of a sample's .json, which counts where there is no .cls
+
+COMPANIONS = (".txt", ".cls", ".json")  # of an image: captions, labels
 
 MAX_HEADER_BYTES = 1 << 20  # of a member's name and attributes
 
@@ -48,6 +50,8 @@ def open_webdataset(config: "ImagesConfig") -> Images:
             items[split] = [item for of_tar, _ in indexed for item in of_tar]
             notes += [note for _, of_tar in indexed for note in of_tar]
     tokens = {entry.key: entry.token for entries in shards.values() for entry in entries}
+    if notes and not any(items.values()):
+        raise StorageError(f"{config.location}: its shards hold no image; {notes[0]}")
     rows, classes, more = rows_of_items(items, tokens, (), config.location, config.labels)
 
     def fetch(origin: str) -> Original:
@@ -92,6 +96,7 @@ def index_tar(location: Location, entry: Entry, columns: tuple[str, ...] = ()) -
     images: dict[str, str] = {}
     labels: dict[str, str] = {}
     fallbacks: dict[str, str] = {}  # from .json, wherever it lies in the tar
+    others: dict[str, str] = {}  # sample -> ending of what is not read
     notes = []
     try:
         for sample, ending, member, data in _members(location, entry):
@@ -104,11 +109,15 @@ def index_tar(location: Location, entry: Entry, columns: tuple[str, ...] = ()) -
                 label = _label(data(), ending, fields, f"{name}: {sample}{ending}")
                 if label is not None:
                     (labels if ending == ".cls" else fallbacks)[sample] = label
+            elif ending not in COMPANIONS:
+                others.setdefault(sample, ending)
     except EOFError as error:
         last = next(reversed(images), "")
         if (labels or fallbacks) and last not in labels and last not in fallbacks:
             images.pop(last)  # its label came after it
         notes.append(f"{name}: {error}; its {len(images)} images before that are read; fetch the tar again")
+    if note := left_out(f"x{ending}" for sample, ending in others.items() if sample not in images):
+        notes.append(f"{name}: {note}")
     labels = fallbacks | labels
     shard = shown(entry.key)
     return [Item(f"{shard}/{sample}", labels.get(sample), origin) for sample, origin in images.items()], notes

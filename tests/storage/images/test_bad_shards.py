@@ -65,6 +65,22 @@ def test_a_member_that_is_no_image_is_one_bad_row(tmp_path: Path) -> None:
     assert "not an image of a known format" in batch.reasons[1]
 
 
+def test_samples_without_an_image_that_is_read_are_counted(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        samples = [(f"{split}{i}", {"png" if i < 4 else "heic": png(noise(i)), "cls": b"0"}) for i in range(6)]
+        write_tar(tmp_path / f"{split}.tar", [*samples, ("notes", {"txt": b"of the set"})])
+    images = opened(tmp_path, "webdataset")
+    assert len(images.split("train")) == 4
+    assert sum("left out 2 files that have no ending of an image: 2 .heic" in note for note in images.notes) == 2
+    assert not any(".txt" in note for note in images.notes)
+
+
+def test_tars_of_files_that_are_not_read_are_refused_with_their_endings(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [(str(i), {"heic": b"x", "cls": b"0"}) for i in range(6)])
+    with pytest.raises(StorageError, match=r"hold no image; .*a\.tar: left out 6 files .*: 6 \.heic"):
+        opened(tmp_path, "webdataset")
+
+
 def test_a_shard_that_is_replaced_after_the_listing_gives_bad_rows_never_other_pixels(tmp_path: Path) -> None:
     as_tars(tmp_path / "d")
     as_tables(tmp_path / "t")
