@@ -110,6 +110,25 @@ def gc(
 
 
 @store.command
+def compact(uri: Functaset, *, as_json: Json = False) -> int:
+    """Merge small fragments, as many small encodings leave them; no row changes. Rerun to continue."""
+    from functa.storage.upkeep.compact import compact as compact_store
+
+    with ProgressLine("compacting", "fragments") as show:
+        done = compact_store(open_location(own_functaset_of(uri)), show)
+    if as_json:
+        print(json.dumps(asdict(done), indent=1))
+    elif not done.made:
+        print("nothing to merge: of each split there is one small fragment at most")
+    else:
+        print(
+            f"version {done.version}: {len(done.merged)} fragments of {done.rows} rows are now {len(done.made)}; "
+            "functa store gc --keep-versions 1 --delete removes the old ones"
+        )
+    return 0
+
+
+@store.command
 def quantize(
     source: Functaset,
     destination: Annotated[str, Parameter(help="Where the new functaset goes: an empty folder or s3://.")],

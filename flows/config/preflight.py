@@ -10,7 +10,7 @@ from functa.models.compute.device import choose_device
 from functa.models.latents.classifier import check_classifier
 from functa.models.latents.denoiser import check_denoiser
 from functa.storage.errors import StorageError
-from functa.storage.functaset.plan import check_shards
+from functa.storage.functaset.plan import check_rows
 from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
 from functa.tasks.evaluation.evaluators import EVALUATORS, chosen
@@ -39,7 +39,7 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     check_compilers(config, stage)
     check_classes(config, stage, len(images.classes))
     if stage in ("pipeline", "encode"):
-        check_shard_count(config, images)
+        check_row_count(config, images)
     fid = config.evaluation.fid
     measured = config.diffusion is not None and config.evaluation.generation is not None
     if fid.weights is not None and measured and stage in ("pipeline", "evaluate"):
@@ -88,11 +88,11 @@ def _check_without_classes(config: PipelineConfig, stage: str) -> None:
         )
 
 
-def check_shard_count(config: PipelineConfig, images: Images) -> None:
-    """Raise StorageError where all images together make more shards than their records can list."""
+def check_row_count(config: PipelineConfig, images: Images) -> None:
+    """Raise StorageError where all images of a split together make more rows than a fragment holds."""
     views = {"train": 1 + config.encode.augmentation.count, "test": 1}
     rows = {split: count * len(images.split(split)) for split, count in views.items()}
-    check_shards(config.images.location or config.images.source, rows, config.encode.shard_rows)
+    check_rows(config.images.location or config.images.source, rows)
 
 
 def check_places(config: PipelineConfig, root: str) -> None:

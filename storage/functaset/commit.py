@@ -11,27 +11,32 @@ claim. A fragment that gc has claimed is never shown, and its name is not used a
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from functa.storage.errors import DamagedObject, MissingObject, StorageError
+import numpy as np
+
+from functa.storage.errors import MissingObject, StorageError
+from functa.storage.functaset.committing.finished import finished, put_by_content
+from functa.storage.functaset.committing.overlap import LAST_NUMBER, names_of, refuse_overlap, shards_with
+from functa.storage.functaset.committing.split_moments import training_moments
 from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
 from functa.storage.functaset.header import Root, read_root
 from functa.storage.functaset.history import (
     Commit,
     FragmentEntry,
-    TrainingMoments,
     as_ranges,
     as_rows,
     commit_key,
     latest,
     mark_key,
     number_key,
+    stored,
 )
-from functa.storage.functaset.moments import Moments, merge, moments_of
 from functa.storage.functaset.plan import COLLECT, LARGER_SHARDS, Name, claim_key, row_id
-from functa.storage.functaset.receipt import Receipt
+from functa.storage.functaset.receipts.moments import Moments
 from functa.storage.functaset.records import ObjectRecord, create_record, vouch
 from functa.storage.places.location import Location
+from functa.storage.places.side_by_side import side_by_side
 
 COMMIT = b"commit"
 
@@ -48,6 +53,7 @@ class _Changes:
     retire_images: set[str]
     erased: bool
     keep_versions: int | None
+    whole: dict[str, Moments] = field(default_factory=dict)  # of new fragments, as far as they are known
 
 
 def commit(
@@ -86,18 +92,23 @@ def commit(
         if parent is None and not fragments and not again:
             raise StorageError(f"{location.uri}: nothing to commit; encode first")
         before = {entry.fragment for entry in parent.fragments} if parent else set()
-        _refuse_overlap(location, proposal, {entry.fragment for entry in proposal.fragments} - before)
-        moments = _training_moments(location, proposal)
+        refuse_overlap(location, proposal, {entry.fragment for entry in proposal.fragments} - before)
+        moments = training_moments(location, proposal, parent, changes.whole)
         objects = _own_objects(location, root.field)
-        complete = proposal.model_copy(update={"moments": _put_moments(location, moments), "objects": objects})
-        if create_record(location, commit_key(complete.version), complete, FEWER):
+        complete = proposal.model_copy(update={"moments": moments and moments[0], "objects": objects})
+        record, named = stored(complete)
+        named |= {moments[0].key: moments[1]} if moments else {}
+        for key, data in named.items():
+            put_by_content(location, key, data)
+        if create_record(location, commit_key(complete.version), record, FEWER):
             mark(location, complete.version)
-            _put_moments(location, moments)  # gc may have deleted what was there before this commit named it
-            return complete
+            for key, data in named.items():
+                put_by_content(location, key, data)  # gc may have deleted it before this commit named it
+            return complete.model_copy(update={"lists": record.lists})
 
 
 def _proposal(location: Location, root: Root, parent: Commit | None, changes: _Changes) -> Commit:
-    """Return the next commit, still without moments and objects."""
+    """Return the next commit, still without moments, lists and objects."""
     existing = parent.fragments if parent else ()
     kept = (_retiring(location, entry, changes.retire.get(entry.fragment)) for entry in existing)
     entries = [entry for entry in kept if entry is not None and entry.fragment not in changes.retire_fragments]
@@ -106,7 +117,10 @@ def _proposal(location: Location, root: Root, parent: Commit | None, changes: _C
     images = {*(parent.retired_images if parent and not changes.erased else ()), *changes.retire_images}
     for name in dict.fromkeys(changes.fragments):
         if name not in names | retired:
-            entry = _without_retired(location, _finished(location, name, root.fingerprint_digest), existing, images)
+            new = _claimed(location, name, root.fingerprint_digest)
+            whole, moments = finished(new)
+            changes.whole.update({name: moments} if moments is not None else {})
+            entry = _without_retired(location, whole, existing, images)
             entries += [entry] if entry else []
             retired |= set() if entry else {name}
     version = parent.version + 1 if parent else 1
@@ -117,6 +131,7 @@ def _proposal(location: Location, root: Root, parent: Commit | None, changes: _C
         parent=_digest_of(location, parent.version) if parent else None,
         fingerprint=root.fingerprint_digest,
         fragments=tuple(entries),
+        lists=(),
         retired_fragments=tuple(sorted(retired)),
         retired_images=tuple(sorted(images)),
         moments=None,
@@ -132,35 +147,17 @@ def _shows_the_same(proposal: Commit, parent: Commit) -> bool:
     return same and proposal.oldest <= parent.oldest + 1
 
 
-def _finished(location: Location, fragment_id: str, fingerprint: str) -> FragmentEntry:
-    """Return a new fragment's entry, once every shard has its receipt and every object its length."""
+def _claimed(location: Location, fragment_id: str, fingerprint: str) -> Fragment:
+    """Return a new fragment, claimed for a commit."""
     try:
         fragment = Fragment.load(location, fragment_id)
     except MissingObject:
         raise MissingObject(f"fragment {fragment_id}: has no plan; was it collected by gc? Plan it anew") from None
-    plan = fragment.plan
-    if plan.fingerprint != fingerprint:
+    if fragment.plan.fingerprint != fingerprint:
         raise StorageError(f"{fragment.name}: was planned for another fingerprint; encode it again")
-    if not location.create(claim_key(plan.id), COMMIT) and location.read(claim_key(plan.id)) == COLLECT:
+    if not location.create(claim_key(fragment_id), COMMIT) and location.read(claim_key(fragment_id)) == COLLECT:
         raise StorageError(f"{fragment.name}: was collected by gc; run the same command again")
-    bad = sum(len(_finished_receipt(shard).bad) for shard in fragment.shards)
-    return FragmentEntry(
-        fragment=plan.id, split=plan.split, rows=plan.rows - bad, bad=bad, retired=(),
-        plan=vouch(location.read(f"{plan.path}/plan.json")),
-        receipts=tuple(vouch(location.read(shard.receipt_key)) for shard in fragment.shards),
-    )  # fmt: skip
-
-
-def _finished_receipt(shard: Shard) -> Receipt:
-    fragment, receipt = shard.fragment, shard.find_receipt()
-    if receipt is None:
-        raise StorageError(
-            f"fragment {fragment.id}: shard {shard.number} of {fragment.plan.shards} is not finished; encode it first"
-        )
-    for key, record in receipt.objects.items():
-        if fragment.location.size(f"{fragment.plan.path}/{key}") != record.bytes:
-            raise DamagedObject(f"{fragment.name}/{key}: is missing or short; restore it, or encode in a new root")
-    return receipt
+    return fragment
 
 
 def _without_retired(
@@ -172,16 +169,19 @@ def _without_retired(
     StorageError where the other is no longer shown at all, so that none of its rows is shown again.
     """
     fragment = Fragment.load(location, entry.fragment)
-    replaces = fragment.plan.replaces
-    replaced = next((each for each in existing if each.fragment == replaces), None)
-    if replaces and replaced is None:
+    replaces = fragment.plan.replaces.split()
+    replaced = [each for each in existing if each.fragment in replaces]
+    if len(replaced) < len(replaces):
         raise StorageError(
-            f"{fragment.name}: the fragment that it replaces is no longer shown; run the same command again"
+            f"{fragment.name}: a fragment that it replaces is no longer shown; run the same command again"
         )
-    kept = _kept_names(Fragment.committed(location, replaced)) if replaced is not None and replaced.retired else None
+    kept = None
+    if any(each.retired for each in replaced):
+        kept = {name for each in replaced for name in _kept_names(Fragment.committed(location, each))}
     if kept is None and not images:
         return entry
-    names = [name for shard in fragment.shards for name in shard.table().names]
+    tables = side_by_side(location, Shard.table, fragment.shards)
+    names = [name for table in tables for name in table.names]
     retired = {
         row for row, name in enumerate(names) if name[0].hex() in images or (kept is not None and name not in kept)
     }
@@ -192,8 +192,8 @@ def _kept_names(fragment: Fragment) -> set[Name]:
     """Return the names of the rows that are not retired."""
     return {
         name
-        for shard in fragment.live
-        for name, retired in zip(shard.names(), shard.retired, strict=True)
+        for shard, names in zip(fragment.live, side_by_side(fragment.location, Shard.names, fragment.live), strict=True)
+        for name, retired in zip(names, shard.retired, strict=True)
         if not retired
     }
 
@@ -209,65 +209,14 @@ def _retiring(location: Location, entry: FragmentEntry, rows: set[int] | None) -
     if min(rows) < 0 or max(rows) >= plan.rows:
         raise StorageError(f"fragment {plan.id}: has rows 0 to {plan.rows - 1}; {max(rows)} cannot be retired")
     after = entry.model_copy(update={"retired": as_ranges([*before, *rows])})
-    live = Fragment(location, plan, after).live
-    visible = sum(int(shard.visible.sum()) for shard in live)
-    bad = sum(int((~shard.retired)[list(shard.receipt.bad)].sum()) for shard in live)
-    return after.model_copy(update={"rows": visible, "bad": bad}) if live else None
-
-
-def _refuse_overlap(location: Location, proposal: Commit, new: set[str]) -> None:
-    """No (split, id, augmentation) is ever visible twice."""
-    for split in {entry.split for entry in proposal.fragments if entry.fragment in new}:
-        if sum(entry.split == split for entry in proposal.fragments) < 2:
-            continue
-        seen: dict[Name, str] = {}
-        for fragment in shown_fragments(location, proposal, split):
-            names = fragment.visible_names()
-            twice = seen.keys() & names.keys()
-            if twice:
-                raise StorageError(
-                    f"fragment {fragment.id}: {len(twice)} of its images, such as {names[min(twice)]}, are visible "
-                    f"already in split '{split}'; encode them into a new root, or commit only new images"
-                )
-            seen |= names
-
-
-def _training_moments(location: Location, proposal: Commit) -> Moments | None:
-    """Merge the shards' moments of the training split, in the order of fragments and shards."""
-    parts: list[Moments] = []
-    shape = None
-    for fragment in shown_fragments(location, proposal, "train"):
-        found = fragment.plan.latent_shape
-        if shape not in (None, found):
-            raise StorageError(f"fragment {fragment.id}: latents {found} beside others of shape {shape}")
-        shape = found
-        parts += [_shard_moments(shard) for shard in fragment.live]
-    return None if shape is None else merge(parts, shape)
-
-
-def _shard_moments(shard: Shard) -> Moments:
-    """Read the stored ones or, of a shard with retired rows, compute those of the rows that are left."""
-    if not shard.retired.any():
-        return shard.moments()
-    return moments_of(shard.fragment.dequantized(shard.array("z")[shard.visible]))
-
-
-def _put_moments(location: Location, moments: Moments | None) -> TrainingMoments | None:
-    """Store moments under the digest of their bytes."""
-    if moments is None:
+    fragment, fresh = Fragment(location, plan, entry), np.array(sorted(rows - set(before)))
+    if len(before) + len(fresh) == plan.rows:
         return None
-    data = moments.to_bytes()
-    key = f"moments/{hashlib.sha256(data).hexdigest()[:24]}.f8"
-    while not location.create(key, data) and _differs(location, key, data):
-        location.delete(key)  # damaged, or collected meanwhile: its name is the digest of what belongs there
-    return TrainingMoments(key=key, count=moments.count, latent_shape=moments.mean.shape, object=vouch(data))
-
-
-def _differs(location: Location, key: str, data: bytes) -> bool:
-    try:
-        return location.read(key, limit=len(data)) != data
-    except (MissingObject, DamagedObject):
-        return True
+    bad = 0
+    for number in np.unique(fresh // plan.shard_rows).tolist():
+        shard = fragment.shards[number]
+        bad += int(np.isin(shard.bad + shard.first, fresh).sum())
+    return after.model_copy(update={"rows": entry.rows - (len(fresh) - bad), "bad": entry.bad - bad})
 
 
 def _own_objects(location: Location, field: str) -> dict[str, ObjectRecord]:
@@ -293,6 +242,7 @@ def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
     Raises StorageError naming one that was never shown, or not since its rows were erased or its fragment retired.
     """
     read_root(location)
+    keys = set(keys)
     rows = _rows_shown(location, split, keys)
     missing = set(keys) - {key for found in rows.values() for key in found.values()}
     if missing:
@@ -313,10 +263,14 @@ def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
 
 def _rows_shown(location: Location, split: str, keys: Collection[str]) -> dict[str, dict[int, str]]:
     """Return fragment -> {row: key} of those of the images that the newest version shows."""
-    return {
-        fragment.id: {row: key for row, key, _ in fragment.visible_keys() if key in keys}
-        for fragment in shown_fragments(location, latest(location), split)
-    }
+    newest, ids = latest(location), {row_id(key) for key in keys}
+    entries = [entry for entry in (newest.fragments if newest else ()) if entry.split == split]
+    shards = shards_with(location, entries, names_of(ids, 0), names_of(ids, LAST_NUMBER))
+    found: dict[str, dict[int, str]] = {}
+    for shard, table in zip(shards, side_by_side(location, Shard.table, shards), strict=True):
+        rows = {shard.first + row: table.keys[row] for row in np.flatnonzero(shard.visible).tolist()}
+        found.setdefault(shard.fragment.id, {}).update({row: key for row, key in rows.items() if key in keys})
+    return found
 
 
 def _retired_ids(location: Location, split: str) -> set[bytes]:

@@ -12,15 +12,17 @@ import numpy as np
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
 from functa.storage.functaset.history import Commit, FragmentEntry
-from functa.storage.functaset.moments import Moments
-from functa.storage.functaset.plan import Name, Plan, RowTable, fragment_path, row_id, rows_name
+from functa.storage.functaset.plan import TABLE_BYTES, TABLES, Name, Plan, RowTable, fragment_path, rows_name
 from functa.storage.functaset.quantizer import Quantizer
-from functa.storage.functaset.receipt import Receipt, moments_name, receipt_name
-from functa.storage.functaset.records import ObjectRecord, read_record, read_vouched, unseal
+from functa.storage.functaset.receipts.manifest import Manifest, manifest_key
+from functa.storage.functaset.receipts.moments import Moments
+from functa.storage.functaset.receipts.receipt import Receipt, moments_name, receipt_name
+from functa.storage.functaset.records import ObjectRecord, read_record, read_vouched, unseal, vouch
 from functa.storage.functaset.zarr_bytes import ArraySpec, check_document, chunk_key, decode, decode_vouched
 from functa.storage.places.address import MAX_JSON_BYTES
 from functa.storage.places.local import may_pass
 from functa.storage.places.location import Location, checked_key
+from functa.storage.places.side_by_side import side_by_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class Fragment:
     """The shards of one encoding run of one split, at their location.
 
     entry: what a commit records of it; None for one that is read as planned, of which no row is retired and whose
-    receipts nothing vouches for.
+    receipts nothing vouches for. Older commits record every receipt, newer ones a manifest that holds them all.
     """
 
     location: Location
@@ -42,8 +44,7 @@ class Fragment:
         plan = read_record(location, key, Plan)
         if plan.id != fragment:
             raise DamagedObject(f"{location.uri}/{key}: is the plan of fragment {plan.id}; it was moved")
-        if plan.shards > len(plan.objects):  # each shard has a table of rows there, at least
-            raise DamagedObject(f"{location.uri}/{key}: names no rows of its {plan.shards} shards; restore it")
+        _check_tables(f"{location.uri}/{key}", plan)
         return cls(location, plan)
 
     @classmethod
@@ -51,9 +52,11 @@ class Fragment:
         """Return a fragment as committed. Raises MissingObject or DamagedObject where the plan is another now."""
         key = f"{fragment_path(entry.fragment)}/plan.json"
         plan = unseal(read_vouched(location, key, entry.plan), f"{location.uri}/{key}", Plan)
-        same = (plan.id, plan.split, plan.shards) == (entry.fragment, entry.split, len(entry.receipts))
+        same = (plan.id, plan.split) == (entry.fragment, entry.split)
+        same = same and (entry.manifest is not None or plan.shards == len(entry.receipts))
         if not same or (entry.retired and entry.retired[-1][1] > plan.rows):
             raise DamagedObject(f"{location.uri}/{key}: is not what was committed; restore it from a copy")
+        _check_tables(f"{location.uri}/{key}", plan)
         return cls(location, plan, entry)
 
     @property
@@ -74,12 +77,58 @@ class Fragment:
     @cached_property
     def shards(self) -> "list[Shard]":
         """All its shards in order."""
+        if TABLES in self.plan.objects and len(self._tables) != self.plan.shards:
+            raise DamagedObject(f"{self.name}/{TABLES}: is not of {self.plan.shards} shards; restore it from a copy")
         return [Shard(self, number) for number in range(self.plan.shards)]
 
-    @property
+    @cached_property
     def live(self) -> "list[Shard]":
         """Shards that still hold a row which is not retired. Of the others nothing needs to be readable."""
-        return [shard for shard in self.shards if not shard.retired.all()]
+        if not self.retired_ranges.size:
+            return self.shards
+        whole = np.full(self.plan.shards, self.plan.shard_rows)
+        whole[-1] = self.plan.shard_size(self.plan.shards - 1)
+        return [self.shards[number] for number in np.flatnonzero(self.retired_counts < whole).tolist()]
+
+    @cached_property
+    def retired_counts(self) -> np.ndarray:
+        """int64 [shards]: retired rows of each shard."""
+        edges = self.plan.shard_rows * np.arange(self.plan.shards + 1)
+        return np.diff(_covered(self.retired_ranges, edges))
+
+    @cached_property
+    def retired_ranges(self) -> np.ndarray:
+        """int64 [n, 2]: (start, stop) of retired rows, in order."""
+        return np.array(self.entry.retired if self.entry else (), np.int64).reshape(-1, 2)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The manifest that its commit names; None before the commit, or of a commit that names every receipt."""
+        if self.entry is None or self.entry.manifest is None:
+            return None
+        key = manifest_key(self.id, self.entry.manifest)
+        return Manifest.from_bytes(
+            read_vouched(self.location, key, self.entry.manifest), self.plan, f"{self.location.uri}/{key}"
+        )
+
+    @property
+    def receipt_records(self) -> "list[ObjectRecord]":
+        """Lengths and sha256 of the receipts of a committed fragment."""
+        assert self.entry is not None
+        if self.manifest is None:
+            return list(self.entry.receipts)
+        return [self.manifest.receipt_record(number) for number in range(self.plan.shards)]
+
+    def table_record(self, shard: int) -> ObjectRecord:
+        """Return length and sha256 of a shard's table. Raises MissingObject or DamagedObject."""
+        if TABLES not in self.plan.objects:
+            return self._planned(rows_name(shard))
+        row = self._tables[shard].tobytes()
+        return ObjectRecord(bytes=int.from_bytes(row[:8], "little"), sha256=row[8:].hex())
+
+    @cached_property
+    def _tables(self) -> np.ndarray:
+        return np.frombuffer(self.planned_object(TABLES), np.uint8).reshape(-1, TABLE_BYTES)
 
     @cached_property
     def quantizer(self) -> Quantizer | None:
@@ -124,20 +173,19 @@ class Fragment:
 
     def planned_object(self, key: str) -> bytes:
         """Return an object of the plan, checked against it. Raises MissingObject or DamagedObject."""
+        return read_vouched(self.location, f"{self.plan.path}/{key}", self._planned(key))
+
+    def _planned(self, key: str) -> ObjectRecord:
         if key not in self.plan.objects:
             raise DamagedObject(f"{self.name}/plan.json: does not name {key}; restore it from a copy")
-        return read_vouched(self.location, f"{self.plan.path}/{key}", self.plan.objects[key])
+        return self.plan.objects[key]
 
     def visible_keys(self, without: Container[int] = ()) -> Iterator[tuple[int, str, int]]:
         """Yield (row within the fragment, key, augmentation) of every visible row, `without` some shards."""
-        for shard in (shard for shard in self.live if shard.number not in without):
-            rows, table = np.flatnonzero(shard.visible), shard.table()
-            for row in rows.tolist():
+        shards = [shard for shard in self.live if shard.number not in without]
+        for shard, table in zip(shards, side_by_side(self.location, Shard.table, shards), strict=True):
+            for row in np.flatnonzero(shard.visible).tolist():
                 yield shard.first + row, table.keys[row], int(table.augmentations[row])
-
-    def visible_names(self) -> dict[Name, str]:
-        """Return name -> key of every visible row."""
-        return {(row_id(key), number): key for _, key, number in self.visible_keys()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,18 +218,31 @@ class Shard:
 
     def find_receipt(self) -> Receipt | None:
         """Return the receipt, None where there is none. Raises DamagedObject for an altered or misplaced one."""
+        found = self.find_stored()
+        return found and found[0]
+
+    def find_stored(self) -> tuple[Receipt, ObjectRecord] | None:
+        """Return the receipt with length and sha256 of its own object, as find_receipt."""
         try:
-            return self._checked(self.fragment.location.read(self.receipt_key, MAX_JSON_BYTES))
+            data = self.fragment.location.read(self.receipt_key, MAX_JSON_BYTES)
         except MissingObject:
             return None
+        return self._checked(data), vouch(data)
 
-    @cached_property
+    @property
     def receipt(self) -> Receipt:
         """The receipt, as it was committed where it was. Raises MissingObject or DamagedObject."""
-        location, entry = self.fragment.location, self.fragment.entry
-        if entry is not None:
-            return self._checked(read_vouched(location, self.receipt_key, entry.receipts[self.number]))
-        return self._checked(location.read(self.receipt_key, MAX_JSON_BYTES))
+        manifest = self.fragment.manifest
+        return self.stored_receipt if manifest is None else manifest.receipt(self.number)
+
+    @cached_property
+    def stored_receipt(self) -> Receipt:
+        """The receipt as its own object holds it. Raises MissingObject or DamagedObject."""
+        location, entry, manifest = self.fragment.location, self.fragment.entry, self.fragment.manifest
+        if entry is None:
+            return self._checked(location.read(self.receipt_key, MAX_JSON_BYTES))
+        record = entry.receipts[self.number] if manifest is None else manifest.receipt_record(self.number)
+        return self._checked(read_vouched(location, self.receipt_key, record))
 
     def _checked(self, data: bytes) -> Receipt:
         name = f"{self.fragment.location.uri}/{self.receipt_key}"
@@ -194,16 +255,28 @@ class Shard:
     @property
     def retired(self) -> np.ndarray:
         """bool [size]: rows that a commit hides."""
-        retired = np.zeros(self.size, bool)
-        for start, stop in self.fragment.entry.retired if self.fragment.entry else ():
-            retired[max(0, start - self.first) : max(0, stop - self.first)] = True
+        retired, ranges = np.zeros(self.size, bool), self.fragment.retired_ranges - self.first
+        for start, stop in ranges[np.searchsorted(ranges[:, 1], 0, "right") : np.searchsorted(ranges[:, 0], self.size)]:
+            retired[max(0, start) : stop] = True
         return retired
+
+    @property
+    def bad(self) -> np.ndarray:
+        """int64 [n]: rows that could not be encoded, retired ones too."""
+        manifest = self.fragment.manifest
+        return np.array(sorted(self.receipt.bad), np.int64) if manifest is None else manifest.bad_rows(self.number)
+
+    @property
+    def content(self) -> str:
+        """The content of all its good rows, retired ones too, as `content_of`."""
+        manifest = self.fragment.manifest
+        return self.receipt.content if manifest is None else manifest.content(self.number)
 
     @property
     def visible(self) -> np.ndarray:
         """bool [size]: rows that are neither bad nor retired."""
         visible = ~self.retired
-        visible[list(self.receipt.bad)] = False
+        visible[self.bad] = False
         return visible
 
     @property
@@ -219,7 +292,8 @@ class Shard:
     def table(self) -> RowTable:
         """Read keys, labels and tokens of all its rows. Raises ValueError outside the plan, DamagedObject."""
         size, key = self.size, rows_name(self.number)
-        data = self.fragment.planned_object(key)
+        fragment = self.fragment
+        data = read_vouched(fragment.location, f"{fragment.plan.path}/{key}", fragment.table_record(self.number))
         try:
             table = RowTable.from_bytes(data)
             if len(table) == size:
@@ -240,12 +314,9 @@ class Shard:
 
     def object(self, array: str) -> tuple[str, ObjectRecord]:
         """Return (key in the functaset, record) of one array's object. Raises DamagedObject."""
-        return self._recorded(f"{array}/{chunk_key(self.fragment.plan.arrays[array], self.number)}")
-
-    def _recorded(self, key: str, size: int | None = None) -> tuple[str, ObjectRecord]:
-        record = self.receipt.objects.get(key)
-        if record is None or size not in (None, record.bytes):
-            raise DamagedObject(f"{self.fragment.location.uri}/{self.receipt_key}: does not name {key} in full")
+        key = f"{array}/{chunk_key(self.fragment.plan.arrays[array], self.number)}"
+        manifest = self.fragment.manifest
+        record = _named(self, self.receipt, key) if manifest is None else manifest.array_record(self.number, array)
         return f"{self.fragment.plan.path}/{key}", record
 
     def array(self, name: str) -> np.ndarray:
@@ -273,9 +344,32 @@ class Shard:
 
     def moments(self) -> Moments:
         """Read latent moments of the good rows, retired ones included, checked against the receipt."""
-        key, record = self._recorded(moments_name(self.number), size=16 * self.fragment.plan.dims)
-        data = read_vouched(self.fragment.location, key, record)
-        return Moments.from_bytes(data, self.receipt.good, self.fragment.plan.latent_shape)
+        manifest = self.fragment.manifest
+        if manifest is None:
+            return self.moments_of(self.receipt)
+        return self._moments(manifest.moments_record(self.number), self.size - len(self.bad))
+
+    def moments_of(self, receipt: Receipt) -> Moments:
+        """Read the latent moments that a receipt of this shard names."""
+        return self._moments(_named(self, receipt, moments_name(self.number)), receipt.good)
+
+    def _moments(self, record: ObjectRecord, count: int) -> Moments:
+        fragment, key = self.fragment, moments_name(self.number)
+        if record.bytes != 16 * fragment.plan.dims:
+            raise _not_in_full(self, key)
+        data = read_vouched(fragment.location, f"{fragment.plan.path}/{key}", record)
+        return Moments.from_bytes(data, count, fragment.plan.latent_shape)
+
+
+def _named(shard: Shard, receipt: Receipt, key: str) -> ObjectRecord:
+    record = receipt.objects.get(key)
+    if record is None:
+        raise _not_in_full(shard, key)
+    return record
+
+
+def _not_in_full(shard: Shard, key: str) -> DamagedObject:
+    return DamagedObject(f"{shard.fragment.location.uri}/{shard.receipt_key}: does not name {key} in full")
 
 
 def check_rows(name: str, z: np.ndarray | None, augmentation: np.ndarray | None = None) -> None:
@@ -287,12 +381,29 @@ def check_rows(name: str, z: np.ndarray | None, augmentation: np.ndarray | None 
 
 def shown_fragments(location: Location, commit: Commit | None, split: str | None = None) -> Iterator[Fragment]:
     """Yield the fragments that a commit shows, of one split or of all. Raises MissingObject or DamagedObject."""
-    for entry in commit.fragments if commit else ():
-        if split in (None, entry.split):
-            yield Fragment.committed(location, entry)
+    entries = [entry for entry in (commit.fragments if commit else ()) if split in (None, entry.split)]
+    yield from side_by_side(location, lambda entry: Fragment.committed(location, entry), entries)
 
 
 def live_shards(location: Location, commit: Commit | None, split: str | None = None) -> Iterator[Shard]:
     """Yield the shards of those fragments that hold a row which is not retired."""
     for fragment in shown_fragments(location, commit, split):
         yield from fragment.live
+
+
+def _check_tables(name: str, plan: Plan) -> None:
+    """Raise DamagedObject for a plan that claims more shards than it has tables."""
+    records = plan.objects.get(TABLES)
+    whole = plan.shards <= len(plan.objects) if records is None else records.bytes == TABLE_BYTES * plan.shards
+    if not whole:
+        raise DamagedObject(f"{name}: names no rows of its {plan.shards} shards; restore it")
+
+
+def _covered(ranges: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Return how many rows below each edge lie in the ranges."""
+    if not len(ranges):
+        return np.zeros(len(edges), np.int64)
+    lengths = np.r_[0, np.cumsum(ranges[:, 1] - ranges[:, 0])]
+    last = np.searchsorted(ranges[:, 0], edges)  # ranges that begin below it
+    beyond = np.maximum(0, ranges[np.maximum(last - 1, 0), 1] - edges)
+    return np.asarray(lengths[last] - np.where(last > 0, beyond, 0))

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
+from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.header import FieldRecord, read_root
-from functa.storage.functaset.history import Commit, latest, load_commit
-from functa.storage.functaset.moments import Moments
+from functa.storage.functaset.history import Commit, FragmentEntry, latest, load_commit
 from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.quantizer import Quantizer
-from functa.storage.functaset.receipt import BINS_PER_DB, IDENTITY, Receipt, content_of, sum_of_contents
+from functa.storage.functaset.receipts.moments import Moments
+from functa.storage.functaset.receipts.receipt import IDENTITY, content_of, sum_of_contents
+from functa.storage.functaset.receipts.sums import ReceiptSum, quantiles_of
 from functa.storage.functaset.records import digest, read_vouched, unseal
 from functa.storage.places.address import MAX_STAGE_BYTES, open_location, read_json
 from functa.storage.places.location import Location, refuse_fork
 from functa.storage.places.reused import output_of
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+from functa.storage.places.side_by_side import side_by_side
 
 ENCODED = "stages/encode.json"  # a root's record of its encoding (storage/runs/stage_records.py)
 
@@ -139,9 +139,15 @@ class Functaset:
 
     @cached_property
     def fragments(self) -> list[Fragment]:
-        """Visible fragments, in the order of their commits."""
+        """Visible fragments, in the order of their commits; with their manifests, which are read side by side."""
         self.own()
-        return list(shown_fragments(self.location, self.commit))
+
+        def read(entry: FragmentEntry) -> Fragment:
+            fragment = Fragment.committed(self.location, entry)
+            _ = fragment.manifest
+            return fragment
+
+        return list(side_by_side(self.location, read, self.commit.fragments))
 
     @cached_property
     def _live(self) -> list[Shard]:
@@ -173,13 +179,7 @@ class Functaset:
         Over the fingerprint and the visible rows' ids, labels and source bytes. Not over fragments, whose ids follow
         the sources' file times and the quantiser's last bits, and which a repair makes anew.
         """
-        contents = []
-        for shard in self.shards():
-            content = shard.receipt.content
-            if shard.retired.any():
-                visible = shard.visible
-                content = content_of(shard.fragment.split, {name: shard.array(name)[visible] for name in IDENTITY})
-            contents.append(content)
+        contents = side_by_side(self.location, _content, self.shards())
         return digest({"fingerprint": self.commit.fingerprint, "rows": sum_of_contents(contents)})
 
     def rows(self, split: str) -> int:
@@ -240,13 +240,15 @@ class Functaset:
         numbers that of the stored latents. clip_fraction is of all fragments, clip_fraction_worst of the worst one.
         """
         plans = [fragment.plan for fragment in self.fragments]
-        live = [(shard.fragment.plan, shard.receipt) for shard in self.shards()]
-        numbers = sum(receipt.rows * plan.dims for plan, receipt in live)
-        good = sum(receipt.good * plan.dims for plan, receipt in live)
-        z_bytes = sum(o.bytes for _, receipt in live for key, o in receipt.objects.items() if key.startswith("z/"))
         bits = sorted({plan.bits for plan in plans})
         coded = {plan.quantization.policy: plan.quantization for plan in plans if plan.quantization}
-        by_split = {split: _psnr([r for plan, r in live if plan.split == split]) for split in self.splits}
+        sums = [(fragment, _sum(fragment)) for fragment in self.fragments]
+        numbers = sum(each.rows * fragment.plan.dims for fragment, each in sums)
+        good = sum(each.good * fragment.plan.dims for fragment, each in sums)
+        z_bytes = sum(each.z_bytes for _, each in sums)
+        by_split = {
+            split: quantiles_of([each for fragment, each in sums if fragment.split == split]) for split in self.splits
+        }
         return {
             "version": self.version,
             "rows": sum(entry.rows for entry in self.commit.fragments),
@@ -258,10 +260,12 @@ class Functaset:
             "bits": bits[0] if len(bits) == 1 else bits,
             "bits_per_dim": z_bytes * 8 / max(1, numbers),
             "ranges": [{"policy": policy, "candidates": found.candidates} for policy, found in coded.items()],
-            "clip_fraction": sum(receipt.clipped for _, receipt in live) / max(1, good),
-            "clip_fraction_worst": max((_clipped(fragment) for fragment in self.fragments), default=0.0),
-            "psnr": _psnr([receipt for _, receipt in live]) | {"by_split": by_split},
-            "bytes": self._bytes(),
+            "clip_fraction": sum(each.clipped for _, each in sums) / max(1, good),
+            "clip_fraction_worst": max(
+                (each.clipped / max(1, each.good * fragment.plan.dims) for fragment, each in sums), default=0.0
+            ),
+            "psnr": quantiles_of([each for _, each in sums]) | {"by_split": by_split},
+            "bytes": self._bytes() + sum(each.bytes for _, each in sums),
             "z_bytes": z_bytes,
             "fingerprint": self.fingerprint,
             "fingerprint_digest": self.commit.fingerprint,
@@ -272,32 +276,42 @@ class Functaset:
     def bad_inputs(self) -> list[dict[str, str]]:
         """Return {key, reason} of every image that is bad and not retired."""
         found = []
-        for shard in (shard for shard in self.shards() if shard.receipt.bad):
-            keys, retired = shard.table().keys, shard.retired
-            bad = sorted(shard.receipt.bad.items())
-            found += [{"key": keys[row], "reason": reason} for row, reason in bad if not retired[row]]
+        shards = [shard for shard in self.shards() if len(shard.bad)]
+        for shard, table in zip(shards, side_by_side(self.location, Shard.table, shards), strict=True):
+            retired, bad = shard.retired, sorted(shard.receipt.bad.items())
+            found += [{"key": table.keys[row], "reason": reason} for row, reason in bad if not retired[row]]
         return found
 
     def _retired(self) -> int:
         """Count the rows that are no longer shown, but for those that another fragment holds anew."""
         shown = {entry.fragment for entry in self.commit.fragments}
         retired = sum(stop - start for entry in self.commit.fragments for start, stop in entry.retired)
-        return retired - sum(fragment.plan.rows for fragment in self.fragments if fragment.plan.replaces in shown)
+        again = [fragment.plan for fragment in self.fragments if shown.intersection(fragment.plan.replaces.split())]
+        return retired - sum(plan.rows for plan in again)
 
     def _bytes(self) -> int:
-        """Count the bytes of all that this version needs: data, tables, metadata and records."""
-        records = [record for shard in self.shards() for record in shard.receipt.objects.values()]
-        records += [record for fragment in self.fragments for record in fragment.plan.objects.values()]
-        records += [record for entry in self.commit.fragments for record in (entry.plan, *entry.receipts)]
-        records += [*self.commit.objects.values()]
+        """Count the bytes of what this version needs beside the shards' objects: tables, metadata and records."""
+        records = [record for fragment in self.fragments for record in fragment.plan.objects.values()]
+        records += [record for fragment in self.fragments for record in fragment.receipt_records]
+        for entry in self.commit.fragments:
+            records += [entry.plan, *([entry.manifest] if entry.manifest else [])]
+        records += [*self.commit.objects.values(), *(named.object for named in self.commit.lists)]
         records += [self.commit.moments.object] if self.commit.moments else []
         return sum(record.bytes for record in records)
 
 
-def _clipped(fragment: Fragment) -> float:
-    """Return the share of a fragment's numbers that the quantiser clipped."""
-    good = sum(shard.receipt.good for shard in fragment.live) * fragment.plan.dims
-    return sum(shard.receipt.clipped for shard in fragment.live) / max(1, good)
+def _sum(fragment: Fragment) -> ReceiptSum:
+    total = ReceiptSum()
+    for receipt in side_by_side(fragment.location, lambda shard: shard.receipt, fragment.live):
+        total.add(receipt)
+    return total
+
+
+def _content(shard: Shard) -> str:
+    if not shard.retired.any():
+        return shard.content
+    visible = shard.visible
+    return content_of(shard.fragment.split, {name: shard.array(name)[visible] for name in IDENTITY})
 
 
 def _functaset_of(root: Location) -> Location:
@@ -306,18 +320,3 @@ def _functaset_of(root: Location) -> Location:
         return output_of(root, read_json(root, ENCODED, MAX_STAGE_BYTES)["output"])
     except (MissingObject, KeyError, TypeError, AttributeError):
         return root
-
-
-def _psnr(receipts: list[Receipt]) -> dict[str, Any]:
-    """Return mean, and quantiles to a tenth of a dB, from the receipts; empty where no row is good."""
-    counts: dict[int, int] = {}
-    for receipt in receipts:
-        for number, count in receipt.psnr.histogram.items():
-            counts[number] = counts.get(number, 0) + count
-    total = sum(counts.values())
-    if total == 0:
-        return {}
-    bins = sorted(counts)
-    reached = np.cumsum([counts[number] for number in bins])
-    quantiles = {f"{q:g}": (bins[int(np.searchsorted(reached, q * total))] + 0.5) / BINS_PER_DB for q in QUANTILES}
-    return {"mean": sum(receipt.psnr.sum for receipt in receipts) / total, "quantiles": quantiles}

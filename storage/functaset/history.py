@@ -3,10 +3,12 @@
     commits/00000001.json     Commit, sealed
     commits/00000001.sha256   of that file's bytes, written right after it: shows that the newest is missing or forged
     versions/00000001         empty, written after both: shows that there was such a commit, whatever commits/ lost
+    lists/<digest>.json       EntryList, sealed: the first entries of commits that show many fragments
 
-Functasets of older versions have no versions/ until the next commit. Readers trust commits alone. Of a shard whose rows
-are all retired nothing is read or checked any more. The number of a version that expired stays taken: a committer that
-was held up must find that another took its number.
+A commit names lists that the one before it wrote, so that it is about as long as what is new. Functasets of older
+versions have no versions/ until the next commit. Readers trust commits alone. Of a shard whose rows are all retired
+nothing is read or checked any more. The number of a version that expired stays taken: a committer that was held up must
+find that another took its number.
 """
 
 import hashlib
@@ -19,9 +21,19 @@ from pydantic import Field, model_validator
 
 from functa.storage.errors import DamagedObject, MissingObject
 from functa.storage.functaset.plan import row_id
-from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, unseal
+from functa.storage.functaset.records import (
+    FORMAT,
+    NEWEST,
+    ObjectRecord,
+    Record,
+    read_vouched,
+    seal,
+    unseal,
+    vouch,
+)
 from functa.storage.places.address import MAX_JSON_BYTES
 from functa.storage.places.location import Location
+from functa.storage.places.side_by_side import side_by_side
 
 MARK_BYTES = 100
 
@@ -29,11 +41,18 @@ RESTORE = "restore it from a copy"
 
 EXPIRED = b"given up\n"  # what an expired version's file holds; these bytes are part of the format
 
+LIST_ENTRIES = 32  # of a list; a commit itself has fewer
+
+RANGES_OF_ENTRY = 16  # retired ranges that take as many bytes as an entry without
+
 Ranges = tuple[tuple[int, int], ...]  # (start, stop), sorted and apart
 
 
 class FragmentEntry(Record):
-    """A fragment in a commit: its plan and receipts as they were when it was committed, and its retired rows."""
+    """A fragment in a commit: its plan and receipts as they were when it was committed, and its retired rows.
+
+    names: the first and the last of its rows' names, id and number of the augmentation.
+    """
 
     fragment: str
     split: Literal["train", "test"]
@@ -41,14 +60,32 @@ class FragmentEntry(Record):
     bad: int = Field(ge=0)  # less those retired
     retired: Ranges  # rows within the fragment
     plan: ObjectRecord
-    receipts: tuple[ObjectRecord, ...]  # of shard 0, 1, ...
+    receipts: tuple[ObjectRecord, ...] = ()  # of shard 0, 1, ...; in commits of format 1
+    manifest: ObjectRecord | None = None  # that holds them, since format 2
+    names: tuple[tuple[str, int], tuple[str, int]] | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> "FragmentEntry":
+        if bool(self.receipts) == (self.manifest is not None):
+            raise ValueError("names either a manifest or every receipt")
         edges = [edge for part in self.retired for edge in part]
         if edges != sorted(set(edges)) or min(edges, default=0) < 0:
             raise ValueError("retired rows are not ranges in order")
         return self
+
+
+class ListRecord(Record):
+    """A list of entries in a commit."""
+
+    key: str = Field(pattern=r"^lists/[0-9a-f]{24}\.json$")
+    object: ObjectRecord
+
+
+class EntryList(Record):
+    """Entries that many commits have in common."""
+
+    format: Literal[1] = FORMAT
+    fragments: tuple[FragmentEntry, ...]
 
 
 class TrainingMoments(Record):
@@ -61,14 +98,18 @@ class TrainingMoments(Record):
 
 
 class Commit(Record):
-    """A version: what is visible. `objects` are the functaset's own: the root document and the field."""
+    """A version: what is visible. `objects` are the functaset's own: the root document and the field.
 
-    format: Literal[1] = FORMAT
+    As it is stored, `fragments` lacks those of its lists, which come before them.
+    """
+
+    format: Literal[1, 2] = NEWEST
     version: int = Field(ge=1)
     oldest: int = Field(ge=1)  # earlier versions expired, so that their data can be collected
     parent: str | None  # sha256 of the parent commit's bytes
     fingerprint: str
     fragments: tuple[FragmentEntry, ...]
+    lists: tuple[ListRecord, ...] = ()
     # Fragments that were visible and were retired as a whole, or replaced; none is shown again.
     retired_fragments: tuple[str, ...] = Field((), validation_alias="withdrawn", serialization_alias="withdrawn")
     # Ids of images that were retired by name, until their rows are erased.
@@ -85,6 +126,22 @@ class Commit(Record):
         return frozenset(self.retired_images)
 
 
+Lists = dict[str, tuple[FragmentEntry, ...]]  # by key
+
+
+def stored(commit: Commit) -> tuple[Commit, dict[str, bytes]]:
+    """Return a commit with all its entries as (what is written, objects of its lists by key)."""
+    entries, lists, weight, start = commit.fragments, dict[str, bytes](), 0, 0
+    for stop, entry in enumerate(entries, 1):
+        weight += 1 + len(entry.retired) // RANGES_OF_ENTRY
+        if weight >= LIST_ENTRIES:
+            data = seal(EntryList(fragments=entries[start:stop]))
+            lists[f"lists/{hashlib.sha256(data).hexdigest()[:24]}.json"] = data
+            start, weight = stop, 0
+    named = tuple(ListRecord(key=key, object=vouch(data)) for key, data in lists.items())
+    return commit.model_copy(update={"fragments": entries[start:], "lists": named}), lists
+
+
 def latest(location: Location) -> Commit | None:
     """Return the newest commit, None where nothing was ever committed. Raises DamagedObject: altered or missing."""
     found = versions(location)
@@ -96,8 +153,11 @@ def latest(location: Location) -> Commit | None:
         raise DamagedObject(f"{error}; older versions are read by Functaset.open(uri, version=N)") from None
 
 
-def load_commit(location: Location, version: int) -> Commit:
-    """Return the commit of a version. Raises MissingObject (naming the versions that exist) or DamagedObject."""
+def load_commit(location: Location, version: int, known: Lists | None = None) -> Commit:
+    """Return the commit of a version. Raises MissingObject (naming the versions that exist) or DamagedObject.
+
+    known: lists that other commits named, which are not read again.
+    """
     name = f"{location.uri}/{commit_key(version)}"
     mark = _mark_of(location, version)
     try:
@@ -113,7 +173,25 @@ def load_commit(location: Location, version: int) -> Commit:
         raise DamagedObject(f"{name}: is version {commit.version}; it was renamed")
     if mark not in (None, hashlib.sha256(data).hexdigest()):
         raise DamagedObject(f"{name}: is not the one that was committed; restore it and its .sha256 from a copy")
-    return commit
+    return _with_lists(location, commit, {} if known is None else known)
+
+
+def _with_lists(location: Location, commit: Commit, known: Lists) -> Commit:
+    """Return a commit with the entries of its lists. Raises DamagedObject."""
+    if not commit.lists:
+        return commit
+
+    def read(named: ListRecord) -> tuple[FragmentEntry, ...]:
+        try:
+            data = read_vouched(location, named.key, named.object)
+        except MissingObject as error:
+            raise DamagedObject(str(error)) from None
+        return unseal(data, f"{location.uri}/{named.key}", EntryList).fragments
+
+    new = [named for named in commit.lists if named.key not in known]
+    known |= zip((named.key for named in new), side_by_side(location, read, new), strict=True)
+    before = tuple(entry for named in commit.lists for entry in known[named.key])
+    return commit.model_copy(update={"fragments": (*before, *commit.fragments)})
 
 
 def _was_committed(location: Location, version: int) -> bool:
@@ -169,10 +247,11 @@ def _numbers(location: Location) -> set[int]:
 def kept_commits(location: Location, newest: Commit) -> list[Commit]:
     """Return every version that has not expired, but the newest. Raises DamagedObject where one is missing."""
     kept = {*range(newest.oldest, newest.version), *(each for each in versions(location) if each >= newest.oldest)}
-    commits = []
+    commits: list[Commit] = []
+    known: Lists = {}
     for version in sorted(kept - {newest.version}):
         try:
-            commits.append(load_commit(location, version))
+            commits.append(load_commit(location, version, known))
         except DamagedObject as error:
             expire = f"functa store gc --delete --keep-versions {newest.version - version}"
             raise DamagedObject(f"{error}, or expire it and those before it: {expire}") from None

@@ -2,6 +2,7 @@
 
 fragments/<id>/plan.json                 Plan, sealed; written last
 fragments/<id>/rows/<shard>.json         RowTable: keys, labels, tokens and source rows of a shard
+fragments/<id>/rows/records.bin          of a plan of many shards: length and sha256 of every table
 """
 
 import hashlib
@@ -17,7 +18,6 @@ from pydantic import Field, model_validator
 from functa.storage.errors import StorageError
 from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, canonical
 from functa.storage.functaset.zarr_bytes import MAX_CHUNK_BYTES, ArraySpec
-from functa.storage.places.address import MAX_JSON_BYTES
 
 SPLITS = ("train", "test")
 
@@ -25,8 +25,13 @@ COLLECT = b"collect"  # the claim on a fragment that is being collected
 
 LARGER_SHARDS = "set a larger encode.shard_rows"
 
-# Bytes of JSON: of a shard's table in its plan, of its receipt in every commit, and of all else in either, at most.
-PLAN_BYTES, COMMIT_BYTES, OTHER_BYTES = 132, 119, 1 << 16
+TABLES = "rows/records.bin"  # a row for each shard: its table's length, little-endian, and sha256
+
+TABLE_BYTES = 40
+
+LISTED_SHARDS = 1000  # of more, the plan does not list the tables: every task would read a plan of many megabytes
+
+MOST_ROWS = 1 << 31  # of a fragment
 
 Name = tuple[bytes, int]  # identifies a row: its image's id and the number of the augmentation
 
@@ -51,17 +56,17 @@ class Plan(Record):
     And of a number where gc has collected fragments of those names.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT  # 2: the tables' records are in TABLES
     id: str = Field(pattern=r"^[0-9a-f]{24}$")
     split: Literal["train", "test"]
-    rows: int = Field(ge=1, le=1 << 31)
+    rows: int = Field(ge=1, le=MOST_ROWS)
     shard_rows: int = Field(ge=1, le=1 << 20)
     chunk_rows: int = Field(ge=1, le=1 << 20)
     latent_shape: tuple[int, int, int]
     codec: Literal["zstd", "exact"]
     quantization: Quantization | None
     fingerprint: str
-    replaces: str  # the fragment whose rows it holds anew, or empty
+    replaces: str  # the fragments whose rows it holds anew, with spaces between, or empty
     objects: dict[str, ObjectRecord]  # all that the plan itself put below fragments/<id>/, but plan.json
     created_by: dict[str, str]
 
@@ -209,21 +214,14 @@ class RowTable:
         return cls(keys, labels, tokens, augmentations, rows)
 
 
-def check_shards(name: str, rows: Mapping[str, int], shard_rows: int, committed: int = 0) -> None:
-    """Raise StorageError if so many rows, by split, make a plan or a commit that is too long to be read back.
-
-    committed: bytes of the newest commit, which the next one repeats.
-    """
-    shards = [-(-count // shard_rows) for count in rows.values()]
-    longest = max(PLAN_BYTES * max(shards, default=0), COMMIT_BYTES * sum(shards) + committed)
-    left = MAX_JSON_BYTES - OTHER_BYTES
-    if longest > left:
-        enough = -(-shard_rows * longest // max(1, left - committed))
-        raise StorageError(
-            f"{name}: encode.shard_rows={shard_rows} makes {sum(shards)} shards, whose records would have {longest} "
-            f"bytes of JSON, and readers take {MAX_JSON_BYTES} at most; set encode.shard_rows to "
-            f"{1 << (enough - 1).bit_length()} or more"
-        )
+def check_rows(name: str, rows: Mapping[str, int]) -> None:
+    """Raise StorageError if a split has more rows than one fragment holds."""
+    for split, count in rows.items():
+        if count > MOST_ROWS:
+            raise StorageError(
+                f"{name}: {count} rows of split '{split}', and one encoding takes {MOST_ROWS} at most; set a smaller "
+                f"images.limit or encode.augmentation.count, encode, then raise it and encode again"
+            )
 
 
 def row_id(key: str) -> bytes:

@@ -20,17 +20,20 @@ from functa.storage.functaset.header import read_root
 from functa.storage.functaset.plan import (
     COLLECT,
     LARGER_SHARDS,
+    LISTED_SHARDS,
+    TABLES,
     Plan,
     Quantization,
     RowTable,
-    check_shards,
+    check_rows,
     claim_key,
     rows_name,
 )
 from functa.storage.functaset.quantizer import Quantizer
-from functa.storage.functaset.records import FORMAT, create_record, digest, vouch
+from functa.storage.functaset.records import FORMAT, ObjectRecord, create_record, digest, vouch
 from functa.storage.functaset.zarr_bytes import encode, new_document, new_group
 from functa.storage.places.location import Location
+from functa.storage.places.side_by_side import side_by_side
 
 CODED_CHUNK = 1 << 15  # numbers; of smaller chunks the headers and checksums would cost 0.05 bits a number and more
 
@@ -62,7 +65,7 @@ def plan_fragment(
     names = rows.names
     if not names or not len(rows) == len(rows.labels) == len(rows.tokens) or len(set(names)) != len(names):
         raise StorageError(f"plan of split '{split}': needs unique keys, each with label and token, and one at least")
-    check_shards(location.uri, {split: len(rows)}, shard_rows)
+    check_rows(location.uri, {split: len(rows)})
     root = read_root(location)
     numbered = replace(rows, rows=np.arange(len(rows)))
     order = sorted(range(len(rows)), key=lambda row: names[row])
@@ -98,11 +101,27 @@ def plan_fragment(
                 f"{location.uri}/{draft.path}: has receipts of shards and no plan, as is left where a folder is "
                 f"deleted during an encoding; delete it, then run the same command again"
             )
-        objects = {rows_name(shard): table for shard, table in enumerate(tables)} | _documents(draft, quantizer)
-        stored = {key: _put(location, f"{draft.path}/{key}", data) for key, data in objects.items()}
-        plan = draft.model_copy(update={"objects": {key: vouch(data) for key, data in stored.items()}})
+        plan = _written(location, draft, tables, _documents(draft, quantizer))
         create_record(location, f"{plan.path}/plan.json", plan, LARGER_SHARDS)
     return Fragment.load(location, name)
+
+
+def _written(location: Location, draft: Plan, tables: list[bytes], documents: dict[str, bytes]) -> Plan:
+    """Write all objects of a plan; return it with their records."""
+
+    def put(named: tuple[str, bytes]) -> tuple[str, ObjectRecord]:
+        key, data = named
+        return key, vouch(_put(location, f"{draft.path}/{key}", data))
+
+    named = [(rows_name(shard), table) for shard, table in enumerate(tables)]
+    if draft.shards <= LISTED_SHARDS:
+        return draft.model_copy(update={"objects": dict(side_by_side(location, put, [*named, *documents.items()]))})
+    records = b"".join(
+        record.bytes.to_bytes(8, "little") + bytes.fromhex(record.sha256)
+        for _, record in side_by_side(location, put, named)
+    )
+    objects = dict(side_by_side(location, put, [(TABLES, records), *documents.items()]))
+    return draft.model_copy(update={"format": 2, "objects": objects})
 
 
 def _free_name(location: Location, identity: dict[str, Any], taken: Collection[str]) -> str:

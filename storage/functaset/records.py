@@ -11,7 +11,11 @@ from functa.storage.errors import DamagedObject, MissingObject
 from functa.storage.places.address import MAX_JSON_BYTES, parse_json, readable
 from functa.storage.places.location import Location
 
-FORMAT: Literal[1] = 1  # of the functaset; a later one is refused, never guessed at
+FORMAT: Literal[1] = 1  # of the functaset and of most records
+
+NEWEST: Literal[2] = (
+    2  # of any record: commits that name manifests, plans of many shards; a later one is refused, never guessed at
+)
 
 RecordType = TypeVar("RecordType", bound="Record")
 
@@ -81,9 +85,9 @@ def _content(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(body, Mapping):
         raise DamagedObject(f"{name}: not a record; restore it from a copy")
     version = body.get("format", FORMAT)
-    if version != FORMAT:
+    if version not in range(FORMAT, NEWEST + 1):
         raise DamagedObject(
-            f"{name}: format {str(version)[:40]} is not the one that this version reads ({FORMAT}); upgrade"
+            f"{name}: format {str(version)[:40]} is not one that this version reads ({FORMAT} to {NEWEST}); upgrade"
         )
     content = {key: value for key, value in body.items() if key != "checksum"}
     try:

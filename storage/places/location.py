@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from functa.storage.errors import DamagedObject, StorageError
 
@@ -32,6 +33,8 @@ class Location(ABC):
     All methods raise StorageError in one line; MissingObject where an object to be read is not there, TransientError
     where the same call may succeed later.
     """
+
+    requests: ClassVar[int] = 1  # how many it answers in the time of one
 
     uri: str
 

@@ -27,6 +27,8 @@ class S3Location(Location):
     Belongs to the process that made it: a forked child that used it would wait for ever for threads that it has not.
     """
 
+    requests = 32
+
     tries: int = field(default=TRIES, compare=False, repr=False)
     sleep: Callable[[float], None] = field(default=time.sleep, compare=False, repr=False)
     process: int = field(default_factory=os.getpid, compare=False, repr=False)

@@ -55,8 +55,7 @@ class HydratedFragment:
     @classmethod
     def of(cls, folder: str, fragment: Fragment) -> "HydratedFragment":
         """Return the one of a committed fragment: with other receipts, after a repair, it is another folder."""
-        assert fragment.entry is not None
-        receipts = digest([receipt.sha256 for receipt in fragment.entry.receipts])
+        receipts = digest([record.sha256 for record in fragment.receipt_records])
         return cls(Path(os.path.abspath(os.path.expanduser(folder)), f"{fragment.id}-{receipts}"), fragment)
 
     @property

@@ -19,23 +19,25 @@ from functa.storage.functaset.header import Root, read_root
 from functa.storage.functaset.history import (
     EXPIRED,
     Commit,
+    commit_key,
     kept_commits,
     latest,
-    load_commit,
     versions,
 )
 from functa.storage.functaset.plan import COLLECT, claim_key
+from functa.storage.functaset.records import read_record
 from functa.storage.places.location import Entry, Location
 from functa.storage.upkeep.erase import rewrite
 
 DAY = 86400.0
 
 FRAGMENT = re.compile(
-    r"fragments/([0-9a-f]{24})/(claim|zarr\.json|plan\.json|rows/\d{6}\.json|receipts/\d{6}\.\d+\.json|moments/\d{6}\.f8"
+    r"fragments/([0-9a-f]{24})/(claim|zarr\.json|plan\.json|rows/(?:\d{6,}\.json|records\.bin)"
+    r"|receipts/\d{6,}\.\d+\.json|moments/\d{6,}\.f8|manifests/[0-9a-f]{24}\.(?:safetensors|f8)"
     r"|(?:z|label|id|augmentation|psnr|source_sha256|quantization(?:/low|/step)?)/(?:zarr\.json|c/\d+(?:/0)*))"
 )
 
-MOMENTS = re.compile(r"moments/[0-9a-f]{24}\.f8")
+SHARED = re.compile(r"moments/[0-9a-f]{24}\.f8|lists/[0-9a-f]{24}\.json")  # named by commits, often by several
 
 FIELD = re.compile(r"fields/([A-Za-z0-9_-]{1,128})\.(safetensors|json)")
 
@@ -122,7 +124,7 @@ def _expire(
     if keep_versions is None:
         return newest
     if result.deleted:
-        fresh = [rewrite(Fragment.committed(location, entry)).id for entry in entries]
+        fresh = [rewrite([Fragment.committed(location, entry)]).id for entry in entries]
         made = commit(
             location, fresh, retire_fragments=result.rewritten, erased=erase_retired, keep_versions=keep_versions
         )
@@ -151,7 +153,7 @@ class _Collection:
         self.seen = found[-1] if found else 0
         self.expired = [version for version in found if version < oldest]
         self.fragments: set[str] = set()
-        self.moments: set[str] = set()
+        self.shared: set[str] = set()
         for each in [*kept_commits(location, newest), newest] if newest is not None else []:
             self._keep(each)  # the newest of a dry run is a commit that does not exist
         retired = {*(newest.retired_fragments if newest else ()), *result.rewritten}
@@ -160,30 +162,29 @@ class _Collection:
 
     def _keep(self, each: Commit) -> None:
         self.fragments |= {entry.fragment for entry in each.fragments}
-        self.moments |= {each.moments.key} if each.moments else set()
+        self.shared |= _shared_by(each)
 
-    def _moments_of(self, entry: Entry) -> str | None:
-        """Return the key of an expired commit's moments; None where its file is emptied already, or damaged."""
-        if entry.size == len(EXPIRED):
-            return None
+    def _shared_by(self, entry: Entry) -> set[str]:
+        """Return the shared objects of an expired commit; none where its file is emptied already, or damaged."""
+        if entry.size == len(EXPIRED) or not entry.key.endswith(".json"):
+            return set()
         try:
-            found = load_commit(self.location, int(entry.key[8:16])).moments
+            return _shared_by(read_record(self.location, entry.key, Commit))
         except StorageError:
-            return None
-        return found.key if found else None
+            return set()
 
     def run(self) -> None:
         parts: dict[str, list[Entry]] = {}
         commits: list[Entry] = []
-        moments: list[Entry] = []
+        shared: list[Entry] = []
         unneeded: list[Entry] = []
         for entry in self.location.entries():
             if match := FRAGMENT.fullmatch(entry.key):
                 parts.setdefault(match[1], []).append(entry)
             elif match := COMMITS.fullmatch(entry.key):
                 commits += [entry] if int(match[1]) in self.expired else []
-            elif MOMENTS.fullmatch(entry.key):
-                moments += [entry] if entry.key not in self.moments else []
+            elif SHARED.fullmatch(entry.key):
+                shared += [entry] if entry.key not in self.shared else []
             elif match := FIELD.fullmatch(entry.key):
                 unneeded += [entry] if match[1] != self.field else []
             elif entry.key not in ("zarr.json", "fragments/zarr.json") and not NUMBERS.fullmatch(entry.key):
@@ -196,10 +197,10 @@ class _Collection:
             if entry.modified < self.horizon:
                 self._remove(entry)
         self._fragments(parts)
-        old_moments = {self._moments_of(entry) for entry in commits}
-        for entry in moments:
-            if entry.key in old_moments or entry.modified < self.horizon:
-                self._moments(entry)
+        of_expired = {key for entry in commits for key in self._shared_by(entry)}
+        for entry in shared:
+            if entry.key in of_expired or entry.modified < self.horizon:
+                self._shared(entry)
         # Last: while they exist, a collection that was interrupted still knows what they named.
         # A commit follows its mark, which alone would mean that the commit is missing.
         for entry in sorted(commits, key=lambda entry: (entry.key[:16], entry.key.endswith(".json"))):
@@ -215,8 +216,8 @@ class _Collection:
             if self.result.deleted:
                 self.location.write(entry.key, EXPIRED)
 
-    def _moments(self, entry: Entry) -> None:
-        """Delete merged moments; a commit that computed the same ones meanwhile checks again, or is seen here."""
+    def _shared(self, entry: Entry) -> None:
+        """Delete it; a commit that made the same one meanwhile checks again, or is seen here."""
         try:
             data = self.location.read(entry.key) if self.result.deleted else b""
         except MissingObject:
@@ -225,8 +226,8 @@ class _Collection:
         if not self.result.deleted:
             return
         since = [version for version in versions(self.location) if version > self.seen]
-        named = (load_commit(self.location, version).moments for version in since)
-        if any(moments is not None and moments.key == entry.key for moments in named):
+        named = (read_record(self.location, commit_key(version), Commit) for version in since)
+        if any(entry.key in _shared_by(made) for made in named):
             self.location.create(entry.key, data)
 
     def _fragments(self, parts: dict[str, list[Entry]]) -> None:
@@ -288,3 +289,8 @@ class _Collection:
         self.result.bytes += entry.size
         if self.result.deleted:
             self.location.delete(entry.key)
+
+
+def _shared_by(made: Commit) -> set[str]:
+    """Return the keys of the objects that a commit may have in common with others."""
+    return {named.key for named in made.lists} | ({made.moments.key} if made.moments else set())

@@ -1,16 +1,16 @@
 """Progress of encoding, from plans, receipts and the newest commit alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from functa.storage.errors import DamagedObject, MissingObject, StorageError
+from functa.storage.errors import DamagedObject, MissingObject
 from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.history import Commit, FragmentEntry, latest
-from functa.storage.functaset.receipt import Receipt
+from functa.storage.functaset.receipts.manifest import Manifest
+from functa.storage.functaset.receipts.receipt import Receipt
 from functa.storage.places.location import Location
-
-READ_THREADS = 16  # over a network one receipt takes as long as many
+from functa.storage.places.side_by_side import side_by_side
 
 
 def status(location: Location, ended: bool = False) -> dict[str, Any]:
@@ -22,27 +22,67 @@ def status(location: Location, ended: bool = False) -> dict[str, Any]:
     damage: list[str] = []
     newest = _newest(location, damage)
     shown = {} if newest is None else {entry.fragment: entry for entry in newest.fragments}
-    names = [key.split("/")[1] for key in location.list("fragments/") if key.split("/")[2:] == ["plan.json"]]
+    keys = set(location.list("fragments/"))
+    names = {key.split("/")[1] for key in keys if key.split("/")[2:] == ["plan.json"]}
     retired = {*newest.retired_fragments} if newest else set()
-    beside = {*names} - retired if newest is None or not ended else set()
+    beside = names - retired if newest is None or not ended else set()
     fragments = _fragments(location, sorted({*shown} | beside), shown, damage)
-    receipts = _receipts([shard for fragment in fragments for shard in fragment.shards])
-    damage += [str(found) for found in receipts.values() if isinstance(found, StorageError)]
-    lost = [shard for shard, found in receipts.items() if found is None and shard.fragment.entry is not None]
-    damage += [f"{location.uri}/{shard.receipt_key}: is missing" for shard in lost if not shard.retired.all()]
-    finished = {shard: found for shard, found in receipts.items() if isinstance(found, Receipt)}
-    new = [receipt for shard, receipt in finished.items() if shard.fragment.id not in shown]
-    bad = sum(entry.bad for entry in shown.values()) + sum(len(receipt.bad) for receipt in new)  # less those retired
-    images = sum(entry.rows for entry in shown.values()) + sum(receipt.good for receipt in new)
+    written = [_written(fragment, keys, damage) for fragment in fragments]
+    new = [each for each, fragment in zip(written, fragments, strict=True) if fragment.id not in shown]
     return {
-        "done": len(finished),
-        "left": len(receipts) - len(finished),
-        "images": images,
-        "bad": bad,
-        "rows": sum(receipt.rows for receipt in finished.values()),
-        "seconds": sum(receipt.seconds for receipt in finished.values()),
+        "done": sum(each.done for each in written),
+        "left": sum(fragment.plan.shards for fragment in fragments) - sum(each.done for each in written),
+        "images": sum(entry.rows for entry in shown.values()) + sum(each.rows - each.bad for each in new),
+        "bad": sum(entry.bad for entry in shown.values()) + sum(each.bad for each in new),  # less those retired
+        "rows": sum(each.rows for each in written),
+        "seconds": sum(seconds for each in written for seconds in each.seconds),
         "damage": damage,
     }
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Finished shards of a fragment, their rows, the bad ones among them, and each shard's seconds."""
+
+    done: int
+    rows: int
+    bad: int
+    seconds: list[float]
+
+
+def _written(fragment: Fragment, keys: Container[str], damage: list[str]) -> _Written:
+    """Sum up a fragment's finished shards: by its manifest, or by every receipt. keys: of all objects there are."""
+    uri = fragment.location.uri
+    if fragment.entry is not None:
+        lost = [shard.receipt_key for shard in fragment.live if shard.receipt_key not in keys]
+        damage += [f"{uri}/{key}: is missing" for key in lost]
+    manifest = _manifest(fragment, damage)
+    if manifest is not None:
+        there = [shard.number for shard in fragment.shards if shard.receipt_key in keys]
+        rows = sum(fragment.plan.shard_size(number) for number in there)
+        return _Written(len(there), rows, manifest.bad, manifest.columns["seconds"][there].tolist())
+
+    def read(shard: Shard) -> Receipt | DamagedObject | None:
+        try:
+            return shard.find_receipt()
+        except DamagedObject as error:
+            return error
+
+    found = list(side_by_side(fragment.location, read, fragment.shards))
+    damage += [str(each) for each in found if isinstance(each, DamagedObject)]
+    receipts = [each for each in found if isinstance(each, Receipt)]
+    bad = sum(len(receipt.bad) for receipt in receipts)
+    return _Written(
+        len(receipts), sum(receipt.rows for receipt in receipts), bad, [receipt.seconds for receipt in receipts]
+    )
+
+
+def _manifest(fragment: Fragment, damage: list[str]) -> Manifest | None:
+    try:
+        return fragment.manifest
+    except (DamagedObject, MissingObject) as error:
+        damage.append(str(error))
+        return None
 
 
 def _newest(location: Location, damage: list[str]) -> Commit | None:
@@ -66,19 +106,6 @@ def _fragments(
         except MissingObject as error:  # gc may have collected others since the listing
             damage += [str(error)] if name in shown else []
     return fragments
-
-
-def _receipts(shards: Sequence[Shard]) -> dict[Shard, Receipt | DamagedObject | None]:
-    """Return each shard's receipt, None where there is none yet, or what is wrong with it."""
-
-    def read(shard: Shard) -> Receipt | DamagedObject | None:
-        try:
-            return shard.find_receipt()
-        except DamagedObject as error:
-            return error
-
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        return dict(zip(shards, pool.map(read, shards), strict=True))
 
 
 def written(location: Location, fragments: Iterable[str]) -> int:

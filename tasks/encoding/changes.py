@@ -127,7 +127,7 @@ def _known(location: Location, newest: Commit, split: str) -> dict[str, _Known]:
 
 
 def _add(known: dict[str, _Known], shard: Shard) -> None:
-    table, bad = shard.table(), shard.receipt.bad
+    table, bad = shard.table(), set(shard.bad.tolist())
     for row in np.flatnonzero(~shard.retired).tolist():
         image = known.setdefault(table.keys[row], _Known(table.tokens[row], int(table.labels[row])))
         image.rows.append((shard.fragment.id, shard.first + row))

@@ -23,7 +23,7 @@ from functa.models.measures.metrics import psnr_of_errors
 from functa.storage.errors import StorageError
 from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.plan import RowTable
-from functa.storage.functaset.receipt import Receipt
+from functa.storage.functaset.receipts.receipt import Receipt
 from functa.storage.functaset.writing import write_shard
 from functa.storage.images.source import ImageBatch, Images
 from functa.storage.places.address import open_location

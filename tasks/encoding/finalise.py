@@ -9,7 +9,7 @@ from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import as_rows, latest
 from functa.storage.functaset.plan import SPLITS
 from functa.storage.functaset.quantizer import refuse_clipping
-from functa.storage.functaset.receipt import sum_of_contents
+from functa.storage.functaset.receipts.receipt import sum_of_contents
 from functa.storage.places.address import open_location
 from functa.tasks.encoding.plan import EncodeJob, Planned
 from functa.tasks.encoding.repair import other_images

@@ -14,8 +14,8 @@ from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import create_functaset
-from functa.storage.functaset.history import Ranges, as_ranges, commit_key, latest
-from functa.storage.functaset.plan import SPLITS, RowTable, check_shards
+from functa.storage.functaset.history import Ranges, as_ranges, latest
+from functa.storage.functaset.plan import SPLITS, RowTable, check_rows
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.images.source import Images, open_images
@@ -25,7 +25,7 @@ from functa.tasks.config import EncodeConfig
 from functa.tasks.encoding.changes import changes, refuse_great_loss, stored_quantizer
 from functa.tasks.encoding.keyed_images import PlannedImages, of_split
 from functa.tasks.encoding.quantizer_choice import choose_quantizer
-from functa.tasks.encoding.repair import find_damage, held_names, other_images, put_back, wanted_rows
+from functa.tasks.encoding.repair import find_damage, held_names, other_images, put_back, restore_records, wanted_rows
 from functa.tasks.inputs.pictures import as_float, spread
 from functa.tasks.trained import load_field
 
@@ -104,8 +104,7 @@ def plan(job: EncodeJob) -> Planned:
         rows = {split: each.rows for split, each in found.items()}
         retire = {fragment: rows for each in found.values() for fragment, rows in each.retire.items()}
         taken = (*newest.retired_fragments, *(entry.fragment for entry in newest.fragments))
-    committed = (newest and location.size(commit_key(newest.version))) or 0
-    check_shards(location.uri, {split: len(each) for split, each in rows.items()}, job.encode.shard_rows, committed)
+    check_rows(location.uri, {split: len(each) for split, each in rows.items()})
     plans = []
     if any(each.keys for each in rows.values()):
         quantizer = (newest and stored_quantizer(location, newest)) or _calibrated(job, images, loop)
@@ -123,6 +122,7 @@ def plan(job: EncodeJob) -> Planned:
 def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     """Plan a new fragment for the rows of each damaged one, with the same quantiser."""
     location = open_location(job.functaset)
+    restore_records(location)
     damage = find_damage(location)
     put_back(location, damage)
     plans, contents = [], dict[str, str]()

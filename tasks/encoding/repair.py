@@ -10,22 +10,25 @@ import numpy as np
 
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit, mark
+from functa.storage.functaset.committing.restoring import restore_manifest, restore_receipt
 from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.header import FRAGMENTS, put_fragments_group
 from functa.storage.functaset.history import FragmentEntry, latest
 from functa.storage.functaset.plan import Name, fragment_path
 from functa.storage.functaset.quantizer import Quantizer
-from functa.storage.functaset.receipt import Receipt, receipt_name, sum_of_contents
+from functa.storage.functaset.receipts.manifest import contents_of, manifest_key
+from functa.storage.functaset.receipts.receipt import Receipt, receipt_name, sum_of_contents
 from functa.storage.functaset.records import read_vouched, unseal
 from functa.storage.places.local import may_pass
 from functa.storage.places.location import Location
+from functa.storage.places.side_by_side import side_by_side
 from functa.storage.upkeep.verify import verify
 from functa.tasks.encoding.keyed_images import Former
 
 Found = TypeVar("Found")
 
 OF_SHARD = re.compile(
-    r"fragments/([0-9a-f]{24})/(?:(?:rows|receipts|moments)/(\d{6})\.|(?!quantization)\w+/c/(\d+)(?:/|$))"
+    r"fragments/([0-9a-f]{24})/(?:(?:rows|receipts|moments)/(\d{6,})\.|(?!quantization)\w+/c/(\d+)(?:/|$))"
 )
 
 OF_FRAGMENT = re.compile(r"fragments/([0-9a-f]{24})/")
@@ -64,6 +67,22 @@ class Wanted:
     quantizer: Quantizer | None
     retire: list[int]
     content: str = ""
+
+
+def restore_records(location: Location) -> None:
+    """Write damaged manifests again from the receipts, and damaged receipts from whole manifests."""
+    newest = latest(location)
+    for entry in newest.fragments if newest else ():
+        fragment = _readable(location, partial(Fragment.committed, location, entry))
+        if fragment is None or entry.manifest is None:
+            continue
+        if _readable(location, partial(restore_manifest, fragment)):
+            for _ in side_by_side(location, partial(_restored, location), fragment.live):
+                pass
+
+
+def _restored(location: Location, shard: Shard) -> None:
+    _readable(location, partial(restore_receipt, shard))
 
 
 def find_damage(location: Location) -> Damage:
@@ -134,7 +153,10 @@ def _of_fragment(location: Location, entry: FragmentEntry) -> Wanted:
 
 
 def _content(location: Location, entry: FragmentEntry) -> str:
-    """Return the content digest of a fragment without a plan, from the receipts that its commit lists."""
+    """Return the content digest of a fragment without a plan, from what its commit names."""
+    if entry.manifest is not None:
+        key = manifest_key(entry.fragment, entry.manifest)
+        return sum_of_contents(contents_of(read_vouched(location, key, entry.manifest), f"{location.uri}/{key}"))
     keys = [f"{fragment_path(entry.fragment)}/{receipt_name(shard)}" for shard in range(len(entry.receipts))]
     return sum_of_contents(
         unseal(read_vouched(location, key, record), f"{location.uri}/{key}", Receipt).content

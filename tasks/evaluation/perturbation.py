@@ -25,7 +25,7 @@ from functa.models.measures.perturbation import (
     reference_grid,
 )
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.functaset.moments import Moments
+from functa.storage.functaset.receipts.moments import Moments
 from functa.tasks.evaluation.config import PerturbationConfig
 from functa.tasks.evaluation.evaluator_input import SILENT, EvaluationJob, Messages, write_arrays
 from functa.tasks.inputs.latents import PlainRows

@@ -10,7 +10,7 @@ from functa.models.config import NormalizationConfig
 from functa.models.latents.normalize import Normalizer, normalizer
 from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.functaset.moments import Moments, merge, moments_of
+from functa.storage.functaset.receipts.moments import Moments, merge, moments_of
 from functa.storage.readers.shards import SplitShards
 
 

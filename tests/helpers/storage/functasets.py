@@ -14,7 +14,7 @@ from functa.storage.functaset.header import create_functaset
 from functa.storage.functaset.plan import Plan, RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import calibrate
-from functa.storage.functaset.receipt import Receipt
+from functa.storage.functaset.receipts.receipt import Receipt
 from functa.storage.functaset.writing import write_shard
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location

@@ -23,15 +23,18 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from safetensors.numpy import load
 
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
+from functa.storage.functaset import history
 from functa.storage.functaset.commit import commit, retire
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import latest, load_commit
 from functa.storage.functaset.plan import Plan, RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer, calibrate
+from functa.storage.functaset.receipts import manifest
 from functa.storage.functaset.writing import write_shard
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
@@ -40,6 +43,7 @@ from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import SHAPE, latents_of, new_store, shard_of
 
 SPLITS = ("train", "test")
+LARGE = history.LIST_ENTRIES, manifest.MANY_SHARDS
 Shown = dict[tuple[str, str], int]  # (split, key) -> which of the image's states is encoded
 
 
@@ -116,9 +120,11 @@ class Store(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
+        history.LIST_ENTRIES, manifest.MANY_SHARDS = LARGE
 
-    @initialize(bits=st.sampled_from([8, 32]))
-    def begin(self, bits: int) -> None:
+    @initialize(bits=st.sampled_from([8, 32]), sizes=st.sampled_from([LARGE, (2, 1)]))
+    def begin(self, bits: int, sizes: tuple[int, int]) -> None:
+        history.LIST_ENTRIES, manifest.MANY_SHARDS = sizes
         self.place = new_store(self.folder, {"bits": bits})
         wide = np.concatenate([latents_of([f"{i}" for i in range(64)]), np.full((1, *SHAPE), 1), -np.ones((1, *SHAPE))])
         self.quantizer: Quantizer | None = calibrate(QuantizationConfig(bits=bits), wide)
@@ -277,12 +283,17 @@ class Store(RuleBasedStateMachine):
         record = json.loads((self.folder / f"commits/{newest:08d}.json").read_text())
         keys = set(record["objects"]) | ({record["moments"]["key"]} if record["moments"] else set())
         keys |= {key for key in self.place.list("commits/") if int(key[8:16]) >= record["oldest"]}
-        for entry in record["fragments"]:
+        keys |= {named["key"] for named in record["lists"]}
+        lists = [json.loads((self.folder / named["key"]).read_text()) for named in record["lists"]]
+        for entry in [entry for found in (*lists, record) for entry in found["fragments"]]:
             path = f"fragments/{entry['fragment']}"
+            named = f"{path}/manifests/{entry['manifest']['sha256'][:24]}.safetensors"
+            blocks = json.loads(load((self.folder / named).read_bytes())["described"].tobytes())["blocks"]
+            keys |= {named} | ({f"{path}/manifests/{blocks['sha256'][:24]}.f8"} if blocks else set())
             plan = json.loads((self.folder / path / "plan.json").read_text())
             retired = {row for start, stop in entry["retired"] for row in range(start, stop)}
             keys |= {f"{path}/plan.json"} | {f"{path}/{key}" for key in plan["objects"] if "rows/" not in key}
-            for shard in range(len(entry["receipts"])):
+            for shard in range(-(-plan["rows"] // plan["shard_rows"])):
                 rows = range(shard * plan["shard_rows"], min((shard + 1) * plan["shard_rows"], plan["rows"]))
                 if not set(rows) <= retired:
                     receipt = f"{path}/receipts/{shard:06d}.0.json"

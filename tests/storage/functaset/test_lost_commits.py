@@ -157,12 +157,25 @@ def test_marks_and_numbers_that_are_missing_are_written_again_by_the_next_commit
 
 
 @pytest.mark.parametrize("shard", [0, 1, 2])
-def test_lost_receipts_are_damage_that_is_named_and_no_row_is_left_out(shard: int, place: Location) -> None:
+def test_a_lost_receipt_is_named_and_readers_have_what_it_held_in_the_manifest(shard: int, place: Location) -> None:
     fragment = next(each for each in Functaset.open(place).fragments if each.split == "train")
+    expected = Functaset.open(place).info()
     key = f"{fragment.plan.path}/receipts/{shard:06d}.0.json"
     place.delete(key)
     assert bad(place) == {key}
     assert status(place)["damage"] == [f"{place.uri}/{key}: is missing"]
+    assert Functaset.open(place).info() == expected
+    assert shown(place) == names(0, 20)
+    before = tree(place.uri)
+    assert collect(place, delete=True, now=later).removed == []
+    assert tree(place.uri) == before
+
+
+def test_a_lost_manifest_is_damage_that_is_named_and_no_row_is_left_out(place: Location) -> None:
+    (key,) = (key for key in place.list(Functaset.open(place).fragments[0].plan.path) if "/manifests/" in key)
+    place.delete(key)
+    assert bad(place) == {key}
+    assert any(f"{key}: is missing" in line for line in status(place)["damage"])
     for read in (lambda store: store.load("train"), lambda store: store.info(), lambda store: store.content):
         with pytest.raises(StorageError, match=f"{key}: is missing"):
             read(Functaset.open(place))

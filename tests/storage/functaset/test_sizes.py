@@ -6,19 +6,17 @@ from pathlib import Path
 import pytest
 
 from functa.storage.errors import DamagedObject, StorageError
-from functa.storage.functaset import plan as plans
 from functa.storage.functaset.commit import commit
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.header import FieldRecord
 from functa.storage.functaset.history import commit_key
-from functa.storage.functaset.plan import check_shards
-from functa.storage.functaset.records import ObjectRecord, create_record, seal
+from functa.storage.functaset.records import ObjectRecord, create_record
 from functa.storage.places import address
 from functa.storage.places.address import MAX_JSON_BYTES, MAX_STAGE_BYTES, open_location, read_json, write_json
 from functa.storage.places.location import Location
 from functa.storage.runs.checkpoints import save_checkpoint
 from functa.storage.runs.stage_records import StageRecord, read_record, write_record
-from tests.helpers.storage.functasets import FIELD, filled, new_store, plan, tree, write
+from tests.helpers.storage.functasets import FIELD, filled, plan, write
 
 LONG = "x" * (MAX_JSON_BYTES + 1)
 
@@ -72,52 +70,6 @@ def test_a_stages_record_that_lists_many_bad_images_is_written_and_its_functaset
     assert MAX_JSON_BYTES < (root.size("stages/encode.json") or 0) < MAX_STAGE_BYTES
     assert read_record(root, "encode") == record
     assert Functaset.open(root).rows("train") == 20
-
-
-def test_the_estimate_is_never_below_what_is_written_and_hardly_above(tmp_path: Path) -> None:
-    place = new_store(tmp_path / "s")
-    each = plan(place, n=1000, shard_rows=1, chunk_rows=1)
-    size = place.size(f"{each.path}/plan.json") or 0
-    assert size <= 1000 * plans.PLAN_BYTES + plans.OTHER_BYTES
-    shards = [key for key in each.objects if key.startswith("rows/")]
-    of_shards = len(seal(each)) - len(seal(each.model_copy(update={"objects": {}})))
-    assert len(shards) == 1000
-    assert 0.9 < of_shards / (1000 * plans.PLAN_BYTES) <= 1.03  # with a handful of other objects
-    few = plan(place, "test", n=40, shard_rows=1, chunk_rows=1)
-    for shard in range(few.shards):
-        write(place, few, shard)
-    made = commit(place, [few.id])
-    without = made.model_copy(update={"fragments": (made.fragments[0].model_copy(update={"receipts": ()}),)})
-    assert 0.9 < (len(seal(made)) - len(seal(without))) / (40 * plans.COMMIT_BYTES) <= 1.0
-    assert len(seal(without)) < plans.OTHER_BYTES
-
-
-def test_so_many_shards_are_refused_with_the_length_that_fits() -> None:
-    check_shards("s", {"train": 500_000, "test": 20_000}, 1)
-    for rows, shard_rows in (({"train": 600_000}, 1), ({"train": 400_000, "test": 400_000}, 1), ({"test": 10**9}, 256)):
-        with pytest.raises(StorageError, match=r"set encode\.shard_rows to") as error:
-            check_shards("s", rows, shard_rows)
-        assert "\n" not in str(error.value)
-        enough = int(str(error.value).rpartition("shard_rows to ")[2].split()[0])
-        check_shards("s", rows, enough)
-        if enough > 3:
-            with pytest.raises(StorageError):
-                check_shards("s", rows, enough // 4)
-    with pytest.raises(StorageError, match=r"set encode\.shard_rows to"):  # beside what is committed already
-        check_shards("s", {"train": 300_000}, 1, committed=40 << 20)
-    assert (MAX_JSON_BYTES - plans.OTHER_BYTES) // plans.PLAN_BYTES < 10**6  # shard numbers have six digits
-
-
-def test_a_plan_of_too_many_shards_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = new_store(tmp_path / "s")
-    before = tree(tmp_path / "s")
-    monkeypatch.setattr(plans, "MAX_JSON_BYTES", plans.OTHER_BYTES + 9 * plans.PLAN_BYTES)
-    with pytest.raises(StorageError, match=r"shard_rows=1 makes 10 shards, .* set encode.shard_rows to 2 or more"):
-        plan(place, n=10, shard_rows=1, chunk_rows=1)
-    assert tree(tmp_path / "s") == before
-    assert plan(place, n=9, shard_rows=1, chunk_rows=1).shards == 9
 
 
 def test_a_commit_that_readers_would_refuse_is_not_made_and_the_one_before_stays(

@@ -42,15 +42,31 @@ def moments_of(latents: np.ndarray) -> Moments:
     return Moments(len(latents), mean, squares / len(latents))
 
 
-def merge(parts: Iterable[Moments], latent_shape: tuple[int, int, int]) -> Moments:
-    """Return the moments of all parts together, merged in the order given (Chan, Golub and LeVeque 1979)."""
-    count, mean, squares = 0, np.zeros(latent_shape), np.zeros(latent_shape)
-    for part in parts:
+class Merging:
+    """Moments of parts that come one after the other (Chan, Golub and LeVeque 1979)."""
+
+    def __init__(self, latent_shape: tuple[int, int, int]) -> None:
+        self.count, self.mean, self.squares = 0, np.zeros(latent_shape), np.zeros(latent_shape)
+
+    def add(self, part: Moments) -> None:
+        """Take the next part."""
         if part.count == 0:
-            continue
-        total = count + part.count
-        difference = part.mean - mean
-        squares = squares + part.var * part.count + difference**2 * (count * part.count / total)
-        mean = mean + difference * (part.count / total)
-        count = total
-    return Moments(count, mean, squares / max(count, 1))
+            return
+        total = self.count + part.count
+        difference = part.mean - self.mean
+        self.squares = self.squares + part.var * part.count + difference**2 * (self.count * part.count / total)
+        self.mean = self.mean + difference * (part.count / total)
+        self.count = total
+
+    @property
+    def moments(self) -> Moments:
+        """The moments of all parts so far."""
+        return Moments(self.count, self.mean, self.squares / max(self.count, 1))
+
+
+def merge(parts: Iterable[Moments], latent_shape: tuple[int, int, int]) -> Moments:
+    """Return the moments of all parts together, merged in the order given."""
+    merging = Merging(latent_shape)
+    for part in parts:
+        merging.add(part)
+    return merging.moments
