@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from functa.storage.errors import MissingObject, StorageError
-from functa.storage.functaset.committing.finished import finished, put_by_content
+from functa.storage.functaset.committing.finished import finished, put
 from functa.storage.functaset.committing.overlap import LAST_NUMBER, names_of, refuse_overlap, shards_with
 from functa.storage.functaset.committing.split_moments import training_moments
 from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
@@ -99,11 +99,11 @@ def commit(
         record, named = stored(complete)
         named |= {moments[0].key: moments[1]} if moments else {}
         for key, data in named.items():
-            put_by_content(location, key, data)
+            put(location, key, data)
         if create_record(location, commit_key(complete.version), record, FEWER):
             mark(location, complete.version)
             for key, data in named.items():
-                put_by_content(location, key, data)  # gc may have deleted it before this commit named it
+                put(location, key, data)  # gc may have deleted it before this commit named it
             return complete.model_copy(update={"lists": record.lists})
 
 
@@ -173,7 +173,7 @@ def _without_retired(
     replaced = [each for each in existing if each.fragment in replaces]
     if len(replaced) < len(replaces):
         raise StorageError(
-            f"{fragment.name}: a fragment that it replaces is no longer shown; run the same command again"
+            f"{fragment.name}: the fragment that it replaces is no longer shown; run the same command again"
         )
     kept = None
     if any(each.retired for each in replaced):

@@ -106,7 +106,7 @@ class Fragment:
         """The manifest that its commit names; None before the commit, or of a commit that names every receipt."""
         if self.entry is None or self.entry.manifest is None:
             return None
-        key = manifest_key(self.id, self.entry.manifest)
+        key = manifest_key(self.id)
         return Manifest.from_bytes(
             read_vouched(self.location, key, self.entry.manifest), self.plan, f"{self.location.uri}/{key}"
         )

@@ -33,7 +33,7 @@ DAY = 86400.0
 
 FRAGMENT = re.compile(
     r"fragments/([0-9a-f]{24})/(claim|zarr\.json|plan\.json|rows/(?:\d{6,}\.json|records\.bin)"
-    r"|receipts/\d{6,}\.\d+\.json|moments/\d{6,}\.f8|manifests/[0-9a-f]{24}\.(?:safetensors|f8)"
+    r"|receipts/\d{6,}\.\d+\.json|moments/(?:\d{6,}|blocks)\.f8|manifest\.safetensors"
     r"|(?:z|label|id|augmentation|psnr|source_sha256|quantization(?:/low|/step)?)/(?:zarr\.json|c/\d+(?:/0)*))"
 )
 

@@ -114,11 +114,11 @@ class _Verification:
         """Check a fragment's manifest, if its commit names one; return whether the receipts can be checked."""
         if fragment.entry is None or fragment.entry.manifest is None:
             return True
-        key = manifest_key(fragment.id, fragment.entry.manifest)
+        key = manifest_key(fragment.id)
         self._objects({key: fragment.entry.manifest}, sizes)
         manifest = self._guarded(key, lambda: fragment.manifest)
         if manifest is not None and manifest.described.blocks is not None:
-            self._objects({blocks_key(fragment.id, manifest.described.blocks): manifest.described.blocks}, sizes)
+            self._objects({blocks_key(fragment.id): manifest.described.blocks}, sizes)
         return manifest is not None
 
     def _receipt(self, shard: Shard) -> dict[str, ObjectRecord]:

@@ -155,7 +155,7 @@ def _of_fragment(location: Location, entry: FragmentEntry) -> Wanted:
 def _content(location: Location, entry: FragmentEntry) -> str:
     """Return the content digest of a fragment without a plan, from what its commit names."""
     if entry.manifest is not None:
-        key = manifest_key(entry.fragment, entry.manifest)
+        key = manifest_key(entry.fragment)
         return sum_of_contents(contents_of(read_vouched(location, key, entry.manifest), f"{location.uri}/{key}"))
     keys = [f"{fragment_path(entry.fragment)}/{receipt_name(shard)}" for shard in range(len(entry.receipts))]
     return sum_of_contents(

@@ -46,7 +46,7 @@ def finished(fragment: Fragment) -> tuple[FragmentEntry, Moments | None]:
     sizes = {entry.key: entry.size for entry in location.entries(f"{plan.path}/")}
     made = make_manifest(fragment, lambda shard: _finished(shard, sizes))
     for key, data in made.objects.items():
-        put_by_content(location, key, data)
+        put(location, key, data)
     entry = FragmentEntry(
         fragment=plan.id, split=plan.split, rows=made.manifest.rows, bad=made.manifest.bad, retired=(),
         plan=vouch(location.read(f"{plan.path}/plan.json")), manifest=made.record, names=made.names,
@@ -90,10 +90,10 @@ def make_manifest(fragment: Fragment, read: Callable[[Shard], Finished]) -> Made
     objects, stored = dict[str, bytes](), None
     if blocks is not None:
         stored = vouch(data := blocks.to_bytes())
-        objects[blocks_key(plan.id, stored)] = data
+        objects[blocks_key(plan.id)] = data
     manifest = writer.manifest(size, stored)
     record = vouch(data := manifest.to_bytes())
-    objects[manifest_key(plan.id, record)] = data
+    objects[manifest_key(plan.id)] = data
     first, last = ((name.hex(), number) for name, number in ends)
     return Made(manifest, record, objects, (first, last), None if blocks is None else blocks.all.moments)
 
@@ -119,10 +119,10 @@ class Blocks:
         return b"".join(part.moments.to_bytes() for part in self.parts)
 
 
-def put_by_content(location: Location, key: str, data: bytes) -> None:
-    """Create an object whose name is the digest of its bytes; what holds others there is damaged, and replaced."""
-    while not location.create(key, data) and _differs(location, key, data):
-        location.delete(key)  # or collected meanwhile
+def put(location: Location, key: str, data: bytes) -> None:
+    """Put an object that only these bytes belong to: what is damaged there is replaced."""
+    if not location.create(key, data) and _differs(location, key, data):
+        location.write(key, data)  # or it was collected meanwhile
 
 
 def _differs(location: Location, key: str, data: bytes) -> bool:

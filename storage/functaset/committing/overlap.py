@@ -1,4 +1,4 @@
-"""Which rows of a split are shown already: no (split, id, augmentation) is ever visible twice.
+"""Rows of a split that are shown already: no (split, id, augmentation) is ever visible twice.
 
 Rows lie in the order of their names, so that of a fragment only those shards are read that can hold a name.
 """

@@ -16,10 +16,10 @@ def restore_manifest(fragment: Fragment) -> bool:
     location, record = fragment.location, fragment.entry.manifest
     assert record is not None
     try:
-        read_vouched(location, manifest_key(fragment.id, record), record)
+        read_vouched(location, manifest_key(fragment.id), record)
         blocks = fragment.manifest and fragment.manifest.described.blocks
         if blocks:
-            read_vouched(location, blocks_key(fragment.id, blocks), blocks)
+            read_vouched(location, blocks_key(fragment.id), blocks)
         return True
     except (DamagedObject, MissingObject) as error:
         made = make_manifest(Fragment(location, fragment.plan), _stored)

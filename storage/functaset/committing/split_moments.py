@@ -84,7 +84,7 @@ def _parts(fragment: Fragment) -> Iterator[Moments]:
         yield from side_by_side(fragment.location, _shard_moments, fragment.live)
         return
     plan, size, record = fragment.plan, manifest.described.block_shards, manifest.described.blocks
-    data = read_vouched(fragment.location, blocks_key(plan.id, record), record)
+    data = read_vouched(fragment.location, blocks_key(plan.id), record)
     stored = np.frombuffer(data, np.uint8).reshape(-1, 16 * plan.dims)
     good = np.array([plan.shard_size(number) - len(manifest.bad_rows(number)) for number in range(plan.shards)])
     touched = {number // size for number in np.flatnonzero(fragment.retired_counts).tolist()}

@@ -1,7 +1,7 @@
 """Manifests: what the receipts of a fragment's shards hold, in one object, written when the fragment is committed.
 
-    fragments/<id>/manifests/<digest>.safetensors    columns over shards, and Described as JSON
-    fragments/<id>/manifests/<digest>.f8             moments of blocks of shards, float64 [blocks, 2, s, s, c]
+    fragments/<id>/manifest.safetensors    columns over shards, and Described as JSON
+    fragments/<id>/moments/blocks.f8       moments of blocks of shards, float64 [blocks, 2, s, s, c]
 
 A commit names the manifest instead of every receipt. A reader opens a fragment by its plan and manifest, and a commit
 that adds rows reads no receipt of those that exist. The receipts stay beside it: either can be made from the other.
@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from functa.storage.errors import DamagedObject
-from functa.storage.functaset.plan import Name, Plan
+from functa.storage.functaset.plan import Name, Plan, fragment_path
 from functa.storage.functaset.receipts.receipt import PsnrSummary, Receipt, moments_name
 from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, canonical
 from functa.storage.functaset.zarr_bytes import chunk_key
@@ -216,14 +216,14 @@ def shards_of_block(shards: int) -> int:
     return max(MANY_SHARDS, int(np.ceil(np.sqrt(shards) / 2)))
 
 
-def manifest_key(fragment: str, record: ObjectRecord) -> str:
-    """Return the key of a manifest in the functaset, by its own record."""
-    return f"fragments/{fragment}/manifests/{record.sha256[:24]}.safetensors"
+def manifest_key(fragment: str) -> str:
+    """Return the key of a fragment's manifest in the functaset."""
+    return f"{fragment_path(fragment)}/manifest.safetensors"
 
 
-def blocks_key(fragment: str, record: ObjectRecord) -> str:
-    """Return the key of the moments of blocks in the functaset, by their record."""
-    return f"fragments/{fragment}/manifests/{record.sha256[:24]}.f8"
+def blocks_key(fragment: str) -> str:
+    """Return the key of the moments of a fragment's blocks in the functaset."""
+    return f"{fragment_path(fragment)}/moments/blocks.f8"
 
 
 def name_bytes(name: Name) -> bytes:

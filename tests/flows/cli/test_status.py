@@ -156,7 +156,7 @@ def test_a_stage_whose_process_was_killed_is_interrupted(tmp_path: Path) -> None
 
 
 DAMAGED = {
-    "a receipt": ("fragments/{fragment}/receipts/", (3, 1, 0)),
+    "a manifest": ("fragments/{fragment}/manifest", (4, 0, 0)),
     "a plan": ("fragments/{fragment}/plan.json", (1, 0, 0)),
     "the newest commit": ("commits/00000001.json", (4, 0, 0)),
     "its own document": ("zarr.json", (4, 0, 0)),
@@ -174,7 +174,7 @@ def test_damage_is_reported_by_its_path_and_the_rest_as_it_is(home: Home, what: 
     assert newest is not None
     prefix, state = DAMAGED[what]
     fragment = max(newest.fragments, key=lambda entry: entry.rows).fragment
-    key = next(key for key in place.list(prefix.format(fragment=fragment)) if key.endswith(".json"))
+    key = next(key for key in place.list(prefix.format(fragment=fragment)) if not key.endswith(".sha256"))
     data = place.read(key)
     place.write(key, data[: len(data) // 2] if how == "cut" else b"{}")
     assert encoding_state(book) == ("damaged", state)

@@ -1,10 +1,10 @@
 """A root's bytes without what no two runs have in common: times, rates, process ids, and digests of records with them.
 
 Left out are, by key in every JSON document: EXCLUDED, and `finished` where it is a time. Receipts hold the seconds that
-their shard took, so a commit's digests and sizes of receipts, the checksums of both, and the size of the functaset in
-the records of stages are left out too; metrics.json holds times, and so the digest of the evaluation is. The root's own
-path and the name of the run's folder, which is a time, are replaced everywhere. In report.html times, rates and that
-digest are replaced. Everything else, and the set of files, is compared byte for byte.
+their shard took, so a manifest's digests and sizes of receipts, a commit's of manifests, the checksums of all, and the
+size of the functaset in the records of stages are left out too; metrics.json holds times, and so the digest of the
+evaluation is. The root's own path and the name of the run's folder, which is a time, are replaced everywhere. In
+report.html times, rates and that digest are replaced. Everything else, and the set of files, is compared byte for byte.
 """
 
 import hashlib
@@ -12,6 +12,8 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+
+from safetensors.numpy import load
 
 EXCLUDED = {
     "seconds", "started", "created", "when", "seconds_by_stage",  # times
@@ -21,6 +23,7 @@ EXCLUDED = {
 SIZES = {
     ("stages/encode.json", "bytes"), ("runs/RUN/run.json", "bytes"), ("stages/evaluate.json", "output_digest"),
 }  # fmt: skip
+OF_RECEIPTS = {"seconds", "receipt_sha256", "receipt_bytes"}  # columns of a manifest
 TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z?")
 RATE = re.compile(r'[\d,.]+ (<span class="unit">)?(images/s)')
 # The digest of the evaluation, and a class of cells whose text is long, as some roots' paths are.
@@ -43,7 +46,10 @@ def comparable(root: Path) -> dict[str, str]:
 def _text(name: str, data: bytes) -> str:
     """Return the text of a file that holds times, without them; empty for every other file."""
     if name.endswith("commits/00000001.sha256"):
-        return "of a commit, which holds digests of receipts"
+        return "of a commit, which holds digests of manifests"
+    if name.endswith("/manifest.safetensors"):
+        columns = load(data)
+        return str({key: columns[key].tolist() for key in sorted(columns.keys() - OF_RECEIPTS)})
     if name.endswith(".json"):
         return json.dumps(_without_times(name, json.loads(data)), indent=1, sort_keys=True)
     if name.endswith(".jsonl"):
@@ -68,5 +74,5 @@ def _without_times(name: str, value: Any) -> Any:
             continue
         if key == "checksum" and ("/receipts/" in name or "/commits/" in name):
             continue
-        kept[key] = len(each) if key == "receipts" and "/commits/" in name else _without_times(name, each)
+        kept[key] = "" if key == "manifest" and "/commits/" in name else _without_times(name, each)
     return kept

@@ -287,9 +287,9 @@ class Store(RuleBasedStateMachine):
         lists = [json.loads((self.folder / named["key"]).read_text()) for named in record["lists"]]
         for entry in [entry for found in (*lists, record) for entry in found["fragments"]]:
             path = f"fragments/{entry['fragment']}"
-            named = f"{path}/manifests/{entry['manifest']['sha256'][:24]}.safetensors"
+            named = f"{path}/manifest.safetensors"
             blocks = json.loads(load((self.folder / named).read_bytes())["described"].tobytes())["blocks"]
-            keys |= {named} | ({f"{path}/manifests/{blocks['sha256'][:24]}.f8"} if blocks else set())
+            keys |= {named} | ({f"{path}/moments/blocks.f8"} if blocks else set())
             plan = json.loads((self.folder / path / "plan.json").read_text())
             retired = {row for start, stop in entry["retired"] for row in range(start, stop)}
             keys |= {f"{path}/plan.json"} | {f"{path}/{key}" for key in plan["objects"] if "rows/" not in key}

@@ -1,4 +1,4 @@
-"""How requests and bytes grow with shards and commits, counted in memory with shards that hold nothing."""
+"""Growth of requests and bytes with shards and commits, counted in memory with shards that hold nothing."""
 
 import json
 from pathlib import Path

@@ -124,7 +124,8 @@ def test_ended_anywhere_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) 
     whole = Mortal(str(tmp_path / "whole"), life=1000)
     requantize(source, whole, SIX)
     expected = tree(tmp_path / "whole")
-    timed = {key for key in expected if "/receipts/" in key or key.startswith("commits/")}  # they hold times in seconds
+    # They hold times in seconds.
+    timed = {key for key in expected if "/receipts/" in key or "/manifest" in key or key.startswith("commits/")}
     for life in range(1, len(whole.made), 7):
         place = tmp_path / f"b{life}"
         with pytest.raises(KeyboardInterrupt):

@@ -40,7 +40,6 @@ def by_key(store: Path) -> dict[str, bytes]:
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "a flipped bit of latents": lambda fragment: flip_bit(fragment / "z/c/1/0/0/0"),
     "a missing column": lambda fragment: (fragment / "label/c/0").unlink(),
-    "a receipt": lambda fragment: flip_bit(fragment / "receipts/000001.0.json"),
     "a shard's moments": lambda fragment: (fragment / "moments/000000.f8").write_bytes(b""),
     "two swapped shards": lambda fragment: (fragment / "psnr/c/0").write_bytes((fragment / "psnr/c/1").read_bytes()),
     "a table of rows": lambda fragment: flip_bit(fragment / "rows/000001.json"),
@@ -81,6 +80,35 @@ def test_only_damaged_shards_are_encoded_again(field: Path, tmp_path: Path, what
     assert after == shown  # the range is the same too, calibrated on the same images
     assert verify(open_location(str(store)), deep=True).bad == []
     assert repair(work).groups == ()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("key", ["manifest.safetensors", "receipts/000001.0.json"])
+def test_a_damaged_record_is_written_again_from_the_other_and_nothing_is_encoded(
+    field: Path, tmp_path: Path, key: str
+) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    before = file_bytes(store)
+    fragment = store / Functaset.open(str(store)).fragments[0].plan.path
+    flip_bit(fragment / key)
+    assert [each["path"] for each in verify(open_location(str(store))).bad] == [
+        str((fragment / key).relative_to(store))
+    ]
+    assert repair(work).groups == ()
+    assert file_bytes(store) == before
+
+
+def test_a_fragment_without_manifest_and_receipt_is_encoded_again(field: Path, tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    work = encoded(field, store)
+    shown = by_key(store)
+    fragment = store / Functaset.open(str(store)).fragments[0].plan.path
+    flip_bit(fragment / "manifest.safetensors")
+    flip_bit(fragment / "receipts/000001.0.json")
+    assert repair(work).drop == (fragment.name,)
+    assert by_key(store) == shown
+    assert verify(open_location(str(store)), deep=True).bad == []
 
 
 def test_damage_that_encoding_cannot_repair_is_named_and_nothing_changes(field: Path, tmp_path: Path) -> None:
@@ -163,14 +191,14 @@ def test_a_repaired_row_has_its_former_label_and_image(field: Path, tmp_path: Pa
     status = (pictures / label / name).stat()
     (pictures / label / name).write_bytes(whole)
     os.utime(pictures / label / name, ns=(status.st_atime_ns, status.st_mtime_ns))
-    if damage == "latents":  # other file times, same bytes
+    if "digests" not in damage:  # other file times, same bytes
         repair(work)
     else:
         repair(work.model_copy(update={"retire_lost": True}))
     after = Functaset.open(str(store)).load("train")
     known = dict(zip(after.keys, after.labels.tolist()))
     assert known.items() <= labels.items()
-    assert labels.keys() - known.keys() == (set() if damage == "latents" else {inside[0]})
+    assert labels.keys() - known.keys() == ({inside[0]} if "digests" in damage else set())
 
 
 def test_an_unreadable_image_ends_the_repair(field: Path, tmp_path: Path) -> None:
@@ -222,9 +250,9 @@ def test_a_shard_of_unknown_content_is_retired_on_request(field: Path, tmp_path:
     each = Functaset.open(str(store)).fragments[0].plan
     lost = table_of(open_location(str(store)), each, 1).keys
     flip_bit(store / each.path / "rows/000001.json")
-    flip_bit(store / each.path / "receipts/000001.0.json")
+    flip_bit(store / each.path / "id/c/1/0")
     flip_bit(store / each.path / "z/c/0/0/0/0")
-    with pytest.raises(StorageError, match=r"receipts/000001\.0\.json"):
+    with pytest.raises(StorageError, match=r"id/c/1/0"):
         repair(work)
     repair(work.model_copy(update={"retire_lost": True}))
     assert by_key(store) == {key: code for key, code in shown.items() if key not in lost}
