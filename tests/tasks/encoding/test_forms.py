@@ -101,8 +101,8 @@ def test_one_more_tar_is_encoded_and_nothing_else(tmp_path: Path) -> None:
     write_tar(images / "set-train-000004.tar", cls(new))
     encode(job)
     second = Functaset.open(str(tmp_path / "store"))
-    known = {fragment.id for fragment in first.commit.fragments}
-    (added,) = [fragment for fragment in second.commit.fragments if fragment.id not in known]
+    known = {entry.fragment for entry in first.commit.fragments}
+    (added,) = [entry for entry in second.commit.fragments if entry.fragment not in known]
     assert (added.rows, len(second.commit.fragments)) == (3, len(known) + 1)
     before, after = first.load("train"), second.load("train")
     assert {*after.keys} - {*before.keys} == {f"set-train-000004.tar/new_{i}" for i in range(3)}
