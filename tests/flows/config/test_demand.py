@@ -7,6 +7,8 @@ from functa.flows.config import demand
 from functa.flows.config.estimate import model_costs
 from functa.flows.config.load import load_config
 from functa.models.field.cost import forward_flops
+from tests.helpers.storage.functasets import fill, new_store, plan
+from tests.helpers.storage.image_files import class_folders
 
 
 def test_a_device_of_so_many_flops_needs_its_flops_over_those_of_an_image() -> None:
@@ -64,6 +66,15 @@ def test_requests_follow_from_rows_shards_and_images() -> None:
     }  # fmt: skip
 
 
+def test_a_shard_is_as_many_objects_as_are_counted(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    def objects(name: str, images: int) -> int:
+        place = new_store(tmp_path / name, {"bits": 32})
+        fill(place, [plan(place, n=images, bits=32)])
+        return sum(path.is_file() for path in (tmp_path / name).rglob("*"))
+
+    assert objects("more", 40) - objects("few", 16) == 3 * demand.OBJECTS  # of 8 rows
+
+
 def test_show_prints_what_feeds_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     print_run(describe_run(load_config("digits", ["encode.shard_rows=256"])))
     printed = capsys.readouterr().out
@@ -76,8 +87,6 @@ def test_show_prints_what_feeds_a_run(capsys: pytest.CaptureFixture[str]) -> Non
 def test_show_warns_of_models_that_need_labels_which_the_images_do_not_have(
     tmp_path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # type: ignore[no-untyped-def]
-    from tests.helpers.storage.image_files import class_folders
-
     images = class_folders(tmp_path, per_class=40, classes=("only",)) / "only"
     settings = ["images.source=folder", f"images.location={images}", "images.resolution=8", "images.limit=null"]
     print_run(describe_run(load_config("digits", settings)))

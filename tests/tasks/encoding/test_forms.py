@@ -34,7 +34,7 @@ FORMS: dict[str, Callable[[Path, Sequence[Sample]], Path]] = {
 }
 
 FIELD = (
-    "images.channels=3", "images.limit=null", "field.width=16", "field.depth=3", "field.channels=4",
+    "images.channels=3", "images.limit=null", "field.width=8", "field.depth=3", "field.channels=4",
     "inner.compile=off", "meta_train.steps=5", "meta_train.batch=4", "meta_train.validation_images=0",
     "encode.quantization.bits=32",
 )  # fmt: skip
