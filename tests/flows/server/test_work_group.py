@@ -1,7 +1,6 @@
 """One encoding and one evaluation, shared by the workers of a pool: `dispatch.runner=prefect` on real processes."""
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.faults, pytest.m
 
 WORKERS = 3
 RUN_SECONDS = 900  # for one encoding on a busy machine
-# One image at a time, so that a group takes seconds.
+# One image at a time, in many steps, so that a group takes several seconds.
 OVERRIDES = [
-    *TINY, "images.limit=600", "inner.compile=off", "encode.batch=1", "encode.group_shards=1", "field.width=512",
+    *TINY, "images.limit=300", "inner.compile=off", "encode.batch=1", "encode.group_shards=1",
+    "field.width=512", "inner.steps=64", "meta_train.steps=1", "meta_train.validation_images=1",
+    "encode.quantization.bits=32",
 ]  # fmt: skip
 WAITING = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING")
 
@@ -138,16 +139,36 @@ def test_the_group_of_a_killed_worker_is_taken_by_another_and_no_byte_differs(
     run = begin(workplace, config, roots, "killed")
     written = (roots / "killed" / "functaset.zarr").glob
     eventually(lambda: list(written("fragments/*/receipts/*")), RUN_SECONDS, "the first shard is written")
-    victim = workers[int(eventually(lambda: devices(workplace, running(workplace, run)), RUN_SECONDS, "a group").pop())]
-    process = psutil.Process(workplace.processes[victim].pid)
-    flows = process.children(recursive=True)
-    workplace.kill(victim)
-    for flow in flows:
-        flow.send_signal(signal.SIGKILL)
+    process = eventually(lambda: stopped_at_work(workplace, roots / "killed", run, workers), RUN_SECONDS, "a group")
+    for each in [process, *process.children(recursive=True)]:
+        each.kill()
     assert ends(workplace, run)[0] == "COMPLETED", workplace.ask(f"flow_runs/{run}")["state"]["message"]
+    assert stored(roots / "killed") == undisturbed
     states = [child["state_type"] for child in groups(workplace, run)]
     assert set(states) == {"COMPLETED", "CRASHED"}
-    assert stored(roots / "killed") == undisturbed
+
+
+def stopped_at_work(workplace: Cluster, root: Path, run: str, workers: list[str]) -> psutil.Process | None:
+    """Stop the process of a group that is being encoded, and return its worker; None if there is no such group now."""
+    for child in running(workplace, run):
+        for device in devices(workplace, [child]):
+            worker = psutil.Process(workplace.processes[workers[int(device)]].pid)
+            flows = worker.children(recursive=True)
+            for flow in flows:
+                flow.suspend()
+            if not is_written(root, child["name"]):
+                return worker
+            for flow in flows:
+                flow.resume()
+    return None
+
+
+def is_written(root: Path, name: str) -> bool:
+    """Return whether the shard of a group, by the group's name, has a receipt."""
+    split, number = name.split()[1], int(name.split()[-1])
+    plans = (root / "functaset.zarr" / "fragments").glob("*/plan.json")
+    (fragment,) = (plan.parent for plan in plans if json.loads(plan.read_text())["split"] == split)
+    return bool(list((fragment / "receipts").glob(f"{number:06d}.*")))
 
 
 def test_cancelling_the_run_that_waits_cancels_its_groups(
