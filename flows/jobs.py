@@ -17,6 +17,7 @@ from functa.storage.runs.stage_records import StageRecord, read_record
 from functa.tasks.encoding.plan import EncodeJob
 from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.evaluation.generation.distances import reference_labels
+from functa.tasks.evaluation.generation.feature_inputs import write_inputs
 from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_of
 from functa.tasks.inference.sample import SampleJob
 from functa.tasks.report.run_folder import RunFolder
@@ -197,16 +198,19 @@ def _slices(ledger: Ledger, job: EvaluationJob, labels: list[int] | None, count:
 
 def feature_jobs(ledger: Ledger, job: EvaluationJob, slices: list[str], labels: list[int] | None) -> list[FeatureJob]:
     """Return the feature slices of every set that is compared: samples, images to set beside them, reference."""
-    reference = len(open_images(ledger.config.images).split("train"))
+    images = open_images(ledger.config.images)
+    reference, size = len(images.split("train")), ledger.config.evaluation.features_slice
     count = min(ledger.config.evaluation.samples, reference)
+    slices_of_reference = -(-reference // size)
+    write_inputs(job.output, images, job.functaset, slices_of_reference)
     jobs = []
     for kind in KINDS:
-        parts = -(-(reference if kind == "reference" else count) // ledger.config.evaluation.features_slice)
+        parts = slices_of_reference if kind == "reference" else -(-count // size)
         for part in range(parts):
             samples = kind == "samples"
             own = [labels[row] for row in part_of(count, part, parts)] if samples and labels is not None else None
             jobs.append(FeatureJob(
-                evaluation=job, kind=kind, part=part, parts=parts, count=count,
+                evaluation=job, kind=kind, part=part, parts=parts, count=count, images=reference,
                 slices=tuple(slices) if samples else (), labels=None if own is None else tuple(own),
             ))  # fmt: skip
     return jobs

@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from functa.flows.config.digests import digest, inputs_of, stage_config, stages_of
+from functa.flows.config.digests import digest, digest_of_columns, inputs_of, stage_config, stages_of
 from functa.flows.config.load import with_absolute_images
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.server.at_work import check_nobody_at_work, current_flow_run
@@ -367,7 +367,7 @@ def encode_fingerprint(ledger: Ledger) -> dict[str, Any]:
 def images_digest(images: Images) -> str:
     """Return a digest of every image's key, label and version in both splits."""
     splits = [images.split(name) for name in ("train", "test")]
-    return digest([[split.keys, [int(label) for label in split.labels], split.tokens] for split in splits])
+    return digest_of_columns([[split.keys, split.labels.tolist(), split.tokens] for split in splits])
 
 
 def now() -> str:

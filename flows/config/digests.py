@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.storage.config import ImagesConfig
+from functa.storage.texts import CHUNK
 from functa.tasks.stage_table import STAGES
 
 
@@ -84,6 +86,22 @@ def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
         else:
             flat[f"{prefix}.{name}"] = json.loads(json.dumps(value))  # tuples become lists, as read back
     return flat
+
+
+def digest_of_columns(tables: Sequence[Sequence[Sequence[Any]]]) -> str:
+    """Return the digest of tables as lists of columns, whose JSON is never in memory as a whole."""
+    found = hashlib.sha256(b"[")
+    for number, table in enumerate(tables):
+        found.update(b",[" if number else b"[")
+        for place, column in enumerate(table):
+            found.update(b",[" if place else b"[")
+            for start in range(0, len(column), CHUNK):
+                text = json.dumps(list(column[start : start + CHUNK]), separators=(",", ":"))
+                found.update((("," if start else "") + text[1:-1]).encode())
+            found.update(b"]")
+        found.update(b"]")
+    found.update(b"]")
+    return found.hexdigest()[:16]
 
 
 def digest(value: Any) -> str:

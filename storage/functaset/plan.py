@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -18,6 +19,7 @@ from pydantic import Field, model_validator
 from functa.storage.errors import StorageError
 from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, canonical
 from functa.storage.functaset.zarr_bytes import MAX_CHUNK_BYTES, ArraySpec
+from functa.storage.texts import CHUNK, Texts, as_json, encoded, runs, taken
 
 SPLITS = ("train", "test")
 
@@ -145,9 +147,9 @@ class RowTable:
     int64 [n], each one's number in the table that was planned.
     """
 
-    keys: list[str]
+    keys: Sequence[str]
     labels: np.ndarray
-    tokens: list[str]
+    tokens: Sequence[str]
     augmentations: np.ndarray
     rows: np.ndarray
 
@@ -157,13 +159,13 @@ class RowTable:
     ) -> "RowTable":
         """Return rows numbered 0, 1, ...; `augmentations` are all 0 if left out."""
         numbers = np.zeros(len(keys), np.int32) if augmentations is None else np.asarray(augmentations, np.int32)
-        return cls(list(keys), np.asarray(labels, np.int32), list(tokens), numbers, np.arange(len(keys)))
+        return cls(keys, np.asarray(labels, np.int32), tokens, numbers, np.arange(len(keys)))
 
     @classmethod
     def join(cls, tables: Sequence["RowTable"]) -> "RowTable":
         """Return the rows of all tables one after the other, numbered anew."""
-        keys = [key for table in tables for key in table.keys]
-        tokens = [token for table in tables for token in table.tokens]
+        keys = Texts.of(key for table in tables for key in table.keys)
+        tokens = Texts.of(token for table in tables for token in table.tokens)
         labels, numbers = (
             np.concatenate([getattr(table, name) for table in tables]) for name in ("labels", "augmentations")
         )
@@ -174,8 +176,8 @@ class RowTable:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "RowTable":
         """Return these rows alone, in this order."""
-        keys, tokens = ([column[row] for row in rows] for column in (self.keys, self.tokens))
         index = np.asarray(rows, np.int64)
+        keys, tokens = taken(self.keys, index), taken(self.tokens, index)
         return RowTable(keys, self.labels[index], tokens, self.augmentations[index], self.rows[index])
 
     @property
@@ -185,15 +187,12 @@ class RowTable:
 
     def to_bytes(self, augmented: bool) -> bytes:
         """Return the table as it is stored; `augmented`: whether any row of the fragment is an augmentation."""
-        table: dict[str, Any] = {
-            "keys": self.keys,
-            "labels": self.labels.tolist(),
-            "tokens": self.tokens,
-            "rows": self.rows.tolist(),
-        }
+        numbers = {"labels": self.labels, "rows": self.rows}
         if augmented:
-            table["augmentations"] = self.augmentations.tolist()
-        return canonical(table)
+            numbers["augmentations"] = self.augmentations
+        columns = {name: canonical(column.tolist()) for name, column in numbers.items()}
+        columns |= {"keys": as_json(self.keys), "tokens": as_json(self.tokens)}
+        return b"{" + b",".join(b'"%s":%s' % (name.encode(), columns[name]) for name in sorted(columns)) + b"}"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RowTable":
@@ -227,6 +226,16 @@ def check_rows(name: str, rows: Mapping[str, int]) -> None:
 def row_id(key: str) -> bytes:
     """Return the 16 bytes that identify an image by its stable key."""
     return hashlib.sha256(key.encode()).digest()[:16]
+
+
+def row_ids(keys: Sequence[str]) -> np.ndarray:
+    """Return the ids of many images, uint8 [n, 16]; keys that repeat side by side are hashed once."""
+    which, different = runs(keys)
+    texts, ids = encoded(different), np.empty((len(different), 16), np.uint8)
+    for start in range(0, len(ids), CHUNK):
+        whole = b"".join([hashlib.sha256(data).digest() for data in islice(texts, CHUNK)])
+        ids[start : start + CHUNK] = np.frombuffer(whole, np.uint8).reshape(-1, 32)[:, :16]
+    return ids if which is None else ids[which]
 
 
 def fragment_path(fragment: str) -> str:

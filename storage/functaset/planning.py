@@ -27,6 +27,7 @@ from functa.storage.functaset.plan import (
     RowTable,
     check_rows,
     claim_key,
+    row_ids,
     rows_name,
 )
 from functa.storage.functaset.quantizer import Quantizer
@@ -62,13 +63,12 @@ def plan_fragment(
     chunk of codes holds CODED_CHUNK numbers if its shard does. replaces: the fragment whose rows it holds anew.
     Raises StorageError.
     """
-    names = rows.names
-    if not names or not len(rows) == len(rows.labels) == len(rows.tokens) or len(set(names)) != len(names):
+    order = _order(rows)
+    if order is None or not len(rows) == len(rows.labels) == len(rows.tokens):
         raise StorageError(f"plan of split '{split}': needs unique keys, each with label and token, and one at least")
     check_rows(location.uri, {split: len(rows)})
     root = read_root(location)
     numbered = replace(rows, rows=np.arange(len(rows)))
-    order = sorted(range(len(rows)), key=lambda row: names[row])
     shard_rows, chunk_rows = _balanced(len(rows), shard_rows, chunk_rows)
     if quantizer is not None:
         chunk_rows = _coarser(shard_rows, chunk_rows, int(np.prod(latent_shape)))
@@ -122,6 +122,19 @@ def _written(location: Location, draft: Plan, tables: list[bytes], documents: di
     )
     objects = dict(side_by_side(location, put, [(TABLES, records), *documents.items()]))
     return draft.model_copy(update={"format": 2, "objects": objects})
+
+
+def _order(rows: RowTable) -> np.ndarray | None:
+    """Return rows in the order of their ids, and an image's by augmentation; None for no rows, or two of one name."""
+    if not len(rows):
+        return None
+    ids = row_ids(rows.keys).view(">u8").astype(np.uint64)
+    columns = (rows.augmentations, ids[:, 1], ids[:, 0])
+    order = np.lexsort(columns)
+    repeated = np.ones(len(rows) - 1, bool)
+    for column in columns:
+        repeated &= column[order[1:]] == column[order[:-1]]
+    return None if repeated.any() else order
 
 
 def _free_name(location: Location, identity: dict[str, Any], taken: Collection[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from functa.storage.errors import DamagedObject, StorageError
 from functa.storage.functaset.fragment import Shard
-from functa.storage.functaset.plan import row_id
+from functa.storage.functaset.plan import row_ids
 from functa.storage.functaset.quantizer import refuse_clipping
 from functa.storage.functaset.receipts.moments import moments_of
 from functa.storage.functaset.receipts.receipt import IDENTITY, PsnrSummary, Receipt, content_of, moments_name
@@ -108,7 +108,7 @@ def _prepare(
     arrays = {
         "psnr": np.where(visible, psnr, np.nan).astype(np.float32),  # NaN is what marks a bad row in the objects
         "label": table.labels,
-        "id": np.frombuffer(b"".join(row_id(key) for key in table.keys), np.uint8).reshape(-1, 16),
+        "id": row_ids(table.keys),
         "augmentation": table.augmentations,
         "source_sha256": np.asarray(sha256, np.uint8),
         "z": z,

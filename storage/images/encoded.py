@@ -11,7 +11,7 @@ from functa.storage.errors import StorageError, TransientError
 from functa.storage.images.files import BadImage, decode, read_image
 from functa.storage.images.layout import SPLITS, named
 from functa.storage.images.rows import Rows, limited, split_rows
-from functa.storage.images.source import Images, ImageSplit, Picture, View, seen
+from functa.storage.images.source import Images, ImageSplit, Picture, SplitOfKeys, View, seen
 from functa.storage.places.local import may_pass
 from functa.storage.places.location import Location
 
@@ -69,6 +69,18 @@ def _in_one_split(rows: dict[str, Rows], classes: list[str]) -> list[str]:
     if untested:
         notes.append(f"{len(untested)} classes have no test image: {named(untested)}")
     return notes
+
+
+def encoded_by_key(
+    config: "ImagesConfig", location: Location, shape: tuple[int, int, int], fetch: Fetch
+) -> SplitOfKeys:
+    """Return the function from keys to a split of these images, which `fetch` reads by their keys."""
+
+    def of_keys(keys: Sequence[str]) -> ImageSplit:
+        rows = Rows(list(keys), np.zeros(len(keys), np.int32), [""] * len(keys), list(keys))
+        return _split(location, rows, shape, config, fetch)
+
+    return of_keys
 
 
 def _first_resolution(location: Location, rows: dict[str, Rows], channels: int, max_pixels: int, fetch: Fetch) -> int:

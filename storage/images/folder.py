@@ -1,21 +1,24 @@
 """The image source `folder`: images in class folders, in train/ and test/ with class folders each, or in one folder."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from functa.storage.errors import StorageError
-from functa.storage.images.encoded import Original, encoded_images
+from functa.storage.images.encoded import Original, encoded_by_key, encoded_images
 from functa.storage.images.files import MAX_FILE_BYTES, BadImage
 from functa.storage.images.labels import numbered, read_labels
-from functa.storage.images.layout import Layout, read_layout, shown
-from functa.storage.images.patterns import select, split_pattern
+from functa.storage.images.layout import Layout, file_names, read_layout, shown
+from functa.storage.images.patterns import select_listing, split_pattern
 from functa.storage.images.rows import Rows
-from functa.storage.images.source import Images
+from functa.storage.images.source import Images, SplitOfKeys
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
-from functa.storage.places.location import Entry, Location
+from functa.storage.places.location import Location
+from functa.storage.texts import Texts, taken
 
 if TYPE_CHECKING:
     from functa.storage.config import ImagesConfig
@@ -24,27 +27,46 @@ if TYPE_CHECKING:
 def open_folder(config: "ImagesConfig") -> Images:
     """Return the images of a folder. Raises StorageError: no such folder, or a layout of two meanings."""
     _check_folder(config.location)
-    location, entries = select(config.location)
-    entries = [entry for entry in entries if f"{location.uri}/{entry.key}" != config.labels]
-    layout = read_layout(location, entries, config.labels)
+    location, listing = select_listing(config.location)
+    table = config.labels.removeprefix(f"{location.uri}/")
+    if table != config.labels and table in listing.keys:
+        kept = np.array([row for row, key in enumerate(listing.keys) if key != table], np.int64)
+        listing = listing.take(kept)
+    layout = read_layout(location, listing, config.labels)
+    every = Rows(_shown(listing.keys), layout.labels, listing.tokens, listing.keys)
     if config.labels not in ("", "none"):
-        parts, classes, notes = _labelled(location, layout, config.labels)
+        parts, classes, notes = _labelled(location, every, layout, config.labels)
     else:
-        parts = {name: _rows(part, layout) for name, part in layout.parts.items()}
+        parts = {name: every.take(rows) for name, rows in layout.parts.items()}
         classes, notes = layout.classes, []
+    return encoded_images(config, location, parts, classes, partial(_fetch, location), (*layout.notes, *notes))
+
+
+def _shown(keys: Texts) -> Texts:
+    return keys if keys.is_utf8() else Texts.of(map(shown, keys))
+
+
+def read_files(config: "ImagesConfig", shape: tuple[int, int, int]) -> SplitOfKeys:
+    """Return the function from keys to a split of these images: a key is a file's name below the folder."""
+    location = open_location(split_pattern(config.location)[0])
 
     def fetch(key: str) -> Original:
-        entry = location.entry(key)
-        if entry is None:
-            raise BadImage("no longer there")
-        if entry.size > MAX_FILE_BYTES:
-            raise BadImage(f"more bytes than a file may have ({MAX_FILE_BYTES})", entry.token)
-        data = location.read(key)
-        if len(data) != entry.size:
-            raise BadImage("changed while it was read", entry.token)
-        return Original(data, entry.token)
+        name, *others = file_names(key)
+        return _fetch(location, others[0] if others and not location.exists(name) else name)
 
-    return encoded_images(config, location, parts, classes, fetch, (*layout.notes, *notes))
+    return encoded_by_key(config, location, shape, fetch)
+
+
+def _fetch(location: Location, key: str) -> Original:
+    entry = location.entry(key)
+    if entry is None:
+        raise BadImage("no longer there")
+    if entry.size > MAX_FILE_BYTES:
+        raise BadImage(f"more bytes than a file may have ({MAX_FILE_BYTES})", entry.token)
+    data = location.read(key)
+    if len(data) != entry.size:
+        raise BadImage("changed while it was read", entry.token)
+    return Original(data, entry.token)
 
 
 def _check_folder(uri: str) -> None:
@@ -58,34 +80,27 @@ def _check_folder(uri: str) -> None:
     )
 
 
-def _rows(entries: list[Entry], layout: Layout) -> Rows:
-    """Return the rows of a split, labelled by class folder; without classes every label is 0."""
-    number = {name: label for label, name in enumerate(layout.classes)}
-    labels = np.zeros(len(entries), np.int32)
-    if layout.depth is not None:
-        labels = np.array([number[shown(entry.key.split("/")[layout.depth])] for entry in entries], np.int32)
-    return Rows([shown(e.key) for e in entries], labels, [e.token for e in entries], [e.key for e in entries])
-
-
-def _labelled(location: Location, layout: Layout, uri: str) -> tuple[dict[str, Rows], list[str], list[str]]:
+def _labelled(
+    location: Location, every: Rows, layout: Layout, uri: str
+) -> tuple[dict[str, Rows], list[str], list[str]]:
     """Return rows by split, classes and notes, the labels from a table. Images that it does not name are left out."""
     table = read_labels(uri)
-    found = {shown(entry.key) for part in layout.parts.values() for entry in part}
-    if absent := [file for file in table if file not in found]:
+    keys = {name: taken(every.keys, rows) for name, rows in layout.parts.items()}
+    absent = table.keys() - {key for part in keys.values() for key in part}
+    if absent:
+        first = next(file for file in table if file in absent)
         more = f" and {len(absent) - 1} more files" if len(absent) > 1 else ""
-        raise StorageError(f"{uri}: names {absent[0]}{more}, not there; give names as they are below {location.uri}")
+        raise StorageError(f"{uri}: names {first}{more}, not there; give names as they are below {location.uri}")
     try:
         numbers, classes = numbered(list(table.values()))
     except ValueError as error:
         raise StorageError(f"{uri}: {error}") from None
-    number = dict(zip(table, numbers))
-    kept = {name: [e for e in part if shown(e.key) in number] for name, part in layout.parts.items()}
-    rows = {
-        name: Rows([shown(e.key) for e in part], np.array([number[shown(e.key)] for e in part], np.int32),
-                   [e.token for e in part], [e.key for e in part])
-        for name, part in kept.items()
-    }  # fmt: skip
-    if empty := [name for name, part in rows.items() if not part.keys]:
+    number = dict(zip(table, numbers.tolist()))
+    rows = {}
+    for name, part in layout.parts.items():
+        labels = np.array([number.get(key, -1) for key in keys[name]], np.int32)
+        rows[name] = replace(every.take(part[labels >= 0]), labels=labels[labels >= 0])
+    if empty := [name for name, part in rows.items() if not len(part.keys)]:
         raise StorageError(f"{uri}: labels no image of {location.uri}/{empty[0]}")
-    unnamed = len(found) - len(table)
+    unnamed = sum(map(len, layout.parts.values())) - len(table)
     return rows, classes, [f"left out {unnamed} images that {uri} does not name"] if unnamed else []

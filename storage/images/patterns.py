@@ -4,9 +4,11 @@ import os
 import re
 from itertools import product
 
+import numpy as np
+
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
-from functa.storage.places.location import Entry, Location
+from functa.storage.places.location import Entry, Listing, Location
 
 MAX_NAMES = 1_000_000  # that the braces of a pattern may mean
 
@@ -27,26 +29,52 @@ def select(uri: str) -> tuple[Location, list[Entry]]:
     location = open_location(base)
     if not pattern:
         return location, location.entries()
-    names = expand_braces(pattern.strip("/"))
-    first, last = min(names), max(names)
-    shared = next((i for i, pair in enumerate(zip(first, last)) if len({*pair}) > 1), len(first))
-    beginning = _SPECIAL.split(first[:shared], maxsplit=1)[0].rpartition("/")[0]
-    exact = {name for name in names if not _SPECIAL.search(name)}
-    wild = _as_regex(pattern.strip("/")) if len(exact) < len(names) else None
-    depth = pattern.strip("/").count("/") + 1
-    seen: set[str] = set()
-    chosen: list[Entry] = []
-    for entry in location.entries(f"{beginning}/" if beginning else ""):
-        name = "/".join(entry.key.split("/")[:depth])  # the entry itself, or the folder that it lies in
-        if name in exact:
-            seen.add(name)
-            chosen.append(entry)
-        elif wild is not None and wild.fullmatch(name):
-            chosen.append(entry)
-    if missing := sorted(exact - seen):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise StorageError(f"{location.uri}/{missing[0]}{more}: is missing, and the pattern {uri} names it")
+    names = _Names(pattern.strip("/"))
+    chosen = [entry for entry in location.entries(names.beginning) if names.match(entry.key)]
+    names.check(location, uri)
     return location, chosen
+
+
+def select_listing(uri: str) -> tuple[Location, Listing]:
+    """Return the same as a listing, for very many objects."""
+    base, pattern = split_pattern(uri)
+    location = open_location(base)
+    if not pattern:
+        return location, location.listing()
+    names = _Names(pattern.strip("/"))
+    found = location.listing(names.beginning)
+    rows = np.flatnonzero([names.match(key) for key in found.keys])
+    names.check(location, uri)
+    return location, found.take(rows)
+
+
+class _Names:
+    """The names that a pattern means; beginning: that of all of them, up to a folder."""
+
+    def __init__(self, pattern: str) -> None:
+        names = expand_braces(pattern)
+        first, last = min(names), max(names)
+        shared = next((i for i, pair in enumerate(zip(first, last)) if len({*pair}) > 1), len(first))
+        folder = _SPECIAL.split(first[:shared], maxsplit=1)[0].rpartition("/")[0]
+        self.beginning = f"{folder}/" if folder else ""
+        self._exact = {name for name in names if not _SPECIAL.search(name)}
+        self._wild = _as_regex(pattern) if len(self._exact) < len(names) else None
+        self._depth = pattern.count("/") + 1
+        self._seen: set[str] = set()
+
+    def match(self, key: str) -> bool:
+        """Return whether the pattern names the object, or a folder that it lies in."""
+        name = "/".join(key.split("/")[: self._depth])
+        if name in self._exact:
+            self._seen.add(name)
+            return True
+        return self._wild is not None and self._wild.fullmatch(name) is not None
+
+    def check(self, location: Location, uri: str) -> None:
+        """Raise StorageError if a name without special characters has matched nothing."""
+        if missing := sorted(self._exact - self._seen):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise StorageError(f"{location.uri}/{missing[0]}{more}: is missing, and the pattern {uri} names it")
 
 
 def split_pattern(uri: str) -> tuple[str, str]:

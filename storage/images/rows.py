@@ -1,6 +1,7 @@
 """Rows of a split before their images are read: keys and labels, the stratified split, the limit."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from functa.storage.errors import StorageError
+from functa.storage.texts import encoded, taken
 
 if TYPE_CHECKING:
     from functa.storage.config import ImagesConfig
@@ -20,28 +22,24 @@ SEEDS, HASHES = 100, 1_000_000  # that are tried to split few images
 class Rows:
     """Keys, labels and tokens of one split, before limits, and the index or file of each row."""
 
-    keys: list[str]
+    keys: Sequence[str]
     labels: np.ndarray
-    tokens: list[str]
-    origins: list[str]
+    tokens: Sequence[str]
+    origins: Sequence[str]
 
     def take(self, rows: np.ndarray) -> "Rows":
-        return Rows(
-            [self.keys[i] for i in rows],
-            self.labels[rows],
-            [self.tokens[i] for i in rows],
-            [self.origins[i] for i in rows],
-        )
+        """Return these rows, in this order."""
+        return Rows(taken(self.keys, rows), self.labels[rows], taken(self.tokens, rows), taken(self.origins, rows))
 
 
 def limited(rows: Rows, limit: int | None) -> Rows:
     """Return at most `limit` rows: the first of each class, classes in turn, in their order."""
     if limit is None or len(rows.keys) <= limit:
         return rows
-    turn = np.zeros(len(rows.labels), np.int64)
-    for label in np.unique(rows.labels):
-        mine = rows.labels == label
-        turn[mine] = np.arange(mine.sum())
+    order = np.argsort(rows.labels, kind="stable")
+    _, counts = np.unique(rows.labels, return_counts=True)
+    turn = np.empty(len(rows.labels), np.int64)
+    turn[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     return rows.take(np.sort(np.lexsort((rows.labels, turn))[:limit]))
 
 
@@ -80,21 +78,32 @@ def by_key(keys: Sequence[str], fraction: float, seed: int) -> np.ndarray:
     So it stays what it is, whatever other images are added, deleted or renamed: a model that trained on it is never
     tested on it.
     """
-    return np.array([int.from_bytes(_hash(key, seed), "big") < fraction * 2**64 for key in keys], bool)
+    limit = math.ceil(fraction * 2**64)
+    return _hashes(keys, seed) < limit if limit < 2**64 else np.ones(len(keys), bool)
 
 
-def _hash(key: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:8]
+def _hashes(keys: Sequence[str], seed: int) -> np.ndarray:
+    """Return the first 8 bytes of each key's sha256 with the seed, as numbers uint64 [n]."""
+    begun = hashlib.sha256(f"{seed}\0".encode())
+
+    def digest(data: bytes) -> bytes:
+        hashed = begun.copy()
+        hashed.update(data)
+        return hashed.digest()[:8]
+
+    found: np.ndarray = np.frombuffer(b"".join(map(digest, encoded(keys))), ">u8").astype(np.uint64)
+    return found
 
 
 def stratified(keys: Sequence[str], labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(train rows, test rows): of each class the share `fraction`, at least one each, chosen by a hash of the key."""
-    rank = np.array([_hash(key, seed) for key in keys], "S8")
+    order = np.lexsort((_hashes(keys, seed), labels))  # class by class, by hash in each
+    _, first, of, counts = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    if (counts < 2).any():
+        alone = keys[int(first[counts < 2][0])]
+        raise StorageError(f"{alone}: is alone in its class, and a split needs 2; or make train/ and test/")
+    held = np.minimum(np.maximum(1, np.round(fraction * counts)), counts - 1)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)  # in its class
     held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        mine = np.flatnonzero(labels == label)
-        if len(mine) < 2:
-            raise StorageError(f"{keys[mine[0]]}: is alone in its class, and a split needs 2; or make train/ and test/")
-        count = min(max(1, round(fraction * len(mine))), len(mine) - 1)
-        held_out[mine[np.argsort(rank[mine], kind="stable")[:count]]] = True
+    held_out[order] = place < held[of[order]]
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from functa.storage.errors import StorageError
-from functa.storage.images.files import is_hidden
+from functa.storage.images.files import BadImage, is_hidden
 from functa.storage.images.labels import numbered
-from functa.storage.images.layout import SPLITS, TEST_NAMES
+from functa.storage.images.layout import SPLITS, TEST_NAMES, file_names
 from functa.storage.images.patterns import select, split_pattern
 from functa.storage.images.rows import Rows
 from functa.storage.places.address import open_location
@@ -67,15 +68,58 @@ def find_shards(uri: str, endings: Sequence[str], source: str) -> tuple[Location
     return location, {s: [e for e in shards if word in words[e.key]] for s, word in zip(SPLITS, ("train", test))}
 
 
+def shards_location(uri: str) -> Location:
+    """Return the location that keys of a source's images are below."""
+    base, pattern = split_pattern(uri)
+    location = open_location(base)
+    found = None if pattern else _above(location)
+    return location if found is None else found[0]
+
+
+class ShardsByKey:
+    """The shards of a source, each opened when the first of its images is asked for.
+
+    origins: from a shard's entry to the origin of each of its images, by key.
+    """
+
+    def __init__(
+        self, location: Location, endings: Sequence[str], origins: Callable[[Entry], Mapping[str, str]]
+    ) -> None:
+        self._location, self._endings, self._origins = location, tuple(endings), origins
+        self._known: dict[str, Mapping[str, str]] = {}  # by the shard's name as keys show it
+        self._lock = threading.Lock()
+
+    def origin(self, key: str) -> str:
+        """Return where an image is. Raises BadImage where it is in no shard; StorageError for a damaged one."""
+        parts = key.split("/")
+        names = ["/".join(parts[:end]) for end in range(1, len(parts))]
+        for name in (name for name in names if name.lower().endswith(self._endings)):
+            with self._lock:
+                if name not in self._known:
+                    entries = (self._location.entry(file) for file in file_names(name))
+                    entry = next((entry for entry in entries if entry is not None), None)
+                    self._known[name] = {} if entry is None else self._origins(entry)
+            if key in self._known[name]:
+                return self._known[name][key]
+        raise BadImage("no longer there")
+
+
+def _above(location: Location) -> tuple[Location, Entry] | None:
+    """Return the folder of a location that is one shard, and the shard's entry; None where it is a folder."""
+    folder, _, name = location.uri.rpartition("/")
+    if not name or folder.endswith("/"):
+        return None
+    above = replace(location, uri=folder)  # of which only the shard is read, which was allowed
+    entry = above.entry(name)
+    return None if entry is None else (above, entry)
+
+
 def _select(uri: str) -> tuple[Location, list[Entry]]:
     """Return the entries that a pattern, a folder, or one file names."""
     base, pattern = split_pattern(uri)
     location = open_location(base)
-    folder, _, name = location.uri.rpartition("/")
-    if not pattern and name and not folder.endswith("/"):
-        above = replace(location, uri=folder)  # of which only the shard is read, which was allowed
-        if (entry := above.entry(name)) is not None:
-            return above, [entry]
+    if not pattern and (found := _above(location)) is not None:
+        return found[0], [found[1]]
     if isinstance(location, LocalLocation) and not Path(location.uri).exists():
         raise StorageError(f"{uri}: is missing; images.location is a folder of shards, a pattern, or one shard")
     return select(uri)

@@ -51,9 +51,9 @@ class Picture:
 class ImageSplit:
     """A split: stable unique keys, labels int32 [n], cheap version tokens, and how a row is read."""
 
-    keys: list[str]
+    keys: Sequence[str]
     labels: np.ndarray
-    tokens: list[str]
+    tokens: Sequence[str]
     shape: tuple[int, int, int]
     read_row: Callable[[int, Sequence[View | None]], Picture]
     threads: int = 1
@@ -95,6 +95,9 @@ class ImageSplit:
                 good[places] = True
             tokens += [picture.token] * len(of_run)
         return ImageBatch(images, good, reasons, sha256, tokens)
+
+
+SplitOfKeys = Callable[[Sequence[str]], ImageSplit]  # of any images, each read by its key
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,35 @@ def open_images(config: "ImagesConfig") -> Images:
     if kept is not None and all(split.source is None for split in images.splits.values()):
         kept[key] = images
     return images
+
+
+def open_keys(config: "ImagesConfig", shape: tuple[int, int, int]) -> SplitOfKeys:
+    """Return the function from keys to a split of these images, of shape [H, W, C]; files are not listed for it.
+
+    A key that names no image is a bad row, and labels are 0. Tokens are those of the versions that are read.
+    """
+    if config.location:
+        check_allowed(config.location)
+    source = find_source(config.source)
+    if source.by_key:
+        found: SplitOfKeys = source.open_keys(config, shape)
+        return found
+    resolution, _, channels = shape
+    # All splits and no limit: another image may have moved one to the other split, or beyond the limit.
+    everything = {"limit": None, "classes": None, "resolution": resolution, "channels": channels}
+    splits = list(open_images(config.model_copy(update=everything)).splits.values())
+    rows = {key: (split, row) for split in splits for row, key in enumerate(split.keys)}
+
+    def of_keys(keys: Sequence[str]) -> ImageSplit:
+        def read_row(row: int, views: Sequence[View | None]) -> Picture:
+            if keys[row] not in rows:
+                return Picture(None, "no longer there", bytes(32), "")
+            split, there = rows[keys[row]]
+            return split.read_row(there, views)
+
+        return ImageSplit(list(keys), np.zeros(len(keys), np.int32), [""] * len(keys), shape, read_row)
+
+    return of_keys
 
 
 def _open(config: "ImagesConfig") -> Images:

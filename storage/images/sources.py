@@ -29,20 +29,26 @@ class ImageSource:
     """A value of images.source.
 
     `opens` is "module:function", from ImagesConfig to Images; it is loaded when images are opened, so that a config
-    error is reported at once. `located`: whether it reads images.location. `settings`: those of images that it reads
-    and another source does not. `shape`: the images' shape as far as it is known without reading them.
+    error is reported at once. `by_key` is the same, from ImagesConfig and an image's shape to the function that makes a
+    split of keys, whose images are read without a listing; without it all images are opened for that. `located`:
+    whether it reads images.location. `settings`: those of images that it reads and another source does not. `shape`:
+    the images' shape as far as it is known without reading them.
     """
 
     description: str
     opens: str
+    by_key: str = ""
     located: bool = True
     settings: tuple[str, ...] = ()
     shape: Callable[["ImagesConfig"], ImageShape] = _unknown
 
     def open(self, config: "ImagesConfig") -> Any:
         """Return the Images of this source. Raises StorageError."""
-        module, _, function = self.opens.partition(":")
-        return getattr(import_module(module), function)(config)
+        return _imported(self.opens)(config)
+
+    def open_keys(self, config: "ImagesConfig", shape: tuple[int, int, int]) -> Any:
+        """Return the function from keys to a split of these images, of this shape. Raises StorageError."""
+        return _imported(self.by_key)(config, shape)
 
     def check(self, name: str, config: "ImagesConfig") -> None:
         """Raise ValueError for a location that the source called `name` needs, or does not read."""
@@ -53,6 +59,12 @@ class ImageSource:
                 f"location={config.location} has no effect with images.source={name}, {self.description}: for images "
                 f"of your own set images.source=folder too"
             )
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
 
 
 IMAGE_SOURCES: dict[str, ImageSource] = {
@@ -66,18 +78,21 @@ IMAGE_SOURCES: dict[str, ImageSource] = {
     "folder": ImageSource(
         "class folders",
         "functa.storage.images.folder:open_folder",
+        "functa.storage.images.folder:read_files",
         settings=(*SPLIT_SETTINGS, "labels"),
         shape=_encoded,
     ),
     "webdataset": ImageSource(
         "tars of samples",
         "functa.storage.images.tars:open_webdataset",
+        "functa.storage.images.tars:read_members",
         settings=(*SPLIT_SETTINGS, "labels", "columns"),
         shape=_encoded,
     ),
     "parquet": ImageSource(
         "tables with a column of images, as Hugging Face's",
         "functa.storage.images.tables:open_parquet",
+        "functa.storage.images.tables:read_cells",
         settings=(*SPLIT_SETTINGS, "labels", "columns"),
         shape=_encoded,
     ),

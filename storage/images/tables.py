@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from functa.storage.errors import StorageError, one_line
-from functa.storage.images.encoded import Original, encoded_images
+from functa.storage.images.encoded import Original, encoded_by_key, encoded_images
 from functa.storage.images.files import MAX_FILE_BYTES, BadImage
 from functa.storage.images.layout import shown
-from functa.storage.images.shards import Item, find_shards, open_parts, rows_of_items
-from functa.storage.images.source import Images
+from functa.storage.images.shards import Item, ShardsByKey, find_shards, open_parts, rows_of_items, shards_location
+from functa.storage.images.source import Images, SplitOfKeys
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
 
 if TYPE_CHECKING:
     from functa.storage.config import ImagesConfig
+
+ENDINGS = (".parquet", ".arrow")
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 
@@ -64,11 +66,8 @@ class _Table:
 
 def open_parquet(config: "ImagesConfig") -> Images:
     """Return the images of tables. Raises StorageError: no such file or column, pyarrow is missing, damaged tables."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        raise StorageError("images.source=parquet needs pyarrow: pip install 'spatial-functa[parquet]'") from None
-    location, shards = find_shards(config.location, (".parquet", ".arrow"), "parquet")
+    _check_pyarrow()
+    location, shards = find_shards(config.location, ENDINGS, "parquet")
     image, _, label = config.columns.partition(",")
     items: dict[str, list[Item]] = {}
     columns: dict[str, str] = {}
@@ -88,6 +87,28 @@ def open_parquet(config: "ImagesConfig") -> Images:
     rows, classes, notes = rows_of_items(items, tokens, names, config.location, config.labels)
     groups = _Groups(location, {entry.key: entry for entries in shards.values() for entry in entries}, columns)
     return encoded_images(config, location, rows, classes, groups.fetch, notes)
+
+
+def read_cells(config: "ImagesConfig", shape: tuple[int, int, int]) -> SplitOfKeys:
+    """Return the function from keys to a split of these images; of the tables only those with such keys are opened."""
+    _check_pyarrow()
+    location = shards_location(config.location)
+    groups = _Groups(location, {}, {})
+
+    def origins(entry: Entry) -> dict[str, str]:
+        table = _open_table(location, entry)
+        groups.add(entry, _image_column(table, config.columns.partition(",")[0]))
+        return {item.key: item.origin for item in _items(table, entry.key, None)}
+
+    shards = ShardsByKey(location, ENDINGS, origins)
+    return encoded_by_key(config, location, shape, lambda key: groups.fetch(shards.origin(key)))
+
+
+def _check_pyarrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise StorageError("images.source=parquet needs pyarrow: pip install 'spatial-functa[parquet]'") from None
 
 
 def _image_column(table: _Table, chosen: str) -> str:
@@ -124,6 +145,10 @@ class _Groups:
         self._location, self._entries, self._columns = location, entries, columns
         self._held: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._lock = threading.Lock()
+
+    def add(self, entry: Entry, column: str) -> None:
+        """Let images of one more table be read, from this column."""
+        self._entries[entry.key], self._columns[entry.key] = entry, column
 
     def fetch(self, origin: str) -> Original:
         """Return the bytes of one image."""

@@ -7,17 +7,18 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from functa.storage.errors import StorageError
-from functa.storage.images.encoded import READ_THREADS, Original, encoded_images
+from functa.storage.images.encoded import READ_THREADS, Original, encoded_by_key, encoded_images
 from functa.storage.images.files import ENDINGS, MAX_FILE_BYTES, BadImage, is_hidden, left_out
 from functa.storage.images.layout import shown
-from functa.storage.images.shards import Item, find_shards, open_parts, rows_of_items
-from functa.storage.images.source import Images
+from functa.storage.images.shards import Item, ShardsByKey, find_shards, open_parts, rows_of_items, shards_location
+from functa.storage.images.source import Images, SplitOfKeys
 from functa.storage.places.address import read_json, write_json
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
@@ -54,19 +55,35 @@ def open_webdataset(config: "ImagesConfig") -> Images:
         raise StorageError(f"{config.location}: its shards hold no image; {notes[0]}")
     rows, classes, more = rows_of_items(items, tokens, (), config.location, config.labels)
 
-    def fetch(origin: str) -> Original:
-        key, start, length = origin.rsplit(":", 2)
-        token = tokens[key]
-        if length == CUT:
-            raise BadImage(f"{key} ends before this image does; fetch the tar again", token)
-        if int(length) > MAX_FILE_BYTES:
-            raise BadImage(f"more bytes than a file may have ({MAX_FILE_BYTES})", token)
-        now = location.entry(key)
-        if now is None or now.token != token:
-            raise BadImage(f"{key} is another tar than when it was listed", "" if now is None else now.token)
-        return Original(location.read_part(key, int(start), int(length)), token)
+    return encoded_images(config, location, rows, classes, partial(_fetch, location, tokens), (*notes, *more))
 
-    return encoded_images(config, location, rows, classes, fetch, (*notes, *more))
+
+def read_members(config: "ImagesConfig", shape: tuple[int, int, int]) -> SplitOfKeys:
+    """Return the function from keys to a split of these images; of the tars only those with such keys are indexed."""
+    columns = tuple(config.columns.split(",")) if config.columns else ()
+    location = shards_location(config.location)
+    tokens: dict[str, str] = {}
+
+    def origins(entry: Entry) -> dict[str, str]:
+        tokens[entry.key] = entry.token
+        return {item.key: item.origin for item in _known_index(location, entry, columns)[0]}
+
+    shards = ShardsByKey(location, (".tar",), origins)
+    return encoded_by_key(config, location, shape, lambda key: _fetch(location, tokens, shards.origin(key)))
+
+
+def _fetch(location: Location, tokens: Mapping[str, str], origin: str) -> Original:
+    """Return an image's bytes; tokens: of each tar as it was indexed."""
+    key, start, length = origin.rsplit(":", 2)
+    token = tokens[key]
+    if length == CUT:
+        raise BadImage(f"{key} ends before this image does; fetch the tar again", token)
+    if int(length) > MAX_FILE_BYTES:
+        raise BadImage(f"more bytes than a file may have ({MAX_FILE_BYTES})", token)
+    now = location.entry(key)
+    if now is None or now.token != token:
+        raise BadImage(f"{key} is another tar than when it was listed", "" if now is None else now.token)
+    return Original(location.read_part(key, int(start), int(length)), token)
 
 
 def _known_index(location: Location, entry: Entry, columns: tuple[str, ...]) -> tuple[list[Item], list[str]]:

@@ -5,18 +5,24 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
-from functa.storage.places.location import PARTIAL, Entry, Location, check_length, checked_key
+from functa.storage.places.location import PARTIAL, Entry, Listing, ListingPacking, Location, check_length, checked_key
 from functa.storage.places.placing import place
+from functa.storage.texts import CHUNK
 
 MOST_LINKS = 4  # to folders, inside each other
 
 MAY_PASS = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)  # reported by a network file system whose server went away
+
+
+_Files = tuple[str, list[str], list[os.stat_result]]  # prefix of a folder, names of files in it, status of each
+
+BROKEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link that leads nowhere
 
 
 @dataclass(frozen=True)
@@ -56,20 +62,36 @@ class LocalLocation(Location):
             return _entry(key, status) if stat.S_ISREG(status.st_mode) else None  # as on S3, which has no folders
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        folder, _, beginning = prefix.rpartition("/")
-        start = self._path(folder) if folder else Path(self.uri)
-        with self._translated(folder):
-            found = [
-                _entry(key, status)
-                for key, status in _walk(start, f"{folder}/" if folder else "", beginning)
-                if not key.endswith(PARTIAL)
+        with self._translated(prefix.rpartition("/")[0]):
+            return [
+                _entry(f"{folder}{name}", status)
+                for folder, names, statuses in self._walked(prefix)
+                for name, status in zip(names, statuses, strict=True)
+                if not name.endswith(PARTIAL)
             ]
-        return sorted(found, key=lambda entry: entry.key)
+
+    def listing(self, prefix: str = "") -> Listing:
+        packing = ListingPacking()
+        with self._translated(prefix.rpartition("/")[0]):
+            for folder, names, statuses in self._walked(prefix):
+                if PARTIAL in "".join(names):
+                    kept = [pair for pair in zip(names, statuses, strict=True) if not pair[0].endswith(PARTIAL)]
+                    names, statuses = [name for name, _ in kept], [status for _, status in kept]
+                packing.add(folder, names, [f"{of.st_size}-{of.st_mtime_ns}" for of in statuses])
+        return packing.packed()
+
+    def _walked(self, prefix: str) -> "Iterator[_Files]":
+        folder, _, beginning = prefix.rpartition("/")
+        return _walk(self._path(folder) if folder else Path(self.uri), f"{folder}/" if folder else "", beginning)
 
     def leftovers(self) -> list[Entry]:
         with self._translated(""):
-            walked = _walk(Path(self.uri), "")
-            return [_entry(key, status) for key, status in walked if key.endswith(PARTIAL)]
+            return [
+                _entry(f"{folder}{name}", status)
+                for folder, names, statuses in self._walked("")
+                for name, status in zip(names, statuses, strict=True)
+                if name.endswith(PARTIAL)
+            ]
 
     def delete(self, key: str) -> None:
         with self._translated(key), suppress(FileNotFoundError):
@@ -146,42 +168,103 @@ def _fix(error: OSError) -> str:
     return "look at the disk, or choose another location"
 
 
-def _walk(
-    folder: Path, prefix: str, beginning: str = "", above: frozenset[tuple[int, int]] = frozenset(), links: int = 0
-) -> Iterator[tuple[str, os.stat_result]]:
-    """Files below a folder, links followed (image sets are often made of them); a link to a folder above is not.
+@dataclass(frozen=True)
+class _Folder:
+    """An open folder on a walk: its names that are left, files side by side; and the folders above it."""
 
-    Of the folder itself only what begins with `beginning`: the rest is not even entered. `above` are the folders on the
-    way to it, `links` how many of these were links. Raises OSError where links lead through too many of them: folders
-    that link to each other have more paths than can be listed.
+    handle: int
+    path: str
+    prefix: str
+    runs: Iterator[list[str]]
+    above: frozenset[tuple[int, int]]
+    links: int  # that lead to it
+
+
+def _walk(folder: Path, prefix: str, beginning: str = "") -> Iterator[_Files]:
+    """Yield the files below a folder, in the order of keys, links followed; none leads to a folder above.
+
+    Image sets are often made of links. Of the folder itself only what begins with `beginning`: the rest is not even
+    entered. Raises OSError where links lead through too many of them: folders that link to each other have more paths
+    than can be listed.
     """
+    opened = list[_Folder]()
+
+    def enter(path: str, prefix: str, beginning: str, above: frozenset[tuple[int, int]], links: int) -> None:
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return
+        opened.append(_Folder(handle, path, prefix, iter(()), above, links))
+        status = os.fstat(handle)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        if links > MOST_LINKS:
+            raise OSError(errno.ELOOP, f"more than {MOST_LINKS} links to folders inside each other", path)
+        opened[-1] = _Folder(handle, path, prefix, _runs(_names(handle, beginning)), above | {here}, links)
+
     try:
-        status = folder.stat()
-    except FileNotFoundError:
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    if links > MOST_LINKS:
-        raise OSError(errno.ELOOP, f"more than {MOST_LINKS} links to folders inside each other", str(folder))
-    for item in os.scandir(folder):
-        if not item.name.startswith(beginning):
-            continue
-        found = _status(item)
-        if found is None:
-            continue
-        if stat.S_ISDIR(found.st_mode):
-            further = links + item.is_symlink()
-            yield from _walk(Path(item.path), f"{prefix}{item.name}/", "", above | {here}, further)
-        else:
-            yield prefix + item.name, found
+        enter(str(folder), prefix, beginning, frozenset(), 0)
+        while opened:
+            of = opened[-1]
+            names = next(of.runs, None)
+            if names is None:
+                os.close(opened.pop().handle)
+            elif names[0].endswith("/"):
+                path = f"{of.path}/{names[0][:-1]}"
+                enter(path, of.prefix + names[0], "", of.above, of.links + os.path.islink(path))
+            else:
+                yield of.prefix, *_statuses(names, of.handle)
+    finally:
+        for each in opened:
+            os.close(each.handle)
 
 
-def _status(item: "os.DirEntry[str]") -> os.stat_result | None:
-    """Return the status of a link's target; None if it is broken, circular or removed since the listing."""
+def _names(handle: int, beginning: str) -> list[str]:
+    """Return the names in a folder in the order of keys; those of folders have a slash at their end."""
     try:
-        return item.stat()
+        with os.scandir(handle) as items:
+            names = [item.name + "/" if item.is_dir() else item.name for item in items]
+    except OSError as error:  # of a link that leads nowhere
+        if error.errno not in BROKEN:
+            raise
+        names = [name + "/" if _is_folder(name, handle) else name for name in os.listdir(handle)]
+    names = [name for name in names if name.startswith(beginning)] if beginning else names
+    names.sort()
+    return names
+
+
+def _is_folder(name: str, handle: int) -> bool:
+    found = _statuses([name], handle)[1]
+    return bool(found) and stat.S_ISDIR(found[0].st_mode)
+
+
+def _runs(names: list[str]) -> Iterator[list[str]]:
+    """Yield files that follow each other, not too many at once, and each folder alone."""
+    start = 0
+    folders = [at for at, name in enumerate(names) if name[-1] == "/"]
+    for at in (*folders, len(names)):
+        for begin in range(start, at, CHUNK):
+            yield names[begin : min(begin + CHUNK, at)]
+        if at < len(names):
+            yield [names[at]]
+        start = at + 1
+
+
+def _statuses(names: list[str], handle: int) -> tuple[list[str], list[os.stat_result]]:
+    """Return files with the status of each, of a link its target's; without those that are not there any more."""
+    try:
+        return names, [os.stat(name, dir_fd=handle) for name in names]
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return None
-        raise
+        if error.errno not in BROKEN:
+            raise
+        if len(names) == 1:
+            return [], []
+        return _joined(_statuses([name], handle) for name in names)
+
+
+def _joined(
+    parts: Iterable[tuple[list[str], list[os.stat_result]]],
+) -> tuple[list[str], list[os.stat_result]]:
+    whole = list(parts)
+    return [name for names, _ in whole for name in names], [status for _, found in whole for status in found]

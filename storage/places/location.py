@@ -6,9 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import ClassVar
 
+import numpy as np
+
 from functa.storage.errors import DamagedObject, StorageError
+from functa.storage.texts import Packing, Texts
 
 PARTIAL = ".partial"  # ending of temporary names; a killed writer leaves one behind, and nobody reads it
 
@@ -24,6 +28,46 @@ class Entry:
     size: int
     token: str
     modified: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Keys and tokens of many objects, sorted by key, without an Entry for each.
+
+    folders: the prefix ("" or "a/b/") of each run of keys that lie in the same folder; counts int64: of each run. A
+    folder has several runs where others lie between its files.
+    """
+
+    keys: Texts
+    tokens: Texts
+    folders: list[str]
+    counts: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Listing":
+        """Return these rows, in rising order."""
+        run = np.repeat(np.arange(len(self.counts)), self.counts)[rows]
+        counts = np.bincount(run, minlength=len(self.counts))
+        return Listing(self.keys.take(rows), self.tokens.take(rows), self.folders, counts)
+
+
+class ListingPacking:
+    """Makes a Listing of runs of keys in one folder, in order."""
+
+    def __init__(self) -> None:
+        self._keys, self._tokens = Packing(), Packing()
+        self._folders, self._counts = list[str](), list[int]()
+
+    def add(self, folder: str, names: list[str], tokens: list[str]) -> None:
+        """Append files of a folder, whose prefix is `folder`."""
+        self._keys.add(names, folder)
+        self._tokens.add(tokens)
+        self._folders.append(folder)
+        self._counts.append(len(names))
+
+    def packed(self) -> Listing:
+        """Return all files that were added; nothing is kept here."""
+        keys, tokens = self._keys.packed(), self._tokens.packed()
+        return Listing(keys, tokens, self._folders, np.array(self._counts, np.int64))
 
 
 @dataclass(frozen=True)
@@ -71,6 +115,14 @@ class Location(ABC):
 
         Costs what lies below `prefix`, whether or not it ends in '/'.
         """
+
+    def listing(self, prefix: str = "") -> Listing:
+        """Return keys and tokens of the same objects, in little memory."""
+        packing = ListingPacking()
+        for folder, files in groupby(self.entries(prefix), lambda entry: entry.key[: entry.key.rfind("/") + 1]):
+            entries = list(files)
+            packing.add(folder, [entry.key[len(folder) :] for entry in entries], [entry.token for entry in entries])
+        return packing.packed()
 
     def leftovers(self) -> list[Entry]:
         """Temporary objects that killed writers left behind, and those of writers at work."""

@@ -18,10 +18,13 @@ class SplitShards:
 
     quantizers: the different ones of the split; empty where rows are float32, or shown as such because fragments of
     codes lie beside fragments of float32. counts int64 [shards]: rows of each. plain: only rows of images as they are,
-    not those of their augmentations.
+    not those of their augmentations; known: how many of them each of the functaset's shards has, so that a shard is
+    opened only when it is read.
     """
 
-    def __init__(self, functaset: Functaset, split: str, plain: bool = False) -> None:
+    def __init__(
+        self, functaset: Functaset, split: str, plain: bool = False, known: Sequence[int] | None = None
+    ) -> None:
         functaset.own()
         self.name = f"{functaset.location.uri}, version {functaset.version}, split '{split}'"
         self.location = functaset.location
@@ -35,9 +38,14 @@ class SplitShards:
         self.mixed = 0 < sum(fragment.quantizer is not None for fragment in fragments) < len(fragments)
         self.quantizers = [] if self.mixed else kinds
         self._numbers = dict(zip(fragments, numbers, strict=True))
-        chosen = (_plain(shard) for shard in found) if plain else found
-        self.shards = [shard for shard in chosen if shard.count]
-        self.counts = np.array([shard.count for shard in self.shards], np.int64)
+        self._unopened = known is not None
+        if known is None:
+            chosen = [plain_rows(shard) for shard in found] if plain else found
+            known = [shard.count for shard in chosen]
+        else:
+            chosen = found
+        self.shards = [shard for shard, count in zip(chosen, known, strict=True) if count]
+        self.counts = np.array([count for count in known if count], np.int64)
 
     def by_fragment(self) -> list[tuple[Fragment, list[Shard]]]:
         """Return the fragments with their shards."""
@@ -60,13 +68,13 @@ class SplitShards:
 
     def read(self, shard: Shard, ids: bool) -> Batch:
         """Read a shard's rows; every object's length and sha256 is checked. Raises MissingObject or DamagedObject."""
-        columns = shard.columns("label", "z", *(["id"] if ids else []))
+        columns = (plain_rows(shard) if self._unopened else shard).columns("label", "z", *(["id"] if ids else []))
         z = shard.fragment.dequantized(columns["z"]) if self.mixed else columns["z"]
         which = np.full(len(z), self.quantizer_number(shard), np.int64)
         return Batch(z, columns["label"], columns.get("id"), which)
 
 
-def _plain(shard: Shard) -> Shard:
+def plain_rows(shard: Shard) -> Shard:
     """Return the shard without the rows of augmentations."""
     rows = shard.rows
     chosen = rows[shard.array("augmentation")[rows] == 0]

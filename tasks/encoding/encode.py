@@ -17,7 +17,9 @@ from torch import Tensor
 
 from functa.models.compute.compilation import announced, should_compile
 from functa.models.compute.device import least_used_device
+from functa.models.config import InnerConfig
 from functa.models.field.cost import encode_passes, forward_flops
+from functa.models.field.field import Field
 from functa.models.field.inner import InnerLoop
 from functa.models.measures.metrics import psnr_of_errors
 from functa.storage.errors import StorageError
@@ -25,13 +27,13 @@ from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.receipts.receipt import Receipt
 from functa.storage.functaset.writing import write_shard
-from functa.storage.images.source import ImageBatch, Images
+from functa.storage.images.source import ImageBatch
 from functa.storage.places.address import open_location
 from functa.storage.readers.prefetch import prefetched
 from functa.tasks.dispatch.child import RunEnded
 from functa.tasks.dispatch.progress import Pace, count, images_per_second
 from functa.tasks.encoding.keyed_images import PlannedImages, planned_images
-from functa.tasks.encoding.plan import EncodeJob, ShardGroup, check_fits, environment
+from functa.tasks.encoding.plan import EncodeJob, ShardGroup, environment
 from functa.tasks.inputs.pictures import as_float
 from functa.tasks.trained import load_field
 
@@ -73,7 +75,7 @@ def encode_group(
     They are images, bad, psnr (a sum), adopted (shards that existed), outside ({key: share} of images far outside the
     quantiser's range), seconds from start (`begun`, seconds since the epoch) to end, seconds spent in the overlapping
     steps read, encode and write, and mode (compiled or eager, and why). `progress` is called after each shard, and
-    before the first one if that is compiled. Groups of one `run` share one listing of the images in this process.
+    before the first one if that is compiled. Groups of one `run` share the opened source; nothing is listed.
     Raises RunEnded before the next batch once `run_ended` returns True; complete shards are written first.
     """
     begun = time.monotonic()
@@ -86,9 +88,11 @@ def encode_group(
     if not left:
         report(len(group.shards), len(group.shards), describe_stats(stats))
         return stats
-    images = planned_images(job.images, job.encode.augmentation, run)
+    trained, inner, metadata = load_field(job.field)
+    side, channels = metadata["resolution"], trained.image_channels
+    images = planned_images(job.images, job.encode.augmentation, (side, side, channels), run)
     with least_used_device(job.device) as device:
-        loop, stats["mode"] = _loop(job, images.images, images_in_run, device)
+        loop, stats["mode"] = _loop(job, trained, inner, side, images_in_run, device)
         if loop.compiled:
             report(0, len(group.shards), announced(stats["mode"]))
         _Work(job, group, left, images, loop, stats, report, run_ended, begun).encode()
@@ -210,13 +214,15 @@ def _pieces(rows: RowTable, size: int) -> Iterator[RowTable]:
         yield rows.take(range(start, min(start + size, len(rows))))
 
 
-def _loop(job: EncodeJob, images: Images, images_in_run: int, device: torch.device) -> tuple[InnerLoop, str]:
-    field, inner, metadata = load_field(job.field)
-    check_fits(images, metadata, job.field)  # checked again: the source may have changed since planning
-    resolution = (metadata["resolution"], metadata["resolution"])
-    work = float(encode_passes(inner) * forward_flops(field.config, resolution, field.image_channels)) * images_in_run
+def _loop(
+    job: EncodeJob, trained: Field, inner: InnerConfig, side: int, images_in_run: int, device: torch.device
+) -> tuple[InnerLoop, str]:
+    resolution = (side, side)
+    work = (
+        float(encode_passes(inner) * forward_flops(trained.config, resolution, trained.image_channels)) * images_in_run
+    )
     compiled, why = should_compile(job.compile or inner.compile, work, device)
-    return InnerLoop(field.to(device), inner, resolution, compiled).prepared(images_in_run), why
+    return InnerLoop(trained.to(device), inner, resolution, compiled).prepared(images_in_run), why
 
 
 def describe_stats(stats: Stats) -> str:

@@ -1,7 +1,7 @@
 """Find the images of a plan by their keys, so that images added, removed or changed since shift no other row."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +9,14 @@ import numpy as np
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.plan import Name, RowTable, row_id
-from functa.storage.images.source import ImageBatch, Images, ImageSplit, open_images
+from functa.storage.images.source import ImageBatch, Images, ImageSplit, open_images, open_keys
+from functa.storage.texts import Texts
 from functa.tasks.config import AugmentationConfig
 from functa.tasks.encoding.augment import Augmentation
 
-_listed: "dict[str, PlannedImages]" = {}  # at most one entry: the current run's
+_opened: "dict[str, PlannedImages]" = {}  # at most one entry: the current run's
 
-_listing = threading.Lock()
+_opening = threading.Lock()
 
 NAMED_KEYS = 5  # in a message
 
@@ -33,36 +34,37 @@ class Former:
 
 
 class PlannedImages:
-    """An image source as it is now, read by the keys and version tokens of a plan."""
+    """Images of shape [H, W, C] read by the keys and version tokens of a plan; no source of files is listed for it."""
 
-    def __init__(self, config: ImagesConfig, augmentation: AugmentationConfig) -> None:
-        # All splits and no limit: one more file may move others to the other split or beyond the limit.
-        self.images: Images = open_images(config.model_copy(update={"limit": None, "classes": None}))
-        self._augmentation = Augmentation(augmentation, self.images.resolution)
-        splits = self.images.splits.items()
-        self._positions = {key: (name, row) for name, split in splits for row, key in enumerate(split.keys)}
+    def __init__(self, config: ImagesConfig, augmentation: AugmentationConfig, shape: tuple[int, int, int]) -> None:
+        self._of_keys, self._shape = open_keys(config, shape), shape
+        self._augmentation = Augmentation(augmentation, shape[0])
 
     def read(self, rows: RowTable) -> ImageBatch:
         """Read the planned rows, in the plan's order. One that is missing or has changed is bad, with a reason."""
-        count, side = len(rows.keys), self.images.resolution
-        whole = ImageBatch(
-            images=np.zeros((count, side, side, self.images.channels), np.uint8),
-            good=np.zeros(count, bool),
-            reasons={p: "no longer there" for p, key in enumerate(rows.keys) if key not in self._positions},
-            sha256=np.zeros((count, 32), np.uint8),
-            tokens=list(rows.tokens),
-        )
-        for name in self.images.splits:
-            here = [p for p, key in enumerate(rows.keys) if self._positions.get(key, ("", 0))[0] == name]
-            if here:
-                numbers = [int(rows.augmentations[p]) for p in here]
-                views = [
-                    self._augmentation.view(rows.keys[p], number) if number else None
-                    for p, number in zip(here, numbers, strict=True)
-                ]
-                read = self.images.split(name).read([self._positions[rows.keys[p]][1] for p in here], views)
-                _put(whole, here, read)
-        return whole
+        views = [
+            self._augmentation.view(key, number) if number else None
+            for key, number in zip(rows.keys, rows.augmentations.tolist(), strict=True)
+        ]
+        keys = list(dict.fromkeys(rows.keys))  # of several augmentations an image is read once
+        number = {key: i for i, key in enumerate(keys)}
+        read = self._of_keys(keys).read([number[key] for key in rows.keys], views)
+        good, reasons = read.good.copy(), dict(read.reasons)
+        for row, (token, planned) in enumerate(zip(read.tokens, rows.tokens, strict=True)):
+            if token not in ("", planned):  # "": not even its version could be read
+                good[row], reasons[row] = False, "changed since it was planned"
+        read.images[~good] = 0
+        return ImageBatch(read.images, good, reasons, read.sha256, list(rows.tokens))
+
+
+class KnownImages:
+    """An image source as it is now, in which images are found by their ids."""
+
+    def __init__(self, config: ImagesConfig) -> None:
+        # All splits and no limit: one more file may move others to the other split or beyond the limit.
+        self.images: Images = open_images(config.model_copy(update={"limit": None, "classes": None}))
+        splits = self.images.splits.items()
+        self._positions = {key: (name, row) for name, split in splits for row, key in enumerate(split.keys)}
 
     def again(self, former: Mapping[Name, Former], skip_lost: bool = False) -> RowTable:
         """Return the rows of these names, in any split, with the labels that they had.
@@ -107,27 +109,28 @@ class PlannedImages:
         return changed
 
 
-def planned_images(config: ImagesConfig, augmentation: AugmentationConfig, run: str) -> PlannedImages:
-    """Open the source; groups of one run in one process share the listing of the first group.
+def planned_images(
+    config: ImagesConfig, augmentation: AugmentationConfig, shape: tuple[int, int, int], run: str
+) -> PlannedImages:
+    """Open the source; groups of one run in one process share it, with the arrays or indexes that it holds.
 
-    Listing a large folder or reading a large array may take longer than encoding a group. Versions are still checked
-    when an image is read; only an image that reappeared after the listing counts as missing. The listing is kept until
-    `forget_images` or until another run; "" is no run.
+    Versions are still checked when an image is read. It is kept until `forget_images` or until another run; "" is no
+    run.
     """
     if not run:
-        return PlannedImages(config, augmentation)
-    with _listing:
-        if run not in _listed:
-            opened = PlannedImages(config, augmentation)
-            _listed.clear()
-            _listed[run] = opened
-        return _listed[run]
+        return PlannedImages(config, augmentation, shape)
+    with _opening:
+        if run not in _opened:
+            opened = PlannedImages(config, augmentation, shape)
+            _opened.clear()
+            _opened[run] = opened
+        return _opened[run]
 
 
 def forget_images() -> None:
-    """Discard the listing that planned_images keeps."""
-    with _listing:
-        _listed.clear()
+    """Discard what planned_images keeps."""
+    with _opening:
+        _opened.clear()
 
 
 def some(keys: set[str]) -> str:
@@ -138,19 +141,6 @@ def some(keys: set[str]) -> str:
 def of_split(split: ImageSplit, augmentations: int = 0) -> RowTable:
     """Return every image of a split and `augmentations` augmentations of each."""
     each = 1 + augmentations
-    keys, tokens = ([value for value in column for _ in range(each)] for column in (split.keys, split.tokens))
     labels = np.repeat(np.asarray(split.labels, np.int32), each)
-    return RowTable.of(keys, labels, tokens, np.tile(np.arange(each, dtype=np.int32), len(split)))
-
-
-def _put(whole: ImageBatch, here: Sequence[int], part: ImageBatch) -> None:
-    """Put what was read from one split into its positions, if it is the planned version."""
-    for found, position in enumerate(here):
-        whole.sha256[position] = part.sha256[found]
-        if part.tokens[found] not in ("", whole.tokens[position]):  # "": not even its version could be read
-            whole.reasons[position] = "changed since it was planned"
-        elif not part.good[found]:
-            whole.reasons[position] = part.reasons[found]
-        else:
-            whole.images[position] = part.images[found]
-            whole.good[position] = True
+    numbers = np.tile(np.arange(each, dtype=np.int32), len(split))
+    return RowTable.of(Texts.of(split.keys).repeat(each), labels, Texts.of(split.tokens).repeat(each), numbers)

@@ -23,7 +23,7 @@ from functa.storage.places.address import open_location
 from functa.storage.upkeep.status import bytes_left
 from functa.tasks.config import EncodeConfig
 from functa.tasks.encoding.changes import changes, refuse_great_loss, stored_quantizer
-from functa.tasks.encoding.keyed_images import PlannedImages, of_split
+from functa.tasks.encoding.keyed_images import KnownImages, of_split
 from functa.tasks.encoding.quantizer_choice import choose_quantizer
 from functa.tasks.encoding.repair import find_damage, held_names, other_images, put_back, restore_records, wanted_rows
 from functa.tasks.inputs.pictures import as_float, spread
@@ -127,7 +127,7 @@ def _planned_repair(job: EncodeJob, images: Images, loop: InnerLoop) -> Planned:
     put_back(location, damage)
     plans, contents = [], dict[str, str]()
     wanted = wanted_rows(location, damage, job.retire_lost)
-    source = PlannedImages(job.images, job.encode.augmentation)
+    source = KnownImages(job.images)
     for each in wanted:
         split = each.entry.split
         if each.rows is None:

@@ -196,7 +196,7 @@ def _former(shard: Shard) -> dict[Name, Former]:
             sha256=None if sha256 is None else bytes(sha256[row]),
             label=None if labels is None else int(labels[row]),
         )
-        for row in np.flatnonzero(seen)
+        for row in np.flatnonzero(seen).tolist()
     }
 
 

@@ -1,5 +1,6 @@
 """Latents of a functaset for training and evaluation, with labels and normaliser."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from functa.models.latents.normalize import Normalizer, normalizer
 from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.receipts.moments import Moments, merge, moments_of
-from functa.storage.readers.shards import SplitShards
+from functa.storage.readers.shards import SplitShards, plain_rows
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,20 @@ def load_split(functaset: Functaset, split: str) -> Split:
     return Split(torch.from_numpy(z), torch.from_numpy(latents.labels[rows].astype(np.int64)))
 
 
+def plain_counts(functaset: Functaset, split: str) -> list[int]:
+    """Return how many rows without augmentation each shard of a split has; every shard is opened for it."""
+    return [plain_rows(shard).count for shard in functaset.shards(split)]
+
+
 class PlainRows:
     """The latents of a split's images without augmentations, in the store's order; reads only the shards it needs.
 
-    Raises StorageError if the split has no rows.
+    counts: plain_counts of the same version, where they are known: then no shard is opened before it is read. Raises
+    StorageError if the split has no rows.
     """
 
-    def __init__(self, functaset: Functaset, split: str) -> None:
-        self._shards = SplitShards(functaset, split, plain=True)
+    def __init__(self, functaset: Functaset, split: str, counts: Sequence[int] | None = None) -> None:
+        self._shards = SplitShards(functaset, split, plain=True, known=counts)
         self._ends = np.cumsum(self._shards.counts)
         self._held: tuple[int, np.ndarray] | None = None  # the last shard: rows are read in order, batch by batch
         self.shape = functaset.latent_shape
@@ -56,7 +63,7 @@ class PlainRows:
         which = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(which):
             shard = self._shards.shards[number]
-            z = self._shard(int(number))[rows[which == number] - (self._ends[number] - shard.count)]
+            z = self._shard(int(number))[rows[which == number] - (self._ends[number] - self._shards.counts[number])]
             parts.append(shard.fragment.dequantized(z) if self._shards.quantizers else z)
         return torch.from_numpy(np.concatenate(parts))
 

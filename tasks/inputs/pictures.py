@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.images.source import ImageBatch, Images, ImageSplit
+from functa.storage.texts import taken
 from functa.tasks.config import MEMORY_BYTES
 
 READ_ROWS = 1024
@@ -72,10 +74,9 @@ class Pictures:
         return self._pixels is not None
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         """Return the stable keys of the rows."""
-        keys = self.split.keys
-        return [keys[i] for i in self._rows]
+        return taken(self.split.keys, self._rows)
 
     @property
     def digest(self) -> str:
@@ -124,7 +125,7 @@ class Pictures:
         return f"{self.split.keys[self._rows[row]]}: {reason}"
 
 
-def digest_of(keys: list[str]) -> str:
+def digest_of(keys: Sequence[str]) -> str:
     """Return 64 hex digits of keys, in order."""
     return hashlib.sha256("\0".join(keys).encode()).hexdigest()
 

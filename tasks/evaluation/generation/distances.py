@@ -18,6 +18,7 @@ from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
 from functa.tasks.evaluation.config import EvaluationConfig
 from functa.tasks.evaluation.evaluator_input import SILENT, EvaluationJob, Messages
+from functa.tasks.evaluation.generation.feature_inputs import is_input
 from functa.tasks.evaluation.generation.feature_sets import Gathered, merged
 from functa.tasks.evaluation.generation.inception import DIMENSIONS, RESIZE, check_counts, is_fid
 from functa.tasks.inputs.pictures import digest_of
@@ -62,7 +63,7 @@ def delete_features(output: str) -> None:
     """
     location = open_location(output)
     for key in location.list("features/"):
-        if key.endswith(".npz"):
+        if key.endswith(".npz") or is_input(key):
             location.delete(key)
 
 

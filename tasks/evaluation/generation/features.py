@@ -23,9 +23,10 @@ from functa.models.latents.normalize import Normalizer
 from functa.models.measures.metrics import FrechetStatistics
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.images.source import Images, open_images
+from functa.storage.images.source import SplitOfKeys, open_keys
 from functa.storage.places.address import open_location, read_json, write_json
 from functa.tasks.evaluation.evaluator_input import EvaluationJob
+from functa.tasks.evaluation.generation.feature_inputs import read_keys, training_rows
 from functa.tasks.evaluation.generation.feature_sets import Gathered, Space, to_bytes
 from functa.tasks.evaluation.generation.inception import load_inception, space_of, weights_digest
 from functa.tasks.inference.sample import read_samples
@@ -58,6 +59,7 @@ class FeatureJob(Config):
     part: int
     parts: int
     count: int  # of samples, and so of reconstructions and noise latents
+    images: int = 0  # of the reference
     slices: tuple[str, ...] = ()  # URIs of all samples' files
     labels: tuple[int, ...] | None = None  # of this part's samples; None for an unconditional model
 
@@ -77,7 +79,7 @@ class Tools:
     """The models and data that features are computed with."""
 
     device: torch.device
-    images: Images
+    of_keys: SplitOfKeys
     functaset: Functaset
     field: Field
     inner: InnerConfig
@@ -85,11 +87,12 @@ class Tools:
     normalizer: Normalizer
     inception: Callable[[Tensor], Tensor] | None
     weights: str  # sha256 of Inception's file, or empty
+    side: int  # of the pictures, in pixels
 
     @property
     def resolution(self) -> tuple[int, int]:
         """Return height and width of the pictures."""
-        return self.images.resolution, self.images.resolution
+        return self.side, self.side
 
 
 def part_of(count: int, part: int, parts: int) -> np.ndarray:
@@ -111,30 +114,30 @@ def write_features(job: FeatureJob, progress: Progress = lambda done, total: Non
 
 def open_tools(job: FeatureJob) -> Tools:
     """Open what this slice needs; no Inception for noise latents: the literature has no such figure."""
-    evaluation = job.evaluation
-    device = choose_device(evaluation.device)
-    images, functaset = _data(evaluation.model_dump_json())
-    field, inner, _ = load_field(evaluation.field)
-    fid = evaluation.evaluation.fid
-    wanted = fid.weights is not None and job.kind != "noise"
+    wanted = job.evaluation.evaluation.fid.weights is not None and job.kind != "noise"
+    return _tools(job.evaluation.model_dump_json(), wanted)
+
+
+@lru_cache(maxsize=2)  # with Inception and without
+def _tools(evaluation: str, with_inception: bool) -> Tools:
+    """Open an evaluation's models and data once for all slices that this process computes."""
+    job = EvaluationJob.model_validate_json(evaluation)
+    device, fid = choose_device(job.device), job.evaluation.fid
+    functaset = training_rows(job.output, job.functaset).functaset
+    field, inner, metadata = load_field(job.field)
+    side = metadata["resolution"]
     return Tools(
         device=device,
-        images=images,
+        of_keys=open_keys(job.images, (side, side, field.image_channels)),
         functaset=functaset,
         field=field.to(device),
         inner=inner,
-        pixels=load_pixel_classifier(evaluation.pixel_classifier).to(device) if evaluation.pixel_classifier else None,
-        normalizer=_latent_normalizer(evaluation, functaset),
-        inception=load_inception(fid, device) if wanted else None,
-        weights=weights_digest(fid) if wanted else "",
+        pixels=load_pixel_classifier(job.pixel_classifier).to(device) if job.pixel_classifier else None,
+        normalizer=_latent_normalizer(job, functaset),
+        inception=load_inception(fid, device) if with_inception else None,
+        weights=weights_digest(fid) if with_inception else "",
+        side=side,
     )
-
-
-@lru_cache(maxsize=1)
-def _data(evaluation: str) -> tuple[Images, Functaset]:
-    """Open an evaluation's images and functaset once for all slices that this process computes."""
-    job = EvaluationJob.model_validate_json(evaluation)
-    return open_images(job.images), Functaset.open(job.functaset)
 
 
 def gather(job: FeatureJob, tools: Tools, progress: Progress = lambda done, total: None) -> Gathered:
@@ -204,12 +207,17 @@ def _batches(job: FeatureJob, total: int) -> Iterator[np.ndarray]:
 
 def _reference(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
     """Yield readable training images, then the latents of training images; neither is reconstructed."""
-    split, latents = tools.images.split("train"), PlainRows(tools.functaset, "train")
-    for rows in _batches(job, len(split)):
-        read = split.read(rows)
-        yield Batch(rows[read.good], len(split), as_float(read.images[read.good]), None)
+    keys, latents = read_keys(job.evaluation.output, job.part, job.parts), _training_rows(job)
+    for rows in _batches(job, job.images):
+        first = job.images * job.part // job.parts
+        read = tools.of_keys(keys[rows[0] - first : rows[-1] + 1 - first]).read(range(len(rows)))
+        yield Batch(rows[read.good], job.images, as_float(read.images[read.good]), None)
     for rows in _batches(job, len(latents)):
         yield Batch(rows, len(latents), None, latents.read(rows))
+
+
+def _training_rows(job: FeatureJob) -> PlainRows:
+    return training_rows(job.evaluation.output, job.evaluation.functaset).open()
 
 
 def _samples(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
@@ -225,7 +233,7 @@ def _samples(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
 
 def _reconstruction(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
     """Yield reconstructed training images. Like any image, a reconstruction has its own encoding as latent."""
-    latents = PlainRows(tools.functaset, "train")
+    latents = _training_rows(job)
     chosen = spread(len(latents), min(job.count, len(latents)))
     loop = InnerLoop(tools.field, tools.inner, tools.resolution)
     for rows in _batches(job, len(chosen)):

@@ -26,7 +26,7 @@ from functa.storage.places import local
 from functa.storage.places.local import LocalLocation
 from tests.helpers.storage.functasets import tree
 
-CHANGES, READS, LOOKS = ("create", "write", "delete"), ("read",), ("entry", "entries", "leftovers")
+CHANGES, READS, LOOKS = ("create", "write", "delete"), ("read",), ("entry", "entries", "listing", "leftovers")
 
 ACTIONS = {
     "kill": CHANGES,  # SIGKILL once the temporary file is written; before a deletion

@@ -13,9 +13,11 @@ from functa.models.config import FieldConfig, InnerConfig
 from functa.models.field.field import Field
 from functa.models.latents.classifier import build_pixel_classifier
 from functa.storage.config import QuantizationConfig
+from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import save_checkpoint
 from functa.tasks.evaluation.evaluator_input import EvaluationJob, Samples
+from functa.tasks.evaluation.generation.feature_inputs import write_inputs
 from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_of, write_features
 from tests.helpers.storage.functasets import SHAPE, filled
 
@@ -73,9 +75,13 @@ def features(
     job: EvaluationJob, slices: list[str], parts: int = 1, labels: list[int] | None = None, count: int = COUNT
 ) -> list[str]:
     """Compute all sets' features, in so many slices each; return the files."""
+    images = open_images(job.images)
+    write_inputs(job.output, images, job.functaset, parts)
+    reference = len(images.split("train"))
     return [
         write_features(FeatureJob(
-            evaluation=job, kind=kind, part=part, parts=parts, count=count, slices=tuple(slices),
+            evaluation=job, kind=kind, part=part, parts=parts, count=count, images=reference,
+            slices=tuple(slices),
             labels=None if labels is None else tuple(labels[row] for row in part_of(count, part, parts)),
         ))
         for kind in KINDS for part in range(parts)

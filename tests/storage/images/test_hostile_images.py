@@ -83,7 +83,7 @@ def test_names_that_are_no_text_and_links_in_a_circle_are_survived(tmp_path: Pat
     odd = os.fsencode(tmp_path / "cat") + b"/\xff<script>\n.png"
     Path(os.fsdecode(odd)).write_bytes(encoded(Image.fromarray(noise(5))))
     images = open_images(ImagesConfig(source="folder", location=str(tmp_path)))
-    keys = images.split("train").keys + images.split("test").keys
+    keys = [*images.split("train").keys, *images.split("test").keys]
     assert len(keys) == 9
     for key in keys:
         assert key.encode()

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.images.shards import open_parts
+from functa.storage.images.source import open_images, open_keys
+from functa.storage.places import local
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from tests.helpers.storage.image_files import noise
@@ -36,6 +39,24 @@ def test_the_same_images_are_the_same_rows_in_every_form(form: str, tmp_path: Pa
     images = opened(location, source, **settings)
     assert len(images.classes) == 3
     assert (rows(images, "train"), rows(images, "test")) == (expected("train"), expected("test"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_are_read_by_their_keys_without_a_listing(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location, source, settings = FORMS[form](tmp_path)
+    config = ImagesConfig(source=source, location=str(location), **settings)
+    images = open_images(config)
+    monkeypatch.setattr(local, "_walk", None)
+    keys = [key for split in images.splits.values() for key in reversed(split.keys)]
+    read = open_keys(config, (images.resolution, images.resolution, images.channels))([*keys, "no/such.png"])
+    batch = read.read(range(len(keys) + 1))
+    assert (batch.tokens[:-1], batch.reasons) == (
+        [token for split in images.splits.values() for token in reversed(split.tokens)], {len(keys): "no longer there"},
+    )  # fmt: skip
+    pixels = [split.read(range(len(split))).images[::-1] for split in images.splits.values()]
+    np.testing.assert_array_equal(batch.images[:-1], np.concatenate(pixels))
 
 
 def test_class_names_come_from_the_tables_metadata(tmp_path: Path) -> None:
@@ -102,7 +123,7 @@ def test_a_flat_folder_has_no_classes_and_the_user_is_informed(tmp_path: Path) -
     images = opened(tmp_path / "pics", "folder", test_fraction=0.25)
     assert images.classes == []
     assert any("no class folders" in note for note in images.notes)
-    assert sorted(images.split("train").keys + images.split("test").keys) == [f"{i:02d}.png" for i in range(20)]
+    assert sorted([*images.split("train").keys, *images.split("test").keys]) == [f"{i:02d}.png" for i in range(20)]
 
 
 def test_images_without_classes_may_lie_in_any_folders_if_the_config_declares_it(tmp_path: Path) -> None:
@@ -165,7 +186,7 @@ def test_one_shard_a_colon_in_its_path_and_names_that_are_no_text_are_read(tmp_p
         write_tar(folder / f"{number}.tar", cls(of("train")[number::3]))
     os.rename(folder / "2.tar", os.fsencode(folder) + b"/caf\xe9.tar")
     images = opened(folder, "webdataset", test_fraction=0.4, split_seed=1)
-    keys = images.split("train").keys + images.split("test").keys
+    keys = [*images.split("train").keys, *images.split("test").keys]
     assert len(keys) == 12
     assert all(key.encode() for key in keys)
     assert all(images.split(split).read(range(len(images.split(split)))).good.all() for split in ("train", "test"))

@@ -345,8 +345,8 @@ def test_a_source_is_listed_once_inside_and_anew_outside(tmp_path: Path, monkeyp
     class_folders(tmp_path / "test", per_class=1)
     config = ImagesConfig(source="folder", location=str(tmp_path), resolution=8)
     listed = []
-    real = LocalLocation.entries
-    monkeypatch.setattr(LocalLocation, "entries", lambda self, prefix="": listed.append(prefix) or real(self, prefix))
+    real = LocalLocation.listing
+    monkeypatch.setattr(LocalLocation, "listing", lambda self, prefix="": listed.append(prefix) or real(self, prefix))
     with listed_once():
         first = open_images(config)
         with listed_once(), ThreadPoolExecutor(1) as pool:

@@ -106,9 +106,13 @@ def test_a_listing_enters_no_folder_that_its_prefix_rules_out(
     keys = ["commits/01", "commits/02", "commits2/a", "fragments/a/b", "fragments/ab", "fragments/c/d", "z"]
     for key in keys:
         place.write(key, b"")
-    entered = []
-    scan = os.scandir
-    monkeypatch.setattr(os, "scandir", lambda folder: entered.append(str(folder)) or scan(folder))
+    entered, opened = list[str](), os.open
+
+    def open_folder(path: str, flags: int, *rest: int, **options: int) -> int:
+        entered.extend([str(path)] if flags & os.O_DIRECTORY else [])
+        return opened(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", open_folder)
     assert place.list(prefix) == [key for key in keys if key.startswith(prefix)]
     below = [str(Path(folder).relative_to(tmp_path)) for folder in entered if Path(folder) != tmp_path]
     assert all(f"{folder}/".startswith(prefix) or prefix.startswith(f"{folder}/") for folder in below)

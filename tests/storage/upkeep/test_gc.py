@@ -86,7 +86,7 @@ def test_of_a_shard_whose_rows_are_all_retired_nothing_is_read_any_more(tmp_path
         if path.is_file() and ("c/1" in str(path) or "000001" in path.name):
             path.unlink()
     assert verify(place, deep=True).bad == []
-    expected = sorted(table_of(place, each, 0).keys + table_of(place, each, 2).keys)
+    expected = sorted([*table_of(place, each, 0).keys, *table_of(place, each, 2).keys])
     assert shown(place) == expected
     assert len(Functaset.open(place).content) == 24
     commit(place, [], {entry.fragment: range(20)})

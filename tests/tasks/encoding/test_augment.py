@@ -15,6 +15,7 @@ from functa.storage.config import ImagesConfig
 from functa.storage.functaset.commit import retire
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.images.files import Decoded
+from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
 from functa.storage.upkeep.verify import verify
 from functa.tasks.config import AugmentationConfig
@@ -108,8 +109,8 @@ def test_an_image_is_decoded_once_for_all_its_augmentations(tmp_path: Path, monk
     real = module.read_image
     monkeypatch.setattr(module, "read_image", lambda data, *rest: decoded.append(1) or real(data, *rest))
     images = ImagesConfig(source="folder", location=str(tmp_path), resolution=16)
-    source = PlannedImages(images, AugmentationConfig(count=4))
-    rows = of_split(source.images.split("train"), 4)
+    source = PlannedImages(images, AugmentationConfig(count=4), (16, 16, 3))
+    rows = of_split(open_images(images).split("train"), 4)
     assert (len(rows.keys), rows.augmentations.tolist()) == (30, [0, 1, 2, 3, 4] * 6)
     batch = source.read(rows)
     assert batch.good.all()

@@ -53,12 +53,12 @@ def stored_psnr(work: EncodeJob, clipped_only: bool = True) -> tuple[np.ndarray,
     """Return the PSNR that is stored of training rows with clipped numbers, and that of their stored latents."""
     latents = Functaset.open(work.functaset).load("train")
     field, inner, _ = load_field(work.field)
-    images = PlannedImages(work.images, work.encode.augmentation)
+    images = PlannedImages(work.images, work.encode.augmentation, (8, 8, 1))
     table = of_split(open_images(work.images).split("train"), work.encode.augmentation.count)
     position = {name: row for row, name in enumerate(zip(table.keys, table.augmentations.tolist(), strict=True))}
     names = zip(latents.keys, latents.augmentation.tolist(), strict=True)
     pixels = images.read(table.take([position[name] for name in names])).images
-    loop = InnerLoop(field, inner, images.images.resolution and (8, 8))
+    loop = InnerLoop(field, inner, (8, 8))
     errors = loop.errors_at(as_float(pixels), torch.from_numpy(latents.dequantized()))
     z, _ = encode_images(loop, pixels, 32)
     quantizer = latents.shards[0].fragment.quantizer

@@ -10,16 +10,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from functa.flows.config.load import load_config
 from functa.models.measures.metrics import FrechetStatistics, frechet_distance
 from functa.storage.errors import StorageError
+from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.functaset import Functaset
+from functa.storage.images.source import open_images
+from functa.storage.places import local
 from functa.tasks.evaluation.evaluator_input import Messages
 from functa.tasks.evaluation.generation import features as computing
 from functa.tasks.evaluation.generation import inception
 from functa.tasks.evaluation.generation.distances import check_sets, delete_features, measure, no_distance
+from functa.tasks.evaluation.generation.feature_inputs import write_inputs
 from functa.tasks.evaluation.generation.feature_sets import Gathered, Space, from_bytes, merged, to_bytes
 from functa.tasks.inference.sample import read_samples
 from functa.tasks.inputs.latents import PlainRows, load_split
+from tests.helpers.tasks.changing_source import write_image
 from tests.helpers.tasks.evaluated import COUNT, evaluation_job, features, samples, with_samples, write_samples
 
 LABELS = [n % 10 for n in range(COUNT)]
@@ -96,6 +102,36 @@ def test_figures_do_not_depend_on_the_number_of_slices(folder: Path, monkeypatch
     assert [path.name for path in (output / "features").iterdir()] == ["normalizer.json"]
 
 
+def test_slices_list_no_images_and_read_only_the_receipts_of_their_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many slices there are."""
+    pictures = folder / "pictures"
+    for i in range(40):
+        write_image(pictures, f"{'train' if i < 36 else 'test'}/{'ab'[i % 2]}/{i:03d}.png", i)
+    of_files = ["images.source=folder", f"images.location={pictures}", "images.channels=1"]
+    images = load_config("digits", of_files).images
+    job = evaluation_job(folder).model_copy(update={"images": images})
+    shards, read = len(Functaset.open(job.functaset).shards("train")), list[object]()
+    checked = Shard._checked
+    monkeypatch.setattr(Shard, "_checked", lambda shard, data: read.append(shard.number) or checked(shard, data))
+    for parts in (1, 6, 12):
+        own = job.model_copy(update={"output": str(folder / f"counted-{parts}" / "run")})
+        slices = write_samples(folder / f"counted-{parts}", samples())
+        write_inputs(own.output, open_images(images), own.functaset, parts)
+        read.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(local.LocalLocation, "listing", None)
+            for part in range(parts):
+                for kind in ("reference", "samples", "reconstruction", "noise"):
+                    labels = tuple(LABELS[row] for row in computing.part_of(COUNT, part, parts))
+                    computing.write_features(computing.FeatureJob(
+                        evaluation=own, kind=kind, part=part, parts=parts, count=COUNT, images=36,
+                        slices=tuple(slices), labels=labels,
+                    ))  # fmt: skip
+        assert len(read) <= shards
+
+
 def test_without_a_pixel_classifier_the_latents_alone_are_compared(folder: Path) -> None:
     """Images of one class only cannot train it."""
     job = evaluation_job(folder, *SMALL).model_copy(
@@ -117,7 +153,7 @@ def test_the_distances_are_those_of_all_features_at_once(folder: Path) -> None:
     slices = write_samples(folder / "direct", samples())
     sets = merged(features(job, slices, parts=2))
     tools = computing.open_tools(computing.FeatureJob(evaluation=job, kind="samples", part=0, parts=1, count=COUNT))
-    split = tools.images.split("train")
+    split = open_images(job.images).split("train")
     pixels = torch.from_numpy(split.read(np.arange(len(split))).images).float() / 255
     decoded = computing._decoded(tools, np.arange(COUNT), COUNT, torch.from_numpy(samples())).images
     assert decoded is not None
