@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from functa.storage.errors import MissingObject, StorageError
-from functa.storage.functaset.committing.finished import finished, put
+from functa.storage.functaset.committing.finished import finished, put, with_manifest
 from functa.storage.functaset.committing.overlap import LAST_NUMBER, names_of, refuse_overlap, shards_with
 from functa.storage.functaset.committing.split_moments import training_moments
 from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
@@ -94,8 +94,13 @@ def commit(
         before = {entry.fragment for entry in parent.fragments} if parent else set()
         refuse_overlap(location, proposal, {entry.fragment for entry in proposal.fragments} - before)
         moments = training_moments(location, proposal, parent, changes.whole)
-        objects = _own_objects(location, root.field)
-        complete = proposal.model_copy(update={"moments": moments and moments[0], "objects": objects})
+        complete = proposal.model_copy(
+            update={
+                "fragments": tuple(with_manifest(location, entry) for entry in proposal.fragments),
+                "moments": moments and moments[0],
+                "objects": _own_objects(location, root.field),
+            }
+        )
         record, named = stored(complete)
         named |= {moments[0].key: moments[1]} if moments else {}
         for key, data in named.items():

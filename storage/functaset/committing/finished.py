@@ -54,6 +54,23 @@ def finished(fragment: Fragment) -> tuple[FragmentEntry, Moments | None]:
     return entry, made.moments
 
 
+def with_manifest(location: Location, entry: FragmentEntry) -> FragmentEntry:
+    """Return an entry that names every receipt as one that names a manifest, which is written.
+
+    Where a receipt or a table is damaged, also of a shard that nobody reads any more, it stays as it is.
+    """
+    if entry.manifest is not None:
+        return entry
+    try:
+        fragment = Fragment.committed(location, entry)
+        made = make_manifest(fragment, lambda shard: (shard.stored_receipt, entry.receipts[shard.number]))
+    except (DamagedObject, MissingObject):
+        return entry
+    for key, data in made.objects.items():
+        put(location, key, data)
+    return entry.model_copy(update={"receipts": (), "manifest": made.record, "names": made.names})
+
+
 def _finished(shard: Shard, sizes: dict[str, int]) -> Finished:
     """Return a shard's receipt and its record. sizes: of the fragment's objects, as they were listed."""
     fragment, found = shard.fragment, shard.find_stored()

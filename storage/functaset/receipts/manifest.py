@@ -105,7 +105,7 @@ class Manifest:
 
     def bad_rows(self, shard: int) -> np.ndarray:
         """Return the numbers of a shard's bad rows, within the shard."""
-        return self.columns["bad_rows"][self._bad(shard)] - shard * self.plan.shard_rows
+        return self.columns["bad_rows"][self._bad(shard)].astype(np.int64) - shard * self.plan.shard_rows
 
     def _bad(self, shard: int) -> slice:
         first = shard * self.plan.shard_rows

@@ -120,3 +120,10 @@ def damage(path: Path, how: str) -> None:
     if how == "flipped":
         data[len(data) // 2] ^= 1
     return path.write_bytes(data[: len(data) // 2] if how == "short" else data)  # type: ignore[return-value]
+
+
+def flip_in(location: Location, key: str) -> None:
+    """Flip a bit in the middle of an object."""
+    data = bytearray(location.read(key))
+    data[len(data) // 2] ^= 1
+    location.write(key, bytes(data))
