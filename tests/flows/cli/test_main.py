@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.helpers.flows.command import PROJECT, error_line, functa, here
 from tests.helpers.flows.tiny_config import TINY
-from tests.helpers.storage.functasets import filled
+from tests.helpers.storage.functasets import fill, filled, plan
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,7 @@ from tests.helpers.storage.functasets import filled
         (["store", "gc", "/no/such/store"], 1, "/no/such/store"),
         (["store", "gc", "/no/such/store", "--keep-versions", "0"], 2, "--keep-versions 1 or more"),
         (["store", "gc", "/no/such/store", "--older-than", "nan"], 2, "--older-than is 0 or more hours"),
+        (["store", "compact", "/no/such/store"], 1, "/no/such/store: no functaset"),
         (["store", "retire", "/no/such/store"], 2, "name one image at least"),
         (["store", "retire", "/no/such/store", "some/image.png"], 1, "/no/such/store"),
         (["store", "quantize", "/no/such/store", "/no/such/other", "--bits", "6"], 1, "/no/such/store: no functaset"),
@@ -183,6 +184,18 @@ def test_a_functaset_is_quantised_from_the_shell(tmp_path: Path) -> None:
     assert "6 bits a number, which 7 cannot better" in error_line(
         here(*command[:2], str(tmp_path / "b"), "x", "--bits", "7"), 1
     )
+
+
+def test_small_fragments_are_merged_from_the_shell(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    more = plan(place, n=5, first=20)
+    fill(place, [more])
+    done = here("store", "compact", str(tmp_path / "s"))
+    assert done.returncode == 0, done.stderr
+    assert "version 3: 2 fragments of 25 rows are now 1; functa store gc --keep-versions 1 --delete" in done.stdout
+    answer = json.loads(here("store", "compact", str(tmp_path / "s"), "--json").stdout)
+    assert answer == {"merged": [], "made": [], "rows": 0, "version": 3}
+    assert "nothing to merge" in here("store", "compact", str(tmp_path / "s")).stdout
 
 
 def test_presets_are_listed_without_building_a_model() -> None:
