@@ -1,12 +1,17 @@
 """Uniform quantisation: 2^bits bins per latent dimension (paper App. C.4.4), stored as one byte a number."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
+
+NEAR = 2.0**-12  # steps; a position of at most 257 that is computed in single precision is off by less than a fifth
+
+PART = 1 << 16  # numbers that are quantised at once
 
 
 @dataclass(frozen=True)
@@ -24,21 +29,50 @@ class Quantizer:
 
         Inside the range |decode - z| <= step / 2. What lies outside takes the nearest bin.
         """
-        position, outside = self._positions(z)
-        return np.clip(np.floor(position), 0, (1 << self.bits) - 1).astype(np.uint8), int(np.count_nonzero(outside))
+        codes = np.empty(z.shape, np.uint8)
+        return codes, int(sum(self._code(part, codes[rows]).sum() for rows, part in _parts(z)))
 
     def outside(self, z: np.ndarray) -> np.ndarray:
         """Return how many numbers of each row of z [n, s, s, c] lie outside the range, int64 [n]; 0 if not finite."""
         finite = np.isfinite(z).reshape(len(z), -1).all(1)
         counts = np.zeros(len(z), np.int64)
-        counts[finite] = np.count_nonzero(self._positions(z[finite])[1], (1, 2, 3))
+        known = z if finite.all() else z[finite]
+        counts[finite] = [
+            count for _, part in _parts(known) for count in self._code(part, np.empty(part.shape, np.uint8))
+        ]
         return counts
 
-    def _positions(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return positions in steps above the low end, and which of them lie outside the range."""
-        # In double precision: a float32 quotient can round up into the next bin.
-        position = (z.astype(np.float64) - self.low) / self.step
-        return position, (position < 0) | (position > (1 << self.bits))
+    def _code(self, z: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Write the codes of a few rows; return how many numbers of each row lie outside the range, int64 [n].
+
+        A position is the number of steps above the low end, (z - low) / step in double precision. In single precision
+        it is off by less than NEAR, so that only positions so close to a whole number are computed again.
+        """
+        top = np.float32((1 << self.bits) - 1)
+        with np.errstate(all="ignore"):  # what overflows is computed again
+            position = z.astype(np.float32, copy=False) - self.low
+            position *= self._steps_per_unit if z.dtype == np.float32 else np.float32(np.nan)
+            bins = np.floor(position)
+            position -= bins
+            position -= np.float32(0.5)
+            again = np.flatnonzero(~(np.abs(position, out=position) <= np.float32(0.5 - NEAR)))
+            np.clip(bins, 0, top, out=position)
+            codes[...] = position
+        outside = position != bins
+        if len(again):
+            at = np.unravel_index(again, z.shape)
+            low, step = (np.broadcast_to(each, z.shape)[at] for each in (self.low, self.step))
+            exact = (z[at].astype(np.float64) - low) / step
+            codes[at] = np.clip(np.floor(exact), 0, top)
+            outside[at] = (exact < 0) | (exact > 1 << self.bits)
+        return np.array([np.count_nonzero(row) for row in outside], np.int64)
+
+    @cached_property
+    def _steps_per_unit(self) -> np.ndarray:
+        """Return 1 / step as float32; not a number where its precision would not suffice."""
+        with np.errstate(all="ignore"):
+            found = (1 / self.step.astype(np.float64)).astype(np.float32)
+        return np.where((found > 1e-30) & (found < 1e30), found, np.float32(np.nan)).astype(np.float32)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return codes uint8 [n, s, s, c] as float32 [n, s, s, c]."""
@@ -47,6 +81,14 @@ class Quantizer:
         z *= self.step
         z += self.low
         return z
+
+
+def _parts(z: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield a few rows at a time, which stay in a core's cache."""
+    rows = max(1, PART // max(1, z[:1].size))
+    for start in range(0, len(z), rows):
+        part = slice(start, start + rows)
+        yield part, z[part]
 
 
 def clip_limit(max_clip_fraction: float, rows: int) -> float:

@@ -149,3 +149,46 @@ def test_32_bits_need_no_quantiser_and_bad_latents_make_none() -> None:
     for z in (np.zeros((0, 1, 1, 1)), np.full((2, 1, 1, 1), np.nan), one_bad):
         with pytest.raises(StorageError, match="calibration latents"):
             calibrate(QuantizationConfig(bits=8), z)
+
+
+@st.composite
+def near_bins(draw: st.DrawFn) -> tuple[Quantizer, np.ndarray]:
+    """Return a quantiser, and numbers a few steps of float32 from the borders of its bins, or anywhere."""
+    bits, channels = draw(st.integers(1, 8)), draw(st.integers(1, 4))
+    finite = st.floats(-1, 1, width=32)
+    scale = 10.0 ** draw(st.integers(-44, 37))
+    low = (draw(hnp.arrays(np.float32, (1, 1, channels), elements=finite)) * 10.0 ** draw(st.integers(-44, 37))).astype(
+        "f"
+    )
+    step = np.maximum(
+        scale * draw(hnp.arrays(np.float32, (1, 1, channels), elements=st.floats(0.125, 1, width=32))), 1e-45
+    )
+    quantizer = Quantizer(bits, low, step.astype(np.float32))
+    number = draw(hnp.arrays(np.float64, (20, 2, 2, channels), elements=st.integers(-2, 2**bits + 2)))
+    with np.errstate(all="ignore"):
+        z = (low.astype(np.float64) + number * quantizer.step).astype(np.float32)
+        z = z + draw(hnp.arrays(np.float32, z.shape, elements=st.integers(-3, 3))) * np.spacing(z)
+    wild = draw(hnp.arrays(np.float32, z.shape, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+    return quantizer, np.where(draw(hnp.arrays(bool, z.shape)), wild, np.nan_to_num(z)).astype(np.float32)
+
+
+@given(near_bins())
+def test_codes_are_those_of_double_precision_everywhere(made: tuple[Quantizer, np.ndarray]) -> None:
+    quantizer, z = made
+    position = (z.astype(np.float64) - quantizer.low) / quantizer.step
+    outside = (position < 0) | (position > 2**quantizer.bits)
+    codes, clipped = quantizer.encode(z)
+    np.testing.assert_array_equal(codes, np.clip(np.floor(position), 0, 2**quantizer.bits - 1))
+    np.testing.assert_array_equal(quantizer.outside(z), outside.sum((1, 2, 3)))
+    assert clipped == outside.sum()
+
+
+def test_codes_of_many_latents_are_those_of_double_precision() -> None:
+    z = np.random.default_rng(0).normal(size=(96, 16, 16, 32)).astype(np.float32)
+    for granularity in ("scalar", "element"):
+        quantizer = calibrate(QuantizationConfig(bits=8, granularity=granularity), z[:32] / 2)
+        assert quantizer is not None
+        position = (z.astype(np.float64) - quantizer.low) / quantizer.step
+        codes, clipped = quantizer.encode(z)
+        np.testing.assert_array_equal(codes, np.clip(np.floor(position), 0, 255))
+        assert clipped == ((position < 0) | (position > 256)).sum() > 0
