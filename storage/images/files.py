@@ -91,6 +91,7 @@ class Decoded:
         scales: tuple[int, ...] = (),
     ) -> None:
         self.size = size  # (width, height)
+        self._centres: dict[int, np.ndarray] = {}  # of which ten crops may be made
         self._fast, self._decoded, self._scales = decoder == "fast", cache(decoded), scales
 
     @classmethod
@@ -104,11 +105,9 @@ class Decoded:
         A square depends on its own part alone, whatever others were made of the image. Raises BadImage.
         """
         if box is None:
-            if self.size == (side, side):
-                return _array(self._decoded(1))
-            short = min(self.size)
-            left, top = ((length - short) / 2 for length in self.size)
-            box = (left, top, left + short, top + short)
+            if side not in self._centres:
+                self._centres[side] = self._centre(side)
+            return self._centres[side]
         if not self._fast:
             from PIL import Image
 
@@ -118,6 +117,13 @@ class Decoded:
         scale = next((scale for scale in self._scales if scale <= most), 1)
         left, top, right, bottom = (edge / scale for edge in box)
         return _array(_resized(self._decoded(scale), side, (left, top, right, bottom)))
+
+    def _centre(self, side: int) -> np.ndarray:
+        if self.size == (side, side):
+            return _array(self._decoded(1))
+        short = min(self.size)
+        left, top = ((length - short) / 2 for length in self.size)
+        return self.square(side, (left, top, left + short, top + short))
 
 
 def read_image(data: bytes, channels: int, max_pixels: int, decoder: "Decoder" = "exact") -> Decoded:

@@ -32,8 +32,8 @@ class Augmentation:
         """Return the function from an image to this augmentation; number 0 is the plain image."""
         if number == 0:
             return lambda image: image.square(self.resolution)
-        seed = hashlib.sha256(f"{self.config.seed}\0{key}\0{number}".encode()).digest()
-        return lambda image: self._augmented(image, np.random.default_rng(list(seed)))
+        seed = np.frombuffer(hashlib.sha256(f"{self.config.seed}\0{key}\0{number}".encode()).digest(), np.uint8)
+        return lambda image: self._augmented(image, np.random.default_rng(seed.astype(np.uint32)))
 
     def _augmented(self, image: Decoded, draw: np.random.Generator) -> np.ndarray:
         pixels = self._cropped(image, draw) if self.config.kind == "crop" else self._distorted(image, draw)
@@ -42,10 +42,11 @@ class Augmentation:
         return self._randomly(pixels, draw) if self.config.operations else np.ascontiguousarray(pixels)
 
     def _cropped(self, image: Decoded, draw: np.random.Generator) -> np.ndarray:
-        padding = self.config.padding
-        padded = np.pad(image.square(self.resolution), ((padding, padding), (padding, padding), (0, 0)))
-        top, left = draw.integers(2 * padding + 1, size=2)
-        return padded[top : top + self.resolution, left : left + self.resolution]
+        pixels, side = image.square(self.resolution), self.resolution
+        down, right = (draw.integers(2 * self.config.padding + 1, size=2) - self.config.padding).tolist()
+        cropped = np.zeros_like(pixels)  # black where the window leaves the image
+        cropped[_covered(-down, side), _covered(-right, side)] = pixels[_covered(down, side), _covered(right, side)]
+        return cropped
 
     def _distorted(self, image: Decoded, draw: np.random.Generator) -> np.ndarray:
         left, top, width, height = _box(image.size, self.config, draw)
@@ -76,6 +77,11 @@ class Augmentation:
 
         hparams = {"translate_pct": 0.45, "img_mean": GREY, "interpolation": Image.Resampling.BICUBIC}
         return list(rand_augment_ops(magnitude=self.config.magnitude, hparams=hparams))
+
+
+def _covered(offset: int, side: int) -> slice:
+    """Return the pixels of an image, along one side, that a window of its size covers at this offset."""
+    return slice(max(0, offset), max(0, side + min(0, offset)))
 
 
 def _box(

@@ -7,7 +7,7 @@ writes the previous shard.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ from functa.tasks.dispatch.child import RunEnded
 from functa.tasks.dispatch.progress import Pace, count, images_per_second
 from functa.tasks.encoding.keyed_images import PlannedImages, planned_images
 from functa.tasks.encoding.plan import EncodeJob, ShardGroup, environment
-from functa.tasks.inputs.pictures import as_float
+from functa.tasks.inputs.pictures import as_float, pinned
 from functa.tasks.trained import load_field
 
 Stats = dict[str, Any]
@@ -143,6 +143,7 @@ class _Work:
         if self.group.readable and batch.reasons:
             row, reason = min(batch.reasons.items())
             raise StorageError(f"{rows.keys[row]}: {reason}; restore the image, or retire its row: --retire-lost")
+        batch = replace(batch, images=pinned(batch.images, _device(self.loop)))
         self.stats["read"] += time.monotonic() - begun
         return batch
 
@@ -250,11 +251,11 @@ def encode_images(loop: InnerLoop, images: np.ndarray, batch: int) -> tuple[Tens
     The last batch is padded, so that every call has one shape: one compiled graph, and the same bits for an image
     whatever its position.
     """
-    device = next(loop.field.parameters()).device
+    device = _device(loop)
     latents, errors = [], []
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
-        pixels = as_float(_filled(part, batch)).to(device)
+        pixels = as_float(_filled(part, batch), device)
         z = loop.encode(pixels)
         error = loop.errors_at(pixels, z)
         latents.append(z[: len(part)].cpu())
@@ -264,17 +265,23 @@ def encode_images(loop: InnerLoop, images: np.ndarray, batch: int) -> tuple[Tens
 
 def errors_of(loop: InnerLoop, images: np.ndarray, z: Tensor, batch: int) -> Tensor:
     """Return the mean squared errors [n] of uint8 images [n, H, W, ch] decoded from latents z, padded like these."""
-    device = next(loop.field.parameters()).device
+    device = _device(loop)
     errors = []
     for start in range(0, len(images), batch):
         part, latents = images[start : start + batch], z[start : start + batch].numpy()
-        pixels = as_float(_filled(part, batch)).to(device)
+        pixels = as_float(_filled(part, batch), device)
         error = loop.errors_at(pixels, torch.from_numpy(_filled(latents, batch)).to(device))
         errors.append(error[: len(part)].cpu())
     return torch.cat(errors)
 
 
 def _filled(rows: np.ndarray, count: int) -> np.ndarray:
+    if len(rows) == count:
+        return rows
     filled: np.ndarray = np.zeros((count, *rows.shape[1:]), rows.dtype)
     filled[: len(rows)] = rows
     return filled
+
+
+def _device(loop: InnerLoop) -> torch.device:
+    return next(loop.field.parameters()).device

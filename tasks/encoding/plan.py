@@ -203,7 +203,7 @@ def _calibrated(job: EncodeJob, images: Images, loop: InnerLoop) -> Quantizer | 
         batch = split.read(rows[start : start + job.encode.batch])
         if batch.good.any():
             pixels.append(batch.images[batch.good])
-            latents.append(loop.encode(as_float(pixels[-1]).to(device)).cpu())
+            latents.append(loop.encode(as_float(pixels[-1], device)).cpu())
     if not latents:
         raise StorageError(f"none of the {len(rows)} calibration images could be read")
     images_of = np.concatenate(pixels)

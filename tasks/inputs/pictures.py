@@ -84,11 +84,11 @@ class Pictures:
         return digest_of(self.keys)
 
     def batch(self, rows: np.ndarray, part: slice = WHOLE) -> Tensor:
-        """Read rows as float32 [B, H, W, ch]; another image replaces an unreadable one, see batch_with_rows."""
-        return self.batch_with_rows(rows, part)[0]
+        """Read rows as float32 [B, H, W, ch]; another image replaces an unreadable one, see read."""
+        return as_float(self.read(rows, part)[0])
 
-    def batch_with_rows(self, rows: np.ndarray, part: slice = WHOLE) -> tuple[Tensor, np.ndarray]:
-        """Return pixels float32 [B, H, W, ch] and the rows [B] that were read, which decide labels and keys.
+    def read(self, rows: np.ndarray, part: slice = WHOLE) -> tuple[np.ndarray, np.ndarray]:
+        """Return pixels uint8 [B, H, W, ch] and the rows [B] that were read, which decide labels and keys.
 
         Only `part` of the global batch `rows` is read. If a row turns out to be unreadable, the batch's first good
         image replaces it, the same one in every process.
@@ -97,13 +97,13 @@ class Pictures:
         rows = np.asarray(rows)
         own = rows[part]
         if self._pixels is not None:
-            return as_float(self._pixels[own]), own
+            return self._pixels[own], own
         batch = self._read(own)
         if batch.good.all():
-            return as_float(batch.images), own
+            return batch.images, own
         substitute, picture = self._first_readable(rows)
         batch.images[~batch.good] = picture
-        return as_float(batch.images), np.where(batch.good, own, substitute)
+        return batch.images, np.where(batch.good, own, substitute)
 
     def _first_readable(self, rows: np.ndarray) -> tuple[int, np.ndarray]:
         """Return the first readable row and its pixels."""
@@ -130,9 +130,18 @@ def digest_of(keys: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(keys).encode()).hexdigest()
 
 
-def as_float(images: np.ndarray) -> Tensor:
-    """Convert uint8 [B, H, W, ch] to float32 in [0, 1]."""
-    return torch.from_numpy(images).float() / 255
+def as_float(images: np.ndarray | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Convert uint8 [B, H, W, ch] to float32 in [0, 1] on the device, to which a quarter of the bytes travel.
+
+    The same bits on every device: a GPU would multiply by the reciprocal of a number, but divides by a tensor.
+    """
+    pixels = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    return pixels.to(device, non_blocking=True).float() / torch.full((), 255.0, device=device)
+
+
+def pinned(images: np.ndarray, device: torch.device) -> np.ndarray:
+    """Return images in memory from which a GPU copies them while others compute; on a CPU these ones."""
+    return torch.from_numpy(images).pin_memory().numpy() if device.type == "cuda" else images
 
 
 def spread(rows: int, count: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import newest_metadata
 from functa.tasks.config import MetaTrainConfig
-from functa.tasks.inputs.pictures import Pictures
+from functa.tasks.inputs.pictures import Pictures, as_float
 from functa.tasks.inputs.prefetch import Prefetcher
 from functa.tasks.trained import refuse_other_field
 from functa.tasks.training.learner import Emit, Gradients, Learner, run_of
@@ -77,7 +77,7 @@ def _outer_step(job: MetaTrainJob, loop: InnerLoop, training: Pictures, ranks: R
     stream = mix(job.seed, stage_number("meta_train"))
 
     def inputs(step: int) -> list[Tensor]:
-        made = [training.batch(batch_rows(len(training), config.batch, stream, step), part)]
+        made = [torch.from_numpy(training.read(batch_rows(len(training), config.batch, stream, step), part)[0])]
         if config.patches_per_image:
             seed = mix(stream, stage_number("patches"), step)
             made.append(random_positions(config.batch, job.field.positions, config.patches_per_image, seed)[part])
@@ -86,7 +86,8 @@ def _outer_step(job: MetaTrainJob, loop: InnerLoop, training: Pictures, ranks: R
     prefetcher = Prefetcher(inputs, config.steps, threaded=device.type == "cuda" or not training.in_memory)
 
     def gradients(step: int, _: torch.Generator) -> dict[str, Tensor]:
-        images, *positions = (tensor.to(device, non_blocking=True) for tensor in prefetcher(step))
+        pixels, *positions = (tensor.to(device, non_blocking=True) for tensor in prefetcher(step))
+        images = as_float(pixels, device)
         errors = []
         for start in range(0, len(images), size):
             rows = slice(start, start + size)

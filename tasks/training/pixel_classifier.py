@@ -12,7 +12,7 @@ from functa.models.compute.randomness import mix, stage_number
 from functa.models.latents.classifier import build_pixel_classifier, classification_loss, decay_groups
 from functa.models.latents.cost import pixel_classifier_cost
 from functa.storage.images.source import open_images
-from functa.tasks.inputs.pictures import Pictures
+from functa.tasks.inputs.pictures import Pictures, as_float
 from functa.tasks.trained import logits_of
 from functa.tasks.training.learner import Emit, Learner, run_of
 from functa.tasks.training.loop import train
@@ -38,9 +38,9 @@ def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
     part, share = ranks.part(config.batch), ranks.share(config.batch)
 
     def gradients(step: int, _: torch.Generator) -> dict[str, Tensor]:
-        pixels, rows = training.batch_with_rows(batch_rows(len(training), config.batch, stream, step), part)
+        pixels, rows = training.read(batch_rows(len(training), config.batch, stream, step), part)
         labels = torch.from_numpy(training.labels[rows].astype(np.int64)).to(device)
-        loss = share * classification_loss(model.train()(pixels.to(device)), labels, 0.0)
+        loss = share * classification_loss(model.train()(as_float(pixels, device)), labels, 0.0)
         loss.backward()
         return {"loss": loss}
 

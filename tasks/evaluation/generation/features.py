@@ -211,7 +211,7 @@ def _reference(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
     for rows in _batches(job, job.images):
         first = job.images * job.part // job.parts
         read = tools.of_keys(keys[rows[0] - first : rows[-1] + 1 - first]).read(range(len(rows)))
-        yield Batch(rows[read.good], job.images, as_float(read.images[read.good]), None)
+        yield Batch(rows[read.good], job.images, as_float(read.images[read.good], tools.device), None)
     for rows in _batches(job, len(latents)):
         yield Batch(rows, len(latents), None, latents.read(rows))
 

@@ -10,7 +10,7 @@ from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
 from functa.tasks.inputs import pictures
-from functa.tasks.inputs.pictures import Pictures, refuse_too_many_bad
+from functa.tasks.inputs.pictures import Pictures, as_float, pinned, refuse_too_many_bad
 from functa.tasks.training.ranks import Ranks
 from tests.helpers.storage.image_files import class_folders
 
@@ -39,16 +39,16 @@ def test_in_memory_and_on_demand_give_the_same_pixels_of_the_same_keys(
     tmp_path: Path, spoilt: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = opened(tmp_path, spoilt, max_bad_fraction=0.5)
-    by_key = dict(zip(held.keys, held.batch(np.arange(len(held)))))
+    by_key = dict(zip(held.keys, held.read(np.arange(len(held)))[0]))
     monkeypatch.setattr(pictures, "MEMORY_BYTES", 10)
     config = ImagesConfig(
         source="folder", split="stratified", location=str(tmp_path), resolution=8, max_bad_fraction=0.5
     )
     read = Pictures(open_images(config), "train", config)
-    pixels, used = read.batch_with_rows(np.arange(len(read)))
+    pixels, used = read.read(np.arange(len(read)))
     assert len(pixels) == len(used) == len(read) == len(held) + len(spoilt)
     for image, row in zip(pixels, used):
-        torch.testing.assert_close(image, by_key[read.keys[row]])
+        np.testing.assert_array_equal(image, by_key[read.keys[row]])
         assert read.labels[row] == label_of(read.keys[row])
     assert set(spoilt).isdisjoint(used)
 
@@ -56,18 +56,18 @@ def test_in_memory_and_on_demand_give_the_same_pixels_of_the_same_keys(
 def test_on_demand_a_replaced_row_has_the_label_of_its_pixels(tmp_path: Path, on_demand: None) -> None:
     training = opened(tmp_path, spoilt=(3,), max_bad_fraction=0.5)
     other = int(np.flatnonzero(training.labels != training.labels[3])[0])
-    pixels, used = training.batch_with_rows(np.array([3, other]))
+    pixels, used = training.read(np.array([3, other]))
     assert list(used) == [other, other]
-    torch.testing.assert_close(pixels[0], pixels[1])
-    torch.testing.assert_close(training.batch(np.array([3, other])), pixels)
+    np.testing.assert_array_equal(pixels[0], pixels[1])
+    torch.testing.assert_close(training.batch(np.array([3, other])), as_float(pixels), rtol=0, atol=0)
 
 
 def test_in_memory_a_batch_holds_the_requested_rows(tmp_path: Path) -> None:
     training = opened(tmp_path, spoilt=(3,), max_bad_fraction=0.5)
     rows = np.array([5, 2, 2])
-    pixels, used = training.batch_with_rows(rows)
+    pixels, used = training.read(rows)
     np.testing.assert_array_equal(used, rows)
-    torch.testing.assert_close(pixels[1], pixels[2])
+    np.testing.assert_array_equal(pixels[1], pixels[2])
 
 
 @pytest.mark.faults
@@ -124,13 +124,13 @@ def test_processes_that_share_a_batch_hold_the_same_images_as_one_process(tmp_pa
         source="folder", split="stratified", location=str(tmp_path), resolution=8, max_bad_fraction=0.5
     )
     for rows in ([3, 7, 8, 5, 30, 9], [5, 7, 8, 9, 3, 30], [30, 3, 3, 8, 30, 9]):
-        pixels, used = first.batch_with_rows(np.array(rows))
+        pixels, used = first.read(np.array(rows))
         for world in (2, 3):
             parts = []
             for rank in range(world):
                 other = Pictures(open_images(config), "train", config)
-                parts.append(other.batch_with_rows(np.array(rows), Ranks(rank, world).part(len(rows))))
-            torch.testing.assert_close(torch.cat([part for part, _ in parts]), pixels)
+                parts.append(other.read(np.array(rows), Ranks(rank, world).part(len(rows))))
+            np.testing.assert_array_equal(np.concatenate([part for part, _ in parts]), pixels)
             np.testing.assert_array_equal(np.concatenate([rows for _, rows in parts]), used)
 
 
@@ -147,3 +147,11 @@ def test_the_digest_identifies_the_rows_that_are_kept(tmp_path: Path) -> None:
         digests.add(Pictures(images, "train", config).digest)  # of one length, with another row left out
         path.write_bytes(kept)
     assert len(digests) == 3
+
+
+def test_bytes_become_on_the_device_what_they_became_on_the_host() -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    expected = torch.from_numpy(every).float() / 255
+    for pixels in (every, torch.from_numpy(every), pinned(every, torch.device("cpu"))):
+        found = as_float(pixels, torch.device("cpu"))
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
