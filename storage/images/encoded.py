@@ -18,8 +18,6 @@ from functa.storage.places.location import Location
 if TYPE_CHECKING:
     from functa.storage.config import ImagesConfig
 
-READ_THREADS = 4  # Pillow's decoders and the file system let go of the interpreter lock
-
 
 @dataclass(frozen=True)
 class Original:
@@ -121,4 +119,4 @@ def _split(
                 raise  # the whole location does not answer: that makes no image bad
             return Picture(None, str(error), sha256, token or getattr(error, "token", ""))
 
-    return ImageSplit(rows.keys, rows.labels, rows.tokens, shape, read_row, READ_THREADS)
+    return ImageSplit(rows.keys, rows.labels, rows.tokens, shape, read_row)

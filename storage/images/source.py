@@ -1,5 +1,6 @@
 """Images of every source alike: two splits of keyed, labelled, square uint8 pixels; unreadable ones are named."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from functa.storage.places.allowed import check_allowed
 if TYPE_CHECKING:
     from functa.storage.config import ImagesConfig
 
+
+LEAST_THREADS = 4
 
 View = Callable[[Decoded], np.ndarray]  # of an image: uint8 [H, W, C]
 
@@ -47,6 +50,15 @@ class Picture:
     token: str
 
 
+def read_threads() -> int:
+    """Return the number of threads that read images: the cores that this process may use, shared with its ranks.
+
+    Decoders and the file system let go of the interpreter lock; over a network, more threads than cores still help.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(LEAST_THREADS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 @dataclass(frozen=True)
 class ImageSplit:
     """A split: stable unique keys, labels int32 [n], cheap version tokens, and how a row is read."""
@@ -56,7 +68,6 @@ class ImageSplit:
     tokens: Sequence[str]
     shape: tuple[int, int, int]
     read_row: Callable[[int, Sequence[View | None]], Picture]
-    threads: int = 1
     source: np.ndarray | None = None  # uint8 [n, h, w, C], where the source is an array that is in memory anyway
 
     def __len__(self) -> int:
@@ -75,8 +86,9 @@ class ImageSplit:
         """
         wanted = [(int(row), None if views is None else views[i]) for i, row in enumerate(rows)]
         runs = [(row, [view for _, view in run]) for row, run in groupby(wanted, itemgetter(0))]
-        if self.threads > 1 and len(runs) > 1:
-            with ThreadPoolExecutor(self.threads) as pool:
+        threads = 1 if self.pixels is not None and views is None else read_threads()
+        if threads > 1 and len(runs) > 1:
+            with ThreadPoolExecutor(threads) as pool:
                 pictures = list(pool.map(lambda run: self.read_row(*run), runs))
         else:
             pictures = [self.read_row(*run) for run in runs]

@@ -14,11 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from functa.storage.errors import StorageError
-from functa.storage.images.encoded import READ_THREADS, Original, encoded_by_key, encoded_images
+from functa.storage.images.encoded import Original, encoded_by_key, encoded_images
 from functa.storage.images.files import ENDINGS, MAX_FILE_BYTES, BadImage, is_hidden, left_out
 from functa.storage.images.layout import shown
 from functa.storage.images.shards import Item, ShardsByKey, find_shards, open_parts, rows_of_items, shards_location
-from functa.storage.images.source import Images, SplitOfKeys
+from functa.storage.images.source import Images, SplitOfKeys, read_threads
 from functa.storage.places.address import read_json, write_json
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
@@ -45,7 +45,7 @@ def open_webdataset(config: "ImagesConfig") -> Images:
     columns = tuple(config.columns.split(",")) if config.columns else ()
     items: dict[str, list[Item]] = {}
     notes: list[str] = []
-    with ThreadPoolExecutor(READ_THREADS) as pool:
+    with ThreadPoolExecutor(read_threads()) as pool:
         for split, entries in shards.items():
             indexed = list(pool.map(lambda entry: _known_index(location, entry, columns), entries))
             items[split] = [item for of_tar, _ in indexed for item in of_tar]
