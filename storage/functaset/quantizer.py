@@ -65,6 +65,8 @@ class Quantizer:
             exact = (z[at].astype(np.float64) - low) / step
             codes[at] = np.clip(np.floor(exact), 0, top)
             outside[at] = (exact < 0) | (exact > 1 << self.bits)
+        if not outside.any():
+            return np.zeros(len(z), np.int64)
         return np.array([np.count_nonzero(row) for row in outside], np.int64)
 
     @cached_property
@@ -76,10 +78,11 @@ class Quantizer:
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Return codes uint8 [n, s, s, c] as float32 [n, s, s, c]."""
-        z = codes.astype(np.float32)
-        z += np.float32(0.5)
-        z *= self.step
-        z += self.low
+        z = np.empty(codes.shape, np.float32)
+        for rows, part in _parts(codes):
+            np.add(part, np.float32(0.5), out=z[rows])
+            z[rows] *= self.step
+            z[rows] += self.low
         return z
 
 

@@ -101,9 +101,12 @@ def _prepare(
     clipped = 0
     quantizer = shard.fragment.quantizer
     if quantizer is not None:
-        codes = np.zeros(z.shape, np.uint8)
-        codes[visible], clipped = quantizer.encode(z[visible])
-        z = codes
+        if visible.all():  # a selection would copy them
+            z, clipped = quantizer.encode(z)
+        else:
+            codes = np.zeros(z.shape, np.uint8)
+            codes[visible], clipped = quantizer.encode(z[visible])
+            z = codes
     table = shard.table()
     arrays = {
         "psnr": np.where(visible, psnr, np.nan).astype(np.float32),  # NaN is what marks a bad row in the objects
