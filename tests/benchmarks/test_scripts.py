@@ -162,3 +162,12 @@ def test_the_bench_lock_adds_packages_and_changes_none() -> None:
     assert "jax" in bench
     assert not bench & project
     assert {"numpy", "scipy", "ml-dtypes"} <= project  # what jax needs besides, installed with --no-deps
+
+
+@pytest.mark.slow
+def test_what_feeds_a_device_is_measured_beside_the_plain_way() -> None:
+    row = answer("feed", "--seconds", "0.01")
+    rates = row["per_core_s"]
+    assert {"JPEG 500x375 -> 256", "32x32 in memory", "copy 256x256", "quantise 32x32x64"} <= rates.keys()
+    assert rates["JPEG 2000x1500 -> 256"]["db"] > 38
+    assert row["cores"].keys() == {"32x32", "256x256"}
