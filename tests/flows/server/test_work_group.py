@@ -10,7 +10,10 @@ import pytest
 
 from functa.flows.config.load import load_config
 from functa.flows.config.schema import PipelineConfig
+from functa.flows.ledger import images_digest
+from functa.storage.images.source import open_images
 from functa.storage.places.allowed import ALLOWED_ROOTS
+from tests.helpers.flows.finished_stages import change_record, recorded
 from tests.helpers.flows.prefect_server import eventually
 from tests.helpers.flows.tiny_config import TINY
 from tests.helpers.flows.trained_root import trained_root
@@ -209,7 +212,9 @@ def test_a_group_reads_and_writes_in_allowed_locations_alone_and_names_no_code(
 
 def test_evaluators_on_the_pool_measure_the_figures_of_one_process(workplace: Cluster, workers: list[str]) -> None:
     trained = workplace.folder / "trained"
-    config = trained_root(trained, *TINY).config
+    ledger = trained_root(trained, *TINY)
+    config, encoded = ledger.config, recorded(ledger, "encode").figures
+    change_record(ledger, "encode", figures=encoded | {"images_digest": images_digest(open_images(config.images))})
     figures: dict[str, dict[str, Any]] = {}
     for runner in ("threads", "prefect"):
         root = workplace.folder / f"evaluated-{runner}"
