@@ -167,8 +167,9 @@ def through_prefect(job: "EncodeJob", groups: Groups, runner: str, workers: int)
 def pool(root: Path, workers: int) -> Iterator[Callable[[], float]]:
     """Run `functa up` with so many workers of one thread; yield a function that returns the server's CPU seconds."""
     import psutil
+    from prefect.context import refresh_global_settings_context
 
-    from functa.flows.server.api import local_api, using
+    from functa.flows.server.api import PASSWORD, local_api, password_file
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -186,8 +187,9 @@ def pool(root: Path, workers: int) -> Iterator[Callable[[], float]]:
             raise SystemExit(f"`functa up` ended: {line}")
         children = psutil.Process(process.pid).children(recursive=True)
         served = next(child for child in children if "guarded" in " ".join(child.cmdline()))
-        with using(local_api(port)):
-            yield lambda: float(sum(sum(each.cpu_times()[:2]) for each in [served, *served.children(recursive=True)]))
+        os.environ |= {"PREFECT_API_URL": local_api(port), PASSWORD: password_file(port).read_text()}
+        refresh_global_settings_context()
+        yield lambda: float(sum(sum(each.cpu_times()[:2]) for each in [served, *served.children(recursive=True)]))
     finally:
         process.terminate()
         process.wait(120)

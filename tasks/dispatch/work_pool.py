@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 from pydantic import BaseModel
@@ -20,8 +20,6 @@ from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.child import DispatchError
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
     from prefect.tasks import Task
@@ -71,6 +69,7 @@ class _Groups:
 
     def advance(self) -> None:
         """Look at the runs, and submit as many as keep the workers busy."""
+        self._stay_alive()
         self._look()
         for number, group in enumerate(self.groups):
             if self.waiting >= AHEAD:
@@ -82,6 +81,16 @@ class _Groups:
     def open_runs(self) -> "list[UUID]":
         """Return the runs that have not ended, those begun first before others."""
         return [group.run for group in self.groups if group.run is not None]
+
+    def _stay_alive(self) -> None:
+        """Correct this run's state if the server, busy for long, took it for dead: its groups would end."""
+        from prefect import runtime
+        from prefect.states import Running
+
+        own = runtime.flow_run.id
+        state = None if own is None else self.client.read_flow_run(UUID(own)).state
+        if own is not None and state is not None and state.is_crashed():
+            self.client.set_flow_run_state(UUID(own), Running(message="Its process is alive."), force=True)
 
     def _submit(self, number: int, group: _Group) -> None:
         from prefect.deployments import run_deployment

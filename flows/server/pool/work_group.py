@@ -174,15 +174,16 @@ def work_group(work: Work, *, retries: int = 2, retry_delay: float = 2.0) -> Sta
 def ending_early(own: str | None, parent: str | None) -> Iterator[None]:
     """Within, run_ended() is true once this run is cancelled, or the one that requested it has ended or has died.
 
-    Raises RunEnded where that has ended already. A run that a person started has no parent.
+    Raises RunEnded where that has ended already. A run that a person started has no parent. A parent is looked at
+    twice: one that a busy server took for dead corrects its state.
     """
-    if _has_ended(parent):
+    if _has_ended(parent) and _has_ended(parent, LOOK_SECONDS):
         raise RunEnded("was not begun: the run that requested it has ended")
     over, done = threading.Event(), threading.Event()
 
     def look() -> None:
         while not over.is_set() and not done.wait(LOOK_SECONDS):
-            if _has_ended(parent) or _has_ended(own):
+            if _has_ended(own) or (_has_ended(parent) and _has_ended(parent, LOOK_SECONDS)):
                 over.set()
 
     threading.Thread(target=copy_context().run, args=(look,), daemon=True).start()
@@ -193,10 +194,11 @@ def ending_early(own: str | None, parent: str | None) -> Iterator[None]:
         done.set()
 
 
-def _has_ended(run: str | None) -> bool:
+def _has_ended(run: str | None, after: float = 0.0) -> bool:
     """Return whether the run has ended or is being cancelled; not while the server does not answer."""
     if run is None:
         return False
+    time.sleep(after)
     with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         try:
             state = client.read_flow_run(UUID(run)).state

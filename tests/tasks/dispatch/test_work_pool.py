@@ -75,6 +75,8 @@ class Server:
     def set_flow_run_state(self, run: UUID, state: Any, force: bool = False) -> None:
         if state.is_cancelling():
             self.cancelled.append(run)
+        if state.is_running():
+            self.states[run] = [state]
 
 
 @pytest.fixture
@@ -184,6 +186,17 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(monkeypatch: pytest.Mon
     server = Server(lambda work, _: [Running(), away])
     with pytest.raises(DispatchError, match=r"the server has not answered for 0 s \(ConnectError\); what was written"):
         run(server, monkeypatch)
+
+
+def test_a_run_that_the_server_took_for_dead_corrects_its_state(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    """Its groups, which look at it, would end otherwise."""
+    server, own = Server(lambda work, _: [Running(), Completed()]), uuid4()
+    server.states[own] = [Crashed(message="No heartbeat for 90 s")]
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(own))
+    assert run(server, monkeypatch) == [0, 1, 2]
+    assert server.states[own][0].is_running()
 
 
 def test_runs_that_no_worker_takes_are_reported(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
