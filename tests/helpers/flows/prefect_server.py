@@ -70,17 +70,20 @@ class Served:
 def ask(address: str, password: str, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
     """Return an answer of a server's API; POST if there is a body.
 
-    Where another process of the server holds SQLite's lock, it answers 503 and has changed nothing: as Prefect's own
-    client does, ask again.
+    Where another process of the server holds SQLite's lock, it answers 503 and has changed nothing, or does not answer
+    for a minute: as Prefect's own client does, ask again.
     """
     data = None if body is None else json.dumps(body).encode()
     headers = {"content-type": "application/json"} | ({"authorization": basic(password)} if password else {})
     request = urllib.request.Request(f"{address}/api/{path}", data, headers, method=method)
-    deadline = time.monotonic() + PATIENCE
+    deadline, reads = time.monotonic() + PATIENCE, body is None or path.endswith("/filter")
     while True:
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
                 return json.loads(answer.read() or "null")
+        except TimeoutError:
+            if not reads or time.monotonic() > deadline + 2 * PATIENCE:
+                raise
         except urllib.error.HTTPError as error:
             if error.code != 503 or time.monotonic() > deadline:
                 raise
