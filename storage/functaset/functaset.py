@@ -196,8 +196,8 @@ class Functaset:
         coded = all(shard.fragment.quantizer for shard in shards)  # reads and checks their ranges, too
         alike = coded or len({shard.fragment for shard in shards}) == 1
         blocks = []
-        for shard in shards:
-            block = shard.columns(*COLUMNS)
+        read = side_by_side(self.location, lambda shard: shard.columns(*COLUMNS), shards)
+        for shard, block in zip(shards, read, strict=True):
             # Fragments of codes beside fragments of float32: all as float32.
             blocks.append(block if alike else block | {"z": shard.fragment.dequantized(block["z"])})
         columns = {name: np.concatenate([block[name] for block in blocks]) for name in COLUMNS}

@@ -19,6 +19,7 @@ from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.images.source import open_images
 from functa.storage.places.location import Location
+from functa.storage.places.side_by_side import side_by_side
 from functa.tasks.encoding.keyed_images import some
 
 
@@ -121,13 +122,14 @@ def _retire(retire: dict[str, list[int]], found: _Known | None) -> None:
 def _known(location: Location, newest: Commit, split: str) -> dict[str, _Known]:
     """Return every image of the split that is not retired, bad ones too, by key."""
     known: dict[str, _Known] = {}
-    for shard in live_shards(location, newest, split):
-        _add(known, shard)
+    shards = list(live_shards(location, newest, split))
+    for shard, table in zip(shards, side_by_side(location, Shard.table, shards), strict=True):
+        _add(known, shard, table)
     return known
 
 
-def _add(known: dict[str, _Known], shard: Shard) -> None:
-    table, bad = shard.table(), set(shard.bad.tolist())
+def _add(known: dict[str, _Known], shard: Shard, table: RowTable) -> None:
+    bad = set(shard.bad.tolist())
     for row in np.flatnonzero(~shard.retired).tolist():
         image = known.setdefault(table.keys[row], _Known(table.tokens[row], int(table.labels[row])))
         image.rows.append((shard.fragment.id, shard.first + row))

@@ -1,16 +1,17 @@
 """Finalise an encoding run: check its receipts, then make all its rows visible in one commit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from functa.storage.functaset.commit import commit
-from functa.storage.functaset.fragment import Fragment
+from functa.storage.functaset.fragment import Fragment, Shard
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import as_rows, latest
 from functa.storage.functaset.plan import SPLITS
 from functa.storage.functaset.quantizer import refuse_clipping
-from functa.storage.functaset.receipts.receipt import sum_of_contents
+from functa.storage.functaset.receipts.receipt import Receipt, sum_of_contents
 from functa.storage.places.address import open_location
+from functa.storage.places.side_by_side import side_by_side
 from functa.tasks.encoding.plan import EncodeJob, Planned
 from functa.tasks.encoding.repair import other_images
 from functa.tasks.inputs.pictures import refuse_too_many_bad
@@ -35,7 +36,7 @@ def finalise(job: EncodeJob, planned: Planned) -> dict[str, Any]:
 
 def _check_content(job: EncodeJob, fragment_id: str, content: str) -> None:
     fragment = Fragment.load(open_location(job.functaset), fragment_id)
-    receipts = [shard.find_receipt() for shard in fragment.shards]
+    receipts = [receipt for _, receipt in _receipts(fragment)]
     if sum_of_contents(receipt.content for receipt in receipts if receipt is not None) != content:
         raise other_images(fragment.plan.replaces)
 
@@ -46,7 +47,7 @@ def _check_bad(job: EncodeJob, fragment_ids: Sequence[str]) -> None:
     newest, planned = latest(location), [Fragment.load(location, name) for name in fragment_ids]
     for split in SPLITS:
         fragments = [fragment for fragment in planned if fragment.split == split]
-        found = [(shard, shard.find_receipt()) for fragment in fragments for shard in fragment.shards]
+        found = (pair for fragment in fragments for pair in _receipts(fragment))
         bad = [(shard, receipt) for shard, receipt in found if receipt is not None and receipt.bad]
         if not bad:
             continue
@@ -62,9 +63,14 @@ def _check_bad(job: EncodeJob, fragment_ids: Sequence[str]) -> None:
 def _check_clipped(job: EncodeJob, fragment_ids: Sequence[str]) -> None:
     """Refuse new fragments whose rows are clipped too often, whatever their shards. A repaired one was accepted."""
     for fragment in (Fragment.load(open_location(job.functaset), name) for name in fragment_ids):
-        receipts = [found for shard in fragment.shards if (found := shard.find_receipt()) is not None]
         if fragment.quantizer is None or fragment.plan.replaces:
             continue
+        receipts = [receipt for _, receipt in _receipts(fragment) if receipt is not None]
         clipped, rows = sum(each.clipped for each in receipts), sum(each.good for each in receipts)
         limit = job.encode.quantization.max_clip_fraction
         refuse_clipping(f"{job.functaset}, {fragment.split}", clipped, rows, fragment.plan.dims, limit)
+
+
+def _receipts(fragment: Fragment) -> Iterator[tuple[Shard, Receipt | None]]:
+    """Yield each shard with its receipt, which are read side by side."""
+    yield from zip(fragment.shards, side_by_side(fragment.location, Shard.find_receipt, fragment.shards), strict=True)

@@ -26,14 +26,20 @@ from tests.mutation.mutants import mutants_of
 
 PROJECT = Path(__file__).parents[2]
 
+COMMITS = (
+    "tests/storage/functaset/test_commit.py", "tests/storage/functaset/test_old_commits.py",
+    "tests/storage/functaset/test_growth.py", "tests/storage/functaset/test_contention.py",
+    "tests/storage/upkeep/test_gc.py", "tests/storage/upkeep/test_gc_contention.py",
+)  # fmt: skip
+
 # What is mutated, and the tests that should notice it, quickest first.
 SUBJECTS: dict[str, tuple[str, ...]] = {
     "storage/images/rows.py": ("tests/storage/images/test_rows.py", "tests/storage/images/test_source.py"),
     "storage/functaset/quantizer.py": ("tests/storage/functaset/test_quantizer.py",),
-    "storage/functaset/commit.py": (
-        "tests/storage/functaset/test_commit.py", "tests/storage/functaset/test_contention.py",
-        "tests/storage/upkeep/test_gc.py", "tests/storage/upkeep/test_gc_contention.py",
-    ),
+    "storage/functaset/commit.py": COMMITS,
+    "storage/functaset/committing/finished.py": COMMITS,
+    "storage/functaset/committing/overlap.py": COMMITS,
+    "storage/functaset/committing/split_moments.py": COMMITS,
     "tasks/evaluation/gate.py": ("tests/tasks/evaluation/test_gate.py",),
 }  # fmt: skip
 

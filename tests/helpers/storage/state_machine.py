@@ -38,6 +38,7 @@ from functa.storage.functaset.receipts import manifest
 from functa.storage.functaset.writing import write_shard
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Entry, Location
+from functa.storage.upkeep.compact import compact
 from functa.storage.upkeep.gc import collect
 from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import SHAPE, latents_of, new_store, shard_of
@@ -386,6 +387,25 @@ class Store(RuleBasedStateMachine):
         self.history = {version: shown for version, shown in self.history.items() if version >= newest.oldest}
         assert Functaset.open(self.place).content == content
         assert not any(entry.retired for entry in newest.fragments)
+
+    @precondition(lambda self: self.history)
+    @rule(changes=st.integers(0, 60))
+    def compact(self, changes: int) -> None:
+        """Merge small fragments, killed at some change, then to the end: no row changes, and nothing is shown twice."""
+        content = Functaset.open(self.place).content
+        with suppress(Killed):
+            compact(Mortal(self.place.uri, [changes]))
+        self.newest_is_the_same(content)
+        compact(self.place)
+        self.newest_is_the_same(content)
+        splits = [entry.split for entry in Functaset.open(self.place).commit.fragments]
+        assert len(splits) == len(set(splits))
+
+    def newest_is_the_same(self, content: str) -> None:
+        store = Functaset.open(self.place)
+        assert store.content == content
+        self.committed(store.version)
+        self.check(store.version)
 
     @invariant()
     def newest_is_as_it_should_be(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from functa.storage.errors import StorageError
+from functa.storage.functaset import history
 from functa.storage.functaset.commit import commit, retire
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import as_ranges, as_rows, latest
@@ -291,3 +292,23 @@ def test_fragments_of_an_encoding_that_never_committed_are_collected(tmp_path: P
         write(place, begun, shard)
     collect(place, delete=True, now=later)
     assert not [key for key in place.list("fragments/") if key.endswith("plan.json")]
+
+
+def test_lists_of_entries_are_collected_with_the_last_version_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "LIST_ENTRIES", 2)
+    place = filled(tmp_path / "s")
+    for first in (20, 25, 30):
+        fill(place, [plan(place, n=5, first=first)])
+    before = set(place.list("lists/"))
+    assert len(before) == 2  # of all versions, and of the last two
+    made = commit(place, [], {Functaset.open(place).fragments[0].id: [0]})
+    kept = {named.key for named in made.lists}
+    (unneeded,) = before - kept
+    assert len(kept) == 2
+    assert collect(place, delete=True, older_than=0).removed == []
+    assert unneeded in collect(place, delete=True, keep_versions=1).removed
+    assert set(place.list("lists/")) == kept
+    assert len(Functaset.open(place).commit.fragments) == 5
+    assert verify(place, deep=True).bad == []
