@@ -9,7 +9,9 @@ bytes, so that two that hydrate at once, or one that was killed, do no harm: row
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,11 @@ from functa.storage.readers.shards import SplitShards
 
 ARRAYS = ("z", "label", "id")
 
+FOLDER = "FUNCTA_HYDRATED"  # environment variable: the folder of this machine; else $XDG_CACHE_HOME/functa/hydrated
+
 HASH_BYTES = 8 << 20
+
+THREADS = 4  # that read, decompress, hash and write a shard each
 
 FIX = "run `functa store hydrate` again, which rewrites it"
 
@@ -112,10 +118,13 @@ class HydratedFragment:
             raise DamagedObject(f"{path}: has {found} bytes and should have {rows * width}; {FIX}")
         return np.memmap(path, np.uint8, "r", shape=(rows, width))
 
-    def check(self, shard: Shard, files: dict[str, np.ndarray]) -> None:
-        """Check the shard's rows against its record. Raises MissingObject or DamagedObject naming file and shard."""
-        record = self.record(shard)
-        for array in ARRAYS:
+    def check(self, shard: Shard, files: dict[str, np.ndarray], record: HydratedShard | None = None) -> None:
+        """Check the shard's rows in these arrays' files against its record, which is read if it is not given.
+
+        Raises MissingObject or DamagedObject naming file and shard.
+        """
+        record = record or self.record(shard)
+        for array in files:
             if sha256_of(files[array][shard.first : shard.first + record.rows]) != record.raw[array].sha256:
                 raise DamagedObject(f"{self.path(array)}: rows of {shard.name} were altered (sha256); {FIX}")
 
@@ -130,8 +139,9 @@ def sha256_of(rows: np.ndarray) -> str:
 
 
 def default_folder() -> str:
-    """Return the folder of hydrated fragments unless another is given: $XDG_CACHE_HOME/functa/hydrated."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "functa", "hydrated")
+    """Return the folder of hydrated fragments unless another is given: that of the machine, or of the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.environ.get(FOLDER) or os.path.join(cache, "functa", "hydrated")
 
 
 @dataclass(frozen=True)
@@ -145,42 +155,48 @@ class Hydration:
 
 
 def hydrate(
-    functaset: Functaset, folder: str | None = None, progress: Callable[[int, int, int], None] | None = None
+    functaset: Functaset,
+    folder: str | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+    split: str | None = None,
 ) -> Hydration:
-    """Write every visible shard's rows of every split as raw local files, each object checked against its receipt.
+    """Write every visible shard's rows of a split, or of all, as raw local files, each object checked by its receipt.
 
     What exists is checked and kept; what is damaged is written again; a call after an interruption goes on. Called
     before and after each shard: progress(shards done, shards in all, bytes written). Raises StorageError: too little
-    space (before anything is written), a damaged object of the functaset, a folder that cannot be written to.
+    space (before anything is written, or when others take it), a damaged object of the functaset, a folder that cannot
+    be written to.
     """
     target = default_folder() if folder is None else folder
-    inside = open_location(target).uri
+    if folder is not None:  # of the caller's choice: the operator may not allow it
+        open_location(folder)
+    inside = LocalLocation(os.path.abspath(os.path.expanduser(target))).uri
     if inside == functaset.location.uri or inside.startswith(f"{functaset.location.uri}/"):
         raise StorageError(f"{target}: lies in the functaset itself; choose another folder")
-    fragments = fragments_of(functaset, target)
-    left = [(fragment, shard) for fragment, shards in fragments for shard in shards if not _whole(fragment, shard)]
-    total = sum(len(shards) for _, shards in fragments)
-    with _one_line_errors(target):
-        os.makedirs(target, exist_ok=True)
-        open_location(target).preflight_write(sum(_bytes(fragment, shard) for fragment, shard in left))
-        written = 0
-        for number, (fragment, shard) in enumerate(left):
-            if progress:
-                progress(total - len(left) + number, total, written)
-            _write(fragment, shard)
-            written += _bytes(fragment, shard)
-    if progress:
-        progress(total, total, written)
-    return Hydration(target, total, len(left), written)
-
-
-def fragments_of(functaset: Functaset, folder: str) -> list[tuple[HydratedFragment, list[Shard]]]:
-    """Return every fragment that has rows to show, with its shards."""
-    return [
-        (HydratedFragment.of(folder, fragment), shards)
-        for split in functaset.splits
-        for fragment, shards in SplitShards(functaset, split).by_fragment()
+    every = [
+        (HydratedFragment.of(target, fragment), shard)
+        for each in (functaset.splits if split is None else [split])
+        for fragment, shards in SplitShards(functaset, each).by_fragment()
+        for shard in shards
     ]
+    with ThreadPoolExecutor(THREADS) as pool, _one_line_errors(target):
+        whole = list(pool.map(lambda each: _whole(*each), every))
+        left = [each for each, there in zip(every, whole, strict=True) if not there]
+        os.makedirs(target, exist_ok=True)
+        LocalLocation(inside).preflight_write(sum(_bytes(fragment, shard) for fragment, shard in left))
+        written = 0
+        waiting = deque(pool.submit(_write, *each) for each in left)
+        try:
+            for number, (fragment, shard) in enumerate(left):
+                if progress:
+                    progress(len(every) - len(left) + number, len(every), written)
+                waiting.popleft().result()
+                written += _bytes(fragment, shard)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error: what is being written is finished, no more is begun
+    if progress:
+        progress(len(every), len(every), written)
+    return Hydration(target, len(every), len(left), written)
 
 
 def _bytes(fragment: HydratedFragment, shard: Shard) -> int:
@@ -215,7 +231,7 @@ def _write(fragment: HydratedFragment, shard: Shard) -> None:
 
 def _put(path: Path, rows: np.ndarray, offset: int, fragment: HydratedFragment) -> None:
     """Write rows at their offset in the fragment's file, durable once the call returns."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Not followed where it is a link: in a folder that others can write to, it could lead anywhere.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     try:
@@ -237,5 +253,5 @@ def _one_line_errors(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = "free some space or give this user the right to it, or choose another folder with --to"
+        fix = f"free some space or give this user the right to it, or choose another folder with --to or {FOLDER}"
         raise StorageError(f"{folder}: {error.strerror or error}; {fix}") from error

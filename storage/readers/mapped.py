@@ -5,13 +5,16 @@ where they begin. zarr promises no order of chunks, so the index is read, and tr
 it. Pages come and go with what is read: memory need not hold the split.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
 from functa.storage.functaset.fragment import Fragment, Shard, check_rows
+from functa.storage.functaset.records import ObjectRecord
 from functa.storage.functaset.zarr_bytes import chunk_offsets
 from functa.storage.places.local import LocalLocation
 from functa.storage.readers.hydrate import ARRAYS, HydratedFragment, default_folder, sha256_of
@@ -23,6 +26,7 @@ from functa.storage.readers.shards import SplitShards
 class _Piece:
     """Visible rows of a file: its bytes, the offset of each row, and labels, ids and quantiser numbers of the rows.
 
+    `checks` are the number of rows of each shard, and what checks their latents when one is read for the first time.
     `rows` [n, bytes of a row] is the file as an array where it is nothing but rows, else None.
     """
 
@@ -31,13 +35,15 @@ class _Piece:
     labels: np.ndarray
     ids: np.ndarray
     which: np.ndarray
+    checks: list[tuple[int, Callable[[], None]]]
     rows: np.ndarray | None = None
 
 
 class Mapped(Indexed):
-    """All visible rows, mapped and checked (length and sha256) once, when it is opened.
+    """All visible rows, mapped: lengths, labels and ids are checked when it is opened, a shard's latents when read.
 
-    Raises StorageError where a shard is neither hydrated in `folder` nor raw on this machine.
+    So a training begins at once, however large the files are. Raises StorageError where a shard is neither hydrated in
+    `folder` nor raw on this machine.
     """
 
     def __init__(self, split: SplitShards, folder: str | None = None) -> None:
@@ -56,6 +62,10 @@ class Mapped(Indexed):
         self._which = np.concatenate([piece.which for piece in pieces]) if len(split.quantizers) > 1 else None
         self._begins = np.concatenate([piece.begins for piece in pieces])
         self._files = np.repeat(np.arange(len(pieces), dtype=np.int32), [len(piece.begins) for piece in pieces])
+        checks = [each for piece in pieces for each in piece.checks]
+        self._shards = np.repeat(np.arange(len(checks), dtype=np.int32), [rows for rows, _ in checks])
+        self._checks = {number: check for number, (_, check) in enumerate(checks)}
+        self._checked = np.zeros(len(checks), bool)
         self._bytes = [piece.data.data for piece in pieces]
         self._width = int(np.prod(self.latent_shape)) * self.dtype.itemsize
         # One file of nothing but rows: numpy gathers them at once.
@@ -64,6 +74,8 @@ class Mapped(Indexed):
             self._whole = pieces[0].rows.view(self.dtype).reshape(-1, *self.latent_shape)
 
     def _read(self, rows: np.ndarray, ids: bool, out: np.ndarray | None) -> Batch:
+        if self._checks:
+            self._check(rows)
         begins = self._begins[rows]
         if self._whole is not None:
             z = self._whole.take(begins // self._width, 0, out=out, mode="clip")
@@ -77,6 +89,13 @@ class Mapped(Indexed):
                 z = out
         which = None if self._which is None else self._which[rows]
         return Batch(z, self.labels[rows], self.ids[rows] if ids else None, which)
+
+    def _check(self, rows: np.ndarray) -> None:
+        """Check the shards of these rows that were not read before. Raises DamagedObject."""
+        shards = np.unique(self._shards[rows])
+        for number in shards[~self._checked[shards]].tolist():
+            self._checks.pop(number)()
+            self._checked[number] = True
 
 
 def mappable(split: SplitShards, folder: str | None = None) -> bool:
@@ -95,13 +114,16 @@ def _is_raw(fragment: Fragment) -> bool:
 
 def _hydrated(split: SplitShards, hydrated: HydratedFragment, shards: list[Shard]) -> _Piece:
     files = {array: hydrated.mapped(array) for array in ARRAYS}
+    latents, checks = {"z": files["z"]}, []
     for shard in shards:
-        hydrated.check(shard, files)
+        record = hydrated.record(shard)
+        hydrated.check(shard, {array: files[array] for array in ARRAYS if array != "z"}, record)
+        checks.append((shard.count, partial(hydrated.check, shard, latents, record)))
     rows = np.concatenate([shard.rows + shard.first for shard in shards])
     labels = files["label"].view(np.int32).reshape(-1)[rows]
     which = np.full(len(rows), split.quantizer_number(shards[0]), np.int64)
     begins = rows * hydrated.row_bytes("z")
-    return _Piece(files["z"].reshape(-1), begins, labels, files["id"][rows], which, files["z"])
+    return _Piece(files["z"].reshape(-1), begins, labels, files["id"][rows], which, checks, files["z"])
 
 
 def _raw(split: SplitShards, shard: Shard) -> _Piece:
@@ -116,18 +138,26 @@ def _raw(split: SplitShards, shard: Shard) -> _Piece:
     if size != record.bytes:
         raise DamagedObject(f"{path}: has {size} bytes and should have {record.bytes}; restore it from a copy")
     data = np.memmap(path, np.uint8, "r")
-    if sha256_of(data) != record.sha256:
-        raise DamagedObject(f"{path}: was altered (sha256 does not match); restore it from a copy")
     spec = fragment.plan.arrays["z"]
-    offsets = chunk_offsets(fragment.document("z"), spec, data, shard.number)
+    offsets = chunk_offsets(fragment.document("z"), spec, data, shard.number)  # inside the file, whatever it holds
     if offsets is None:
+        _check_object(path, data, record)
         raise StorageError(f"{path}: its chunks are not plain rows; run `functa store hydrate`, then map it")
     within = shard.rows
     width = fragment.plan.dims * 4
     begins = offsets[within // spec.chunk_rows] + within % spec.chunk_rows * width
-    for start in range(0, len(begins), 1024):
-        rows = [data[begin : begin + width] for begin in begins[start : start + 1024]]
-        check_rows(shard.name, np.stack(rows).view(np.float32))
+
+    def check() -> None:
+        _check_object(path, data, record)
+        for start in range(0, len(begins), 1024):
+            rows = [data[begin : begin + width] for begin in begins[start : start + 1024]]
+            check_rows(shard.name, np.stack(rows).view(np.float32))
+
     columns = shard.columns("label", "id")
     which = np.full(len(within), split.quantizer_number(shard), np.int64)
-    return _Piece(data, begins, columns["label"], columns["id"], which)
+    return _Piece(data, begins, columns["label"], columns["id"], which, [(len(within), check)])
+
+
+def _check_object(path: Path, data: np.ndarray, record: ObjectRecord) -> None:
+    if sha256_of(data) != record.sha256:
+        raise DamagedObject(f"{path}: was altered (sha256 does not match); restore it from a copy")

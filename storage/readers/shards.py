@@ -12,6 +12,8 @@ from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.readers.reader import Batch
 
+COLUMN_BYTES = 24  # label, id and quantiser beside a row's latent
+
 
 class SplitShards:
     """The shards of a split that have rows to show, in the order of the store. Raises StorageError if it has none.
@@ -19,7 +21,7 @@ class SplitShards:
     quantizers: the different ones of the split; empty where rows are float32, or shown as such because fragments of
     codes lie beside fragments of float32. counts int64 [shards]: rows of each. plain: only rows of images as they are,
     not those of their augmentations; known: how many of them each of the functaset's shards has, so that a shard is
-    opened only when it is read.
+    opened only when it is read. augmented: images have several rows.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class SplitShards:
         self.name = f"{functaset.location.uri}, version {functaset.version}, split '{split}'"
         self.location = functaset.location
         self.latent_shape = functaset.latent_shape
+        self.augmented = "augmentation.count" in functaset.fingerprint and not plain
         found = functaset.shards(split)
         fragments = list(dict.fromkeys(shard.fragment for shard in found))
         for fragment in fragments:
@@ -61,6 +64,11 @@ class SplitShards:
     def dtype(self) -> np.dtype:
         """Type of `z` as it is read: uint8 codes or float32."""
         return np.dtype(np.uint8 if self.quantizers else np.float32)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in memory."""
+        return int(np.prod(self.latent_shape)) * self.dtype.itemsize + COLUMN_BYTES
 
     def quantizer_number(self, shard: Shard) -> int:
         """Return the number of a shard's quantiser among `quantizers`."""

@@ -1,14 +1,15 @@
-"""A split that does not fit into memory: whole shards in random order, rows shuffled within a pool of several.
+"""A split that does not fit into memory: whole shards in random order, whose rows are dealt out over a long stretch.
 
 An epoch's sequence is the shards in an order of (seed, epoch), cut into one stretch of rows for each rank; a rank may
-begin or end within a shard. A rank's stretch is read in pools of `buffer_shards` shards, whose rows are permuted; while
-one pool is dealt out, a thread reads the next. Batches run across pools. So memory holds two pools and a shard,
-whatever the number of rows, and every byte is checked again in every epoch.
+begin or end within a shard. A row's key is its position in the stretch and a random delay of less than `spread` rows;
+rows are dealt out in the order of their keys, while a thread reads the next shard. So memory holds half of `spread`
+and three shards, whatever the number of rows, and every byte is checked again in every epoch.
 
-Where images have augmentations, their rows lie side by side; a training takes one row of each image, drawn anew in each
-epoch. The others are read and dropped.
+Where images have augmentations, their rows lie side by side, and leave as far apart as can be. A training takes one row
+of each image, drawn anew in each epoch; the others are read and dropped.
 """
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,32 +19,47 @@ from threading import Event
 
 import numpy as np
 
+from functa.storage.readers.dealing import Waiting, delays, image_starts
 from functa.storage.readers.order import Order, epoch_order
 from functa.storage.readers.prefetch import prefetched
 from functa.storage.readers.reader import Batch, Reader
 from functa.storage.readers.shards import SplitShards
 
-POOL_BATCHES = 16  # of a training's pool: enough that the images of a batch are unrelated
+HELD_BATCHES = 32  # of a training, in memory: enough that the images of a batch are unrelated
 
-POOL_BYTES = 1 << 30  # of a training's pool, of which two are in memory
+HELD_BYTES = 512 << 20  # of a training, in memory, if that is less
+
+SPARE = 16  # a part of the rows in memory is added: how many there are is up to chance
 
 READERS = 16  # threads that read ids, which are small objects
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """Pieces of shards that are shuffled together: (the shard's position, its rows from, to), and the pool's number."""
+class _Piece:
+    """Rows of a shard (its position, rows from, to) in a rank's stretch, and where they begin there."""
 
-    number: int
-    pieces: tuple[tuple[int, int, int], ...]
+    shard: int
+    start: int
+    stop: int
+    begin: int
 
     @property
-    def rows(self) -> int:
-        return sum(stop - start for _, start, stop in self.pieces)
+    def end(self) -> int:
+        return self.begin + self.stop - self.start
+
+
+@dataclass(frozen=True)
+class _Deal:
+    """The dealing of an epoch: keys spread over so many rows (0: as stored); `whole`: memory holds all rows."""
+
+    order: Order
+    epoch: int
+    spread: int
+    whole: bool
 
 
 class Streamed(Reader):
-    """Visible rows shard by shard, from any location. The larger the pool, the better the shuffle.
+    """Visible rows shard by shard, from any location. The more of them are in memory, the better the shuffle.
 
     one_each: an epoch has one row of each image, not all of its augmentations; `rows` is the number of images then.
     """
@@ -54,87 +70,74 @@ class Streamed(Reader):
         self._images = _images_by_shard(split) if one_each else None
         self._counts = split.counts if self._images is None else np.array([len(starts) for starts in self._images])
         super().__init__(split.name, int(self._counts.sum()), split.latent_shape, split.quantizers)
-        self._split, self._buffer_shards = split, buffer_shards
+        self._split = split
+        self._held = 2 * buffer_shards * -(-self.rows // max(1, len(self._counts)))
 
     def for_training(self, batch: int, one_each: bool) -> "Streamed":
-        """Return the reader with pools of POOL_BATCHES batches, or of POOL_BYTES if that is less, but of a shard.
+        """Return the reader with HELD_BATCHES batches in memory, or HELD_BYTES if that is less.
 
         The sizes follow from the data alone: a training that continues on another machine has the same order.
         """
-        reader = Streamed(self._split, 1, one_each)
-        shards, row = len(reader._counts), self.dtype.itemsize * int(np.prod(self.latent_shape))
-        wanted = min(POOL_BATCHES * batch, POOL_BYTES // row)
-        reader._buffer_shards = max(1, min(-(-wanted * shards // max(1, reader.rows)), shards))
+        reader, row = Streamed(self._split, 1, one_each), self.dtype.itemsize * int(np.prod(self.latent_shape))
+        reader._held = max(1, min(HELD_BATCHES * batch, HELD_BYTES // row))
         return reader
 
     def _batches(self, order: Order, epoch: int, step: int, ids: bool, reuse: bool) -> Iterator[Batch]:
         start, stop = order.share(self.rows)
-        sizes = _sizes(stop - start, order, self.rows)
-        skip = sum(sizes[:step])
-        pools = list(self._pools(order, epoch, start, stop))
-        while pools and skip >= pools[0].rows:  # consumed before: not read
-            skip -= pools.pop(0).rows
+        sizes, rows = _sizes(stop - start, order, self.rows), stop - start
+        whole = order.shuffle and rows <= self._held
+        deal = _Deal(order, epoch, (rows if whole else 2 * self._held) if order.shuffle else 0, whole)
+        skip, pieces = sum(sizes[:step]), list(self._pieces(order, epoch, start, stop))
+        # The rows of a piece are among the first end + spread: consumed before, they are not read.
+        pieces = [piece for piece in pieces if piece.end + deal.spread > skip or whole]
+        skip -= pieces[0].begin if pieces else skip
         buffer = np.empty((order.batch, *self.latent_shape), self.dtype) if reuse else None
         stopped = Event()
-        with closing(prefetched(partial(self._load, pool, order, epoch, ids, stopped) for pool in pools)) as loaded:
-            tail = _Tail(self._dealt(loaded, pools, order, epoch), skip)
+        calls = (partial(self._load, piece, deal, ids, stopped) for piece in pieces)
+        with closing(prefetched(calls)) as loaded:
+            supply = _Supply(Waiting(self._places(deal, pieces), self.latent_shape, self.dtype), pieces, loaded, whole)
             try:
+                supply.skip(skip)
                 for size in sizes[step:]:
                     self.own()
                     z = np.empty((size, *self.latent_shape), self.dtype) if buffer is None else buffer[:size]
-                    yield tail.batch(z, ids, len(self.quantizers) > 1)
+                    yield supply.wait(size).deal(z, ids, len(self.quantizers) > 1)
             finally:
                 stopped.set()
 
-    def _pools(self, order: Order, epoch: int, start: int, stop: int) -> Iterator[_Pool]:
-        """Yield the pools of this rank's stretch of the epoch's sequence."""
+    def _places(self, deal: _Deal, pieces: list[_Piece]) -> int:
+        """Return how many rows are in memory at once: half of those whose keys are spread, a batch and a shard."""
+        rows = sum(piece.stop - piece.start for piece in pieces)
+        largest = max((piece.stop - piece.start for piece in pieces), default=0)
+        held = rows if deal.whole else deal.spread // 2
+        return min(rows, held + held // SPARE + deal.order.batch + largest)
+
+    def _pieces(self, order: Order, epoch: int, start: int, stop: int) -> Iterator[_Piece]:
+        """Yield the pieces of this rank's stretch of the epoch's sequence, in order."""
         counts = self._counts
         sequence = epoch_order(len(counts), order.seed, epoch) if order.shuffle else np.arange(len(counts))
         ends = np.cumsum(counts[sequence])
-        pieces = [
-            (int(s), max(0, start - int(end - counts[s])), min(int(counts[s]), stop - int(end - counts[s])))
-            for s, end in zip(sequence, ends, strict=True)
-            if end > start and end - counts[s] < stop
-        ]
-        for number, first in enumerate(range(0, len(pieces), self._buffer_shards)):
-            yield _Pool(number, tuple(pieces[first : first + self._buffer_shards]))
+        for shard, count, end in zip(sequence.tolist(), counts[sequence].tolist(), ends.tolist(), strict=True):
+            first = end - count
+            if end > start and first < stop and count:
+                begin = max(start, first)
+                yield _Piece(shard, begin - first, min(stop, end) - first, begin - start)
 
-    @staticmethod
-    def _dealt(
-        loaded: Iterator[Batch], pools: list[_Pool], order: Order, epoch: int
-    ) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Yield each pool's rows, and the order in which they are dealt out."""
-        for pool in pools:
-            sequence = np.arange(pool.rows)
-            if order.shuffle:
-                shuffled = np.random.default_rng([order.seed, epoch, order.rank, order.world, pool.number])
-                sequence = shuffled.permutation(pool.rows)
-            yield next(loaded), sequence
-
-    def _load(self, pool: _Pool, order: Order, epoch: int, ids: bool, stopped: Event) -> Batch:
-        which = np.empty(pool.rows, np.int64)
-        rows = Batch(
-            np.empty((pool.rows, *self.latent_shape), self.dtype),
-            np.empty(pool.rows, np.int32),
-            np.empty((pool.rows, 16), np.uint8) if ids else None,
-            which,
-        )
-        filled = 0
-        for number, start, stop in pool.pieces:
-            if stopped.is_set():
-                break  # nobody waits for these rows any more
-            here = slice(filled, filled + stop - start)
-            shard = self._split.shards[number]
-            read = self._split.read(shard, ids)
-            wanted = self._wanted(number, order, epoch)[start:stop]
-            read.z.take(wanted, 0, out=rows.z[here], mode="clip")
-            rows.labels[here] = read.labels[wanted]
-            which[here] = self._split.quantizer_number(shard)
-            if rows.ids is not None and read.ids is not None:
-                rows.ids[here] = read.ids[wanted]
-            filled = here.stop
-            del read
-        return rows
+    def _load(self, piece: _Piece, deal: _Deal, ids: bool, stopped: Event) -> tuple[Batch, np.ndarray] | None:
+        """Read a piece's rows and draw their keys; None once nobody waits for them any more."""
+        if stopped.is_set():
+            return None
+        number, order, here = piece.shard, deal.order, slice(piece.start, piece.stop)
+        shard, apart = self._split.shards[number], self._split.augmented and self._images is None and order.shuffle
+        read = self._split.read(shard, ids or apart)
+        wanted: np.ndarray | slice = here if self._images is None else self._wanted(number, order, deal.epoch)[here]
+        which = np.full(piece.stop - piece.start, self._split.quantizer_number(shard), np.int64)
+        names = read.ids[wanted] if ids and read.ids is not None else None
+        rows = Batch(read.z[wanted], read.labels[wanted], names, which)
+        random = np.random.default_rng([order.seed, deal.epoch, number, 1])
+        images = image_starts(read.ids) if apart and read.ids is not None else None
+        late = deal.spread * delays(int(self._counts[number]), images, random)[here]
+        return rows, late if deal.whole else piece.begin + np.arange(len(late)) + late
 
     def _wanted(self, number: int, order: Order, epoch: int) -> np.ndarray:
         """Return the positions among a shard's rows that an epoch has: all, or one of each image, drawn."""
@@ -155,7 +158,7 @@ def _images_by_shard(split: SplitShards) -> list[np.ndarray]:
     before: tuple[object, int, bytes] | None = None
     with ThreadPoolExecutor(READERS) as pool:
         for shard, ids in zip(split.shards, pool.map(lambda shard: shard.columns("id")["id"], split.shards)):
-            starts = np.flatnonzero(np.append(True, (ids[1:] != ids[:-1]).any(1)))
+            starts = image_starts(ids)
             first, last = ids[0].tobytes(), ids[-1].tobytes()
             if before == (shard.fragment, shard.number - 1, first):
                 starts = starts[1:]
@@ -164,39 +167,42 @@ def _images_by_shard(split: SplitShards) -> list[np.ndarray]:
     return found
 
 
-class _Tail:
-    """The rest of the current pool, dealt out batch by batch; what a batch lacks comes from the next pool."""
+class _Supply:
+    """The rows of an epoch: those that wait, and pieces that are read when more must wait."""
 
-    def __init__(self, pools: Iterator[tuple[Batch, np.ndarray]], skip: int) -> None:
-        self._pools, self._skip = pools, skip
-        self._rows: Batch | None = None
-        self._positions = np.empty(0, np.int64)
+    def __init__(
+        self,
+        waiting: Waiting,
+        pieces: list[_Piece],
+        loaded: Iterator[tuple[Batch, np.ndarray] | None],
+        whole: bool,
+    ) -> None:
+        self._waiting, self._whole = waiting, whole
+        self._left, self._loaded = iter(pieces), loaded
+        self._last = pieces[-1] if pieces else None
+        self._below = 0.0  # the key below which every row is there
 
-    def batch(self, z: np.ndarray, ids: bool, several: bool) -> Batch:
-        """Return as many rows as z holds."""
-        labels, which = np.empty(len(z), np.int32), np.empty(len(z), np.int64)
-        names = np.empty((len(z), 16), np.uint8) if ids else None
-        filled = 0
-        while filled < len(z):
-            if not len(self._positions):
-                self._next()
-            assert self._rows is not None
-            positions = self._positions[: len(z) - filled]
-            self._positions = self._positions[len(positions) :]
-            here = slice(filled, filled + len(positions))
-            self._rows.z.take(positions, 0, out=z[here], mode="clip")
-            labels[here] = self._rows.labels[positions]
-            if self._rows.which is not None:
-                which[here] = self._rows.which[positions]
-            if names is not None and self._rows.ids is not None:
-                names[here] = self._rows.ids[positions]
-            filled = here.stop
-        return Batch(z, labels, names, which if several else None)
+    def wait(self, count: int) -> Waiting:
+        """Return the waiting rows once the next `count` of them are known."""
+        while self._waiting.ready(self._below) < count:
+            self._read()
+        return self._waiting
 
-    def _next(self) -> None:
-        self._rows = None  # before the next comes: at most two pools are in memory
-        self._rows, positions = next(self._pools)
-        self._positions, self._skip = positions[self._skip :], 0
+    def skip(self, count: int) -> None:
+        """Let rows leave that were consumed before, as soon as they are known."""
+        while count:
+            leaving = min(count, self.wait(1).ready(self._below))
+            self._waiting.drop(leaving)
+            count -= leaving
+
+    def _read(self) -> None:
+        piece, read = next(self._left), next(self._loaded)
+        assert read is not None
+        self._waiting.add(*read)
+        if piece is self._last:
+            self._below = math.inf
+        elif not self._whole:
+            self._below = piece.end
 
 
 def _sizes(rows: int, order: Order, total: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Batches of latents for training: which rows a step uses, and these rows on the device."""
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,30 +14,16 @@ from functa.models.latents.normalize import Affine, Normalizer
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.readers.memory import Resident
-from functa.storage.readers.open import MEMORY_SHARE, open_reader
+from functa.storage.readers.open import MEMORY_SHARE
 from functa.storage.readers.order import Order
 from functa.storage.readers.reader import Batch, Indexed, Reader
 from functa.storage.readers.streamed import Streamed
 from functa.tasks.inputs.prefetch import Prefetcher
+from functa.tasks.inputs.reading import STREAMED, Ranks, training_reader
+
+logger = logging.getLogger(__name__)
 
 Choose = Callable[[int], np.ndarray]  # the rows of a step, for the whole global batch
-
-
-class Ranks(Protocol):
-    """The processes of one training run, as far as batches depend on them: tasks/training/ranks.py."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def world(self) -> int: ...
-    @property
-    def device(self) -> torch.device: ...
-
-    def part(self, batch: int) -> slice:
-        """Return this rank's part of a global batch."""
-
-    def any_of(self, flag: bool) -> bool:
-        """Return whether the flag is set on a rank, the same answer on all of them."""
 
 
 UPLOADED_STEPS = 128  # whose row numbers are copied to a GPU at once
@@ -59,21 +45,23 @@ def training_batches(
     steps: int,
     classes: int | None,
     plain: bool = False,
+    begun: Mapping[str, Any] | None = None,
+    hydrates: bool = False,
 ) -> Batches:
     """Return batches of the training split, in epochs; plain: without augmentations, else one version of each image.
 
     The split is kept on the device if it fits (codes as bytes), else in this machine's memory or mapped files, from
     which batches are prefetched, and where that is impossible it is streamed shard by shard. Seed and step alone decide
-    which rows a step uses; of a split that is streamed, the number of ranks too. Raises StorageError for a label that
-    is none of the classes.
+    which rows a step uses; of a split that is streamed, the number of ranks too. `begun` is the metadata of the
+    checkpoint that the training continues from: what was streamed then is streamed now, and the other way round.
+    `hydrates`: what would be streamed is copied to the machine's disk first, and mapped. Raises StorageError where
+    that is impossible, and for a label that is none of the classes.
     """
     images_alone = "augmentation.count" not in functaset.fingerprint or plain
     part, device = ranks.part(batch), ranks.device
-    reader = open_reader(functaset, "train", plain=plain, processes=ranks.world)
-    if ranks.any_of(isinstance(reader, Streamed)):
-        streamed = reader if isinstance(reader, Streamed) else open_reader(functaset, "train", "streamed", plain=plain)
-        assert isinstance(streamed, Streamed)
-        return FromStream(streamed, normalizer, batch, seed, ranks, steps, classes, one_each=not images_alone)
+    reader = training_reader(functaset, ranks, plain, begun, hydrates)
+    if isinstance(reader, Streamed):
+        return FromStream(reader, normalizer, batch, seed, ranks, steps, classes, one_each=not images_alone)
     assert isinstance(reader, Indexed)
     if classes is not None:
         check_labels(reader.name, reader.labels, classes)
@@ -82,6 +70,11 @@ def training_batches(
     if isinstance(reader, Resident) and fits:
         return OnDevice(reader, normalizer, choose, part, device)
     return FromHost(reader, normalizer, choose, part, device, steps)
+
+
+def order_record(batches: Batches, ranks: Ranks) -> dict[str, int]:
+    """Return what a checkpoint records of the order of images: the number of ranks where they are streamed."""
+    return {STREAMED: ranks.world} if isinstance(batches, FromStream) else {}
 
 
 def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
@@ -238,7 +231,9 @@ class FromStream(Prefetched):
         self._batches: Iterator[Batch] = iter(())
         self._classes = classes
         if ranks.rank == 0:
-            logging.getLogger(__name__).warning("%s: does not fit into memory: it is streamed", reader.name)
+            logger.warning(
+                "%s: is streamed: it does not fit into memory, or did not when the training began", reader.name
+            )
         super().__init__(self._reader, normalizer, self._read, ranks.device, steps)
 
     def _read(self, step: int) -> Batch:

@@ -1,6 +1,7 @@
 """Latents of a functaset for training and evaluation, with labels and normaliser."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,12 @@ from functa.models.latents.normalize import Normalizer, normalizer
 from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.receipts.moments import Moments, merge, moments_of
+from functa.storage.readers.free_memory import free_memory
+from functa.storage.readers.open import MEMORY_SHARE, open_reader
+from functa.storage.readers.order import Order
 from functa.storage.readers.shards import SplitShards, plain_rows
+
+FLOAT_COPIES = 3  # of a split: as read, joined, normalised
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,25 @@ def load_split(functaset: Functaset, split: str) -> Split:
 def plain_counts(functaset: Functaset, split: str) -> list[int]:
     """Return how many rows without augmentation each shard of a split has; every shard is opened for it."""
     return [plain_rows(shard).count for shard in functaset.shards(split)]
+
+
+def fits_as_floats(functaset: Functaset, split: str) -> bool:
+    """Return whether the images' latents fit into memory as `load_split` needs it: float32, with copies."""
+    shards = SplitShards(functaset, split, plain=True)
+    return FLOAT_COPIES * 4 * shards.rows * math.prod(shards.latent_shape) <= MEMORY_SHARE * free_memory()
+
+
+class SplitParts:
+    """The latents and labels of a split's images, a part after the other, read anew at each iteration."""
+
+    def __init__(self, functaset: Functaset, split: str, rows: int = 1024) -> None:
+        self._reader = open_reader(functaset, split, "streamed", buffer_shards=1, plain=True)
+        self._order = Order(rows, shuffle=False)
+
+    def __iter__(self) -> Iterator[Split]:
+        for batch in self._reader.batches(self._order):
+            z = self._reader.dequantized(batch)
+            yield Split(torch.from_numpy(z), torch.from_numpy(batch.labels.astype(np.int64)))
 
 
 class PlainRows:

@@ -2,17 +2,26 @@
 
 import json
 import logging
+from typing import Any
 
 import torch
 from torch import nn
 
 from functa.storage.errors import StorageError
+from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
-from functa.storage.runs.checkpoints import has_checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
+from functa.storage.runs.checkpoints import (
+    has_checkpoint,
+    is_checkpoint,
+    load_checkpoint,
+    newest_metadata,
+    save_checkpoint,
+)
 from functa.storage.runs.curve import CURVE, read_curve
 from functa.storage.runs.weights import WEIGHTS, write_weights
 from functa.tasks.trained import best_weights, tensors_below, weights_digest
 from functa.tasks.training.learner import Row, Run
+from functa.tasks.training_jobs import TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +52,12 @@ def save(run: Run, average: nn.Module | None, step: int) -> None:
         write_weights(run.output, exported, described | run.metadata)
     save_checkpoint(run.output, step, arrays, run.metadata | {"finished": finished})
     run.saved = step
+
+
+def begun(job: TrainingJob) -> dict[str, Any] | None:
+    """Return the metadata of the checkpoint that the job continues from, None if it begins."""
+    found = newest_metadata(open_location(job.output))
+    return found if found is not None and found.get("digest") == job.digest else None
 
 
 def resume(run: Run, average: nn.Module | None) -> int:

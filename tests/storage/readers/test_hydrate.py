@@ -1,11 +1,14 @@
 """Hydration: raw files beside records; what is damaged, interrupted or too large is found."""
 
 import contextlib
+import errno
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from functa.storage.errors import StorageError
@@ -13,6 +16,8 @@ from functa.storage.functaset.functaset import Functaset
 from functa.storage.readers import hydrate as hydrating
 from functa.storage.readers.hydrate import hydrate
 from functa.storage.readers.open import open_reader
+from functa.storage.readers.order import Order
+from functa.storage.readers.reader import Indexed
 from tests.helpers.storage.functasets import damage, filled
 
 
@@ -27,7 +32,7 @@ def test_damage_to_hydrated_files_is_named_and_repaired_by_hydrating_again(
     (path,) = cache_folder.glob(f"{fragment}-*/{array}")
     damage(path, how)
     with pytest.raises(StorageError, match="run `functa store hydrate`") as error:
-        open_reader(functaset, "train", "mapped")
+        list(open_reader(functaset, "train", "mapped").batches(Order(7)))
     if (array, how) != ("000001.json", "missing"):
         assert array in str(error.value)
     again = hydrate(functaset)
@@ -37,17 +42,18 @@ def test_damage_to_hydrated_files_is_named_and_repaired_by_hydrating_again(
 
 def test_hydrating_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     functaset = Functaset.open(filled(tmp_path / "s"))
-    real = hydrating._write
-    calls: list[tuple[int, int, int]] = []
+    real, begun = hydrating._write, list[Any]()
+    monkeypatch.setattr(hydrating, "THREADS", 1)
 
     def stops(*arguments: Any) -> None:
-        if len(calls) == 3:
+        begun.append(arguments)
+        if len(begun) >= 3:
             raise KeyboardInterrupt
         real(*arguments)
 
     monkeypatch.setattr(hydrating, "_write", stops)
     with pytest.raises(KeyboardInterrupt):
-        hydrate(functaset, progress=lambda *counts: calls.append(counts))
+        hydrate(functaset)
     with pytest.raises(StorageError, match="run `functa store hydrate`"):
         open_reader(functaset, "test", "mapped")
     monkeypatch.setattr(hydrating, "_write", real)
@@ -67,6 +73,57 @@ def test_hydrating_without_space_writes_nothing_and_names_the_fault(
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="--to"):
         hydrate(functaset, str(tmp_path / "file"))
+
+
+@pytest.mark.faults
+def test_a_disk_that_is_full_while_hydrating_is_one_line_and_what_is_whole_stays(
+    tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functaset = Functaset.open(filled(tmp_path / "s"))
+    real, left = os.pwrite, [7]  # writes: of two shards, and one of the third
+
+    def full(*arguments: Any) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    monkeypatch.setattr(hydrating, "THREADS", 1)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StorageError, match=r"^[^\n]*: No space left on device; free some space or [^\n]*$") as error:
+        hydrate(functaset)
+    assert str(cache_folder) in str(error.value)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder.parents[1]))
+    assert hydrate(functaset).written == 2
+
+
+def test_only_the_split_that_is_asked_for_is_hydrated_into_the_folder_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functaset = Functaset.open(filled(tmp_path / "s"))
+    monkeypatch.setenv(hydrating.FOLDER, str(tmp_path / "scratch"))
+    assert hydrate(functaset, split="train").shards == 3
+    assert len(open_reader(functaset, "train", "mapped")) == 20
+    with pytest.raises(StorageError, match="run `functa store hydrate`"):
+        open_reader(functaset, "test", "mapped")
+
+
+def test_a_mapped_shard_is_checked_when_it_is_read_and_not_before(
+    tmp_path: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    functaset = Functaset.open(filled(tmp_path / "s"))
+    hydrate(functaset)
+    hashed: list[int] = []
+    real = hydrating.sha256_of
+    monkeypatch.setattr(hydrating, "sha256_of", lambda rows: (hashed.append(rows.nbytes), real(rows))[1])
+    reader = open_reader(functaset, "train", "mapped")
+    assert isinstance(reader, Indexed)
+    row = np.prod(reader.latent_shape)
+    assert sum(hashed) == 20 * (4 + 16)  # labels and ids
+    for _ in range(2):
+        reader.read(np.array([9, 10, 15]))
+    assert sum(hashed) == 20 * (4 + 16) + 8 * row  # of the second shard, once
 
 
 def test_the_command_hydrates_and_prints_the_result(tmp_path: Path) -> None:

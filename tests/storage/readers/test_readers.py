@@ -1,8 +1,10 @@
 """Readers: every visible row exactly once, in an order of (seed, epoch), and nothing that was not checked."""
 
 import os
+import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,19 +19,36 @@ from torch.utils.data import DataLoader
 
 from functa.models.config import NormalizationConfig
 from functa.models.latents.normalize import Normalizer, normalizer
+from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit
 from functa.storage.functaset.functaset import Functaset
+from functa.storage.functaset.plan import RowTable
+from functa.storage.functaset.planning import plan_fragment
+from functa.storage.functaset.quantizer import calibrate
 from functa.storage.places.address import open_location
+from functa.storage.readers import free_memory as limits
 from functa.storage.readers import open as readers
 from functa.storage.readers.hydrate import hydrate
 from functa.storage.readers.open import open_reader
 from functa.storage.readers.order import Order
 from functa.storage.readers.reader import Batch, Indexed, Reader
+from functa.storage.readers.streamed import Streamed
 from functa.tasks.inputs.batches import FromHost, OnDevice
 from functa.tasks.inputs.latents import load_split, training_normalizer
 from functa.tasks.inputs.torch_datasets import LatentDataset, LatentStream
-from tests.helpers.storage.functasets import SHAPE, damage, fill, filled, new_store, plan, store_with_bad_rows, write
+from tests.helpers.storage.functasets import (
+    FINGERPRINT,
+    SHAPE,
+    damage,
+    fill,
+    filled,
+    latents_of,
+    new_store,
+    plan,
+    store_with_bad_rows,
+    write,
+)
 
 KINDS = ("memory", "mapped", "streamed")
 
@@ -111,6 +130,64 @@ def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path, kind: str) ->
     assert tuple(seen(reader.batches(Order(7, seed=1), 0, ids=True))) == orders[1, 0]
 
 
+def test_a_stream_has_hardly_any_image_twice_in_a_batch(tmp_path: Path) -> None:
+    """Augmentations of an image lie side by side; a full shuffle has 15.9 different ones in 16 rows."""
+    place, images, each = new_store(tmp_path / "s", FINGERPRINT | {"augmentation.count": 4}), 200, 5
+    keys = [f"train/{i:05d}" for i in range(images) for _ in range(each)]
+    table = RowTable.of(keys, np.zeros(len(keys), np.int32), keys, np.tile(np.arange(each, dtype=np.int32), images))
+    quantizer = calibrate(QuantizationConfig(bits=8), latents_of(keys[::each]))
+    fill(place, [plan_fragment(place, table, split="train", latent_shape=SHAPE, shard_rows=20, chunk_rows=10,
+                               codec="zstd", quantizer=quantizer).plan])  # fmt: skip
+    reader = open_reader(Functaset.open(place), "train", "streamed", buffer_shards=4)
+    different = []
+    for epoch in range(2):
+        batches = list(reader.batches(Order(16), epoch, ids=True))
+        assert set(Counter(seen(iter(batches))).values()) == {each}
+        different += [len({bytes(row) for row in batch.ids}) for batch in batches[:-1]]  # type: ignore[union-attr]
+    assert np.mean(different) > 15  # 11.5 where four shards at a time are shuffled
+
+
+def test_more_rows_that_wait_than_expected_get_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = opened(Functaset.open(filled(tmp_path / "s")), "streamed")
+    expected = [(seen(iter([batch])), batch.z.tolist()) for batch in reader.batches(Order(3), 1, ids=True)]
+    monkeypatch.setattr(Streamed, "_places", lambda *_: 1)
+    assert [(seen(iter([batch])), batch.z.tolist()) for batch in reader.batches(Order(3), 1, ids=True)] == expected
+
+
+def test_limits_of_a_process_count_as_the_memory_that_is_free() -> None:
+    """Limits are those of `ulimit -d` and `ulimit -v`, in a process of its own."""
+    script = (
+        "import resource, psutil\n"
+        "from functa.storage.readers.free_memory import free_memory\n"
+        "assert free_memory() > 1 << 28\n"
+        "used = psutil.Process().memory_info()\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (used.data + (200 << 20), -1))\n"
+        "assert 150 << 20 < free_memory() <= 201 << 20\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used.vms + (100 << 20), -1))\n"
+        "assert 50 << 20 < free_memory() <= 101 << 20\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("membership", "limited"),
+    [("0::/jobs/one", "jobs"), ("4:memory:/jobs/one\n0::/", "memory/jobs/one"), ("0::/not/seen/here", "")],
+    ids=["outer-group", "first-version", "container"],
+)
+def test_limits_of_every_control_group_around_a_process_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, limited: str
+) -> None:
+    names = limits.FILES[1 if limited.startswith("memory") else 2]
+    for folder in ("jobs/one", "memory/jobs/one", limited):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    for name, value in zip((*names[:2], "memory.stat"), ("1000000", "400000", f"{names[2]} 1000"), strict=True):
+        (tmp_path / limited / name).write_text(value)
+    (tmp_path / "cgroup").write_text(membership)
+    monkeypatch.setattr(limits, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(limits, "MEMBERSHIP", tmp_path / "cgroup")
+    assert limits.free_memory() == 601_000
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reused_buffer_holds_the_same_rows(tmp_path: Path, kind: str) -> None:
     reader = opened(Functaset.open(filled(tmp_path / "s")), kind)
@@ -126,13 +203,14 @@ def test_a_resumed_stream_does_not_read_the_shards_that_were_consumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = new_store(tmp_path / "s")
-    fill(place, [plan(place, n=40, shard_rows=4)])
-    reader = open_reader(Functaset.open(place), "train", "streamed", buffer_shards=2)
+    fill(place, [plan(place, n=80, shard_rows=4)])
+    reader = open_reader(Functaset.open(place), "train", "streamed", buffer_shards=1)
     read: list[int] = []
     real = reader._split.read  # type: ignore[attr-defined]
     monkeypatch.setattr(reader._split, "read", lambda shard, ids: (read.append(shard.number), real(shard, ids))[1])  # type: ignore[attr-defined]
-    list(reader.batches(Order(4), step=7))
-    assert len(read) == 4  # rows 28 to 39: of five pools of two shards the last two
+    list(reader.batches(Order(4), step=15))
+    # Two shards in memory spread rows over four: the first 60 rows hold all of the first 11 of 20 shards, at least.
+    assert len(read) == 9
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
@@ -159,7 +237,7 @@ def test_the_kind_follows_from_free_memory_and_what_can_be_mapped(
     def kinds() -> list[str]:
         return [type(open_reader(each, "train")).__name__ for each in (coded, floats)]
 
-    assert readers.free_memory() > 1 << 20
+    assert limits.free_memory() > 1 << 20
     assert kinds() == ["Resident", "Resident"]
     monkeypatch.setattr(readers, "free_memory", lambda: 1000)
     assert kinds() == ["Streamed", "Mapped"]

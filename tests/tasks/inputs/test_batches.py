@@ -1,6 +1,8 @@
 """Training batches: every image once per epoch, in one of its rows, the same in every process."""
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from functa.storage.readers import open as opening
 from functa.storage.readers.open import open_reader
 from functa.storage.readers.order import Order
 from functa.storage.readers.reader import Indexed
+from functa.storage.readers.shards import COLUMN_BYTES
 from functa.storage.readers.streamed import Streamed
 from functa.tasks.inputs.batches import (
     Batches,
@@ -25,6 +28,7 @@ from functa.tasks.inputs.batches import (
     FromStream,
     OnDevice,
     check_labels,
+    order_record,
     rows_by_image,
     training_batches,
 )
@@ -206,10 +210,50 @@ def test_what_cannot_be_streamed_is_refused_before_training(augmented: Functaset
 def test_the_memory_of_a_machine_is_shared_by_its_processes(
     augmented: Functaset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = IMAGES * EACH * (int(np.prod(SHAPE)) + opening.ROW_BYTES)
+    rows = IMAGES * EACH * (int(np.prod(SHAPE)) + COLUMN_BYTES)
     monkeypatch.setattr(opening, "free_memory", lambda: int(2 * rows / opening.MEMORY_SHARE) + 1)
     assert isinstance(batches(augmented, 6, 4, ranks=alone(0, 2)), OnDevice)
     assert isinstance(batches(augmented, 6, 4, ranks=alone(0, 3)), FromStream)
+    assert isinstance(batches(augmented, 6, 4, ranks=replace(alone(0, 6), nodes=3)), OnDevice)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_training_that_began_streamed_is_streamed_however_much_memory_is_free(
+    augmented: Functaset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = batches(augmented, 6, 40)
+    record = order_record(began, Ranks())
+    expected = [began(step) for step in range(5)]
+    monkeypatch.undo()
+    assert order_record(batches(augmented, 6, 40), Ranks()) == {}
+    continued = batches(augmented, 6, 40, begun=record)
+    for step in range(5):
+        for one, other in zip(continued(step), expected[step], strict=True):
+            assert torch.equal(one, other)
+    batches(augmented, 6, 40, begun=record, ranks=alone(0, 2))
+    assert "was streamed to 1 processes, now to 2" in caplog.text
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_what_does_not_fit_is_copied_to_the_disk_of_the_machine_and_mapped_where_asked_for(
+    augmented: Functaset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUNCTA_HYDRATED", str(tmp_path))
+    streamed = order_record(batches(augmented, 6, 40), Ranks())
+    mapped = batches(augmented, 6, 40, hydrates=True)
+    assert isinstance(mapped, FromHost)
+    assert isinstance(batches(augmented, 6, 40, hydrates=True, begun=streamed), FromStream)
+    monkeypatch.setattr(opening, "free_memory", lambda: 1 << 40)
+    resident = batches(augmented, 6, 40)
+    for step in range(5):
+        for one, other in zip(mapped(step), resident(step), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_training_that_began_in_memory_does_not_continue_in_another_order(augmented: Functaset) -> None:
+    with pytest.raises(StorageError, match="does not fit into memory now, but did when its training began"):
+        batches(augmented, 5, 40, begun={"digest": "d"})
 
 
 def test_of_a_streamed_image_another_row_is_drawn_in_every_epoch(augmented: Functaset) -> None:
