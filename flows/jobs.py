@@ -22,7 +22,7 @@ from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_
 from functa.tasks.inference.sample import SampleJob
 from functa.tasks.report.run_folder import RunFolder
 from functa.tasks.stage_table import STAGES
-from functa.tasks.training_jobs import ClassifierJob, DiffusionJob, MetaTrainJob, PixelClassifierJob
+from functa.tasks.training_jobs import ClassifierJob, DiffusionJob, MetaTrainJob, PixelClassifierJob, this_node
 
 KEPT_ASIDE = (
     "info",
@@ -39,9 +39,15 @@ def meta_train_job(ledger: Ledger, record: StageRecord) -> MetaTrainJob:
     config = ledger.config
     return MetaTrainJob(
         seed=config.seed, images=config.images, field=config.field, inner=config.inner, meta_train=config.meta_train,
-        device=config.dispatch.device, devices=config.dispatch.devices, output=ledger.output(record),
-        digest=ledger.digest("meta_train"),
+        output=ledger.output(record), digest=ledger.digest("meta_train"), **_places(config),
     )  # fmt: skip
+
+
+def _places(config: PipelineConfig) -> dict[str, Any]:
+    """Return where the processes of a training run: devices and machines."""
+    dispatch = config.dispatch
+    nodes = {"nodes": dispatch.nodes, "node": this_node(dispatch.nodes), "rendezvous": dispatch.rendezvous}
+    return {"device": dispatch.device, "devices": dispatch.devices} | (nodes if dispatch.nodes > 1 else {})
 
 
 def encode_job(ledger: Ledger, record: StageRecord, **options: bool) -> EncodeJob:
@@ -61,8 +67,8 @@ def classifier_job(ledger: Ledger, record: StageRecord) -> ClassifierJob:
     version, name = _commit_to_train_on(ledger, record, functaset)
     return ClassifierJob(
         seed=seed_of(config, record.stage), classifier=config.classifier, functaset=ledger.output(functaset),
-        classes=len(classes(ledger)), class_names=tuple(classes(ledger)), device=config.dispatch.device,
-        devices=config.dispatch.devices, output=ledger.output(record), version=version, digest=name,
+        classes=len(classes(ledger)), class_names=tuple(classes(ledger)), output=ledger.output(record),
+        version=version, digest=name, hydrate=config.dispatch.hydrate, **_places(config),
     )  # fmt: skip
 
 
@@ -73,8 +79,8 @@ def diffusion_job(ledger: Ledger, record: StageRecord) -> DiffusionJob:
     version, name = _commit_to_train_on(ledger, record, functaset)
     return DiffusionJob(
         seed=seed_of(config, record.stage), diffusion=config.diffusion, functaset=ledger.output(functaset),
-        classes=len(classes(ledger)), class_names=tuple(classes(ledger)), device=config.dispatch.device,
-        devices=config.dispatch.devices, output=ledger.output(record), version=version, digest=name,
+        classes=len(classes(ledger)), class_names=tuple(classes(ledger)), output=ledger.output(record),
+        version=version, digest=name, hydrate=config.dispatch.hydrate, **_places(config),
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Build the Prefect flow of a stage from its entry in the table and from the function that does its work."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -17,9 +18,12 @@ from functa.flows.ledger import Ledger
 from functa.flows.server.api import WAITING_QUEUE
 from functa.flows.server.session import prepare_prefect
 from functa.flows.server.worker import gpu_slot, moved_to_cpu_queue
+from functa.storage.errors import StorageError
 from functa.storage.images.source import listed_once
+from functa.storage.runs.stage_records import StageRecord, read_record
 from functa.tasks.dispatch.work_pool import check_pool
 from functa.tasks.stage_table import STAGES, Stage
+from functa.tasks.training_jobs import WAIT_SECONDS, this_node
 
 prepare_prefect()  # for a caller who imports a flow, this one's or the pipeline's, and calls it
 
@@ -61,6 +65,7 @@ def stage_flow(work: Callable[..., None]) -> Flow[..., Any]:
                 ledger.require_begun(stage.name)
             elif _up_to_date(ledger, stage):
                 return None
+            check_takes_part(ledger, stage)
             ledger.require_inputs(stage.name)
             if on_pool:
                 check_pool()
@@ -80,6 +85,37 @@ def load_stage(name: str) -> Flow[..., Any]:
     stage = STAGES[name]
     found: Flow[..., Any] = getattr(import_module(stage.module), stage.name)
     return found
+
+
+@contextmanager
+def taking_part(ledger: Ledger, stage: str) -> Iterator[StageRecord]:
+    """Yield a training's record: on the first machine as `Ledger.working`, on others once the first has written it.
+
+    Raises StorageError where it does not: it was not started, or its root is another one.
+    """
+    if not this_node(ledger.config.dispatch.nodes):
+        with ledger.working(stage) as record:
+            yield record
+        return
+    until = time.monotonic() + WAIT_SECONDS
+    while (found := read_record(ledger.location, stage)) is None or found.state != "running":
+        if time.monotonic() > until:
+            raise StorageError(
+                f"{ledger.root}: node 0 has not begun {STAGES[stage].command} there within {WAIT_SECONDS:.0f} s: start "
+                f"the same command on it, with a root that all machines share"
+            )
+        time.sleep(1)
+    yield found
+
+
+def check_takes_part(ledger: Ledger, stage: Stage) -> None:
+    """Raise StorageError for a stage that the first machine does alone, on another one."""
+    node = this_node(ledger.config.dispatch.nodes)
+    if node and not stage.trains:
+        raise StorageError(
+            f"{stage.command}: node 0 does it alone; on node {node} run only the stages that train, such as `functa "
+            f"train-diffusion`, beside the same command on node 0"
+        )
 
 
 def _signature(stage: Stage) -> inspect.Signature:

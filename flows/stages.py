@@ -26,7 +26,7 @@ from functa.flows.jobs import (
     stale_models,
 )
 from functa.flows.ledger import Ledger, images_digest
-from functa.flows.stage_flow import stage_flow
+from functa.flows.stage_flow import stage_flow, taking_part
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
 from functa.storage.images.sources import known_shape
@@ -52,12 +52,13 @@ def meta_train(ledger: Ledger, threads: int | None) -> None:
     """Meta-train the field."""
     config = ledger.config
     _warn_of_large_latent(config)
-    with ledger.working("meta_train") as record:
+    with taking_part(ledger, "meta_train") as record:
         job = meta_train_job(ledger, record)
         figures = _train(ledger, job, threads)
-        speed = config.meta_train.steps * config.meta_train.batch / max(figures["seconds"], 1e-9)
-        figures["meta_images_per_s"] = round(speed, 2)
-        ledger.finish(record, figures.pop("weights_digest"), figures)
+        if not job.node:
+            speed = config.meta_train.steps * config.meta_train.batch / max(figures["seconds"], 1e-9)
+            figures["meta_images_per_s"] = round(speed, 2)
+            ledger.finish(record, figures.pop("weights_digest"), figures)
 
 
 @stage_flow
@@ -114,19 +115,21 @@ def encode_groups(job: EncodeJob, planned: Planned, dispatch: DispatchConfig) ->
 @stage_flow
 def train_classifier(ledger: Ledger, threads: int | None) -> None:
     """Train the classifier."""
-    with ledger.working("train_classifier") as record:
+    with taking_part(ledger, "train_classifier") as record:
         job = classifier_job(ledger, record)
         figures = _train(ledger, job, threads)
-        ledger.finish(record, figures.pop("weights_digest"), figures)
+        if not job.node:
+            ledger.finish(record, figures.pop("weights_digest"), figures)
 
 
 @stage_flow
 def train_diffusion(ledger: Ledger, threads: int | None) -> None:
     """Train the diffusion model."""
-    with ledger.working("train_diffusion") as record:
+    with taking_part(ledger, "train_diffusion") as record:
         job = diffusion_job(ledger, record)
         figures = _train(ledger, job, threads)
-        ledger.finish(record, figures.pop("weights_digest"), figures)
+        if not job.node:
+            ledger.finish(record, figures.pop("weights_digest"), figures)
 
 
 @stage_flow

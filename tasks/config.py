@@ -208,10 +208,28 @@ class DispatchConfig(Config):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one.")
     devices: int = Field(
-        1, ge=1, le=64, description="Training processes on this machine (torchrun); batches are split."
+        1, ge=1, le=64, description="Training processes on each machine (torchrun); batches are split."
     )
+    nodes: int = Field(1, ge=1, le=1024, description="Machines that train together; batches are split over all.")
+    rendezvous: str | None = Field(
+        None,
+        pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):\d{1,5}$",
+        description="nodes > 1: HOST:PORT of the first machine, on a network that only they reach.",
+    )
+    hydrate: bool = Field(
+        False, description="Trainings copy a functaset that does not fit into memory to the machine's own disk first: "
+        "into FUNCTA_HYDRATED, or ~/.cache/functa/hydrated.",
+    )  # fmt: skip
     retries: int = Field(2, ge=0, le=50, description="Retries of a failed task.")
     retry_delay: float = Field(2.0, ge=0, le=3600, description="Seconds before a retry, doubled each time.")
+
+    @model_validator(mode="after")
+    def _place_to_meet(self) -> "DispatchConfig":
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ValueError(
+                f"nodes {self.nodes} need rendezvous: HOST:PORT of the first machine and a free port there"
+            )
+        return self
 
     @model_validator(mode="after")
     def _address_of_a_cluster(self) -> "DispatchConfig":

@@ -1,11 +1,13 @@
 """The jobs of training processes, as a process receives them on standard input. Free of torch."""
 
+import os
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter
 
 from functa.models.config import Config, FieldConfig, InnerConfig
 from functa.storage.config import ImagesConfig
+from functa.storage.errors import FunctaError
 from functa.tasks.config import (
     MetaTrainConfig,
     PixelClassifierConfig,
@@ -13,6 +15,10 @@ from functa.tasks.config import (
     TrainDiffusionConfig,
     TrainingConfig,
 )
+
+WAIT_SECONDS = 600.0  # of a machine for the others that train with it
+
+NODE = ("FUNCTA_NODE", "SLURM_NODEID")  # environment variables: the number of this machine
 
 
 class TrainingJob(Config):
@@ -23,7 +29,10 @@ class TrainingJob(Config):
     kind: str  # name of the config section that describes the training
     seed: int
     device: str
-    devices: int = 1
+    devices: int = 1  # processes on each machine
+    nodes: int = 1  # machines that train together
+    node: int = 0  # number of this machine among them
+    rendezvous: str | None = None  # HOST:PORT of the first of them, where the others find it
     output: str  # URI of the folder of checkpoints
     digest: str  # of everything that decides the weights: a checkpoint of another digest is not resumed
 
@@ -53,6 +62,7 @@ class LatentJob(TrainingJob):
     version: int | None = None  # number of the commit; None: the newest
     classes: int
     class_names: tuple[str, ...] = ()
+    hydrate: bool = False  # copy what does not fit into memory to this machine's disk
 
 
 class ClassifierJob(LatentJob):
@@ -86,3 +96,17 @@ class PixelClassifierJob(TrainingJob):
 AnyJob = Annotated[MetaTrainJob | ClassifierJob | DiffusionJob | PixelClassifierJob, Field(discriminator="kind")]
 
 JOBS: TypeAdapter[MetaTrainJob | ClassifierJob | DiffusionJob | PixelClassifierJob] = TypeAdapter(AnyJob)
+
+
+def this_node(nodes: int) -> int:
+    """Return the number of this machine among those that train together, 0 the first one, from the environment.
+
+    Raises FunctaError for a number that there is not.
+    """
+    name = next((name for name in NODE if os.environ.get(name)), None)
+    if nodes == 1 or name is None:
+        return 0
+    number = os.environ[name]
+    if not number.isdecimal() or int(number) >= nodes:
+        raise FunctaError(f"{name}={number}: dispatch.nodes={nodes} has numbers 0 to {nodes - 1}; set one of them")
+    return int(number)

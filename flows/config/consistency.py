@@ -54,13 +54,14 @@ def check_micro_batches(sections: Mapping[str, MetaTrainConfig | LatentTrainingC
             )
 
 
-def check_devices(batches: Mapping[str, int], devices: int) -> None:
+def check_devices(batches: Mapping[str, int], devices: int, nodes: int) -> None:
     """Raise ValueError where a batch, given by its dotted key, has fewer examples than there are processes."""
+    of_nodes = f" on each of dispatch.nodes={nodes}" if nodes > 1 else ""
     for key, batch in batches.items():
-        if batch < devices:
+        if batch < devices * nodes:
             raise ValueError(
-                f"{key}={batch} cannot be split over dispatch.devices={devices}: choose at least {devices}, "
-                f"or lower dispatch.devices"
+                f"{key}={batch} cannot be split over dispatch.devices={devices}{of_nodes}: choose at least "
+                f"{devices * nodes}, or lower dispatch.devices"
             )
 
 

@@ -126,7 +126,8 @@ def estimate(config: PipelineConfig, resolution: int | None, channels: int | Non
     asked = None if images is None else requests(config, {name: len(part) for name, part in images.splits.items()})
     rows = 0 if asked is None else asked["rows"]
     encoding = of_image["encode"] * rows
-    part = -(-training.batch // config.dispatch.devices)  # images of a step that are one process's
+    processes = config.dispatch.devices * config.dispatch.nodes
+    part = -(-training.batch // processes)  # images of a step that are one process's
     batch = min(training.micro_batch or part, part)
     cores, average = _cores(config, outer), training.ema > 0
     step = outer_memory(field, inner, sides, channels, batch, cores, average)

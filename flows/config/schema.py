@@ -95,7 +95,7 @@ class PipelineConfig(Config):
     def _fits(self) -> "PipelineConfig":
         check_sections(self.images, self.field, self.meta_train)
         check_micro_batches({"meta_train": self.meta_train, "classifier": self.classifier, "diffusion": self.diffusion})
-        check_devices(_trained_batches(self), self.dispatch.devices)
+        check_devices(_trained_batches(self), self.dispatch.devices, self.dispatch.nodes)
         return self
 
     @model_validator(mode="after")

@@ -83,7 +83,7 @@ def _train(job: TrainingJob, emit: Callable[[dict[str, Any]], None], first: bool
     try:
         report({"done": _run(job, report)})
     except Exception as error:
-        if isinstance(error, RankLost):
+        if isinstance(error, RankLost) and job.devices > 1:
             time.sleep(LAUNCHER_SECONDS)  # if a rank died, the launcher ends this one now and reports the dead one
         text = error_line(job, error)
         may_pass = isinstance(error, TransientError | RankLost)
@@ -98,6 +98,11 @@ def _train(job: TrainingJob, emit: Callable[[dict[str, Any]], None], first: bool
 def error_line(job: TrainingJob, error: Exception) -> str:
     """Return the error in one line; if memory is full, with the settings that make the step smaller."""
     text = one_line(error)
+    if isinstance(error, RankLost) and job.nodes > 1:
+        return (
+            f"node {job.node} of {job.nodes}: {text}: another machine has ended; run the same command on all of them "
+            f"again, which continues at the newest checkpoint"
+        )
     if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in text:
         return text
     kind, batch = job.kind, job.training.batch
@@ -142,6 +147,6 @@ if __name__ == "__main__":
         status = main()
     except SystemExit as stopped:
         status = int(stopped.code or 0)
-    if JOB in os.environ:  # a rank
-        _leave(status)
+    if JOB in os.environ or ("functa.tasks.training.meeting" in sys.modules and status):
+        _leave(status)  # a rank
     sys.exit(status)

@@ -52,6 +52,7 @@ class Learner:
     gradients: Gradients
     work: Work | None = None  # None: rows do not report FLOP/s
     mode: str = ""  # how a step is computed: eager or compiled, and why
+    summed: bool = False  # gradients that the step returns are summed over the ranks already
 
     @property
     def parameters(self) -> list[nn.Parameter]:

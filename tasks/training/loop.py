@@ -99,7 +99,7 @@ def _update(
     run.learner.optimizer.zero_grad(set_to_none=True)
     parameters = run.learner.parameters
     figures = run.learner.gradients(step, generator)
-    figures, asked = run.ranks.sum_up(parameters, figures, stop.asked)
+    figures, asked = run.ranks.sum_up([] if run.learner.summed else parameters, figures, stop.asked)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if run.config.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, run.config.clip_norm, norm)

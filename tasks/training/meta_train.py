@@ -40,7 +40,7 @@ def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
     stored = newest_metadata(open_location(job.output))
     if stored is not None and stored.get("finished"):  # an unfinished one is replaced
         refuse_other_field(job.output, stored, job.field)
-    ranks = join_ranks(job.device)
+    ranks = join_ranks(job)
     images = open_images(job.images)
     training = Pictures(images, "train", job.images)
     loop, why = _loop(job, training, ranks.device)

@@ -24,7 +24,7 @@ TEST_IMAGES = 2000  # enough to see whether a feature space works
 
 def run(job: PixelClassifierJob, emit: Emit) -> dict[str, Any]:
     """Train the pixel classifier; return its test accuracy."""
-    ranks = join_ranks(job.device)
+    ranks = join_ranks(job)
     device = ranks.device
     images = open_images(job.images)
     training = Pictures(images, "train", job.images)
