@@ -114,7 +114,8 @@ def _is_raw(fragment: Fragment) -> bool:
 
 def _hydrated(split: SplitShards, hydrated: HydratedFragment, shards: list[Shard]) -> _Piece:
     files = {array: hydrated.mapped(array) for array in ARRAYS}
-    latents, checks = {"z": files["z"]}, []
+    latents = {"z": files["z"]}
+    checks: list[tuple[int, Callable[[], None]]] = []
     for shard in shards:
         record = hydrated.record(shard)
         hydrated.check(shard, {array: files[array] for array in ARRAYS if array != "z"}, record)

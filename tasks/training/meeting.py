@@ -15,7 +15,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 import psutil
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from functa.storage.errors import StorageError, TransientError, one_line
 from functa.storage.places.address import open_location
@@ -30,7 +30,7 @@ OBJECT = "nodes-"  # name of the object in the output, with a number of its own
 START = "start"  # what the first rank answers if all is well; anything else is the reason to end
 
 
-def meet(job: TrainingJob, local: int) -> dist.Store:
+def meet(job: TrainingJob, local: int) -> Store:
     """Return the store of all ranks of the job, once all of them are there and see the same output.
 
     `local` is this rank's number on its machine. Raises TransientError where a machine does not come, StorageError
@@ -50,7 +50,7 @@ def meet(job: TrainingJob, local: int) -> dist.Store:
         _welcome(store, job, world, mine)
     else:
         _introduce(store, job, rank)
-    return dist.PrefixStore("ranks", store)
+    return PrefixStore("ranks", store)
 
 
 def interface_to(rendezvous: str) -> str | None:
@@ -72,7 +72,7 @@ def split_address(rendezvous: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _serve(job: TrainingJob) -> dist.TCPStore:
+def _serve(job: TrainingJob) -> TCPStore:
     """Open the store on the address of the job and on no other one."""
     assert job.rendezvous is not None
     host, port = split_address(job.rendezvous)
@@ -87,13 +87,13 @@ def _serve(job: TrainingJob) -> dist.TCPStore:
             f"dispatch.rendezvous={job.rendezvous}: the first machine cannot listen there ({error.strerror or error}); "
             f"name an address of that machine and a free port"
         ) from None
-    return dist.TCPStore(
+    return TCPStore(
         host, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=WAIT_SECONDS),
         master_listen_fd=listening.detach(),
     )  # fmt: skip
 
 
-def _find(job: TrainingJob, until: float) -> dist.TCPStore:
+def _find(job: TrainingJob, until: float) -> TCPStore:
     """Connect to the first machine's store, as soon as it is there."""
     assert job.rendezvous is not None
     host, port = split_address(job.rendezvous)
@@ -104,12 +104,12 @@ def _find(job: TrainingJob, until: float) -> dist.TCPStore:
             raise TransientError(_absent(job, ["nothing listens there"]))
         time.sleep(AGAIN_SECONDS)
     try:
-        return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=2 * WAIT_SECONDS))
+        return TCPStore(host, port, is_master=False, timeout=timedelta(seconds=2 * WAIT_SECONDS))
     except RuntimeError as error:
         raise TransientError(_absent(job, [one_line(error)])) from None
 
 
-def _welcome(store: dist.Store, job: TrainingJob, world: int, mine: str) -> None:
+def _welcome(store: Store, job: TrainingJob, world: int, mine: str) -> None:
     """Wait for all ranks; check that they train the same and see the same files; let all of them start."""
     others = range(1, world)
     with suppress(RuntimeError):  # some did not come in time
@@ -134,7 +134,7 @@ def _welcome(store: dist.Store, job: TrainingJob, world: int, mine: str) -> None
     store.set("answer", START)
 
 
-def _introduce(store: dist.Store, job: TrainingJob, rank: int) -> None:
+def _introduce(store: Store, job: TrainingJob, rank: int) -> None:
     """Look for the first rank's object, and wait for its answer."""
     try:
         name, until = store.get("object").decode(), time.monotonic() + SEEN_SECONDS
@@ -151,7 +151,7 @@ def _introduce(store: dist.Store, job: TrainingJob, rank: int) -> None:
         raise StorageError(answer)
 
 
-def _refuse(store: dist.Store, text: str, ranks: Iterable[int]) -> str:
+def _refuse(store: Store, text: str, ranks: Iterable[int]) -> str:
     """Send the reason to the ranks that are there, and wait a little until they have read it; return it."""
     store.set("answer", text)
     store.set("object", "")

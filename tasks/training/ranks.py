@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
 from functa.models.compute.device import choose_device
@@ -149,7 +150,7 @@ class Ranks:
             )
 
 
-def _sum_bucket(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_bucket(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     """Sum a bucket of gradients: each rank has weighed its own by its share of the batch."""
     summed: torch.futures.Future[list[Tensor]] = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return summed.then(lambda done: done.value()[0])
@@ -191,6 +192,7 @@ def join_ranks(job: TrainingJob) -> Ranks:
     interface on the way to it unless GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names another. Raises ValueError if the
     device is not available.
     """
+    interface: str | None
     device, local = choose_device(job.device), int(os.environ.get("RANK", "0"))  # of the launcher on this machine
     if job.nodes == 1 and STORE not in os.environ:
         return Ranks(device=device)
@@ -203,7 +205,7 @@ def join_ranks(job: TrainingJob) -> Ranks:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if job.rendezvous is None:
-        interface, given = "lo0" if sys.platform == "darwin" else "lo", {}
+        interface, given = "lo0" if sys.platform == "darwin" else "lo", dict[str, str]()
         store: dict[str, Any] = {"init_method": f"file://{os.environ[STORE]}"}
     else:
         interface = interface_to(job.rendezvous)
