@@ -6,7 +6,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
     "storage/images/rows.py": {
         "limited: LtE in len(rows.keys) <= limit -> Lt in len(rows.keys) <= limit": SAME,
         "_fix: min -> max": "more seeds are tried, which takes longer and advises the same one",
-        "by_key: Lt in _hashes(keys, seed) < limit -> LtE in _hashes(keys, seed) < limit": "no known hash is that number",
+        "by_key: Lt in _hashes(keys, seed) < limit -> LtE in _hashes(keys, seed) < limit": "no known hash is it",
         "by_key: Lt in limit < 2 ** 64 -> LtE in limit < 2 ** 64": "NumPy finds every number below one it cannot hold",
     },
     "storage/functaset/quantizer.py": {
