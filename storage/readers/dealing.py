@@ -45,7 +45,8 @@ class Waiting:
             self._grow(lacking)
         here, self._free = self._free[: len(keys)], self._free[len(keys) :]
         self._z[here], self._labels[here] = rows.z, rows.labels
-        self._which[here] = rows.which
+        if rows.which is not None:
+            self._which[here] = rows.which
         if rows.ids is not None:
             self._ids[here] = rows.ids
         sequence = np.argsort(keys, kind="stable")
