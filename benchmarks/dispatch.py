@@ -176,6 +176,7 @@ def pool(root: Path, workers: int) -> Iterator[Callable[[], float]]:
         port = int(listener.getsockname()[1])
     code = "from functa.flows.cli.main import main; main()"
     command = [sys.executable, "-c", code, "up", "--port", str(port), "--root", str(root), "--gpus", str(workers)]
+    os.environ["PREFECT_HOME"] = str(root.parent / "home")  # a database of its own
     environment = os.environ | {"OMP_NUM_THREADS": str(workers), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
