@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import overload
 
 import numpy as np
@@ -157,6 +157,37 @@ class Packing:
         return Texts(block, starts, lengths, self._plain)
 
 
+class Index:
+    """Finds texts among many different ones, by their sorted hashes; 16 bytes for each."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        hashes = np.fromiter(map(hash, texts), np.int64, len(texts))
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+
+    def find(self, wanted: Sequence[str]) -> np.ndarray:
+        """Return the place of each wanted text, int64 [n]; -1 where it is none of them."""
+        hashes = np.fromiter(map(hash, wanted), np.int64, len(wanted))
+        first = np.searchsorted(self._hashes, hashes)
+        known = np.flatnonzero(first < len(self._hashes))
+        known = known[self._hashes[first[known]] == hashes[known]]
+        found = np.full(len(wanted), -1, np.int64)
+        found[known] = self._order[first[known]]
+        for at, text in zip(known.tolist(), taken(self._texts, found[known]), strict=True):
+            if text != wanted[at]:  # another text of that hash
+                found[at] = self._next(int(first[at]), wanted[at])
+        return found
+
+    def _next(self, first: int, wanted: str) -> int:
+        for place in range(first, len(self._hashes)):
+            if self._hashes[place] != self._hashes[first]:
+                break
+            if self._texts[int(self._order[place])] == wanted:
+                return int(self._order[place])
+        return -1
+
+
 def as_json(texts: Sequence[str]) -> bytes:
     """Return the JSON list of these texts, in ASCII and without blanks."""
     if isinstance(texts, Texts) and texts.is_plain and len(texts):
@@ -169,7 +200,10 @@ def runs(texts: Sequence[str]) -> tuple[np.ndarray | None, Sequence[str]]:
 
     None and the texts themselves where no repetition is known.
     """
-    begins = texts.begins() if isinstance(texts, Texts) else np.ones(1, bool)
+    if isinstance(texts, Texts):
+        begins = texts.begins()
+    else:
+        begins = np.array([True, *(before != text for before, text in pairwise(texts))])
     if begins.all():
         return None, texts
     return np.cumsum(begins) - 1, taken(texts, np.flatnonzero(begins))

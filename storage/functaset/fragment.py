@@ -385,12 +385,6 @@ def shown_fragments(location: Location, commit: Commit | None, split: str | None
     yield from side_by_side(location, lambda entry: Fragment.committed(location, entry), entries)
 
 
-def live_shards(location: Location, commit: Commit | None, split: str | None = None) -> Iterator[Shard]:
-    """Yield the shards of those fragments that hold a row which is not retired."""
-    for fragment in shown_fragments(location, commit, split):
-        yield from fragment.live
-
-
 def _check_tables(name: str, plan: Plan) -> None:
     """Raise DamagedObject for a plan that claims more shards than it has tables."""
     records = plan.objects.get(TABLES)

@@ -6,20 +6,21 @@ A location that is not mounted looks like one whose images are missing, so the o
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import Shard, live_shards, shown_fragments
+from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
 from functa.storage.functaset.history import Commit
 from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.images.source import open_images
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side
+from functa.storage.texts import Index, runs, taken
 from functa.tasks.encoding.keyed_images import some
 
 
@@ -37,15 +38,23 @@ class Changes:
     missing: dict[str, int]
 
 
-@dataclass
-class _Known:
-    """An image in the functaset: token, label, (fragment, row) pairs, augmentations, whether a row is bad."""
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of the functaset that are not retired, bad ones too, beside the images of a source.
 
-    token: str
-    label: int
-    rows: list[tuple[str, int]] = field(default_factory=list)
-    augmentations: set[int] = field(default_factory=set)
-    bad: bool = False
+    images int64 [n]: number of each one's image in the source, -1 where it has none; same bool [n]: it is of the
+    source's version and label; labels, augmentations int32 [n]; bad bool [n]; fragments int32 [n]: the number of each
+    one's fragment, rows int64 [n]: its row there; missing: keys of the rows without an image, in order.
+    """
+
+    missing: list[str]
+    images: np.ndarray
+    same: np.ndarray
+    labels: np.ndarray
+    augmentations: np.ndarray
+    bad: np.ndarray
+    fragments: np.ndarray
+    rows: np.ndarray
 
 
 def changes(location: Location, newest: Commit, split: str, source: RowTable, retry_bad: bool = False) -> Changes:
@@ -53,26 +62,32 @@ def changes(location: Location, newest: Commit, split: str, source: RowTable, re
 
     Raises MissingObject, DamagedObject.
     """
-    known = _known(location, newest, split)
-    wanted: list[int] = []
-    retire: dict[str, list[int]] = {}
-    seen: set[str] = set()
-    for key, token, rows in _images(source):
-        seen.add(key)
-        found = known.get(key)
-        if newest.retires(key):
-            _retire(retire, found)
-            continue
-        numbers = {int(source.augmentations[row]) for row in rows}
-        same = found and (found.token, found.label) == (token, int(source.labels[rows[0]]))
-        if found and same and found.augmentations == numbers and not (retry_bad and found.bad):
-            continue
-        wanted += rows
-        _retire(retire, found)
-    missing = {key: image.label for key, image in known.items() if key not in seen}
-    for key in missing:
-        _retire(retire, known[key])
-    return Changes(source.take(wanted), retire, Counter(image.label for image in known.values()), missing)
+    which, _ = runs(source.keys)  # an image's rows are adjacent
+    image_of = np.arange(len(source)) if which is None else which
+    images = source.take(np.flatnonzero(np.diff(image_of, prepend=-1)))
+    fragments = list(shown_fragments(location, newest, split))
+    known = _known(fragments, images)
+    there = np.flatnonzero(known.images >= 0)
+    of, count = known.images[there], len(images)
+    width = 1 + max(source.augmentations.max(initial=0), known.augmentations.max(initial=0))
+    planned = np.isin(of * width + known.augmentations[there], image_of * width + source.augmentations)
+    stored = np.bincount(of, minlength=count)
+    good = known.same[there] & planned & ~(known.bad[there] & retry_bad)
+    unchanged = (stored == np.bincount(image_of, minlength=count)) & (stored == np.bincount(of[good], minlength=count))
+    hidden = _retired(newest, images.keys)
+    again = np.append(hidden | ~unchanged, True)  # the last: images that are missing
+    gone = np.flatnonzero(again[known.images])
+    retire = {
+        fragment.id: known.rows[gone[known.fragments[gone] == number]].tolist()
+        for number, fragment in enumerate(fragments)
+        if (known.fragments[gone] == number).any()
+    }
+    missing: dict[str, int] = {}
+    for key, label in zip(known.missing, known.labels[known.images < 0].tolist(), strict=True):
+        missing.setdefault(key, label)
+    labels = known.labels[there[np.unique(of, return_index=True)[1]]]
+    rows = np.flatnonzero((~unchanged & ~hidden)[image_of])
+    return Changes(source.take(rows), retire, Counter(labels.tolist()) + Counter(missing.values()), missing)
 
 
 def refuse_great_loss(found: Mapping[str, Changes], config: ImagesConfig) -> None:
@@ -81,7 +96,8 @@ def refuse_great_loss(found: Mapping[str, Changes], config: ImagesConfig) -> Non
         return
     # New files may have moved them to the other split, or beyond the limit: those are not missing.
     splits = open_images(config.model_copy(update={"limit": None, "classes": None})).splits.values()
-    here = {key for split in splits for key in split.keys}
+    lost = {key for each in found.values() for key in each.missing}
+    here = {key for split in splits for key in split.keys if key in lost}
     missing = {name: {key: n for key, n in each.missing.items() if key not in here} for name, each in found.items()}
     everything = {key for keys in missing.values() for key in keys}
     known = sum(each.known.total() for each in found.values())
@@ -105,35 +121,31 @@ def stored_quantizer(location: Location, newest: Commit) -> Quantizer | None:
     return next((each.quantizer for each in shown_fragments(location, newest) if each.quantizer is not None), None)
 
 
-def _images(source: RowTable) -> Iterator[tuple[str, str, list[int]]]:
-    """Yield (key, token, rows) of each image; an image's rows are adjacent."""
-    start = 0
-    for row in range(1, len(source.keys) + 1):
-        if row == len(source.keys) or source.keys[row] != source.keys[start]:
-            yield source.keys[start], source.tokens[start], list(range(start, row))
-            start = row
+def _retired(newest: Commit, keys: Sequence[str]) -> np.ndarray:
+    """Return bool [n]: which images were retired by name."""
+    if not newest.retired_images:
+        return np.zeros(len(keys), bool)
+    return np.fromiter(map(newest.retires, keys), bool, len(keys))
 
 
-def _retire(retire: dict[str, list[int]], found: _Known | None) -> None:
-    for fragment, row in found.rows if found else ():
-        retire.setdefault(fragment, []).append(row)
-
-
-def _known(location: Location, newest: Commit, split: str) -> dict[str, _Known]:
-    """Return every image of the split that is not retired, bad ones too, by key."""
-    known: dict[str, _Known] = {}
-    shards = list(live_shards(location, newest, split))
-    for shard, table in zip(shards, side_by_side(location, Shard.table, shards), strict=True):
-        _add(known, shard, table)
-    return known
-
-
-def _add(known: dict[str, _Known], shard: Shard, table: RowTable) -> None:
-    bad = set(shard.bad.tolist())
-    for row in np.flatnonzero(~shard.retired).tolist():
-        image = known.setdefault(table.keys[row], _Known(table.tokens[row], int(table.labels[row])))
-        image.rows.append((shard.fragment.id, shard.first + row))
-        image.augmentations.add(int(table.augmentations[row]))
-        image.bad |= row in bad
-        if image.token != table.tokens[row]:
-            image.token = ""  # rows of two versions: encode it again
+def _known(fragments: Sequence[Fragment], images: RowTable) -> _Rows:
+    """Return every row of a split that is not retired, bad ones too; images: of the source, once each."""
+    index, missing = Index(images.keys), list[str]()
+    kinds = (np.int64, bool, np.int32, np.int32, bool, np.int32, np.int64)
+    parts = [tuple(np.zeros(0, kind) for kind in kinds)]
+    for number, fragment in enumerate(fragments):
+        tables = side_by_side(fragment.location, Shard.table, fragment.live)
+        for shard, whole in zip(fragment.live, tables, strict=True):
+            rows, bad = np.flatnonzero(~shard.retired), np.isin(np.arange(shard.size), shard.bad)
+            table = whole.take(rows)
+            found = index.find(table.keys)
+            there = np.flatnonzero(found >= 0)
+            tokens = zip(taken(images.tokens, found[there]), taken(table.tokens, there), strict=True)
+            same = np.zeros(len(rows), bool)
+            same[there] = [now == then for now, then in tokens]
+            same[there] &= images.labels[found[there]] == table.labels[there]
+            missing += taken(table.keys, np.flatnonzero(found < 0))
+            places = (np.full(len(rows), number, np.int32), shard.first + rows)
+            parts.append((found, same, table.labels, table.augmentations, bad[rows], *places))
+    columns = [np.concatenate(column) for column in zip(*parts)]
+    return _Rows(missing, *columns)
