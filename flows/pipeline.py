@@ -20,6 +20,7 @@ from functa.flows.ledger import Ledger
 from functa.flows.server.pool.stage_runs import run_stage
 from functa.flows.server.worker import outlive_the_worker, started_by_worker
 from functa.flows.stage_flow import load_stage, queue_of
+from functa.storage.images.source import listed_once
 from functa.tasks.dispatch.child import allow_children, stop_children
 from functa.tasks.dispatch.work_pool import check_pool
 from functa.tasks.report.artifacts import publish
@@ -66,6 +67,12 @@ def pipeline(
         config = load_config(preset, overrides)
     elif overrides:
         raise ConfigError("overrides go with a preset: choose one, or change the config itself")
+    with listed_once():  # for all stages that this process runs: what arrives later is for the next run
+        return _run(config, root, from_root)
+
+
+def _run(config: PipelineConfig, root: str, from_root: str | None) -> dict[str, Any]:
+    """Run the stages of a config and check its gate; return the metrics."""
     preflight(config, root, "pipeline")
     if config.dispatch.runner == "prefect":
         check_pool()

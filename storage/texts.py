@@ -174,9 +174,8 @@ class Index:
         known = known[self._hashes[first[known]] == hashes[known]]
         found = np.full(len(wanted), -1, np.int64)
         found[known] = self._order[first[known]]
-        for at, text in zip(known.tolist(), taken(self._texts, found[known]), strict=True):
-            if text != wanted[at]:  # another text of that hash
-                found[at] = self._next(int(first[at]), wanted[at])
+        for at in known[~equal(taken(self._texts, found[known]), taken(wanted, known))].tolist():
+            found[at] = self._next(int(first[at]), wanted[at])  # another text has that hash
         return found
 
     def _next(self, first: int, wanted: str) -> int:
@@ -186,6 +185,14 @@ class Index:
             if self._texts[int(self._order[place])] == wanted:
                 return int(self._order[place])
         return -1
+
+
+def equal(some: Sequence[str], others: Sequence[str]) -> np.ndarray:
+    """Return bool [n]: which texts are the same on both sides."""
+    left, right = list(encoded(some)), list(encoded(others))
+    if left == right:
+        return np.ones(len(left), bool)
+    return np.fromiter((one == other for one, other in zip(left, right, strict=True)), bool, len(left))
 
 
 def as_json(texts: Sequence[str]) -> bytes:

@@ -204,7 +204,7 @@ class RowTable:
             labels, augmentations, rows = (
                 np.array(column, kind) for column, kind in zip(numbers, (np.int32, np.int32, np.int64), strict=True)
             )
-            texts = all(isinstance(text, str) for column in (keys, tokens) for text in column)
+            texts = {*map(type, keys), *map(type, tokens)} <= {str}
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a table of rows ({type(error).__name__})") from None
         shapes = {labels.shape, augmentations.shape, rows.shape, (len(tokens),)}

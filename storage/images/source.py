@@ -149,12 +149,15 @@ def listed_once() -> Iterator[None]:
 
 def open_images(config: "ImagesConfig") -> Images:
     """Open a source. Raises StorageError, one line: what is missing or wrong in it, and the fix."""
-    kept, key = _opened.get(), config.model_dump_json()
-    if kept is not None and key in kept:
-        return kept[key]
-    images = _open(config)
+    kept, key = _opened.get(), config.model_copy(update={"classes": None}).model_dump_json()
+    images = _open(config) if kept is None or key not in kept else kept[key]
     if kept is not None and all(split.source is None for split in images.splits.values()):
         kept[key] = images
+    if config.classes not in (None, len(images.classes)):
+        raise StorageError(
+            f"{config.location or config.source}: has {len(images.classes)} classes, not images.classes="
+            f"{config.classes}; leave that empty, or look whether class folders are missing"
+        )
     return images
 
 
@@ -191,11 +194,6 @@ def _open(config: "ImagesConfig") -> Images:
     if config.location:
         check_allowed(config.location)
     images: Images = find_source(config.source).open(config)
-    if config.classes not in (None, len(images.classes)):
-        raise StorageError(
-            f"{config.location or config.source}: has {len(images.classes)} classes, not images.classes="
-            f"{config.classes}; leave that empty, or look whether class folders are missing"
-        )
     return images
 
 

@@ -20,7 +20,7 @@ from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.images.source import open_images
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side
-from functa.storage.texts import Index, runs, taken
+from functa.storage.texts import Index, equal, runs, taken
 from functa.tasks.encoding.keyed_images import some
 
 
@@ -137,12 +137,11 @@ def _known(fragments: Sequence[Fragment], images: RowTable) -> _Rows:
         tables = side_by_side(fragment.location, Shard.table, fragment.live)
         for shard, whole in zip(fragment.live, tables, strict=True):
             rows, bad = np.flatnonzero(~shard.retired), np.isin(np.arange(shard.size), shard.bad)
-            table = whole.take(rows)
+            table = whole if len(rows) == len(whole) else whole.take(rows)
             found = index.find(table.keys)
             there = np.flatnonzero(found >= 0)
-            tokens = zip(taken(images.tokens, found[there]), taken(table.tokens, there), strict=True)
             same = np.zeros(len(rows), bool)
-            same[there] = [now == then for now, then in tokens]
+            same[there] = equal(taken(images.tokens, found[there]), taken(table.tokens, there))
             same[there] &= images.labels[found[there]] == table.labels[there]
             missing += taken(table.keys, np.flatnonzero(found < 0))
             places = (np.full(len(rows), number, np.int32), shard.first + rows)

@@ -10,6 +10,7 @@ from PIL import Image
 from functa.flows.config.load import load_config
 from functa.flows.config.preflight import preflight
 from functa.storage.errors import StorageError
+from functa.storage.places.local import LocalLocation
 from tests.helpers.flows.tiny_config import TINY
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -50,11 +51,19 @@ def test_a_flat_folder_without_labels_runs_but_for_the_classifier(tmp_path: Path
     assert (tmp_path / "root/report.html").is_file()
 
 
-def test_a_flat_folder_with_a_table_of_labels_runs_with_its_classifier(tmp_path: Path, prefect_server: None) -> None:
+def test_a_flat_folder_with_a_table_of_labels_runs_with_its_classifier(
+    tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the process of the pipeline, with the threads that encode and compute features, lists the images once."""
     from functa.flows.pipeline import pipeline
 
-    settings = [*flat(tmp_path), f"images.labels={tmp_path}/labels.csv"]
+    settings = [*flat(tmp_path), f"images.labels={tmp_path}/labels.csv", "evaluation.features_slice=10"]
+    listed, listing = list[str](), LocalLocation.listing
+    monkeypatch.setattr(
+        LocalLocation, "listing", lambda self, prefix="": listed.append(self.uri) or listing(self, prefix)
+    )
     metrics = pipeline(str(tmp_path / "root"), config=load_config("digits", settings))
+    assert listed == [f"{tmp_path}/photos"]
     assert metrics["rows"] == 90
     assert 0 <= metrics["top1_test"] <= 1 and "label_agreement" in metrics
     classes = json.loads((tmp_path / "root/stages/encode.json").read_text())["pipeline"]["images"]
