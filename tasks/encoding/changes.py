@@ -76,11 +76,11 @@ def changes(location: Location, newest: Commit, split: str, source: RowTable, re
     unchanged = (stored == np.bincount(image_of, minlength=count)) & (stored == np.bincount(of[good], minlength=count))
     hidden = _retired(newest, images.keys)
     again = np.append(hidden | ~unchanged, True)  # the last: images that are missing
-    gone = np.flatnonzero(again[known.images])
+    out = np.flatnonzero(again[known.images])
     retire = {
-        fragment.id: known.rows[gone[known.fragments[gone] == number]].tolist()
+        fragment.id: known.rows[out[known.fragments[out] == number]].tolist()
         for number, fragment in enumerate(fragments)
-        if (known.fragments[gone] == number).any()
+        if (known.fragments[out] == number).any()
     }
     missing: dict[str, int] = {}
     for key, label in zip(known.missing, known.labels[known.images < 0].tolist(), strict=True):
