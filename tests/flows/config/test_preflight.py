@@ -89,14 +89,15 @@ def test_a_gate_for_a_figure_that_is_not_measured_is_refused_before_any_work(
     preflight(load_config("digits", ["gate.min_top1=0.9", "gate.max_fd=9"]), str(tmp_path), "pipeline")
 
 
-def test_more_shards_than_their_records_can_list_are_refused_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    images = np.zeros((600_000, 2, 2, 1), np.uint8)
-    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(600_000) % 2)
+def test_more_rows_than_a_fragment_holds_are_refused_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    images = np.zeros((300_000, 2, 2, 1), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(300_000) % 2)
     np.savez(tmp_path / "test.npz", images=images[:4], labels=np.arange(4) % 2)
     settings = ["images.source=npz", f"images.location={tmp_path}", "field.spatial=1", "encode.shard_rows=1"]
-    config = load_config("digits", [*settings, "encode.chunk_rows=1", "classifier=null", "diffusion=null"])
+    settings += ["encode.chunk_rows=1", "classifier=null", "diffusion=null", "encode.augmentation.count=10000"]
+    config = load_config("digits", settings)
     for asked in ("pipeline", "encode"):
-        with pytest.raises(StorageError, match=r"makes 600004 shards, .* encode\.shard_rows to 2 or more") as caught:
+        with pytest.raises(StorageError, match=r"3000300000 rows of split 'train', .* encode\.augmentation") as caught:
             preflight(config, str(tmp_path / "root"), asked)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "root").exists()

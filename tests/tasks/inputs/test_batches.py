@@ -218,6 +218,7 @@ def test_the_memory_of_a_machine_is_shared_by_its_processes(
 
 
 @pytest.mark.usefixtures("no_memory")
+@pytest.mark.faults
 def test_a_training_that_began_streamed_is_streamed_however_much_memory_is_free(
     augmented: Functaset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -251,6 +252,7 @@ def test_what_does_not_fit_is_copied_to_the_disk_of_the_machine_and_mapped_where
 
 
 @pytest.mark.usefixtures("no_memory")
+@pytest.mark.faults
 def test_a_training_that_began_in_memory_does_not_continue_in_another_order(augmented: Functaset) -> None:
     with pytest.raises(StorageError, match="does not fit into memory now, but did when its training began"):
         batches(augmented, 5, 40, begun={"digest": "d"})

@@ -165,6 +165,7 @@ def meet_all(jobs: list[TrainingJob]) -> list[str]:
         return [text for text, _ in list(pool.map(of, jobs))]
 
 
+@pytest.mark.faults
 def test_machines_that_do_not_share_the_root_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "SEEN_SECONDS", 0.5)
     address = free_address()
@@ -182,6 +183,7 @@ def test_machines_that_train_something_else_are_refused(tmp_path: Path) -> None:
     assert ended[1] == ended[0]
 
 
+@pytest.mark.faults
 def test_a_machine_that_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "WAIT_SECONDS", 1.0)
     address = free_address()
