@@ -71,15 +71,16 @@ def ask(address: str, password: str, path: str, body: dict[str, Any] | None = No
     """Return an answer of a server's API; POST if there is a body.
 
     Where another process of the server holds SQLite's lock, it answers 503 and has changed nothing, or does not answer
-    for a minute: as Prefect's own client does, ask again.
+    for a minute: as Prefect's own client does, ask again; what changes something is asked once, and waited for.
     """
     data = None if body is None else json.dumps(body).encode()
     headers = {"content-type": "application/json"} | ({"authorization": basic(password)} if password else {})
     request = urllib.request.Request(f"{address}/api/{path}", data, headers, method=method)
     deadline, reads = time.monotonic() + PATIENCE, body is None or path.endswith("/filter")
+    opener, patience = urllib.request.build_opener(urllib.request.ProxyHandler({})), PATIENCE if reads else 3 * PATIENCE
     while True:
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=PATIENCE) as answer:
+            with opener.open(request, timeout=patience) as answer:
                 return json.loads(answer.read() or "null")
         except TimeoutError:
             if not reads or time.monotonic() > deadline + 2 * PATIENCE:
