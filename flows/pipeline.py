@@ -18,11 +18,11 @@ from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.flows.gate import check_gate
 from functa.flows.ledger import Ledger
 from functa.flows.server.pool.stage_runs import run_stage
+from functa.flows.server.session import check_workers
 from functa.flows.server.worker import outlive_the_worker, started_by_worker
 from functa.flows.stage_flow import load_stage, queue_of
 from functa.storage.images.source import listed_once
 from functa.tasks.dispatch.child import allow_children, stop_children
-from functa.tasks.dispatch.work_pool import check_pool
 from functa.tasks.report.artifacts import publish
 from functa.tasks.report.run_folder import load_folder, report_data
 from functa.tasks.stage_table import STAGES
@@ -75,7 +75,7 @@ def _run(config: PipelineConfig, root: str, from_root: str | None) -> dict[str, 
     """Run the stages of a config and check its gate; return the metrics."""
     preflight(config, root, "pipeline")
     if config.dispatch.runner == "prefect":
-        check_pool()
+        check_workers()
     ledger = Ledger(config, root, from_root)
     ledger.all_up_to_date()  # a conflict in a late stage is reported before the first one starts
     allow_children()

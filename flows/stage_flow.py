@@ -16,12 +16,11 @@ from functa.flows.config.preflight import preflight
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.ledger import Ledger
 from functa.flows.server.api import WAITING_QUEUE
-from functa.flows.server.session import prepare_prefect
+from functa.flows.server.session import check_workers, prepare_prefect
 from functa.flows.server.worker import gpu_slot, moved_to_cpu_queue
 from functa.storage.errors import StorageError
 from functa.storage.images.source import listed_once
 from functa.storage.runs.stage_records import StageRecord, read_record
-from functa.tasks.dispatch.work_pool import check_pool
 from functa.tasks.stage_table import STAGES, Stage
 from functa.tasks.training_jobs import WAIT_SECONDS, this_node
 
@@ -68,7 +67,7 @@ def stage_flow(work: Callable[..., None]) -> Flow[..., Any]:
             check_takes_part(ledger, stage)
             ledger.require_inputs(stage.name)
             if on_pool:
-                check_pool()
+                check_workers()
             work(ledger, **options)
         return None
 

@@ -8,7 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from functa.flows.server.api import check_api, check_home, configured_api, note_on_profile, prepare_environment
+from functa.flows.server.api import (
+    OperateError,
+    check_api,
+    check_home,
+    configured_api,
+    note_on_profile,
+    prepare_environment,
+)
 from functa.flows.server.console import print_line
 from functa.storage.errors import printable
 
@@ -52,6 +59,22 @@ def prepare_prefect() -> None:
         from prefect.context import refresh_global_settings_context
 
         refresh_global_settings_context()
+
+
+def check_workers() -> None:
+    """Raise OperateError where this command runs on an embedded server: no worker polls it, so groups would wait.
+
+    Raises DispatchError where another server has no deployment for them.
+    """
+    from functa.flows.server.embedded import for_all_threads
+    from functa.tasks.dispatch.work_pool import check_pool
+
+    if for_all_threads.is_set():
+        raise OperateError(
+            "dispatch.runner=prefect: this command has a server of its own, which no worker polls: start `functa up` "
+            "and set PREFECT_API_URL to its address, or choose dispatch.runner=threads"
+        )
+    check_pool()
 
 
 def quiet_console() -> None:

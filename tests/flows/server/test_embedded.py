@@ -18,7 +18,8 @@ from prefect import context
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_ENABLED, temporary_settings
 
 from functa.flows.server import embedded
-from functa.flows.server.session import prepare_prefect
+from functa.flows.server.api import OperateError
+from functa.flows.server.session import check_workers, prepare_prefect
 
 EMBEDDED = """
 import sys
@@ -102,6 +103,8 @@ def test_a_thread_without_a_context_uses_the_embedded_server_too(monkeypatch: py
         embedded.embedded_server(exit_with_server=False),
     ):
         prepare_prefect()  # as the import of a flow does
+        with pytest.raises(OperateError, match=r"no worker polls: start `functa up` and set PREFECT_API_URL"):
+            check_workers()
         thread = threading.Thread(target=lambda: seen.append(PREFECT_API_URL.value()))
         thread.start()
         thread.join()
