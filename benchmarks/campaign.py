@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.session import BEGUN
 from benchmarks.session.clock import STOPPED, Clock
 from benchmarks.session.kept import Kept
 from benchmarks.session.packs import pack, prepare
@@ -58,7 +59,7 @@ def work_through(options: argparse.Namespace, kept: Kept) -> int:
     """Do the pieces of this call; return the exit status."""
     work = options.work / kept.plan["id"]
     saver = Saver(kept, work, int(options.state_mib * 2**20))
-    clock = Clock(options.minutes, saver.now)
+    clock = Clock(BEGUN, options.minutes, saver.now)
     kept.restore(work)
     kept.check_progress(work)
     images, counts = prepare(options.images, options.work / "images")

@@ -10,14 +10,15 @@ STOPPED = 128 + signal.SIGTERM  # exit status of what SIGTERM ended; trainings u
 
 
 class Clock:
-    """Counts the minutes of a call down. SIGTERM, from outside or at the soft end, raises SystemExit(STOPPED).
+    """Counts the minutes of a call from its beginning, a value of time.monotonic().
+
+    SIGTERM, from outside or at the soft end, raises SystemExit(STOPPED).
 
     A training in progress catches the signal itself: it saves first. What does not come back in time, such as a long
     compilation, is cut at the hard end after `save`.
     """
 
-    def __init__(self, minutes: float, save: Callable[[], None]) -> None:
-        begun = time.monotonic()
+    def __init__(self, begun: float, minutes: float, save: Callable[[], None]) -> None:
         self._soft = begun + 60 * minutes - min(30.0, 6 * minutes)
         self._hard = begun + 60 * minutes - min(5.0, 1.2 * minutes)
         self._save = save

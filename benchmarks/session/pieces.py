@@ -1,4 +1,4 @@
-"""What a campaign does, in order of value: presets of the project with settings for a GPU and minutes.
+"""The pieces of a campaign, in order of value: presets of the project with settings for a GPU and minutes.
 
 Needs no torch. A piece's steps follow from the rate that a short trial measures and from its minutes.
 """

@@ -1,4 +1,4 @@
-"""What a campaign has reached: a list for whoever runs it, and Markdown beside the paper's figures."""
+"""Show what a campaign has reached: a list for whoever runs it, and Markdown beside the paper's figures."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -56,7 +56,7 @@ SHOWN = 64  # samples of the sheet
 
 @dataclass(frozen=True)
 class Session:
-    """What all pieces of a call share."""
+    """The folders, images and device that all pieces of a call share."""
 
     kept: Kept
     work: Path  # of this campaign on this machine
