@@ -13,7 +13,6 @@ class Clock:
     """Counts the minutes of a call from its beginning, a value of time.monotonic().
 
     SIGTERM, from outside or at the soft end, raises SystemExit(STOPPED).
-
     A training in progress catches the signal itself: it saves first. What does not come back in time, such as a long
     compilation, is cut at the hard end after `save`.
     """
