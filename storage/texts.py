@@ -13,6 +13,10 @@ PLAIN = bytes({*range(0x20, 0x7F)} - {*b'"\\'} | {0})  # what JSON writes as it 
 
 END = "\0"  # after each text, so that many are unpacked by one split; a text may have it too
 
+MARGIN = 8  # bytes before the first text and, as many as the longest has, after the last: windows never end outside
+
+SPARSE = 4  # times the bytes of texts that windows of equal width may take
+
 
 class Texts(Sequence[str]):
     """A sequence of texts as one block of UTF-8, with 12 bytes for the place of each.
@@ -107,15 +111,21 @@ class Texts(Sequence[str]):
                 return texts
         return [block[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
 
-    def joined(self, between: bytes) -> bytes:
-        """Return the UTF-8 of all texts one after the other, with this between them."""
-        widths = self._lengths + len(between)
-        ends = np.cumsum(widths, dtype=np.int64)
-        places = np.arange(ends[-1]) + np.repeat(self._starts - (ends - widths), widths)
-        joined = np.frombuffer(self._block, np.uint8)[np.minimum(places, len(self._block) - 1)]
-        for back, byte in enumerate(reversed(between), 1):
-            joined[ends - back] = byte
-        return joined[: len(joined) - len(between)].tobytes()
+    def tails(self, width: int) -> np.ndarray:
+        """Return the last bytes of each text, uint8 [n, width], at most MARGIN; before a shorter text lies a 0."""
+        return self._windows(width)[self._starts + self._lengths - width]
+
+    def joined(self) -> bytes:
+        """Return the UTF-8 of all texts one after the other, each with a 0 behind it."""
+        width = int(self._lengths.max(initial=0)) + 1
+        if width * len(self) > SPARSE * (int(self._lengths.sum()) + len(self)):
+            return b"".join([text + b"\0" for text in self.encoded()])
+        windows = self._windows(width)[self._starts]
+        return windows[np.arange(width) <= self._lengths[:, None]].tobytes()
+
+    def _windows(self, width: int) -> np.ndarray:
+        """Return the bytes at each place of the block and after it, a view uint8 [places, width]."""
+        return np.lib.stride_tricks.sliding_window_view(np.frombuffer(self._block, np.uint8), width)
 
     def chunks(self) -> Iterator[list[str]]:
         """Yield the texts in lists of at most CHUNK."""
@@ -131,7 +141,7 @@ class Packing:
     """Makes Texts of lists that come one after the other."""
 
     def __init__(self) -> None:
-        self._block, self._lengths, self._plain = bytearray(), [np.zeros(0, np.int32)], True
+        self._block, self._lengths, self._plain = bytearray(MARGIN), [np.zeros(0, np.int32)], True
 
     def add(self, texts: list[str], prefix: str = "") -> None:
         """Append these texts, each after the prefix."""
@@ -152,8 +162,9 @@ class Packing:
         lengths = np.concatenate(self._lengths)
         starts = np.cumsum(lengths + np.int64(1))
         starts -= lengths
-        starts -= 1
-        block, self._block = bytes(self._block), bytearray()
+        starts += MARGIN - 1
+        self._block += bytes(int(lengths.max(initial=0)))
+        block, self._block = bytes(self._block), bytearray(MARGIN)
         return Texts(block, starts, lengths, self._plain)
 
 
@@ -198,7 +209,7 @@ def equal(some: Sequence[str], others: Sequence[str]) -> np.ndarray:
 def as_json(texts: Sequence[str]) -> bytes:
     """Return the JSON list of these texts, in ASCII and without blanks."""
     if isinstance(texts, Texts) and texts.is_plain and len(texts):
-        return b'["' + texts.joined(b'","') + b'"]'
+        return b'["' + texts.joined()[:-1].replace(b"\0", b'","') + b'"]'
     return json.dumps(list(texts), separators=(",", ":")).encode()
 
 

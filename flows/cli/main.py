@@ -142,6 +142,12 @@ def _unused(error: CycloptsError) -> str:
         return ""
     chain, first = error.command_chain or (), error.unused_tokens[0]
     key, equals, _ = first.partition("=")
+    words = [word for word in error.root_input_tokens or () if word.removeprefix("--set=").startswith(f"{key}=")]
+    if equals and len(words) > 1 and _takes_settings(chain):
+        return (
+            f"unexpected argument {first}: {key} is given {len(words)} times; where the shell made several words of a "
+            f"pattern in braces, quote it: --set '{key}=.../{{000..127}}.tar'"
+        )
     known = {name for names in keys_by_name().values() for name in names}
     if equals and (key in known or suggest_key(key)) and _takes_settings(chain):
         return f"unexpected argument {first}: did you mean --set {first}?"

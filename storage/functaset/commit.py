@@ -19,7 +19,7 @@ from functa.storage.errors import MissingObject, StorageError
 from functa.storage.functaset.committing.finished import finished, put, with_manifest
 from functa.storage.functaset.committing.overlap import LAST_NUMBER, names_of, refuse_overlap, shards_with
 from functa.storage.functaset.committing.split_moments import training_moments
-from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
+from functa.storage.functaset.fragment import Fragment, shown_fragments
 from functa.storage.functaset.header import Root, read_root
 from functa.storage.functaset.history import (
     Commit,
@@ -35,6 +35,7 @@ from functa.storage.functaset.history import (
 from functa.storage.functaset.plan import COLLECT, LARGER_SHARDS, Name, claim_key, row_id
 from functa.storage.functaset.receipts.moments import Moments
 from functa.storage.functaset.records import ObjectRecord, create_record, vouch
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side
 

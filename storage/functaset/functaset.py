@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import FieldRecord, read_root
 from functa.storage.functaset.history import Commit, FragmentEntry, latest, load_commit
 from functa.storage.functaset.plan import RowTable
@@ -19,6 +19,7 @@ from functa.storage.functaset.receipts.moments import Moments
 from functa.storage.functaset.receipts.receipt import IDENTITY, content_of, sum_of_contents
 from functa.storage.functaset.receipts.sums import ReceiptSum, quantiles_of
 from functa.storage.functaset.records import digest, read_vouched, unseal
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.address import MAX_STAGE_BYTES, open_location, read_json
 from functa.storage.places.location import Location, refuse_fork
 from functa.storage.places.reused import output_of

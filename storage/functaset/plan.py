@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from functa.storage.errors import StorageError
-from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, canonical
+from functa.storage.functaset.records import FORMAT, ObjectRecord, Record
 from functa.storage.functaset.zarr_bytes import MAX_CHUNK_BYTES, ArraySpec
 from functa.storage.texts import CHUNK, Texts, as_json, encoded, runs, taken
 
@@ -190,7 +190,7 @@ class RowTable:
         numbers = {"labels": self.labels, "rows": self.rows}
         if augmented:
             numbers["augmentations"] = self.augmentations
-        columns = {name: canonical(column.tolist()) for name, column in numbers.items()}
+        columns = {name: str(column.tolist()).replace(" ", "").encode() for name, column in numbers.items()}
         columns |= {"keys": as_json(self.keys), "tokens": as_json(self.tokens)}
         return b"{" + b",".join(b'"%s":%s' % (name.encode(), columns[name]) for name in sorted(columns)) + b"}"
 

@@ -19,7 +19,7 @@ from functa.storage.errors import StorageError
 from functa.storage.images.files import ENDINGS, is_hidden, left_out
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Listing, Location
-from functa.storage.texts import Texts
+from functa.storage.texts import MARGIN, Texts
 
 SPLITS = ("train", "test")
 
@@ -111,11 +111,9 @@ class _Files:
 
 def _have_endings(keys: Texts) -> np.ndarray:
     """Return bool [n]: which keys end as images do, in letters of either case."""
-    tail = np.zeros(len(keys), np.uint64)  # the last bytes, in lower case, the very last lowest
-    for back in range(1, max(map(len, ENDINGS)) + 1):
-        letters = keys.bytes_at(np.full(len(keys), -back)).astype(np.uint64)
-        letters[(letters >= ord("A")) & (letters <= ord("Z"))] += ord("a") - ord("A")
-        tail |= letters << np.uint64(8 * (back - 1))
+    tails = keys.tails(MARGIN)
+    tails[(tails >= ord("A")) & (tails <= ord("Z"))] += ord("a") - ord("A")
+    tail = tails.view(">u8").reshape(-1).astype(np.uint64)
     found = np.zeros(len(keys), bool)
     for ending in ENDINGS:
         found |= tail & np.uint64((1 << 8 * len(ending)) - 1) == np.uint64(int.from_bytes(ending.encode(), "big"))

@@ -5,7 +5,9 @@ import fcntl
 import os
 import shutil
 import stat
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,15 @@ MOST_LINKS = 4  # to folders, inside each other
 MAY_PASS = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)  # reported by a network file system whose server went away
 
 
-_Files = tuple[str, list[str], list[os.stat_result]]  # prefix of a folder, names of files in it, status of each
+STATUS_THREADS = 8  # that ask for the status of files
+
+MANY_FILES = 256  # in a run: of fewer, waking a thread takes longer than asking
+
+_Names = tuple[str, list[str], int]  # prefix of a folder, names of files in it, its handle
+
+_Found = tuple[list[str], list[os.stat_result]]  # names of files, status of each
+
+_Files = tuple[str, list[str], list[os.stat_result]]  # the same behind the prefix of their folder
 
 BROKEN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # a link that leads nowhere
 
@@ -82,7 +92,8 @@ class LocalLocation(Location):
 
     def _walked(self, prefix: str) -> "Iterator[_Files]":
         folder, _, beginning = prefix.rpartition("/")
-        return _walk(self._path(folder) if folder else Path(self.uri), f"{folder}/" if folder else "", beginning)
+        path = self._path(folder) if folder else Path(self.uri)
+        return _described(_walk(path, f"{folder}/" if folder else "", beginning))
 
     def leftovers(self) -> list[Entry]:
         with self._translated(""):
@@ -180,12 +191,33 @@ class _Folder:
     links: int  # that lead to it
 
 
-def _walk(folder: Path, prefix: str, beginning: str = "") -> Iterator[_Files]:
+def _described(runs: Iterator[_Names]) -> Iterator[_Files]:
+    """Yield files with the status of each. Threads ask for those of many files, a few runs ahead.
+
+    The kernel and the servers of network file systems answer several threads at once.
+    """
+    waiting: deque[tuple[str, Future[_Found]]] = deque()
+    with ThreadPoolExecutor(STATUS_THREADS, "status") as pool:
+        for prefix, names, handle in runs:
+            if len(names) < MANY_FILES:
+                answer: Future[_Found] = Future()
+                answer.set_result(_statuses(names, handle))
+            else:  # the walk closes its own handle
+                answer = pool.submit(_statuses_of, names, os.dup(handle))
+            waiting.append((prefix, answer))
+            if len(waiting) > 2 * STATUS_THREADS:
+                before, answer = waiting.popleft()
+                yield before, *answer.result()
+        for before, answer in waiting:
+            yield before, *answer.result()
+
+
+def _walk(folder: Path, prefix: str, beginning: str = "") -> Iterator[_Names]:
     """Yield the files below a folder, in the order of keys, links followed; none leads to a folder above.
 
-    Image sets are often made of links. Of the folder itself only what begins with `beginning`: the rest is not even
-    entered. Raises OSError where links lead through too many of them: folders that link to each other have more paths
-    than can be listed.
+    Each run comes with its folder, open until the next one is asked for. Image sets are often made of links. Of the
+    folder itself only what begins with `beginning`: the rest is not even entered. Raises OSError where links lead
+    through too many of them: folders that link to each other have more paths than can be listed.
     """
     opened = list[_Folder]()
 
@@ -214,7 +246,7 @@ def _walk(folder: Path, prefix: str, beginning: str = "") -> Iterator[_Files]:
                 path = f"{of.path}/{names[0][:-1]}"
                 enter(path, of.prefix + names[0], "", of.above, of.links + os.path.islink(path))
             else:
-                yield of.prefix, *_statuses(names, of.handle)
+                yield of.prefix, names, of.handle
     finally:
         for each in opened:
             os.close(each.handle)
@@ -251,7 +283,15 @@ def _runs(names: list[str]) -> Iterator[list[str]]:
         start = at + 1
 
 
-def _statuses(names: list[str], handle: int) -> tuple[list[str], list[os.stat_result]]:
+def _statuses_of(names: list[str], handle: int) -> _Found:
+    """Return the same as _statuses, and close the folder."""
+    try:
+        return _statuses(names, handle)
+    finally:
+        os.close(handle)
+
+
+def _statuses(names: list[str], handle: int) -> _Found:
     """Return files with the status of each, of a link its target's; without those that are not there any more."""
     try:
         return names, [os.stat(name, dir_fd=handle) for name in names]
@@ -264,7 +304,7 @@ def _statuses(names: list[str], handle: int) -> tuple[list[str], list[os.stat_re
 
 
 def _joined(
-    parts: Iterable[tuple[list[str], list[os.stat_result]]],
-) -> tuple[list[str], list[os.stat_result]]:
+    parts: Iterable[_Found],
+) -> _Found:
     whole = list(parts)
     return [name for names, _ in whole for name in names], [status for _, found in whole for status in found]

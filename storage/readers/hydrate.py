@@ -21,9 +21,10 @@ import numpy as np
 from pydantic import Field
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.records import FORMAT, ObjectRecord, Record, digest, read_record, seal
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location

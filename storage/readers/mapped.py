@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.fragment import Fragment, Shard, check_rows
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.records import ObjectRecord
+from functa.storage.functaset.shards.shard import Shard, check_values
 from functa.storage.functaset.zarr_bytes import chunk_offsets
 from functa.storage.places.local import LocalLocation
 from functa.storage.readers.hydrate import ARRAYS, HydratedFragment, default_folder, sha256_of
@@ -152,7 +153,7 @@ def _raw(split: SplitShards, shard: Shard) -> _Piece:
         _check_object(path, data, record)
         for start in range(0, len(begins), 1024):
             rows = [data[begin : begin + width] for begin in begins[start : start + 1024]]
-            check_rows(shard.name, np.stack(rows).view(np.float32))
+            check_values(shard.name, np.stack(rows).view(np.float32))
 
     columns = shard.columns("label", "id")
     which = np.full(len(within), split.quantizer_number(shard), np.int64)

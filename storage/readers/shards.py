@@ -7,9 +7,11 @@ from itertools import groupby
 import numpy as np
 
 from functa.storage.errors import DamagedObject
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.quantizer import Quantizer
+from functa.storage.functaset.shards.shard import Shard
+from functa.storage.places.side_by_side import side_by_side
 from functa.storage.readers.reader import Batch
 
 COLUMN_BYTES = 24  # label, id and quantiser beside a row's latent
@@ -43,7 +45,7 @@ class SplitShards:
         self._numbers = dict(zip(fragments, numbers, strict=True))
         self._unopened = known is not None
         if known is None:
-            chosen = [plain_rows(shard) for shard in found] if plain else found
+            chosen = list(side_by_side(self.location, plain_rows, found)) if plain else found
             known = [shard.count for shard in chosen]
         else:
             chosen = found

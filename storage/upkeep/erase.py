@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.planning import plan_fragment
-from functa.storage.functaset.writing import write_shard
+from functa.storage.functaset.shards.shard import Shard
+from functa.storage.functaset.shards.writing import write_shard
 from functa.storage.places.side_by_side import side_by_side
 
 KEPT_BYTES = 1 << 30  # of shards that are being copied from: rows of many fragments are mixed

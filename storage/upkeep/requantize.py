@@ -16,14 +16,15 @@ import numpy as np
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import DamagedObject, StorageError
 from functa.storage.functaset.commit import commit
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.header import create_functaset
 from functa.storage.functaset.history import Commit, latest
 from functa.storage.functaset.plan import SPLITS, Name, RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import calibrate
-from functa.storage.functaset.writing import write_shard
+from functa.storage.functaset.shards.shard import Shard
+from functa.storage.functaset.shards.writing import write_shard
 from functa.storage.places.location import Location
 from functa.storage.upkeep.status import bytes_left
 

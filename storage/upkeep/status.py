@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from functa.storage.errors import DamagedObject, MissingObject
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.history import Commit, FragmentEntry, latest
 from functa.storage.functaset.receipts.manifest import Manifest
 from functa.storage.functaset.receipts.receipt import Receipt
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side
 

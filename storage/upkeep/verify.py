@@ -7,13 +7,14 @@ from functools import partial
 from typing import TypeVar
 
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import FRAGMENTS, check_fragments_group, read_root
 from functa.storage.functaset.history import Commit, FragmentEntry, Lists, commit_key, load_commit, mark_key
 from functa.storage.functaset.history import versions as all_versions
 from functa.storage.functaset.plan import TABLES, fragment_path, rows_name
 from functa.storage.functaset.receipts.manifest import blocks_key, manifest_key
 from functa.storage.functaset.records import ObjectRecord, vouch
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.local import may_pass
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side

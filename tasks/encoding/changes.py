@@ -13,10 +13,11 @@ import numpy as np
 
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
+from functa.storage.functaset.fragment import Fragment, shown_fragments
 from functa.storage.functaset.history import Commit
 from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.quantizer import Quantizer
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.images.source import open_images
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side

@@ -23,10 +23,11 @@ from functa.models.field.field import Field
 from functa.models.field.inner import InnerLoop
 from functa.models.measures.metrics import psnr_of_errors
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.receipts.receipt import Receipt
-from functa.storage.functaset.writing import write_shard
+from functa.storage.functaset.shards.shard import Shard
+from functa.storage.functaset.shards.writing import write_shard
 from functa.storage.images.source import ImageBatch
 from functa.storage.places.address import open_location
 from functa.storage.readers.prefetch import prefetched

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from functa.storage.functaset.commit import commit
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import as_rows, latest
 from functa.storage.functaset.plan import SPLITS
 from functa.storage.functaset.quantizer import refuse_clipping
 from functa.storage.functaset.receipts.receipt import Receipt, sum_of_contents
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.address import open_location
 from functa.storage.places.side_by_side import side_by_side
 from functa.tasks.encoding.plan import EncodeJob, Planned

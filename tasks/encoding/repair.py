@@ -11,7 +11,7 @@ import numpy as np
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit, mark
 from functa.storage.functaset.committing.restoring import restore_manifest, restore_receipt
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.header import FRAGMENTS, put_fragments_group
 from functa.storage.functaset.history import FragmentEntry, latest
 from functa.storage.functaset.plan import Name, fragment_path
@@ -19,6 +19,7 @@ from functa.storage.functaset.quantizer import Quantizer
 from functa.storage.functaset.receipts.manifest import contents_of, manifest_key
 from functa.storage.functaset.receipts.receipt import Receipt, receipt_name, sum_of_contents
 from functa.storage.functaset.records import read_vouched, unseal
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.local import may_pass
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side

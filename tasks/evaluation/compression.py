@@ -20,7 +20,7 @@ from functa.storage.functaset.header import create_functaset
 from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer
-from functa.storage.functaset.writing import write_shard
+from functa.storage.functaset.shards.writing import write_shard
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
 from functa.tasks.encoding.quantizer_choice import choose_quantizer

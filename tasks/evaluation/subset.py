@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.plan import RowTable
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.images.source import ImageSplit
 from functa.tasks.evaluation.evaluator_input import Bench
 from functa.tasks.inputs.pictures import Pictures, spread

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from functa.models.config import NormalizationConfig
 from functa.models.latents.normalize import Normalizer, normalizer
-from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.receipts.moments import Moments, merge, moments_of
+from functa.storage.functaset.shards.shard import Shard
+from functa.storage.places.side_by_side import side_by_side
 from functa.storage.readers.free_memory import free_memory
 from functa.storage.readers.open import MEMORY_SHARE, open_reader
 from functa.storage.readers.order import Order
@@ -39,7 +40,7 @@ def load_split(functaset: Functaset, split: str) -> Split:
 
 def plain_counts(functaset: Functaset, split: str) -> list[int]:
     """Return how many rows without augmentation each shard of a split has; every shard is opened for it."""
-    return [plain_rows(shard).count for shard in functaset.shards(split)]
+    return [shard.count for shard in side_by_side(functaset.location, plain_rows, functaset.shards(split))]
 
 
 def fits_as_floats(functaset: Functaset, split: str) -> bool:

@@ -48,6 +48,14 @@ def test_memory_is_reported_of_every_child() -> None:
 
 
 @pytest.mark.slow
+def test_a_streamed_training_is_measured_beside_one_in_memory() -> None:
+    options = ["--rows", "600", "--shard-rows", "128", "--batch", "8", "--steps", "1", "--turns", "1"]
+    figures = answer("streamed", *options)["figures"]
+    assert figures.keys() == {"feed", "classifier", "diffusion"}
+    assert all(row["memory_images_per_s"] > 0 and row["streamed_images_per_s"] > 0 for row in figures.values())
+
+
+@pytest.mark.slow
 def test_the_store_is_measured_beside_its_peers() -> None:
     options = ["--rows", "600", "--shard-rows", "128", "--memory-rows", "300,600", "--batch", "64"]
     rows = answer("store", *options, "--alternations", "1", "--seconds", "0.01")

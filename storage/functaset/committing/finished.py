@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.history import FragmentEntry
 from functa.storage.functaset.plan import Name
 from functa.storage.functaset.receipts.manifest import (
@@ -17,6 +17,7 @@ from functa.storage.functaset.receipts.manifest import (
 from functa.storage.functaset.receipts.moments import Merging, Moments
 from functa.storage.functaset.receipts.receipt import Receipt
 from functa.storage.functaset.records import ObjectRecord, vouch
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side
 

@@ -8,10 +8,11 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.history import Commit, FragmentEntry
 from functa.storage.functaset.plan import row_id
 from functa.storage.functaset.receipts.manifest import as_names, name_bytes
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side
 

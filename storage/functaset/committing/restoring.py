@@ -2,9 +2,10 @@
 
 from functa.storage.errors import DamagedObject, MissingObject
 from functa.storage.functaset.committing.finished import Finished, make_manifest
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.receipts.manifest import blocks_key, manifest_key
 from functa.storage.functaset.records import read_vouched, seal, vouch
+from functa.storage.functaset.shards.shard import Shard
 
 
 def restore_manifest(fragment: Fragment) -> bool:

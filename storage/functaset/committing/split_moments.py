@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError
-from functa.storage.functaset.fragment import Fragment, Shard, shown_fragments
+from functa.storage.functaset.fragment import Fragment, shown_fragments
 from functa.storage.functaset.history import Commit, FragmentEntry, TrainingMoments
 from functa.storage.functaset.receipts.manifest import blocks_key
 from functa.storage.functaset.receipts.moments import Merging, Moments, moments_of
 from functa.storage.functaset.records import read_vouched, vouch
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.location import Location
 from functa.storage.places.side_by_side import side_by_side
 

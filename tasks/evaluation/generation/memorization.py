@@ -28,8 +28,8 @@ from functa.models.measures.memorization import (
     same_images,
     shortlist,
 )
-from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.plan import RowTable
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.images.source import ImageSplit
 from functa.tasks.evaluation.config import MemorizationConfig
 from functa.tasks.evaluation.evaluator_input import SILENT, Bench, EvaluationJob, Messages, open_bench, write_arrays

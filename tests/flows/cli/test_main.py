@@ -33,6 +33,12 @@ from tests.helpers.storage.functasets import fill, filled, plan
         (["sample", "--out", "x"], 2, "functa: sample needs ROOT: a run's root with a trained diffusion model"),
         (["run", "digits", "field.width=3"], 2, "did you mean --set field.width=3?"),
         (["status", "x", "field.width=3"], 2, "unexpected argument field.width=3 (functa status --help)"),
+        (
+            ["encode", "digits", "--set", *(f"images.location=/d/{number:03}.tar" for number in range(3))],
+            2,
+            "unexpected argument images.location=/d/001.tar: images.location is given 3 times; where the shell made "
+            "several words of a pattern in braces, quote it: --set 'images.location=.../{000..127}.tar'",
+        ),
         (["run", "digits", "--set", "meta_train.steps=30"], 2, "set meta_train.warmup to at most 30"),
         (["run", "digits", "--root", "/proc/x"], 1, "cannot write to /proc/x: this folder cannot be created"),
         (["rnu", "digits"], 2, "rnu"),

@@ -19,9 +19,9 @@ def furnish(folder: Path) -> None:
     """Put a checkout's command, the demo's root and a home with photographs into the folder."""
     scripts = folder / ".venv" / "bin"
     scripts.mkdir(parents=True)
-    _script(scripts / "functa", f'exec "{sys.executable}" -m tests.helpers.docs.small_functa "$@"')
-    _script(scripts / "activate", "true")
-    _script(scripts / "python", f'exec "{sys.executable}" "$@"')
+    script(scripts / "functa", f'exec "{sys.executable}" -m tests.helpers.docs.small_functa "$@"')
+    script(scripts / "activate", "true")
+    script(scripts / "python", f'exec "{sys.executable}" "$@"')
     with tarfile.open(PROJECT / "tests/fixtures/root-0.1.0.tar.xz") as archive:
         archive.extractall(folder / "unpacked", filter="data")
     (folder / "functa-runs").mkdir()
@@ -29,8 +29,8 @@ def furnish(folder: Path) -> None:
     _photographs(folder / "home/Pictures", 40)
 
 
-def _script(path: Path, line: str) -> None:
-    path.write_text(f"#!/bin/sh\n{line}\n")
+def script(path: Path, text: str, shell: str = "sh") -> None:
+    path.write_text(f"#!/usr/bin/env {shell}\n{text}\n")
     path.chmod(0o755)
 
 
@@ -42,10 +42,15 @@ def _photographs(folder: Path, count: int) -> None:
         coarse.resize((120, 90), Image.Resampling.BICUBIC).save(folder / f"photo-{number:02}.jpg", quality=90)
 
 
-def run_block(block: Block, folder: Path, timeout: float = 1800) -> str:
+def environment_of(folder: Path) -> dict[str, str]:
+    """Return the environment of a reader whose home is in the folder."""
+    return {**os.environ, "HOME": str(folder / "home"), "PYTHONPATH": str(PROJECT), "COLUMNS": "200"}
+
+
+def run_block(block: Block, folder: Path, timeout: float = 1800, environment: dict[str, str] | None = None) -> str:
     """Run a shell or Python block in the folder; return its output. Fails with the block's place and output."""
     command = [sys.executable, "-c", block.text] if block.language == "python" else ["bash", "-c", PRELUDE + block.text]
-    environment = {**os.environ, "HOME": str(folder / "home"), "PYTHONPATH": str(PROJECT), "COLUMNS": "200"}
+    environment = environment_of(folder) if environment is None else environment
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,

@@ -8,14 +8,15 @@ import numpy as np
 
 from functa.storage.config import QuantizationConfig
 from functa.storage.functaset.commit import commit
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.header import create_functaset
 from functa.storage.functaset.plan import Plan, RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import calibrate
 from functa.storage.functaset.receipts.receipt import Receipt
-from functa.storage.functaset.writing import write_shard
+from functa.storage.functaset.shards.shard import Shard
+from functa.storage.functaset.shards.writing import write_shard
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from tests.helpers.storage.locations import Home

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from functa.storage.errors import MissingObject
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.receipts.moments import moments_of
 from functa.storage.functaset.receipts.receipt import PsnrSummary, Receipt, moments_name
 from functa.storage.functaset.records import seal, vouch
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.functaset.zarr_bytes import chunk_key
 from functa.storage.places.location import Entry, Location, check_length
 

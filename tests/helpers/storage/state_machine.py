@@ -2,12 +2,11 @@
 collections: readers see exactly the rows of the dict, in every version that is kept."""
 
 import hashlib
-import json
 import shutil
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from safetensors.numpy import load
 
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
@@ -35,67 +33,18 @@ from functa.storage.functaset.plan import Plan, RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer, calibrate
 from functa.storage.functaset.receipts import manifest
-from functa.storage.functaset.writing import write_shard
-from functa.storage.places.local import LocalLocation
-from functa.storage.places.location import Entry, Location
+from functa.storage.functaset.shards.writing import write_shard
+from functa.storage.places.location import Location
 from functa.storage.upkeep.compact import compact
 from functa.storage.upkeep.gc import collect
 from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import SHAPE, latents_of, new_store, shard_of
+from tests.helpers.storage.mortal import Killed, Mortal
+from tests.helpers.storage.needed_keys import needed_keys
 
 SPLITS = ("train", "test")
 LARGE = history.LIST_ENTRIES, manifest.MANY_SHARDS
 Shown = dict[tuple[str, str], int]  # (split, key) -> which of the image's states is encoded
-
-
-class Killed(BaseException):
-    """Acts as a SIGKILL: no code under test may catch it."""
-
-
-@dataclass(frozen=True)
-class Mortal(Location):
-    """A folder whose user dies before the k-th change.
-
-    No LocalLocation, of which objects are written side by side: which of them exist would be a matter of luck.
-    """
-
-    left: list[int] = field(default_factory=list)
-
-    @property
-    def _folder(self) -> LocalLocation:
-        return LocalLocation(self.uri)
-
-    def _count(self) -> None:
-        self.left[0] -= 1
-        if self.left[0] < 0:
-            raise Killed
-
-    def create(self, key: str, data: bytes) -> bool:
-        self._count()
-        return self._folder.create(key, data)
-
-    def write(self, key: str, data: bytes) -> None:
-        self._count()
-        self._folder.write(key, data)
-
-    def delete(self, key: str) -> None:
-        self._count()
-        self._folder.delete(key)
-
-    def read(self, key: str, limit: int | None = None) -> bytes:
-        return self._folder.read(key, limit)
-
-    def entry(self, key: str) -> Entry | None:
-        return self._folder.entry(key)
-
-    def entries(self, prefix: str = "") -> list[Entry]:
-        return self._folder.entries(prefix)
-
-    def leftovers(self) -> list[Entry]:
-        return self._folder.leftovers()
-
-    def free_bytes(self) -> int | None:
-        return self._folder.free_bytes()
 
 
 @dataclass
@@ -258,7 +207,7 @@ class Store(RuleBasedStateMachine):
         whole = path.read_bytes()
         at = data.draw(st.integers(0, max(0, len(whole) - 1)))
         spoilt = {"flip": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], "cut": whole[:at], "empty": b""}
-        needed_before = self.needed
+        needed_before = needed_keys(self.folder, max(self.history))
         path.unlink() if how == "delete" else path.write_bytes(spoilt[how])
         key = str(path.relative_to(self.folder))
         needed = key in needed_before
@@ -276,31 +225,6 @@ class Store(RuleBasedStateMachine):
         except StorageError:
             assert fatal
         path.write_bytes(whole)  # restore it from a copy
-
-    @property
-    def needed(self) -> set[str]:
-        """Return the keys that the newest version and the chain of commits need, read from the records by hand."""
-        newest = max(self.history)
-        record = json.loads((self.folder / f"commits/{newest:08d}.json").read_text())
-        keys = set(record["objects"]) | ({record["moments"]["key"]} if record["moments"] else set())
-        keys |= {key for key in self.place.list("commits/") if int(key[8:16]) >= record["oldest"]}
-        keys |= {named["key"] for named in record["lists"]}
-        lists = [json.loads((self.folder / named["key"]).read_text()) for named in record["lists"]]
-        for entry in [entry for found in (*lists, record) for entry in found["fragments"]]:
-            path = f"fragments/{entry['fragment']}"
-            named = f"{path}/manifest.safetensors"
-            blocks = json.loads(load((self.folder / named).read_bytes())["described"].tobytes())["blocks"]
-            keys |= {named} | ({f"{path}/moments/blocks.f8"} if blocks else set())
-            plan = json.loads((self.folder / path / "plan.json").read_text())
-            retired = {row for start, stop in entry["retired"] for row in range(start, stop)}
-            keys |= {f"{path}/plan.json"} | {f"{path}/{key}" for key in plan["objects"] if "rows/" not in key}
-            for shard in range(-(-plan["rows"] // plan["shard_rows"])):
-                rows = range(shard * plan["shard_rows"], min((shard + 1) * plan["shard_rows"], plan["rows"]))
-                if not set(rows) <= retired:
-                    receipt = f"{path}/receipts/{shard:06d}.0.json"
-                    objects = json.loads((self.folder / receipt).read_text())["objects"]
-                    keys |= {receipt, f"{path}/rows/{shard:06d}.json"} | {f"{path}/{key}" for key in objects}
-        return keys
 
     @precondition(lambda self: self.shown)
     @rule(data=st.data())

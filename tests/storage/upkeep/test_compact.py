@@ -15,7 +15,7 @@ from functa.storage.upkeep.compact import compact
 from functa.storage.upkeep.gc import collect
 from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import filled, new_store, plan, tree, write
-from tests.helpers.storage.state_machine import Killed, Mortal
+from tests.helpers.storage.mortal import Killed, Mortal
 
 Rows = dict[str, tuple[int, bytes, float, bytes]]
 

@@ -10,9 +10,10 @@ import pytest
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit
-from functa.storage.functaset.fragment import Fragment, Shard
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset, Latents
 from functa.storage.functaset.planning import plan_fragment
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.places.address import open_location
 from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from functa.flows.config.load import load_config
 from functa.models.measures.metrics import FrechetStatistics, frechet_distance
 from functa.storage.errors import StorageError
-from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.functaset import Functaset
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.images.source import open_images
 from functa.storage.places import local
 from functa.tasks.evaluation.evaluator_input import Messages

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from functa.storage.errors import DamagedObject, StorageError
-from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.plan import row_ids
 from functa.storage.functaset.quantizer import refuse_clipping
 from functa.storage.functaset.receipts.moments import moments_of
 from functa.storage.functaset.receipts.receipt import IDENTITY, PsnrSummary, Receipt, content_of, moments_name
 from functa.storage.functaset.records import ObjectRecord, create_record, vouch
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.functaset.zarr_bytes import encode
 from functa.storage.places.local import LocalLocation
 
