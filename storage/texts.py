@@ -19,7 +19,7 @@ SPARSE = 4  # times the bytes of texts that windows of equal width may take
 
 
 class Texts(Sequence[str]):
-    """A sequence of texts as one block of UTF-8, with 12 bytes for the place of each.
+    """A sequence of texts as one block of UTF-8, with 8 bytes for the place of each (12 in a block of 2 GiB and more).
 
     Those that are taken from others share their block.
     """
@@ -163,6 +163,8 @@ class Packing:
         starts = np.cumsum(lengths + np.int64(1))
         starts -= lengths
         starts += MARGIN - 1
+        if len(self._block) < 1 << 31:
+            starts = starts.astype(np.int32)
         self._block += bytes(int(lengths.max(initial=0)))
         block, self._block = bytes(self._block), bytearray(MARGIN)
         return Texts(block, starts, lengths, self._plain)

@@ -29,7 +29,9 @@ class Rows:
 
     def take(self, rows: np.ndarray) -> "Rows":
         """Return these rows, in this order."""
-        return Rows(taken(self.keys, rows), self.labels[rows], taken(self.tokens, rows), taken(self.origins, rows))
+        keys = taken(self.keys, rows)
+        origins = keys if self.origins is self.keys else taken(self.origins, rows)
+        return Rows(keys, self.labels[rows], taken(self.tokens, rows), origins)
 
 
 def limited(rows: Rows, limit: int | None) -> Rows:

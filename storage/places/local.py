@@ -205,7 +205,7 @@ def _described(runs: Iterator[_Names]) -> Iterator[_Files]:
             else:  # the walk closes its own handle
                 answer = pool.submit(_statuses_of, names, os.dup(handle))
             waiting.append((prefix, answer))
-            if len(waiting) > 2 * STATUS_THREADS:
+            if len(waiting) > STATUS_THREADS:
                 before, answer = waiting.popleft()
                 yield before, *answer.result()
         for before, answer in waiting:
