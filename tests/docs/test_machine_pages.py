@@ -1,6 +1,6 @@
-"""The pages on clusters and several GPUs, followed on this machine: jobs, pool, bucket and GPUs have stand-ins.
+"""The pages on clusters and several GPUs, followed on this machine: jobs, pool, bucket and GPUs have substitutes.
 
-tests/helpers/docs/machines.py has the stand-ins; presets become small, and ports become free ones. Trainings of several
+tests/helpers/docs/machines.py has them; presets become small, and ports become free ones. Trainings of several
 processes use gloo on CPUs, the bucket is moto's, the workers of the pool are processes.
 """
 

@@ -1,4 +1,4 @@
-"""Stand-ins for machines that the how-to pages need: Slurm's commands, ssh and kubectl, which start the steps here."""
+"""Substitutes for the machines of the how-to pages: Slurm's commands, ssh and kubectl, which start the steps here."""
 
 import contextlib
 import os
