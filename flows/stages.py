@@ -41,6 +41,7 @@ from functa.tasks.evaluation.evaluator import Evaluator
 from functa.tasks.evaluation.evaluator_input import EvaluationJob, Samples
 from functa.tasks.evaluation.evaluators import chosen
 from functa.tasks.evaluation.generation.distances import delete_features
+from functa.tasks.inference.ready.adopt import adopt
 from functa.tasks.inference.sample import SampleJob
 from functa.tasks.report.artifacts import cells, markdown
 from functa.tasks.stage_table import STAGES
@@ -54,6 +55,10 @@ def meta_train(ledger: Ledger, threads: int | None) -> None:
     _warn_of_large_latent(config)
     with taking_part(ledger, "meta_train") as record:
         job = meta_train_job(ledger, record)
+        if config.field.pretrained is not None:
+            if not job.node:
+                ledger.finish(record, adopt(job), {})
+            return
         figures = _train(ledger, job, threads)
         if not job.node:
             speed = config.meta_train.steps * config.meta_train.batch / max(figures["seconds"], 1e-9)

@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 ENVIRONMENT: dict[str, JsonValue] = {"environment": True}
 
 
+def unset(value: Any) -> bool:
+    """Return whether a setting is null: one that came later is then left out of records and digests (exclude_if)."""
+    return value is None
+
+
 class Config(BaseModel):
     """A frozen section: unknown keys are refused, so that a misspelt one cannot pass silently."""
 
@@ -32,6 +37,13 @@ class FieldConfig(Config):
     )
     kernel: Literal[1, 3] = Field(1, description="Kernel of the latent-to-modulation convolution, k x k.")
     axes: int = Field(2, ge=1, le=3, description="Axes of a signal: 1 audio, 2 images, 3 volumes or video.")
+    pretrained: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$",
+        exclude_if=unset,
+        description="A ready-made field by its name (`functa fields`), which is taken instead of training one; its own "
+        "settings replace those of field and inner.",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from functa.models.config import (
     DenoiserConfig,
     DiffusionConfig,
     NormalizationConfig,
+    unset,
 )
 from functa.storage.config import QuantizationConfig
 
@@ -127,6 +128,13 @@ class EncodeConfig(Config):
         le=65536,
         description="Shards per dispatched task; more where there would be over 500 tasks.",
         json_schema_extra=ENVIRONMENT,
+    )
+    steps: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        exclude_if=unset,
+        description="Inner gradient steps of encoding; null: inner.steps. The report shows whether more help.",
     )
     calibration_images: int = Field(
         512, ge=1, le=1 << 20, description="Training images that set the quantiser's range."

@@ -33,11 +33,14 @@ def load_field(uri: str) -> tuple[Field, InnerConfig, dict[str, Any]]:
 def field_of(functaset: Functaset) -> tuple[Field, InnerConfig, int]:
     """Load the field that a functaset contains; return it, its inner loop's settings and the images' resolution.
 
-    A functaset that was copied elsewhere can so be decoded and extended without its root.
+    The inner loop is the one that encoded, whose steps may be more than those of the training. A functaset that was
+    copied elsewhere can so be decoded and extended without its root.
     """
     tensors, described, _ = functaset.field()
     weights = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-    return *_build_field(described, weights), described["resolution"]
+    field, inner = _build_field(described, weights)
+    steps = functaset.fingerprint.get("inner.steps", inner.steps)
+    return field, inner.model_copy(update={"steps": steps}), described["resolution"]
 
 
 def _build_field(described: Mapping[str, Any], weights: Mapping[str, Tensor]) -> tuple[Field, InnerConfig]:

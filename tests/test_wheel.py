@@ -17,7 +17,7 @@ from tests.helpers.flows.tiny_config import TINY
 
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("flows", "tasks", "models", "storage", "deploy")
-NEEDED = ("*.py", "*.yaml", "*.j2", "*.json", "py.typed")
+NEEDED = ("*.py", "*.yaml", "*.j2", "*.json", "*.safetensors", "py.typed")
 
 
 @pytest.fixture(scope="module")

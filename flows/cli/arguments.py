@@ -57,10 +57,11 @@ def functaset_of(uri: str) -> str:
     """Return the URI of a run's functaset, which --from may have left in another root; other URIs as they are."""
     from functa.storage.places.address import open_location
     from functa.storage.runs.stage_records import output_location, read_record
+    from functa.tasks.inference.photographs.store import only_functaset
 
     location = open_location(uri)
     record = read_record(location, "encode")
-    return uri if record is None else output_location(record, location).uri
+    return only_functaset(uri) if record is None else output_location(record, location).uri
 
 
 def own_functaset_of(uri: str) -> str:

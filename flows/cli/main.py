@@ -34,7 +34,7 @@ from functa.flows.cli.arguments import (
     whole,
 )
 from functa.flows.cli.compare import compare
-from functa.flows.cli.models import classify, decode, sample
+from functa.flows.cli.models import classify, decode, encode_command, sample
 from functa.flows.cli.stages import call_flow, config_and_root, stage_command
 from functa.flows.cli.store import store
 from functa.flows.cli.sweep import sweep
@@ -64,7 +64,8 @@ for command in (decode, sample, classify):
     app.command(command, group=USE)
 
 for stage in STAGES.values():
-    app.command(stage_command(stage), name=stage.command, group=RUN)
+    made = encode_command(stage) if stage.name == "encode" else stage_command(stage)
+    app.command(made, name=stage.command, group=RUN)
 
 
 def main() -> None:
@@ -218,6 +219,21 @@ def presets(*, as_json: Json = False) -> int:
         print(json.dumps(described, indent=1))
     else:
         print_presets(described)
+    return 0
+
+
+@app.command(group=LOOK)
+def fields(
+    name: Annotated[str | None, Parameter(help="Show the whole card of this one.")] = None, *, as_json: Json = False
+) -> int:
+    """List the ready-made fields, which encode images of any size without any training."""
+    from functa.flows.cli.presets import describe_fields, print_fields
+
+    described = describe_fields(name)
+    if as_json:
+        print(json.dumps(described if name is None else described[0], indent=1))
+    else:
+        print_fields(described, whole=name is not None)
     return 0
 
 

@@ -1,23 +1,28 @@
 """`functa decode`, `sample` and `classify`: use the trained models of a root."""
 
+import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 from pydantic import ValidationError
 
-from functa.flows.cli.arguments import Functaset, Json, OutFolder, Split, functaset_of, whole
+from functa.flows.cli.arguments import Functaset, Json, OutFolder, functaset_of, whole
 from functa.flows.cli.progress import ProgressLine
+from functa.flows.cli.stages import stage_command
 from functa.flows.config.schema import ConfigError
 from functa.flows.server.console import print_line
 from functa.storage.places.address import open_location
 from functa.tasks.config import SampleRequest
+from functa.tasks.inference.photographs.store import functasets_by_size
 from functa.tasks.stage_output import stage_output
+from functa.tasks.stage_table import Stage
 
 Resolution = Annotated[
     int | None,
@@ -35,17 +40,123 @@ def decode(
     rows: Annotated[
         str | None, Parameter(help="START:STOP of the split's rows; default: the first 16, or all of fewer.")
     ] = None,
-    split: Split = "test",
+    split: Annotated[Literal["train", "test"] | None, Parameter(help="Which of the two splits; default: test.")] = None,
     resolution: Resolution = None,
+    scale: Annotated[
+        int | None,
+        Parameter(
+            converter=whole,
+            validator=validators.Number(gte=1, lte=16),
+            help="Pixels a side, as a multiple of those of the images.",
+        ),
+    ] = None,
     out: OutFolder,
 ) -> int:
-    """Decode latents into PNG images, at any resolution that the latent grid divides."""
+    """Decode latents into PNG images, at any resolution that the latent grid divides.
+
+    A store that `encode --field` made is decoded whole, each image at its own size.
+    """
+    if resolution is not None and scale is not None:
+        raise ConfigError("--resolution and --scale exclude each other: leave one out")
     wanted = None if rows is None else _rows(rows)
+    own = {"--rows": rows, "--split": split, "--resolution": resolution}
+    if photographs := functasets_by_size(uri):
+        return _decode_photographs(photographs, [name for name, value in own.items() if value], out, scale or 1)
     from functa.tasks.inference.decode import decode_rows
 
     with _interruptible(out), ProgressLine("decoding", "images") as show:
-        count = decode_rows(functaset_of(uri), split, wanted, resolution, out, show)
+        count = decode_rows(functaset_of(uri), split or "test", wanted, resolution, out, show, scale or 1)
     print_line(f"{count} images in {out}")
+    return 0
+
+
+def _decode_photographs(uris: list[str], others: list[str], out: Path, scale: int) -> int:
+    if others:
+        raise ConfigError(f"{others[0]}: these images have sizes of their own and are decoded whole; use --scale alone")
+    from functa.tasks.inference.photographs.decode import decode_photographs
+
+    with _interruptible(out), ProgressLine("decoding", "images") as show:
+        count = decode_photographs(uris, out, scale, show)
+    print_line(f"{count} images in {out}")
+    return 0
+
+
+FIELD_OPTIONS: dict[str, Any] = {
+    "field": Annotated[
+        str | None, Parameter(help="A ready-made field (`functa fields`), or the root or the .json of one of your own.")
+    ],
+    "images": Annotated[str | None, Parameter(help="With --field: a folder of images of any sizes, or one image.")],
+    "out": Annotated[str | None, Parameter(help="With --field: the store, a functaset for each size of images.")],
+    "bits": Annotated[
+        int | None,
+        Parameter(
+            converter=whole, validator=validators.Number(gte=1, lte=8),
+            help="With --field: 1 to 8 bits a latent number; default: float32.",
+        ),
+    ],
+    "steps": Annotated[
+        int | None,
+        Parameter(
+            converter=whole, validator=validators.Number(gte=1, lte=100),
+            help="With --field: inner steps; default: as many as the field was trained with.",
+        ),
+    ],
+}  # fmt: skip
+
+OPTION_OF = {"overrides": "--set", "from_root": "--from"}  # parameters whose options have another name
+
+
+def encode_command(stage: Stage) -> Callable[..., int]:
+    """Return the function behind `functa encode`: the stage of a preset, or a folder with a ready-made field."""
+    by_preset = stage_command(stage)
+
+    def command(preset: str | None = None, **options: Any) -> int:
+        own = {name: options.pop(name, None) for name in FIELD_OPTIONS}
+        if all(value is None for value in own.values()):
+            if preset is None:
+                raise ConfigError("encode needs PRESET, or --field, --images and --out (functa encode --help)")
+            return by_preset(preset, **options)
+        given = next(f"--{name}" for name, value in own.items() if value is not None)
+        for name, value in {"PRESET": preset, **options}.items():
+            if value:
+                other = name if name == "PRESET" else OPTION_OF.get(name, f"--{name.replace('_', '-')}")
+                raise ConfigError(f"{other} and {given} exclude each other: encode the images of a preset, or a folder")
+        missing = [f"--{name}" for name in ("field", "images", "out") if own[name] is None]
+        if missing:
+            raise ConfigError(f"{given} needs {' and '.join(missing)} too (functa encode --help)")
+        return _encode_photographs(**own)
+
+    signature = inspect.signature(by_preset)
+    first, *others = signature.parameters.values()
+    first = first.replace(default=None, annotation=Annotated[str | None, Parameter(help="A preset, or --field.")])
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    optional = [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in FIELD_OPTIONS.items()]
+    command.__name__ = stage.name
+    command.__doc__ = (
+        f"{stage.summary}\n\nWith --field: a folder of images, each at its own size, without any training."
+    )
+    command.__annotations__ = {each.name: each.annotation for each in (first, *others, *optional)} | {"return": int}
+    command.__signature__ = signature.replace(parameters=[first, *others, *optional])  # type: ignore[attr-defined]
+    return command
+
+
+def _encode_photographs(field: str, images: str, out: str, bits: int | None, steps: int | None) -> int:
+    from functa.tasks.inference.classify import note_on_files
+    from functa.tasks.inference.open_models import load_ready_field
+    from functa.tasks.inference.photographs.encode import encode_folder
+
+    ready = load_ready_field(field)
+    if note := note_on_files(images):
+        print_line(f"functa: {images}: {note}", error=True)
+    with ProgressLine("encoding", "images") as show:
+        done = encode_folder(ready, images, out, bits=bits or 32, steps=steps, progress=show)
+    for key, reason in done.bad.items():
+        print_line(f"functa: {key}: not encoded: {reason}", error=True)
+    if done.grey:
+        print_line(f"functa: {done.grey} grey images became colour ones, which this field knows", error=True)
+    before = f", {done.present} were there" if done.present else ""
+    figures = f": PSNR {mean(done.psnr_stored):.2f} dB, {done.bits_per_pixel:.2f} bits a pixel" if done.psnr else ""
+    print_line(f"{len(done.psnr)} images in {out}{before}{figures}; functa decode {out} --out FOLDER makes pictures")
     return 0
 
 

@@ -11,6 +11,8 @@ from functa.flows.config.presets import preset_names, read_preset
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.server.console import text_console
 from functa.storage.images.sources import known_shape
+from functa.tasks.inference.ready.shipped import check_pair
+from functa.tasks.inference.ready.shipped import names as shipped_names
 
 TABLE_WIDTH = 122
 
@@ -74,3 +76,36 @@ def _print_table(console: Console, presets: list[dict[str, Any]], figures: dict[
         cells += [str(preset["paper"].get(key, "")) for key in figures]
         table.add_row(*cells, preset["purpose"])
     console.print(table)
+
+
+def describe_fields(name: str | None = None) -> list[dict[str, Any]]:
+    """Describe the shipped fields, or one of them: [{name, about, patch, channels, image_channels, digest, ...card}].
+
+    Raises UnknownField, and DamagedObject for one whose files are not as they were shipped.
+    """
+    found = [check_pair(each) for each in (shipped_names() if name is None else [name])]
+    return [
+        {
+            "name": record.name, "about": record.about, "patch": record.patch, "channels": record.field.channels,
+            "image_channels": record.image_channels, "steps": record.inner.steps, "bytes": record.bytes,
+            "digest": record.digest, **record.card.model_dump(mode="json"),
+        }
+        for record in found
+    ]  # fmt: skip
+
+
+def print_fields(described: list[dict[str, Any]], whole: bool) -> None:
+    """Print a line for each field, or its whole card."""
+    console = text_console()
+    if whole:
+        for key, value in described[0].items():
+            shown = "; ".join(f"{name} {figure:g}" for name, figure in value.items()) if key == "figures" else value
+            console.print(f"{key}: {shown}", soft_wrap=True, markup=False)
+        return
+    for each in described:
+        figures = "; ".join(f"{name} {figure:g}" for name, figure in each["figures"].items())
+        console.print(
+            f"{each['name']}: {each['about']}{'; ' if figures else ''}{figures}", soft_wrap=True, markup=False
+        )
+    if not described:
+        console.print("no field is shipped with this version")

@@ -14,6 +14,7 @@ from functa.flows.server.console import print_line
 from functa.storage.config import QuantizationConfig
 from functa.storage.places.address import open_location
 from functa.storage.runs.stage_records import read_record
+from functa.tasks.inference.photographs.store import functasets_of_store
 
 store = App(name="store", group=LOOK, help="Inspect, check, clean and copy a functaset.")
 
@@ -52,17 +53,23 @@ def verify(
     deep: Annotated[bool, Parameter(help="Read every object and check its checksum.", negative="")] = False,
     as_json: Json = False,
 ) -> int:
-    """Check the functaset against its receipts; status 1 names every bad object."""
+    """Check a functaset, or those of a store of photographs, against its receipts; status 1 names every bad object."""
     from functa.storage.upkeep.verify import verify as verify_store
 
-    report = verify_store(open_location(functaset_of(uri)), deep=deep)
+    checked, found = 0, list[dict[str, Any]]()
+    store = functasets_of_store(uri)
+    for each in store or [functaset_of(uri)]:
+        report = verify_store(open_location(each), deep=deep)
+        below = each.rpartition("/")[2] + "/" if store else ""
+        checked += report.checked
+        found += [bad | {"path": f"{below}{bad['path']}"} for bad in report.bad]
     if as_json:
-        print(json.dumps({"checked": report.checked, "bad": report.bad}, indent=1))
+        print(json.dumps({"checked": checked, "bad": found}, indent=1))
     else:
-        for bad in report.bad:
+        for bad in found:
             print_line(f"{bad['path']}: {bad['fault']}")
-        print(f"{report.checked} objects checked, {len(report.bad)} bad")
-    return 1 if report.bad else 0
+        print(f"{checked} objects checked, {len(found)} bad")
+    return 1 if found else 0
 
 
 @store.command

@@ -32,9 +32,10 @@ READ_REQUESTS = 2  # for an image in a bucket: is it the one that was listed, an
 def field_flops(config: PipelineConfig, resolution: int, channels: int) -> dict[str, float]:
     """Return the FLOPs of one image by stage: of a step of meta-training, and of encoding."""
     field, inner, sides = config.field, config.inner, (resolution, resolution)
+    encoding = inner.model_copy(update={"steps": config.encode.steps or inner.steps})
     return {
         "meta_train": outer_flops(field, inner, sides, channels, config.meta_train.patches_per_image),
-        "encode": encode_passes(inner) * forward_flops(field, sides, channels),
+        "encode": encode_passes(encoding) * forward_flops(field, sides, channels),
     }
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from functa.flows.config.schema import ConfigError, PipelineConfig
 from functa.storage.config import ImagesConfig
 from functa.storage.texts import CHUNK
+from functa.tasks.inference.ready.shipped import find
 from functa.tasks.stage_table import STAGES
 
 
@@ -68,6 +69,8 @@ def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
     for section in STAGES[stage].sections:
         value = seed_of(config, stage) if section == "seed" else getattr(config, section)
         flat |= settings(value, section) if isinstance(value, BaseModel) else {section: value}
+    if (name := flat.get("field.pretrained")) is not None:  # its weights decide, not its name alone
+        flat["field.pretrained"] = f"{name}@{find(name).digest}"
     return {key: value for key, value in flat.items() if not STAGES[stage].leaves_out(key)}
 
 
@@ -81,6 +84,8 @@ def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
         if isinstance(model, ImagesConfig) and not model.decides(name):
             continue
         value = getattr(model, name)
+        if info.exclude_if is not None and info.exclude_if(value):  # a setting that older records do not have
+            continue
         if isinstance(value, BaseModel):
             flat |= settings(value, f"{prefix}.{name}")
         else:

@@ -121,7 +121,8 @@ def estimate(config: PipelineConfig, resolution: int | None, channels: int | Non
         return {"flops": None, "stage_flops": {}, "memory_bytes": None, "store_bytes": None, "requests": None}
     field, inner, training, sides = config.field, config.inner, config.meta_train, (resolution, resolution)
     of_image = field_flops(config, resolution, channels)
-    outer = of_image["meta_train"] * training.steps * training.batch
+    trained = 0 if field.pretrained else training.steps * training.batch  # images
+    outer = of_image["meta_train"] * trained
     images = _opened(config)
     asked = None if images is None else requests(config, {name: len(part) for name, part in images.splits.items()})
     rows = 0 if asked is None else asked["rows"]
@@ -142,6 +143,8 @@ def estimate(config: PipelineConfig, resolution: int | None, channels: int | Non
 
 def stage_seconds(config: PipelineConfig, stage: str, work: float, layer: float) -> float:
     """Return the seconds of a stage of so many FLOPs where a layer reaches `layer` FLOP/s: arithmetic and the rest."""
+    if stage == "meta_train" and config.field.pretrained:
+        return 0.0
     fixed = START_ENCODING if stage == "encode" else START
     if stage in ("meta_train", "encode") and _compiled_for(config, work):
         fixed += COMPILING

@@ -16,6 +16,7 @@ from functa.storage.places.address import open_location
 from functa.tasks.evaluation.evaluators import EVALUATORS, chosen
 from functa.tasks.evaluation.gate import FIGURES
 from functa.tasks.evaluation.generation.inception import check_counts, weights_digest
+from functa.tasks.inference.ready.shipped import check_channels
 
 FEW_TEST_IMAGES = 20  # fewer give figures that another few would change
 
@@ -28,6 +29,8 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     check_models(config, stage)
     check_places(config, root)
     images = open_images(config.images)
+    if config.field.pretrained is not None:
+        check_channels(config.field.pretrained, images.channels)
     try:
         check_field(config.field, images.resolution)
     except ValueError as error:

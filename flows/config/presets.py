@@ -17,8 +17,8 @@ from functa.flows.config.yaml_values import read_yaml
 
 MAX_PRESET_BYTES = 1 << 20
 
-# Presets of ours first, then those of the paper's tables, each in a folder of its own.
-FOLDERS = (".", "paper")
+# Presets of ours first, those of the ready-made fields among them, then those of the paper's tables.
+FOLDERS = (".", "ready", "paper")
 
 
 class PresetFile(NamedTuple):

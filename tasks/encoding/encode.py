@@ -34,7 +34,7 @@ from functa.storage.readers.prefetch import prefetched
 from functa.tasks.dispatch.child import RunEnded
 from functa.tasks.dispatch.progress import Pace, count, images_per_second
 from functa.tasks.encoding.keyed_images import PlannedImages, planned_images
-from functa.tasks.encoding.plan import EncodeJob, ShardGroup, environment
+from functa.tasks.encoding.plan import EncodeJob, ShardGroup, encoding_loop, environment
 from functa.tasks.inputs.pictures import as_float, pinned
 from functa.tasks.trained import load_field
 
@@ -90,6 +90,7 @@ def encode_group(
         report(len(group.shards), len(group.shards), describe_stats(stats))
         return stats
     trained, inner, metadata = load_field(job.field)
+    inner = encoding_loop(inner, job.encode)
     side, channels = metadata["resolution"], trained.image_channels
     images = planned_images(job.images, job.encode.augmentation, (side, side, channels), run)
     with least_used_device(job.device) as device:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from functa.models.compute.device import choose_device
-from functa.models.config import Config
+from functa.models.config import Config, InnerConfig
 from functa.models.field.inner import InnerLoop
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import StorageError
@@ -79,6 +79,7 @@ def plan(job: EncodeJob) -> Planned:
     location.preflight_write()  # before the images are opened, which may take a while
     images = open_images(job.images)
     field, inner, metadata = load_field(job.field)
+    inner = encoding_loop(inner, job.encode)
     check_fits(images, metadata, job.field)
     create_functaset(
         location,
@@ -172,13 +173,19 @@ def fingerprint(job: EncodeJob, metadata: dict[str, Any]) -> dict[str, Any]:
         quantization["calibration_images"] = job.encode.calibration_images
         if job.encode.quantization.range == "auto":  # then it decides the range too
             quantization["max_clip_fraction"] = job.encode.quantization.max_clip_fraction
+    inner = metadata["inner"] | ({} if job.encode.steps is None else {"steps": job.encode.steps})
     return {
         "field": job.field_digest,
-        **{f"inner.{k}": v for k, v in metadata["inner"].items() if k != "compile"},
+        **{f"inner.{k}": v for k, v in inner.items() if k != "compile"},
         **{f"images.{k}": v for k, v in images.items()},
         **{f"quantization.{k}": v for k, v in quantization.items()},
         **{f"augmentation.{k}": v for k, v in job.encode.augmentation.chosen.items()},
     }
+
+
+def encoding_loop(inner: InnerConfig, encode: EncodeConfig) -> InnerConfig:
+    """Return the settings of the inner loop that encodes: those of the training, but for its number of steps."""
+    return inner if encode.steps is None else inner.model_copy(update={"steps": encode.steps})
 
 
 def check_fits(images: Images, metadata: dict[str, Any], field: str) -> None:

@@ -104,13 +104,14 @@ def open_bench(job: EvaluationJob) -> Bench:
     """Load the field, open the functaset and the images."""
     device = choose_device(job.device)
     field, inner, _ = load_field(job.field)
-    images = open_images(job.images)
+    images, functaset = open_images(job.images), Functaset.open(job.functaset)
+    steps = functaset.fingerprint.get("inner.steps", inner.steps)  # the encoding may have taken more than the training
     return Bench(
         job=job,
         device=device,
         field=field.to(device),
-        inner=inner,
-        functaset=Functaset.open(job.functaset),
+        inner=inner.model_copy(update={"steps": steps}),
+        functaset=functaset,
         training=Pictures(images, "train", job.images),
         test=Pictures(images, "test", job.images),
     )

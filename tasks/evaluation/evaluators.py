@@ -47,6 +47,11 @@ EVALUATORS: tuple[Evaluator, ...] = (
                 "Reconstruction", "PSNR by inner step", "dB",
                 "PSNR after so many inner gradient steps, before quantisation.", "higher", "test",
             ),
+            "psnr_by_more_steps": Described(
+                "Reconstruction", "PSNR by more inner steps", "dB",
+                "PSNR of up to 64 test images after more steps than the training took; encode.steps takes more.",
+                "higher", "test",
+            ),
             "mae_255": Described(
                 "Reconstruction", "Mean absolute error", "grey levels", "On a scale of 0 to 255, over all test pixels.",
                 "lower", "test",

@@ -1,6 +1,8 @@
 """Reconstruction: PSNR of stored latents on test and training images, by inner step, beside linear baselines."""
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from functa.models.field.inner import InnerLoop
 from functa.models.measures.metrics import image_errors, pca_psnr, pooled_psnr, psnr_of_errors
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Latents
@@ -32,16 +35,18 @@ TRAIN_IMAGES, TRAIN_PIXELS = 1_000, 1 << 22  # of all together
 
 STEP_IMAGES, STEP_PIXELS = 1_000, 1 << 19  # an inner step costs as much as many decodings
 
+MORE_STEPS, MORE_IMAGES = 20, 64  # inner steps beyond those of the training, and the images that they are taken on
+
 DECODED, DECODED_PIXELS = 256, 1 << 20  # images at a time, and their pixels: seconds of a core
 
 EXTREMES = 8
 
 
 def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
-    """Measure psnr_test, psnr_train (both pooled too), mae_255, psnr_by_step, psnr_pca_patch and psnr_pca_image.
+    """Measure psnr_test, psnr_train (both pooled too), mae_255, and PSNR by step and of the PCA baselines.
 
-    Training images and those of psnr_by_step are a spread subset, counted in psnr_images. Progress is the number of
-    images whose PSNR is known, for each part of the work.
+    Training images and those of psnr_by_step are a spread subset, counted in psnr_images, and psnr_by_more_steps is of
+    MORE_IMAGES test images. Progress is the number of images whose PSNR is known, for each part of the work.
     """
     bench = open_bench(job)
     latents = bench.functaset.load("test")
@@ -56,6 +61,7 @@ def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
     )  # fmt: skip
     trained = _training_errors(bench, messages.progress)
     by_step, counts = _by_step(bench, messages.progress)
+    more = _more_steps(bench, messages.progress)
     return {
         "psnr_test": float(psnr.mean()),
         "psnr_test_pooled": pooled_psnr(errors),
@@ -63,6 +69,7 @@ def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
         "mae_255": 255 * mae,
         **baselines(bench),
         "psnr_by_step": by_step,
+        "psnr_by_more_steps": more,
         "psnr_images": {"test": len(rows), "train": len(trained), "by_step": counts},
     }
 
@@ -155,10 +162,23 @@ def _by_step(bench: Bench, progress: Progress) -> tuple[dict[str, dict[str, floa
     return figures, counts
 
 
+def _more_steps(bench: Bench, progress: Progress) -> dict[str, float]:
+    """Return PSNR of a few test images after 0, 1, ... MORE_STEPS inner steps, as far as it is a number."""
+    inner = bench.inner.model_copy(update={"steps": max(MORE_STEPS, bench.inner.steps)})
+    rows = spread(len(bench.test), bounded(MORE_IMAGES, bench, STEP_PIXELS))
+    report = partial(progress, "test images by more inner steps")
+    found = _steps_of(bench, bench.test, rows, report, replace(bench.loop, inner=inner))
+    return {step: value for step, value in found.items() if math.isfinite(value)}
+
+
 def _steps_of(
-    bench: Bench, pictures: Pictures, rows: np.ndarray, progress: Callable[[int, int], None]
+    bench: Bench,
+    pictures: Pictures,
+    rows: np.ndarray,
+    progress: Callable[[int, int], None],
+    loop: InnerLoop | None = None,
 ) -> dict[str, float]:
-    loop, errors = bench.loop.prepared(len(rows)), []
+    loop, errors = (loop or bench.loop).prepared(len(rows)), []
     for part in _batches(len(rows), ENCODED):
         pixels = pictures.batch(rows[part])
         path = loop.by_step(pixels.to(bench.device)).cpu()  # [K + 1, B, s, s, c]

@@ -1,36 +1,32 @@
 """Encode, decode, sample and classify arrays in memory: no file but those of the models is read or written."""
 
-import copy
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from functa.models.compute.device import choose_device
-from functa.models.field.field import Field
-from functa.models.field.inner import InnerLoop
-from functa.models.field.inner import decode as decode_latents
 from functa.tasks.config import SampleRequest
 from functa.tasks.inference.classify import BATCH, Row, classify_images, open_judge
-from functa.tasks.inference.decode import DECODED_NUMBERS
-from functa.tasks.inference.open_models import TrainedField, load_field
-from functa.tasks.inputs.pictures import as_uint8
+from functa.tasks.inference.open_models import load_field
+from functa.tasks.inference.ready.field import ReadyField
+from functa.tasks.inference.trained_field import TrainedField, checked_pixels
+from functa.tasks.inputs.given import floats
 
 Address = str | Path
 
 Images = np.ndarray | Tensor
 
 
-def encode(field: TrainedField | Address, images: Images, *, batch: int = BATCH, device: str = "auto") -> np.ndarray:
+def encode(
+    field: TrainedField | ReadyField | Address, images: Images, *, batch: int = BATCH, device: str = "auto"
+) -> np.ndarray:
     """Encode images [n, H, W, C] into latents float32 [n, s, s, c].
 
     Args:
-        field: The result of load_field, or the root, functaset or checkpoint folder to load it from.
+        field: The result of load_field, or what it takes: a root, functaset, checkpoint folder or ready-made field.
         images: uint8 from 0 to 255 or float32 from 0 to 1, numpy or torch, of the field's resolution and channels.
         batch: Images at a time.
         device: "auto" (a GPU if there is one), "cpu" or "cuda:N".
@@ -40,18 +36,11 @@ def encode(field: TrainedField | Address, images: Images, *, batch: int = BATCH,
         z = functa.encode("functa-runs/digits", images)
         images_again = functa.decode("functa-runs/digits", z)
     """
-    opened = _opened(field)
-    pixels = _pixels(images, opened.image_shape)
-    if not len(pixels):
-        return np.empty((0, *opened.latent_shape), np.float32)
-    target = choose_device(device)
-    resolution = (opened.resolution, opened.resolution)
-    loop = InnerLoop(_on(opened.module, target), opened.inner, resolution).prepared(len(pixels))
-    return np.concatenate([loop.encode(_floats(part).to(target)).cpu().numpy() for part in pixels.split(batch)])
+    return np.asarray(_opened(field).encode(images, batch=batch, device=device))
 
 
 def decode(
-    field: TrainedField | Address,
+    field: TrainedField | ReadyField | Address,
     z: Images,
     resolution: int | None = None,
     *,
@@ -61,7 +50,7 @@ def decode(
     """Decode latents [n, s, s, c] into images [n, resolution, resolution, C].
 
     Args:
-        field: The result of load_field, or the root, functaset or checkpoint folder to load it from.
+        field: The result of load_field, or what it takes: a root, functaset, checkpoint folder or ready-made field.
         z: Latents, numpy or torch, as encode returns them and Functaset.load(split).dequantized() reads them.
         resolution: Pixels a side, a multiple of s; None for that of the images that the field was fitted to.
         dtype: "uint8" from 0 to 255, or "float32" about 0 to 1 and not clipped, as for computing a PSNR.
@@ -74,17 +63,13 @@ def decode(
         larger = functa.decode("functa-runs/digits", z, resolution=64)
     """
     opened = _opened(field)
-    side = opened.resolution if resolution is None else resolution
-    _check_side(opened, side)
-    latents = _latents(z, opened.latent_shape)
-    target = choose_device(device)
-    module, channels = _on(opened.module, target), opened.image_shape[-1]
-    size = max(1, DECODED_NUMBERS // (side * side * channels))
-    parts = [np.empty((0, side, side, channels), dtype)]
-    for part in latents.split(size) if len(latents) else ():
-        decoded = decode_latents(module, part.to(target), (side, side)).cpu()
-        parts.append(as_uint8(decoded) if dtype == "uint8" else decoded.float().numpy())
-    return np.concatenate(parts)
+    if isinstance(opened, TrainedField):
+        return opened.decode(z, resolution, dtype=dtype, device=device)
+    if resolution is not None:
+        raise ValueError(
+            f"resolution {resolution}: this field decodes images of any size; use field.decode(z, scale=2)"
+        )
+    return np.asarray(opened.decode(z, dtype=dtype, device=device))
 
 
 def sample(
@@ -151,75 +136,10 @@ def classify(root: Address, images: Images | Address, *, device: str = "auto") -
     if isinstance(images, str | Path):
         return list(classify_images(str(root), str(images), device))
     judge = open_judge(str(root), device)
-    pixels = _pixels(images, judge.image_shape)
+    pixels = checked_pixels(images, judge.image_shape)
     parts: Sequence[Tensor] = pixels.split(BATCH) if len(pixels) else ()
-    return [row for part in parts for row in judge.rows(_floats(part))]
+    return [row for part in parts for row in judge.rows(floats(part))]
 
 
-def _opened(field: TrainedField | Address) -> TrainedField:
-    return field if isinstance(field, TrainedField) else load_field(field)
-
-
-def _on(module: Field, device: torch.device) -> Field:
-    """Return the module itself if it is on the device, else a copy there: the caller's stays where it is."""
-    if next(module.parameters()).device.type == device.type == "cpu":
-        return module
-    return copy.deepcopy(module).to(device)
-
-
-def _pixels(images: Images, shape: tuple[int, int, int]) -> Tensor:
-    """Return the images as a tensor of uint8 or float32 on the CPU. Raises ValueError for other images."""
-    pixels = _tensor(images, "images")
-    expected = f"expected [n, {', '.join(map(str, shape))}]"
-    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
-        raise ValueError(f"images of shape {list(pixels.shape)}: {expected}; resize or transpose them{_hint(pixels)}")
-    if pixels.dtype not in (torch.uint8, torch.float32):
-        name = str(pixels.dtype).removeprefix("torch.")
-        raise ValueError(f"images of type {name}: expected uint8 from 0 to 255 or float32 from 0 to 1; convert them")
-    if pixels.dtype == torch.float32 and len(pixels):
-        low, high = float(pixels.min()), float(pixels.max())
-        if math.isnan(low):  # torch's minimum is NaN if any number is
-            raise ValueError("float32 images contain NaN: expected numbers from 0 to 1; replace those")
-        if low < 0 or high > 1:
-            raise ValueError(f"float32 images from {low:g} to {high:g}: expected 0 to 1; rescale them")
-    return pixels
-
-
-def _hint(pixels: Tensor) -> str:
-    return " (one image is images[None])" if pixels.ndim == 3 else ""
-
-
-def _floats(pixels: Tensor) -> Tensor:
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-
-
-def _latents(z: Images, shape: tuple[int, ...]) -> Tensor:
-    latents = _tensor(z, "latents")
-    if latents.ndim != 4 or tuple(latents.shape[1:]) != shape or not latents.is_floating_point():
-        given = f"{str(latents.dtype).removeprefix('torch.')} of shape {list(latents.shape)}"
-        raise ValueError(
-            f"latents {given}: expected float32 [n, {', '.join(map(str, shape))}]; pass what encode or "
-            f"Functaset.load(split).dequantized() returned"
-        )
-    return latents.float()
-
-
-def _tensor(values: Any, name: str) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach().cpu()
-    if not isinstance(values, np.ndarray):
-        raise ValueError(f"{name} of type {type(values).__name__}: expected a numpy array or a torch tensor")
-    try:
-        return torch.from_numpy(np.ascontiguousarray(values))
-    except TypeError:
-        raise ValueError(f"{name} of type {values.dtype}: expected uint8 or float32; convert them") from None
-
-
-def _check_side(field: TrainedField, side: int) -> None:
-    spatial = field.module.config.spatial
-    if side < 1 or side % spatial:
-        raise ValueError(f"resolution {side}: expected a multiple of {spatial}, the latent positions a side")
-    try:
-        field.module.check_resolution((side, side))
-    except ValueError as error:
-        raise ValueError(f"resolution {side}: {error}") from None
+def _opened(field: TrainedField | ReadyField | Address) -> TrainedField | ReadyField:
+    return load_field(field) if isinstance(field, str | Path) else field

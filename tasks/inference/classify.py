@@ -77,7 +77,7 @@ def classify_images(
     pixels; `note` is called once if that reduces one. Raises StorageError: nothing trained there, no image there, a
     classifier of another functaset.
     """
-    folder, keys = _files(images)
+    folder, keys = image_files(images)
     reading = _reading(open_location(root))
     judge = open_judge(root, device)
     resolution, _, channels = judge.image_shape
@@ -107,7 +107,7 @@ def _row(probabilities: Tensor, names: list[str]) -> Row:
     return {"class": names[label], "label": label, "probability": top[0][1], "top": top}
 
 
-def _files(images: str) -> tuple[Location, list[str]]:
+def image_files(images: str) -> tuple[Location, list[str]]:
     """Return the folder of the files, and their names."""
     location = open_location(images)
     if isinstance(location, LocalLocation):

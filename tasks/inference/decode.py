@@ -32,11 +32,18 @@ def silent(done: int, total: int) -> None:
 
 
 def decode_rows(
-    uri: str, split: str, rows: tuple[int, int] | None, resolution: int | None, out: Path, progress: Progress = silent
+    uri: str,
+    split: str,
+    rows: tuple[int, int] | None,
+    resolution: int | None,
+    out: Path,
+    progress: Progress = silent,
+    scale: int = 1,
 ) -> int:
     """Write the rows' images as PNG files named by row; return how many. Reads only the shards of these rows.
 
-    rows: from the first to before the second; None: the first 16, or all where there are fewer.
+    rows: from the first to before the second; None: the first 16, or all where there are fewer. scale: times as many
+    pixels a side as `resolution`, or as the images have.
     """
     functaset = Functaset.open(uri)
     present = functaset.rows(split)
@@ -47,7 +54,7 @@ def decode_rows(
         raise StorageError(
             f"{uri}: split '{split}' has {present} rows, {start}:{stop} is beyond them; choose rows below {present}"
         )
-    decoded = decoder(functaset, resolution)
+    decoded = decoder(functaset, resolution, scale=scale)
     prepare_folder(out)
     row = start
     for z in _read_rows(functaset, split, start, stop):
@@ -70,10 +77,10 @@ def _read_rows(functaset: Functaset, split: str, start: int, stop: int) -> Itera
         first += shard.count
 
 
-def decoder(functaset: Functaset, resolution: int | None, device: str = "auto") -> Decode:
+def decoder(functaset: Functaset, resolution: int | None, device: str = "auto", scale: int = 1) -> Decode:
     """Return a decoder of latents [n, s, s, c] into images uint8 [m, H, W, ch], some at a time. Raises StorageError."""
     field, _, fitted = field_of(functaset)
-    side = fitted if resolution is None else resolution
+    side = scale * (fitted if resolution is None else resolution)
     try:
         field.check_resolution((side, side))
     except ValueError as error:

@@ -1,13 +1,10 @@
 """Open the trained models of a root, or of a folder that holds one of them."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from functa.models.config import InnerConfig
-from functa.models.field.field import Field
 from functa.models.latents.normalize import Normalizer
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
@@ -16,31 +13,12 @@ from functa.storage.places.local import LocalLocation
 from functa.storage.places.location import Location
 from functa.storage.runs.stage_records import read_record
 from functa.tasks import trained
+from functa.tasks.inference.photographs.decode import field_of_photographs
+from functa.tasks.inference.photographs.store import size_of
+from functa.tasks.inference.ready.field import ReadyField, open_pair, ready_field
+from functa.tasks.inference.trained_field import TrainedField
 from functa.tasks.stage_output import stage_output
 from functa.tasks.trained import field_of
-
-
-@dataclass(frozen=True, eq=False)
-class TrainedField:
-    """A trained field, its inner loop's settings and the side of the square images that it was fitted to."""
-
-    module: Field
-    inner: InnerConfig
-    resolution: int
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Return (H, W, C) of the images that it encodes."""
-        return self.resolution, self.resolution, self.module.image_channels
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Return (s, s, c) of an image's latent."""
-        return self.module.config.latent_shape
-
-    def __repr__(self) -> str:
-        image, latent = ("x".join(map(str, shape)) for shape in (self.image_shape, self.latent_shape))
-        return f"TrainedField(images {image} -> latents {latent})"
 
 
 class TrainedModel(NamedTuple):
@@ -51,23 +29,45 @@ class TrainedModel(NamedTuple):
     about: dict[str, Any]
 
 
-def load_field(location: str | Path) -> TrainedField:
-    """Load the trained field of a root, of a functaset (which holds its field) or of a checkpoint folder.
+def load_field(location: str | Path) -> TrainedField | ReadyField:
+    """Load a ready-made field by its name, or the trained field of a root, a functaset or a checkpoint folder.
 
-    Raises StorageError, one line that names the fault and the fix: nothing trained there, damaged, unreachable.
+    A ready-made field (`functa fields` lists them; of your own, the path of its .json) takes images of any size,
+    and so does the field in a functaset that `functa encode --field` made. Others take square images of the side that
+    they were fitted to. Raises StorageError, one line that names the fault and the fix: nothing trained there, damaged,
+    unreachable; UnknownField for what is no name and no folder.
 
         field = functa.load_field("functa-runs/digits")
-        z = functa.encode(field, images)
+        z = field.encode(images)
+        images_again = field.decode(z)
     """
+    ready = open_pair(str(location))
+    if ready is not None:
+        return ready
     opened = _location(location)
     if _is_root(opened):
         if _finished(opened, "encode"):  # also where only the functaset was copied
             return TrainedField(*field_of(Functaset.open(stage_output(opened, "encode"))))
         opened = stage_output(opened, "meta_train")
     elif opened.exists("zarr.json"):
-        return TrainedField(*field_of(Functaset.open(opened)))
+        functaset = Functaset.open(opened)
+        if size_of(functaset.fingerprint) is not None:
+            return field_of_photographs(functaset)
+        return TrainedField(*field_of(functaset))
     module, inner, about = trained.load_field(opened.uri)
     return TrainedField(module, inner, about["resolution"])
+
+
+def load_ready_field(location: str | Path) -> ReadyField:
+    """Load a field for images of any size from wherever load_field finds one.
+
+    Raises StorageError for a field that knows one size only.
+    """
+    found = load_field(location)
+    if isinstance(found, ReadyField):
+        return found
+    digest = trained.weights_digest({f"model.{key}": value.numpy() for key, value in found.module.state_dict().items()})
+    return ready_field(str(location), found.module, found.inner, found.resolution, digest)
 
 
 def load_classifier(location: str | Path) -> TrainedModel:

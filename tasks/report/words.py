@@ -24,7 +24,7 @@ class Figure:
 
 
 COUNTED = {  # how an inner key that is a number is written
-    "psnr_by_step": "step {}", "compression": "{} bits",
+    "psnr_by_step": "step {}", "psnr_by_more_steps": "step {}", "compression": "{} bits",
     "compression_jpeg": "quality {}", "compression_webp": "quality {}",
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ IMAGES = {  # for training, for testing
     "celeba_hq": (27_000, 3_000),
     "fashion_mnist": (60_000, 10_000),
     "kodak": (384, 24),
+    "photographs": (2048, 192),
 }
 DESCRIPTIONS = ("name", "purpose", "time", "extends", "paper", "provenance")  # describe a preset and set nothing
 OWN_IMAGES = ("digits", "cifar10_quick", "photos_64", "photos_128")  # what they cost depends on the user's images

@@ -47,7 +47,13 @@ def _by_step(metrics: dict[str, Any]) -> list[Drawing]:
     if isinstance(some, dict):
         counted = [f"{some[split]:,} {name}" for split, name in names.items() if split in some and split in measured]
         note += f" Measured on {' and '.join(counted)}." if counted else ""
-    return [Drawing("psnr_by_step", "PSNR by inner step", psnr_by_step(curves), note)]
+    drawings = [Drawing("psnr_by_step", "PSNR by inner step", psnr_by_step(curves), note)]
+    more = metrics.get("psnr_by_more_steps")
+    if isinstance(more, dict) and len(more) > 1:
+        about = "The same beyond the steps of the training, on a few test images; `encode.steps` encodes with more."
+        curve = psnr_by_step({names["test"]: list(more.values())})
+        drawings.append(Drawing("psnr_by_more_steps", "PSNR by more inner steps", curve, about))
+    return drawings
 
 
 def psnr_histogram(psnr: npt.ArrayLike, baselines: Mapping[str, float]) -> bytes | None:
