@@ -7,16 +7,30 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 # A field marked so changes how work is done, never its result: it stays out of every digest.
 ENVIRONMENT: dict[str, JsonValue] = {"environment": True}
 
-
-def unset(value: Any) -> bool:
-    """Return whether a setting is null: one that came later is then left out of records and digests (exclude_if)."""
-    return value is None
+# A field marked so came after the first release: at its default it stays out of every digest, so that what earlier
+# versions made is still recognised.
+ADDED: dict[str, JsonValue] = {"added": True}
 
 
 class Config(BaseModel):
     """A frozen section: unknown keys are refused, so that a misspelt one cannot pass silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @property
+    def unused(self) -> set[str]:
+        """Names of the keys that came after the first release and are at their defaults."""
+        return {name for name in self._marked("added") if getattr(self, name) == type(self).model_fields[name].default}
+
+    @property
+    def decisive(self) -> set[str]:
+        """Names of the keys that digests cover."""
+        return set(type(self).model_fields) - self._marked("environment") - self.unused
+
+    def _marked(self, mark: str) -> set[str]:
+        fields = type(self).model_fields.items()
+        extras = {name: info.json_schema_extra for name, info in fields}
+        return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark)}
 
 
 class FieldConfig(Config):
@@ -40,9 +54,9 @@ class FieldConfig(Config):
     pretrained: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$",
-        exclude_if=unset,
         description="A ready-made field by its name (`functa fields`), which is taken instead of training one; its own "
         "settings replace those of field and inner.",
+        json_schema_extra=ADDED,
     )
 
     @model_validator(mode="before")

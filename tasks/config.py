@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from functa.models.config import (
+    ADDED,
     ENVIRONMENT,
     ClassifierConfig,
     Config,
     DenoiserConfig,
     DiffusionConfig,
     NormalizationConfig,
-    unset,
 )
 from functa.storage.config import QuantizationConfig
 
@@ -133,8 +133,8 @@ class EncodeConfig(Config):
         None,
         ge=1,
         le=100,
-        exclude_if=unset,
         description="Inner gradient steps of encoding; null: inner.steps. The report shows whether more help.",
+        json_schema_extra=ADDED,
     )
     calibration_images: int = Field(
         512, ge=1, le=1 << 20, description="Training images that set the quantiser's range."

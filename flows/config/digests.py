@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from functa.flows.config.schema import ConfigError, PipelineConfig
+from functa.models.config import Config
 from functa.storage.config import ImagesConfig
 from functa.storage.texts import CHUNK
 from functa.tasks.inference.ready.shipped import find
@@ -75,17 +76,15 @@ def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
 
 
 def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
-    """Return the keys of a section that decide a result, flat, without those of the machine."""
+    """Return the keys of a section that decide a result, flat (Config.decisive)."""
     flat: dict[str, Any] = {}
-    for name, info in type(model).model_fields.items():
-        extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("environment"):
+    decisive = model.decisive if isinstance(model, Config) else set(type(model).model_fields)
+    for name in type(model).model_fields:
+        if name not in decisive:
             continue
         if isinstance(model, ImagesConfig) and not model.decides(name):
             continue
         value = getattr(model, name)
-        if info.exclude_if is not None and info.exclude_if(value):  # a setting that older records do not have
-            continue
         if isinstance(value, BaseModel):
             flat |= settings(value, f"{prefix}.{name}")
         else:

@@ -15,7 +15,8 @@ def tensor_of(values: Any, name: str) -> Tensor:
     if not isinstance(values, np.ndarray):
         raise ValueError(f"{name} of type {type(values).__name__}: expected a numpy array or a torch tensor")
     try:
-        return torch.from_numpy(np.ascontiguousarray(values))
+        whole = np.ascontiguousarray(values)
+        return torch.from_numpy(whole if whole.flags.writeable else whole.copy())  # torch warns of what Pillow gives
     except TypeError:
         raise ValueError(f"{name} of type {values.dtype}: expected uint8 or float32; convert them") from None
 

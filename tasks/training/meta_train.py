@@ -118,8 +118,8 @@ def random_positions(batch: int, positions: int, count: int, seed: int) -> Tenso
 
 def _metadata(job: MetaTrainJob, training: Pictures) -> dict[str, Any]:
     return {
-        "field": job.field.model_dump(mode="json"),
-        "inner": job.inner.model_dump(mode="json"),
+        "field": job.field.model_dump(mode="json", exclude=job.field.unused),
+        "inner": job.inner.model_dump(mode="json", exclude=job.inner.unused),
         "image_channels": training.channels,
         "resolution": training.resolution[0],
         "images": len(training),

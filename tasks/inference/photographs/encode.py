@@ -4,6 +4,7 @@ Run again, it encodes what is new or has changed; rows of files that are no long
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from functa.models.measures.metrics import image_errors, psnr_of_errors
+from functa.models.measures.metrics import psnr_of_errors
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit
@@ -27,15 +28,13 @@ from functa.storage.functaset.writing import write_shard
 from functa.storage.images.files import BadImage
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
-from functa.tasks.encoding.changes import stored_quantizer
 from functa.tasks.encoding.plan import environment
 from functa.tasks.inference.photographs.files import Folder, Photograph, look_at, pixels_of
 from functa.tasks.inference.photographs.store import SPLIT, Size, at_size, functasets_by_size
 from functa.tasks.inference.ready.field import Coder, ReadyField
-from functa.tasks.inputs.given import floats
 from functa.tasks.inputs.pictures import spread
 
-CALIBRATED = 16  # photographs whose latents set the quantiser's ranges: a hundred thousand patches
+CALIBRATED = 1 << 17  # patches whose latents set the quantiser's ranges
 
 SHARD_BYTES = 32 << 20  # of latents: the most that a killed run has to encode again
 
@@ -48,7 +47,7 @@ Progress = Callable[[int, int], None]  # (images done, images in all)
 
 @dataclass(frozen=True)
 class _Row:
-    """A visible row of the store: its functaset, fragment, row there, and the token of its image's version."""
+    """A row of the store: its functaset, fragment, row there, and the token of its image's version, "" if it is bad."""
 
     functaset: str
     fragment: str
@@ -100,7 +99,9 @@ def encode_folder(
 
 def _fingerprint(ready: ReadyField, steps: int | None, quantization: QuantizationConfig) -> dict[str, Any]:
     """Return everything chosen that determines latents, but the size of the images."""
-    inner = ready.inner.model_dump(mode="json") | ({} if steps is None else {"steps": steps})
+    inner = ready.inner.model_dump(mode="json", exclude=ready.inner.unused) | (
+        {} if steps is None else {"steps": steps}
+    )
     coding = quantization.model_dump(mode="json", exclude={"max_clip_fraction"})
     return {
         "field": ready.digest,
@@ -158,27 +159,29 @@ class _Work:
         return result
 
     def _quantizer(self, new: Sequence[Photograph]) -> Quantizer | None:
-        """Return the store's quantiser, or one for latents like those of some of the new images; None for float32."""
+        """Return a quantiser for latents like those of some of the new images, or of all; None for float32.
+
+        Every fragment has its own: ranges that earlier images set might clip these.
+        """
         if self.quantization.bits == 32 or not new:
             return None
-        for uri in functasets_by_size(self.store.uri):
-            newest = latest(open_location(uri))
-            if newest is not None and (stored := stored_quantizer(open_location(uri), newest)) is not None:
-                return stored
-        for each in (new[row] for row in spread(len(new), CALIBRATED)):
+        patches = sum(math.prod(self.ready.grid(*each.size)) for each in new)
+        count = min(len(new), math.ceil(CALIBRATED * len(new) / patches))
+        for each in (new[row] for row in spread(len(new), count)):
             try:
                 pixels, _ = pixels_of(self.folder.location, each.key, self.ready.image_channels)
             except BadImage:
                 continue
             self.latents[each.key] = self.coder.encode(torch.from_numpy(pixels)[None])
-        patches = torch.cat([z.reshape(-1, 1, 1, self.ready.channels) for z in self.latents.values()])
-        return calibrate(self.quantization, patches.numpy())
+        latents = torch.cat([z.reshape(-1, 1, 1, self.ready.channels) for z in self.latents.values()])
+        return calibrate(self.quantization, latents.numpy())
 
     def _create(self, size: Size) -> Location:
         location = at_size(self.store, size)
+        field, inner = self.ready.module.config, self.ready.inner
         described = {
-            "field": self.ready.module.config.model_dump(mode="json"),
-            "inner": self.ready.inner.model_dump(mode="json"),
+            "field": field.model_dump(mode="json", exclude=field.unused),
+            "inner": inner.model_dump(mode="json", exclude=inner.unused),
             "image_channels": self.ready.image_channels,
             "resolution": self.ready.patch,
         }
@@ -242,22 +245,22 @@ class _Work:
         sha256 = hashlib.sha256(data).digest()
         if entry is None or entry.token != token or pixels.shape[:2] != tuple(size):
             return _Encoding(empty, sha256, "changed since it was planned")
-        images = torch.from_numpy(pixels.copy())[None]
+        images = torch.from_numpy(pixels)[None]
         z = self.latents.pop(key, None)
         z = self.coder.encode(images) if z is None else z
-        found = _Encoding(z[0].numpy(), sha256, "", self._psnr(z, images, size))
+        found = _Encoding(z[0].numpy(), sha256, "", self._psnr(z, images))
         quantizer = shard.fragment.quantizer
         if quantizer is None:
             found.stored = found.psnr
         else:
             stored = torch.from_numpy(quantizer.decode(quantizer.encode(z.numpy())[0]))
-            found.stored = self._psnr(stored, images, size)
+            found.stored = self._psnr(stored, images)
         self.done += 1
         self.progress(self.done, self.total)
         return found
 
-    def _psnr(self, z: Tensor, images: Tensor, size: Size) -> float:
-        return psnr_of_errors(image_errors(self.coder.decode(z, size), floats(images))).item()
+    def _psnr(self, z: Tensor, images: Tensor) -> float:
+        return psnr_of_errors(self.coder.errors(z, images)).item()
 
 
 @dataclass
@@ -272,13 +275,14 @@ class _Encoding:
 
 
 def _rows(store: Location) -> dict[str, _Row]:
-    """Return the visible rows of all functasets of a store by key."""
+    """Return the rows of all functasets of a store that are not retired, by key."""
     found: dict[str, _Row] = {}
     for uri in functasets_by_size(store.uri):
         if latest(open_location(uri)) is None:
             continue
         for shard in Functaset.open(uri).shards():
-            table, first = shard.table(), shard.first
-            for row in shard.rows.tolist():
-                found[table.keys[row]] = _Row(uri, shard.fragment.id, first + row, table.tokens[row])
+            table, bad = shard.table(), set(shard.bad.tolist())
+            for row in np.flatnonzero(~shard.retired).tolist():
+                token = "" if row in bad else table.tokens[row]  # another try replaces a bad row
+                found[table.keys[row]] = _Row(uri, shard.fragment.id, shard.first + row, token)
     return found

@@ -65,7 +65,7 @@ def look_at(images: str, field: ReadyField) -> Folder:
 def pixels_of(location: Location, key: str, channels: int) -> tuple[np.ndarray, bytes]:
     """Return an image uint8 [H, W, C] and the bytes of its file. Raises BadImage, StorageError."""
     data = location.read(key)
-    pixels = np.asarray(decode(data, channels, MAX_PIXELS))
+    pixels = np.array(decode(data, channels, MAX_PIXELS))  # writable, as torch wants it
     return (pixels[..., None] if pixels.ndim == 2 else pixels), data
 
 

@@ -28,7 +28,8 @@ def adopt(job: MetaTrainJob) -> str:
     tensors = shipped.read_tensors(open_location(shipped.FOLDER), name, record)
     arrays = {f"model.{key}": value for key, value in tensors.items()}
     metadata = {
-        "field": job.field.model_dump(mode="json"), "inner": job.inner.model_dump(mode="json"),
+        "field": job.field.model_dump(mode="json", exclude=job.field.unused),
+        "inner": job.inner.model_dump(mode="json", exclude=job.inner.unused),
         "image_channels": images.channels, "resolution": images.resolution, "images": 0, "seconds": 0.0,
         "digest": job.digest, "finished": True, "weights_digest": weights_digest(arrays), "pretrained": record.digest,
     }  # fmt: skip

@@ -15,6 +15,7 @@ from functa.models.config import InnerConfig
 from functa.models.field.cost import encode_passes, forward_flops
 from functa.models.field.field import Field
 from functa.models.field.inner import InnerLoop
+from functa.models.measures.metrics import image_errors
 from functa.storage.errors import StorageError
 from functa.storage.places.address import open_location
 from functa.tasks.inference.ready import shipped
@@ -176,17 +177,37 @@ class Coder:
     def encode(self, images: Tensor) -> Tensor:
         """Encode images [n, H, W, C], uint8 or float32 in [0, 1] -> latents [n, h, w, c] on the CPU."""
         padded = padded_images(floats(images), self.patch)
-        count, height, width, channels = padded.shape
-        p, h, w = self.patch, height // self.patch, width // self.patch
-        patches = padded.reshape(count, h, p, w, p, channels).transpose(2, 3).reshape(-1, p, p, channels)
-        z = torch.cat([self._latents(part) for part in patches.split(PIECE)])
-        return z.reshape(count, h, w, -1)
+        z = torch.cat([self._latents(part) for part in self._cut(padded).split(PIECE)])
+        return z.reshape(len(images), padded.shape[1] // self.patch, padded.shape[2] // self.patch, -1)
 
     def _latents(self, patches: Tensor) -> Tensor:
-        """Encode patches [N, p, p, C] -> [N, c], filled up so that they make equal chunks."""
-        short = -len(patches) % (PIECE if self.loop.compiled else WHOLE)
-        whole = torch.cat([patches, patches[-1:].expand(short, *patches.shape[1:])]) if short else patches
+        """Encode patches [N, p, p, C] -> [N, c]."""
+        whole = self._filled(patches)
         return self.loop.encode(whole.to(self.device)).reshape(len(whole), -1)[: len(patches)].cpu()
+
+    def errors(self, z: Tensor, images: Tensor) -> Tensor:
+        """Return the mean squared error [n] of latents [n, h, w, c] over the images' own pixels [n, H, W, C]."""
+        height, width = images.shape[1:3]
+        if height % self.patch or width % self.patch:
+            return image_errors(self.decode(z, (height, width)), floats(images))
+        flat, patches = z.flatten(0, 2), self._cut(floats(images))
+        parts = [self._errors(*part) for part in zip(flat.split(PIECE), patches.split(PIECE), strict=True)]
+        return torch.cat(parts).reshape(len(z), -1).mean(1)
+
+    def _errors(self, z: Tensor, patches: Tensor) -> Tensor:
+        whole, target = self._filled(patches), self._filled(z)
+        return self.loop.errors_at(whole.to(self.device), target[:, None, None].to(self.device))[: len(z)].cpu()
+
+    def _cut(self, images: Tensor) -> Tensor:
+        """Cut images [n, H, W, C] of whole patches into patches [n h w, p, p, C]."""
+        count, height, width, channels = images.shape
+        p, h, w = self.patch, height // self.patch, width // self.patch
+        return images.reshape(count, h, p, w, p, channels).transpose(2, 3).reshape(-1, p, p, channels)
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        """Repeat the last of a piece's rows: equal pieces make equal chunks, and one compiled graph."""
+        short = -len(rows) % (PIECE if self.loop.compiled else WHOLE)
+        return torch.cat([rows, rows[-1:].expand(short, *rows.shape[1:])]) if short else rows
 
     def decode(self, z: Tensor, size: tuple[int, int], scale: int = 1) -> Tensor:
         """Decode latents [n, h, w, c] -> float images [n, H scale, W scale, C], unclamped, on the CPU."""

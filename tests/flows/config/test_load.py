@@ -41,7 +41,7 @@ from functa.tasks.stage_table import STAGES
         ("digits", ["classifier=3"], "classifier: "),
         ("digits", ["classifier.stepz=3"], "unknown key 'classifier.stepz': did you mean 'classifier.steps'?"),
         ("digits", ["resolution=64"], "unknown key 'resolution': did you mean 'images.resolution'?"),
-        ("digits", ["steps=5"], "did you mean one of inner.steps, meta_train.steps, classifier.steps"),
+        ("digits", ["steps=5"], "did you mean one of inner.steps, meta_train.steps, encode.steps"),
         ("digits", ["images.location=a", "images.foo=3"], "unknown key 'images.foo'; known: source, "),
         ("digits", ["classifier=on"], "classifier: is a section of settings, so give null or a mapping of keys, got"),
         ("digits", ["field.spatial=3"], "8x8 pixels are not divisible into 3x3 latent positions: choose field.spatial"),
