@@ -17,13 +17,13 @@ from functa.models.measures.metrics import psnr_of_errors
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit
-from functa.storage.functaset.fragment import Shard
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.header import create_functaset, read_root
 from functa.storage.functaset.history import latest
 from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer, calibrate
+from functa.storage.functaset.shards.shard import Shard
 from functa.storage.functaset.writing import write_shard
 from functa.storage.images.files import BadImage
 from functa.storage.places.address import open_location
