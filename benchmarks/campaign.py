@@ -8,7 +8,7 @@
 A call never takes longer than its minutes, and ends early on SIGTERM. All that the next one needs is in DIR, which may
 be carried from machine to machine: at most eight files of at most 15 MiB. Models of latents are too large for it; they
 are begun only where they fit into a call. Images and latents stay in --work, in case the machine is the same.
-Needs no Prefect: torch, diffusers, zarr, google-crc32c, pydantic, PyYAML, Pillow, safetensors, scipy.
+Needs no Prefect: torch, diffusers, zarr, google-crc32c, pydantic, PyYAML, Pillow, psutil, safetensors, scipy.
 --rehearse runs all of it in small, on a CPU too: a test of this file, not a measurement.
 """
 

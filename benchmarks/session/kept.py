@@ -2,7 +2,7 @@
 
 results.jsonl           a line for each finished or failed piece
 plan.json               steps of each training, images that it saw, its progress, and the parts of the state
-state-DIGEST-0of2.bin   a tar, in parts of limited size, of checkpoints and weights; `cat state-*.bin | tar x` opens it
+state-DIGEST-0of2.bin   a tar, in parts of limited size, of checkpoints and curves; `cat state-*.bin | tar x` opens it
 """
 
 import hashlib
@@ -18,13 +18,10 @@ from typing import Any
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import load_checkpoint, newest_step, save_checkpoint
 from functa.storage.runs.curve import CURVE
-from functa.storage.runs.weights import WEIGHTS
 
 PART = 15 * 2**20  # bytes
 CHECKPOINT = re.compile(r"step-(\d+)\.(?:json|safetensors)")
-OTHERS = (CURVE, *WEIGHTS)
-NAMES = "|".join([CHECKPOINT.pattern, *map(re.escape, OTHERS)])
-MEMBER = re.compile(rf"[\w ]+/checkpoints/field/(?:{NAMES})")
+MEMBER = re.compile(rf"[\w ]+/checkpoints/field/(?:{CHECKPOINT.pattern}|{re.escape(CURVE)})")
 
 
 class Kept:
@@ -133,7 +130,7 @@ def _extract(archive: tarfile.TarFile, members: list[tarfile.TarInfo], work: Pat
 
 
 def _packed(work: Path, pieces: list[str], most: int) -> tuple[bytes, list[str]]:
-    """Return a tar of the newest checkpoint, curve and weights of each field, and the fields that do not fit."""
+    """Return a tar of the newest checkpoint and the curve of each field, and the fields that do not fit."""
     buffer, left_out = io.BytesIO(), []
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for piece in pieces:
@@ -152,7 +149,7 @@ def _files(folder: Path) -> Iterator[Path]:
         return
     for path in sorted(folder.iterdir()):
         step = CHECKPOINT.fullmatch(path.name)
-        if path.name in OTHERS or (step is not None and int(step[1]) == newest):
+        if path.name == CURVE or (step is not None and int(step[1]) == newest):
             yield path
 
 

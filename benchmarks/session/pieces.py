@@ -12,8 +12,6 @@ from functa.flows.config.schema import PipelineConfig
 
 Kind = Literal["field", "classifier", "diffusion"]
 
-SECTIONS: Mapping[Kind, str] = {"field": "meta_train", "classifier": "classifier", "diffusion": "diffusion"}
-
 
 @dataclass(frozen=True)
 class Piece:

@@ -1,6 +1,6 @@
 """Show what a campaign has reached: a list for whoever runs it, and Markdown beside the paper's figures."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from benchmarks.session.kept import Kept
@@ -35,27 +35,23 @@ def table(pieces: Collection[Piece], finished: Mapping[str, Mapping[str, Any]]) 
     devices = sorted({f"{row['device']}, torch {row['torch']}" for row in finished.values()})
     lines = ["; ".join(devices) or "nothing is measured yet", "", HEAD, "|---" * (HEAD.count("|") - 1) + "|"]
     for row in dict.fromkeys(piece.row for piece in pieces):
-        kinds = {piece.kind for piece in pieces if piece.row == row}
         found = {kind: finished.get(f"{row}/{kind}", {}) for kind in ("field", "classifier", "diffusion")}
         paper = read_preset(PAPER[row]).settings["paper"]
-        top1 = _cell(found["classifier"], "classifier" in kinds, lambda f: f"**{100 * f['top1_last']:.1f}**")
         cells = [
             row,
-            _cell(found["field"], True, lambda f: f"**{f['psnr']:.2f}** (pooled {f['psnr_pooled']:.2f})"),
+            _cell(found["field"], lambda f: f"**{f['psnr']:.2f}** (pooled {f['psnr_pooled']:.2f})"),
             str(paper["psnr"]),
-            top1,
+            _cell(found["classifier"], lambda f: f"**{100 * f['top1_last']:.1f}**"),
             str(paper["top1"]),
-            _cell(found["diffusion"], "diffusion" in kinds, _distance),
+            _cell(found["diffusion"], _distance),
             "; ".join(_training(kind, figures) for kind, figures in found.items() if figures),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_notes(finished)])
 
 
-def _cell(figures: Mapping[str, Any], planned: bool, text: Any) -> str:
-    if not planned:
-        return ""
-    return str(text(figures)) if figures else "not measured"
+def _cell(figures: Mapping[str, Any], text: Callable[[Mapping[str, Any]], str]) -> str:
+    return text(figures) if figures else "not measured"
 
 
 def _distance(figures: Mapping[str, Any]) -> str:

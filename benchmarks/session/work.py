@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.session.kept import Kept, forget_optimizer
-from benchmarks.session.pieces import SECTIONS, Piece, config_of
+from benchmarks.session.pieces import Piece, config_of
 from functa.flows.config.schema import PipelineConfig
 from functa.models.field.inner import InnerLoop
 from functa.models.measures.metrics import pooled_psnr, psnr_of_errors
@@ -39,6 +39,7 @@ from functa.tasks.training import classifier, diffusion, meta_train, pixel_class
 from functa.tasks.training_jobs import (
     ClassifierJob,
     DiffusionJob,
+    LatentJob,
     MetaTrainJob,
     PixelClassifierJob,
     TrainingJob,
@@ -135,7 +136,7 @@ def trained(piece: Piece, job: TrainingJob, run: Run, session: Session) -> dict[
         known["steps"] = min(piece.most, max(LEAST, int(60 * piece.minutes * rate)))
         session.save()
     job = shortened(job, known["steps"])
-    digest = _digest(job, session.counts["train"])
+    digest = _digest(job)
     if known.get("digest") != digest:
         known |= {"digest": digest, "images": []}
     if session.counts["train"] not in known["images"]:
@@ -182,11 +183,11 @@ def shortened(job: TrainingJob, steps: int) -> Any:
     return job.model_copy(update={job.kind: section.model_copy(update=changed)})
 
 
-def _digest(job: TrainingJob, images: int) -> str:
-    """Return a digest of what decides the weights. A field goes on when images are added, models of latents do not."""
+def _digest(job: TrainingJob) -> str:
+    """Return a digest of what decides the weights. When images are added, only trainings on images continue."""
     settings = job.model_dump_json(exclude={"output", "device", "digest", "functaset", "images"})
-    among = "" if job.kind == SECTIONS["field"] else str(images)
-    return hashlib.sha256((settings + among).encode()).hexdigest()[:16]
+    latents = Path(job.functaset).name if isinstance(job, LatentJob) else ""
+    return hashlib.sha256((settings + latents).encode()).hexdigest()[:16]
 
 
 def encoded(piece: Piece, config: PipelineConfig, session: Session) -> str:
@@ -216,7 +217,7 @@ def distances(config: PipelineConfig, root: Path, functaset: str, digest: str, s
         seed=settings.pixel_classifier.seed, device=session.device, images=config.images, digest="",
         output=str(root / "checkpoints" / "pixel_classifier"), pixel_classifier=settings.pixel_classifier,
     )  # fmt: skip
-    pixels = pixels.model_copy(update={"digest": _digest(pixels, session.counts["train"])})
+    pixels = pixels.model_copy(update={"digest": _digest(pixels)})
     accuracy = pixel_classifier.run(pixels, lambda row: None)["top1_pixels"]
     reference, output = len(images.split("train")), str(root / f"measured-{digest}")
     count = min(settings.samples, reference)

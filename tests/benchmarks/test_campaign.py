@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks.session.table import table
 from functa.flows.config.presets import preset_names
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import load_checkpoint, save_checkpoint
+from functa.tasks.training_jobs import MetaTrainJob
 from tests.helpers.benchmark_script import PROJECT, run
 
 FIELD = "8x8x16/checkpoints/field"
@@ -164,7 +166,7 @@ def test_the_table_sets_what_was_measured_beside_the_paper() -> None:
     empty = table(PIECES, {}).splitlines()
     assert empty[0] == "nothing is measured yet"
     assert "| 8x8x16 | not measured | 37.2 | not measured | 90.3 | not measured |  |" in empty
-    assert "| vector 1024 | not measured | 38.1 |  | 66.7 |  |  |" in empty
+    assert "| vector 1024 | not measured | 38.1 | not measured | 66.7 | not measured |  |" in empty
     made = {"device": "NVIDIA H200", "torch": "2.11", "train_images": [27000, 50000], "seen": 4e6, "seconds": 200.4}
     finished = {"8x8x16/field": made | {"psnr": 38.123, "psnr_pooled": 37.0, "test_images": 9000}}
     lines = table(PIECES, finished).splitlines()
@@ -184,6 +186,31 @@ def write_images(folder: Path) -> None:
         tones[:, 0, 0] = labels / 10
         images = tones[:, 0, None, None] * ramp[:, None, None] + tones[:, 1, None, None] * ramp[None, :, None]
         np.savez(folder / f"{split}.npz", images=(127 * images).astype(np.uint8), labels=labels)
+
+
+def test_a_trial_decides_the_steps_once_and_added_images_do_not_begin_a_field_again(tmp_path: Path) -> None:
+    from benchmarks.session.work import TRIAL, Session, trained
+
+    piece, kept, jobs = PIECES[0], Kept(tmp_path / "out", False), list[MetaTrainJob]()
+
+    def train(job: MetaTrainJob, emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        jobs.append(job)
+        steps = job.meta_train.steps
+        emit({"step": steps, "steps": steps, "images_per_s": 50.0 * job.meta_train.batch})
+        return {}
+
+    config = config_of(piece, str(tmp_path))
+    sections = {name: getattr(config, name) for name in ("images", "field", "inner", "meta_train")}
+    job = MetaTrainJob(seed=0, device="cpu", output=str(tmp_path / "field"), digest="", **sections)
+    for count in (27_000, 50_000):
+        counts = {"train": count, "test": 9000}
+        figures = trained(piece, job, train, Session(kept, tmp_path, tmp_path, counts, "cpu", lambda: None))
+    steps = int(50 * 60 * piece.minutes)
+    assert [each.meta_train.steps for each in jobs] == [TRIAL["cpu"], steps, steps]
+    assert jobs[1].digest == jobs[2].digest != jobs[0].digest
+    assert jobs[0].output != jobs[1].output == job.output
+    assert figures["train_images"] == [27_000, 50_000] and figures["seen"] == steps * job.meta_train.batch
+    assert kept.progress == {piece.name: 1.0}
 
 
 OVERTIME = """
