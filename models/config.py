@@ -20,17 +20,9 @@ class Config(BaseModel):
     @property
     def unused(self) -> set[str]:
         """Names of the keys that came after the first release and are at their defaults."""
-        return {name for name in self._marked("added") if getattr(self, name) == type(self).model_fields[name].default}
-
-    @property
-    def decisive(self) -> set[str]:
-        """Names of the keys that digests cover."""
-        return set(type(self).model_fields) - self._marked("environment") - self.unused
-
-    def _marked(self, mark: str) -> set[str]:
         fields = type(self).model_fields.items()
-        extras = {name: info.json_schema_extra for name, info in fields}
-        return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get(mark)}
+        added = {name: info.default for name, info in fields if (info.json_schema_extra or None) == ADDED}
+        return {name for name, default in added.items() if getattr(self, name) == default}
 
 
 class FieldConfig(Config):

@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from functa.flows.config.schema import ConfigError, PipelineConfig
-from functa.models.config import Config
 from functa.storage.config import ImagesConfig
 from functa.storage.texts import CHUNK
 from functa.tasks.inference.ready.shipped import find
@@ -76,11 +75,11 @@ def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
 
 
 def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
-    """Return the keys of a section that decide a result, flat (Config.decisive)."""
+    """Return the keys of a section that decide a result, flat: without those of the machine, and later ones unset."""
     flat: dict[str, Any] = {}
-    decisive = model.decisive if isinstance(model, Config) else set(type(model).model_fields)
-    for name in type(model).model_fields:
-        if name not in decisive:
+    for name, info in type(model).model_fields.items():
+        marks = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        if marks.get("environment") or (marks.get("added") and getattr(model, name) == info.default):
             continue
         if isinstance(model, ImagesConfig) and not model.decides(name):
             continue
