@@ -10,10 +10,13 @@ padding, float32 made on the host, codes in double precision. `cores`: those tha
 import argparse
 import io
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from functa.storage.functaset.quantizer import Quantizer, calibrate
 from functa.storage.functaset.shards.writing import write_shard
 from functa.storage.images.files import Decoded, read_image
 from functa.storage.places.address import open_location
+from functa.storage.places.location import Location
 from functa.tasks.config import AugmentationConfig
 from functa.tasks.encoding.augment import Augmentation
 from functa.tasks.inputs.pictures import as_float
@@ -173,6 +177,55 @@ def writing(z: np.ndarray, quantizer: Quantizer | None) -> float:
     return best
 
 
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """Run moto's S3 server in a process of its own, whose time does not count; yield the environment of its clients."""
+    code = "import json, sys; from tests.helpers.storage.s3_servers import moto_server\nwith moto_server() as found:\n"
+    code += "    print(json.dumps(found), flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", code]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], text=True, **pipes) as server:
+        try:
+            yield json.loads(server.stdout.readline())  # type: ignore[union-attr]
+        finally:
+            server.terminate()
+
+
+def from_bucket(folder: str | None, seconds: float) -> dict[str, Any]:
+    """Time reading and decoding objects, and listing them; plain: by s3fs, asked for the version first."""
+    import fsspec
+
+    found: dict[str, Any] = {}
+    with s3_server() as environment:
+        os.environ |= environment
+        system = fsspec.filesystem("s3", use_listings_cache=False)
+        system.call_s3("create_bucket", Bucket="feed")
+        for size, side, kind in (((32, 32), 32, "PNG"), ((256, 256), 256, "JPEG")):
+            files = {f"{number:02d}": data for number, data in enumerate(photographs(folder, size, kind))}
+            place = open_location(f"s3://feed/{kind}")
+            for key, data in files.items():
+                place.write(key, data)
+
+            def by_s3fs(key: str, kind: str = kind) -> bytes:
+                system.call_s3("head_object", Bucket="feed", Key=f"{kind}/{key}")
+                return bytes(system.cat_file(f"feed/{kind}/{key}", max_concurrency=1))
+
+            def here(key: str, place: Location = place) -> bytes:
+                return place.versioned(key)[1]  # type: ignore[index]
+
+            calls: dict[str, Call] = {
+                name: lambda read=read, side=side, keys=list(files): squares([read(key) for key in keys], side, "fast")
+                for name, read in (("plain", by_s3fs), ("here", here))
+            }
+            found[f"S3 {kind} {size[0]}x{size[1]} -> {side}"] = rates(calls, len(files), seconds)
+        place = open_location("s3://feed/many")
+        for number in range(1000):
+            place.write(f"{number:04d}", b"")
+        calls = {"plain": lambda: system.find("feed/many", detail=True), "here": place.listing}
+        found["S3 listing"] = rates(calls, 1000, seconds)
+    return found
+
+
 def cores(found: dict[str, Any], reading: Sequence[tuple[str, str]], stored: str, side: int) -> dict[str, float]:
     """Return the cores that one device needs: for images read in each of several ways, and for what it writes."""
     of = {name: round(SPEEDS[side] / found[name][column], 2) for name, column in reading}
@@ -186,7 +239,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = decoding(options.photographs, options.seconds) | cropping(options.photographs, options.seconds)
-    found |= storing(options.seconds)
+    found |= storing(options.seconds) | from_bucket(options.photographs, options.seconds)
     small = cores(found, [("PNG 32x32 -> 32", "fast"), ("32x32 in memory", "here")], "write 8x8x16, 8 bits", 32)
     large = cores(
         found, [("JPEG 500x375 -> 256", "fast"), ("boxes of 500x375 -> 256", "fast")], "write 32x32x64, 8 bits", 256

@@ -58,12 +58,12 @@ def read_files(config: "ImagesConfig", shape: tuple[int, int, int]) -> SplitOfKe
 
 
 def _fetch(location: Location, key: str) -> Original:
-    entry = location.entry(key)
-    if entry is None:
+    found = location.versioned(key, MAX_FILE_BYTES)
+    if found is None:
         raise BadImage("no longer there")
+    entry, data = found
     if entry.size > MAX_FILE_BYTES:
         raise BadImage(f"more bytes than a file may have ({MAX_FILE_BYTES})", entry.token)
-    data = location.read(key)
     if len(data) != entry.size:
         raise BadImage("changed while it was read", entry.token)
     return Original(data, entry.token)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from functa.storage.errors import StorageError, one_line
+from functa.storage.errors import StorageError, TransientError, one_line
 from functa.storage.images.encoded import Original, encoded_by_key, encoded_images
 from functa.storage.images.files import MAX_FILE_BYTES, BadImage
 from functa.storage.images.layout import shown
@@ -154,12 +154,11 @@ class _Groups:
         """Return the bytes of one image."""
         key, group, row = origin.rsplit(":", 2)
         token = self._entries[key].token
-        now = self._location.entry(key)
-        if now is None or now.token != token:
-            raise BadImage(f"{key} is another table than when it was listed", "" if now is None else now.token)
         try:
             with self._lock:
                 cell = self._group(key, int(group))[int(row)].as_py()
+        except TransientError:
+            raise  # the location did not answer, which makes no image bad
         except (StorageError, ValueError, IndexError) as error:
             raise BadImage(f"the table cannot be read there ({one_line(error)[:120]})", token) from None
         data = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -172,6 +171,9 @@ class _Groups:
 
     def _group(self, key: str, group: int) -> Any:
         if (key, group) not in self._held:
+            now = self._location.entry(key)
+            if now is None or now.token != self._entries[key].token:
+                raise BadImage(f"{key} is another table than when it was listed", "" if now is None else now.token)
             table = _open_table(self._location, self._entries[key])
             self._held[key, group] = table.read(group, self._columns[key])
             while len(self._held) > 1 and sum(array.nbytes for array in self._held.values()) > HELD_BYTES:

@@ -80,10 +80,10 @@ def _fetch(location: Location, tokens: Mapping[str, str], origin: str) -> Origin
         raise BadImage(f"{key} ends before this image does; fetch the tar again", token)
     if int(length) > MAX_FILE_BYTES:
         raise BadImage(f"more bytes than a file may have ({MAX_FILE_BYTES})", token)
-    now = location.entry(key)
-    if now is None or now.token != token:
-        raise BadImage(f"{key} is another tar than when it was listed", "" if now is None else now.token)
-    return Original(location.read_part(key, int(start), int(length)), token)
+    found = location.versioned_part(key, int(start), int(length))
+    if found is None or found[0].token != token:
+        raise BadImage(f"{key} is another tar than when it was listed", "" if found is None else found[0].token)
+    return Original(found[1], token)
 
 
 def _known_index(location: Location, entry: Entry, columns: tuple[str, ...]) -> tuple[list[Item], list[str]]:

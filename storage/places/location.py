@@ -94,6 +94,21 @@ class Location(ABC):
         """Return `length` bytes from byte `start` on; fewer where the object ends before that."""
         return self.read(key)[start : start + length]
 
+    def versioned(self, key: str, limit: int | None = None) -> tuple[Entry, bytes] | None:
+        """Return an object's entry with its bytes, which are left out if there are more than `limit`.
+
+        None where there is no such object.
+        """
+        entry = self.entry(key)
+        if entry is None:
+            return None
+        return entry, b"" if limit is not None and entry.size > limit else self.read(key)
+
+    def versioned_part(self, key: str, start: int, length: int) -> tuple[Entry, bytes] | None:
+        """Return an object's entry with `length` of its bytes from `start` on, None where there is no such object."""
+        entry = self.entry(key)
+        return None if entry is None else (entry, self.read_part(key, start, length))
+
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
         """Put an object, replacing one of that name."""

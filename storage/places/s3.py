@@ -1,4 +1,6 @@
-"""A prefix of an S3 bucket as a location, through s3fs. One PUT is one object; create-only is If-None-Match.
+"""A prefix of an S3 bucket as a location. One PUT is one object; create-only is If-None-Match.
+
+s3fs writes; botocore and obstore, in the calling thread, read and list.
 
 Retries are our own: bounded, alike for every operation, and distinguished from faults that would come again.
 """
@@ -8,16 +10,32 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+from itertools import groupby
 from typing import Any, TypeVar
 
 from functa.storage.errors import MissingObject, StorageError, TransientError
 from functa.storage.places import s3_faults
-from functa.storage.places.location import PARTIAL, Entry, Location, check_length, checked_key, refuse_fork
+from functa.storage.places.location import (
+    PARTIAL,
+    Entry,
+    Listing,
+    ListingPacking,
+    Location,
+    check_length,
+    checked_key,
+    refuse_fork,
+)
+from functa.storage.places.s3_fast import Header, Span
+from functa.storage.places.s3_reading import Page, Reader, reader_like
 from functa.storage.places.s3_retries import TRIES, retried
 
 Answer = TypeVar("Answer")
 
 ONE_PUT = 5 << 30  # bytes; S3 takes no more at once
+
+HIDDEN = ("/", PARTIAL)  # endings of keys that listings leave out: marks of folders, and temporary names
 
 
 @dataclass(frozen=True)
@@ -38,24 +56,35 @@ class S3Location(Location):
         self.__dict__.update(state | {"process": os.getpid()})
 
     def read(self, key: str, limit: int | None = None) -> bytes:
-        end = None if limit is None else limit + 1
-
-        # One request. Without these arguments s3fs would ask for the size first, a HEAD for every GET.
-        data = self._get(key, {"max_concurrency": 1} if end is None else {"start": 0, "end": end})
+        data = self.read_part(key, 0, limit + 1) if limit is not None else self._get(key)[1]
         check_length(len(data), limit, f"{self.uri}/{key}")
         return data
 
     def read_part(self, key: str, start: int, length: int) -> bytes:
-        return self._get(key, {"start": start, "end": start + length}) if length > 0 else b""
+        return self._get(key, span=(start, start + length))[1] if length > 0 else b""
 
-    def _get(self, key: str, how: dict[str, Any]) -> bytes:
-        def get() -> bytes:
-            try:
-                return bytes(self._fs().cat_file(self._path(key), **how))
-            except OSError as error:
-                if s3_faults.code(error) == "InvalidRange":  # no byte lies in a range behind the object's end
-                    return b""
-                raise
+    def versioned(self, key: str, limit: int | None = None) -> tuple[Entry, bytes] | None:
+        with suppress(MissingObject):
+            header, data = self._get(key, limit, fast=True)
+            return _listed(key, header), data
+        return None
+
+    def versioned_part(self, key: str, start: int, length: int) -> tuple[Entry, bytes] | None:
+        with suppress(MissingObject):
+            header, data = self._get(key, span=(start, start + length), fast=True) if length > 0 else ({}, b"")
+            if header:
+                return _listed(key, header), data
+        return super().versioned_part(key, start, length)  # no byte lies there
+
+    def _get(
+        self, key: str, limit: int | None = None, span: Span | None = None, fast: bool = False
+    ) -> tuple[Header, bytes]:
+        first = iter([fast])
+
+        def get() -> tuple[Header, bytes]:
+            reader, bucket_and_key = self._reader(), self._parts(key)
+            found = reader.fast.get(*bucket_and_key, limit, span) if next(first, False) else None
+            return found or reader.get(*bucket_and_key, limit, span)
 
         return self._tried(key, get)
 
@@ -74,7 +103,7 @@ class S3Location(Location):
             # A try whose answer was lost may have made it, ours or one that aiohttp repeated without a word.
             standing = self._entry(key)
             same_size = standing is not None and standing.size == len(data)
-            return same_size and bytes(self._fs().cat_file(self._path(key), max_concurrency=1)) == data
+            return same_size and self._reader().get(*self._parts(key))[1] == data
 
         return self._tried(key, put)
 
@@ -82,23 +111,39 @@ class S3Location(Location):
         return self._tried(key, lambda: self._entry(key))
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        folder, _, beginning = prefix.rpartition("/")
-        base = f"{self.uri.removeprefix('s3://').rstrip('/')}/"
-
-        def find() -> dict[str, Any]:
-            try:
-                return dict(self._fs().find(base + folder, detail=True, prefix=beginning))
-            except FileNotFoundError as error:
-                if s3_faults.code(error) == "NoSuchBucket":  # which is not an empty one
-                    raise
-                return {}
-
-        listed = [
-            _listed(path.removeprefix(base), info)
-            for path, info in self._tried(folder, find).items()
-            if info["type"] == "file" and not path.endswith(("/", PARTIAL))
+        found = [
+            Entry(key, size, etag, datetime.fromisoformat(when).timestamp() if when else float("inf"))
+            for page in self._pages(prefix)
+            for key, etag, size, when in page
         ]
-        return sorted((e for e in listed if e.key.startswith(prefix)), key=lambda entry: entry.key)
+        return sorted(found, key=lambda entry: entry.key)
+
+    def listing(self, prefix: str = "") -> Listing:
+        packing, last = ListingPacking(), ""
+        for page in self._pages(prefix):
+            keys = [last, *(row[0] for row in page)]
+            if keys != sorted(keys):  # as in directory buckets
+                return super().listing(prefix)
+            last = keys[-1]
+            for folder, files in groupby(page, lambda row: row[0][: row[0].rfind("/") + 1]):
+                names, etags, *_ = zip(*files, strict=True)
+                packing.add(folder, [name[len(folder) :] for name in names], list(etags))
+        return packing.packed()
+
+    def _pages(self, prefix: str) -> Iterator[list[tuple[str, str, int, str]]]:
+        """Yield key, etag, size and time of what is listed, page by page, each of which is tried again by itself."""
+        bucket, _, above = f"{self.uri.removeprefix('s3://').rstrip('/')}/".partition("/")
+        token: str | None = None
+        while True:
+            ask = partial(self._page, bucket, above + prefix, token)
+            page = self._tried(prefix.rpartition("/")[0], ask)
+            rows = zip(page.keys, page.etags, page.sizes, page.modified, strict=True)
+            yield [(row[0].removeprefix(above), *row[1:]) for row in rows if not row[0].endswith(HIDDEN)]
+            if (token := page.token) is None:
+                return
+
+    def _page(self, bucket: str, prefix: str, token: str | None) -> Page:
+        return self._reader().page(bucket, prefix, token)
 
     def delete(self, key: str) -> None:
         def remove() -> None:
@@ -117,18 +162,22 @@ class S3Location(Location):
     def _path(self, key: str) -> str:
         return f"{self.uri.removeprefix('s3://').rstrip('/')}/{checked_key(key)}"
 
+    def _parts(self, key: str) -> tuple[str, str]:
+        bucket, _, path = self._path(key).partition("/")
+        return bucket, path
+
     def _put(self, key: str, data: bytes, **how: Any) -> None:
         # A chunk as long as the object: by parts, create-only would not hold on every server, and a killed writer
         # would leave its parts behind.
         self._fs().pipe_file(self._path(key), data, chunksize=min(ONE_PUT, len(data) + 1), **how)
 
     def _entry(self, key: str) -> Entry | None:
-        bucket, _, path = self._path(key).partition("/")
+        bucket, path = self._parts(key)
         try:
             found = self._fs().call_s3("head_object", Bucket=bucket, Key=path)
         except FileNotFoundError:
             return None
-        return _listed(key, {"size": found["ContentLength"], **found})
+        return _listed(key, found)
 
     def _fs(self) -> Any:
         import fsspec
@@ -143,6 +192,10 @@ class S3Location(Location):
         system = fsspec.filesystem("s3", **_s3_options(retries={"total_max_attempts": 1}))
         system.retries = 1
         return system
+
+    def _reader(self) -> Reader:
+        refuse_fork(self.process, self.uri)
+        return reader_like(self._fs)
 
     def _tried(self, key: str, act: Callable[[], Answer]) -> Answer:
         def once() -> Answer:
@@ -159,7 +212,7 @@ class S3Location(Location):
         except StorageError:
             raise
         except Exception as error:  # botocore's and aiohttp's families have no common root of their own
-            if isinstance(error, FileNotFoundError) and s3_faults.code(error) != "NoSuchBucket":
+            if s3_faults.is_missing(error):
                 raise MissingObject(f"{name}: is missing") from None
             kind = TransientError if s3_faults.may_pass(error) else StorageError
             raise kind(f"{name}: {self._fault(error)}") from error
@@ -175,10 +228,10 @@ class S3Location(Location):
         return s3_faults.fault(error, account)
 
 
-def _listed(key: str, info: dict[str, Any]) -> Entry:
+def _listed(key: str, info: Header) -> Entry:
     when = info.get("LastModified") or None
     modified = when.timestamp() if when else float("inf")
-    return Entry(key, int(info["size"]), str(info.get("ETag", "")).strip('"'), modified)
+    return Entry(key, int(info["ContentLength"]), str(info.get("ETag", "")).strip('"'), modified)
 
 
 def _s3_options(**config: Any) -> dict[str, Any]:

@@ -97,6 +97,12 @@ def code(error: BaseException) -> str:
     return ""
 
 
+def is_missing(error: BaseException) -> bool:
+    """Return whether there is no such object, in a bucket that exists."""
+    known = code(error)
+    return known in ("NoSuchKey", "404") or (isinstance(error, FileNotFoundError) and known != "NoSuchBucket")
+
+
 def operation(error: BaseException) -> str:
     """Return what was asked of the server, such as PutObject; '' where it did not answer."""
     return next((str(each.operation_name) for each in _chain(error) if hasattr(each, "operation_name")), "")

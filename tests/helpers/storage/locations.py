@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from functa.storage.places.location import Location
+from functa.storage.places.s3_reading import forget_readers
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,18 @@ def new_bucket(environment: dict[str, str]) -> Iterator[str]:
 
 @contextmanager
 def clients_of_this_environment() -> Iterator[None]:
-    """Clear fsspec's clients before and after: it keeps them, and each reads the environment only once."""
+    """Clear the kept clients before and after: each reads the environment only once."""
     import fsspec
 
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    def clear() -> None:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        forget_readers()
+
+    clear()
     try:
         yield
     finally:
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        clear()
 
 
 def zarr_store(place: Location) -> Any:

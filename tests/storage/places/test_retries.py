@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from functa.storage.places.s3_retries import LONGEST_PAUSE, PATIENCE_SECONDS, TR
 from functa.storage.runs.checkpoints import load_checkpoint, save_checkpoint
 from tests.helpers.storage.functasets import filled
 from tests.helpers.storage.image_files import encoded, noise
+from tests.helpers.storage.image_shards import as_folders, as_tables, as_tars
 from tests.helpers.storage.locations import new_bucket
 from tests.helpers.storage.relay import Relay
 from tests.helpers.storage.s3_servers import SERVERS, server_environment
@@ -126,6 +128,40 @@ def test_a_lost_connection_makes_no_image_bad_and_sets_no_checkpoint_back(relay:
     assert images.read(range(len(images))).good.all()
 
 
+@pytest.mark.parametrize("source", ["folder", "webdataset", "parquet"])
+def test_images_are_read_by_one_request_each(
+    relay: Relay, place: S3Location, tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a table are read by groups."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    {"folder": as_folders, "webdataset": as_tars, "parquet": as_tables}[source](tmp_path / "d")
+    for file in sorted(file for file in (tmp_path / "d").rglob("*") if file.is_file()):
+        place.write(f"d/{file.relative_to(tmp_path / 'd')}", file.read_bytes())
+    images = open_images(ImagesConfig(source=source, location=place.child("d").uri))
+    for split in images.splits.values():
+        split.read(range(len(split)))
+        relay.requests.clear()
+        assert split.read(range(len(split))).good.all()
+        assert len(relay.requests) == (0 if source == "parquet" else len(split))
+        assert set(relay.requests) <= {b"GET"}
+
+
+@pytest.mark.faults
+def test_a_lost_connection_makes_no_image_of_a_table_bad(relay: Relay, place: S3Location, tmp_path: Path) -> None:
+    as_tables(tmp_path / "d")
+    for file in sorted((tmp_path / "d").iterdir()):
+        place.write(f"d/{file.name}", file.read_bytes())
+    images = open_images(ImagesConfig(source="parquet", location=place.child("d").uri)).split("train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("functa.storage.places.s3_retries.LONGEST_PAUSE", 0.0)
+        for method in (b"HEAD", b"GET"):
+            relay.faults[:] = [(method, "busy")] * TRIES
+            with pytest.raises(TransientError):
+                images.read_row(len(images) - 1)  # the first group of rows has been read
+    relay.faults.clear()
+    assert images.read(range(len(images))).good.all()
+
+
 def test_an_operation_is_one_request(relay: Relay, place: S3Location) -> None:
     def requests(act: Callable[[], object]) -> list[bytes]:
         relay.requests.clear()
@@ -136,6 +172,8 @@ def test_an_operation_is_one_request(relay: Relay, place: S3Location) -> None:
     assert requests(lambda: place.write("a", b"x")) == [b"PUT"]
     assert requests(lambda: place.read("a")) == [b"GET"]
     assert requests(lambda: place.read("a", limit=5)) == [b"GET"]
+    assert requests(lambda: place.versioned("a")) == requests(lambda: place.versioned("none")) == [b"GET"]
+    assert requests(lambda: place.versioned_part("a", 0, 1)) == [b"GET"]
     assert requests(lambda: read_vouched(place, "a", vouch(b"x"))) == [b"GET"]
     assert requests(lambda: place.entry("a")) == requests(lambda: place.entry("none")) == [b"HEAD"]
     assert requests(lambda: place.list()) == [b"GET"]
