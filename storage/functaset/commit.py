@@ -11,12 +11,14 @@ claim. A fragment that gc has claimed is never shown, and its name is not used a
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from functa.storage.errors import MissingObject, StorageError
 from functa.storage.functaset.committing.finished import finished, put, with_manifest
+from functa.storage.functaset.committing.moved import FragmentCollected, followed
 from functa.storage.functaset.committing.overlap import LAST_NUMBER, names_of, refuse_overlap, shards_with
 from functa.storage.functaset.committing.split_moments import training_moments
 from functa.storage.functaset.fragment import Fragment, shown_fragments
@@ -70,13 +72,14 @@ def commit(
 ) -> Commit:
     """Make finished fragments visible on top of the newest commit; return the commit that shows them.
 
-    retire: fragment -> rows that this commit and later ones no longer show. retire_fragments: fragments that it no
-    longer names, whole or damaged. retire_images: ids of images that later encodings are to leave out; erased: no row
-    of such images is left, so forget their ids. keep_versions: expire all versions but the newest so many, this one
-    counted. Fragments that are or were visible already, and rows that are retired already, are no change: with nothing
-    else, the newest commit is returned. again: commit although nothing changes, so that whoever is committing starts
-    again and looks at the claims. Raises StorageError: an unfinished shard, another fingerprint, an image that another
-    fragment shows already, a fragment that gc collects; ValueError: no version kept.
+    retire: fragment -> rows that this commit and later ones no longer show, wherever a compaction has moved them since.
+    retire_fragments: fragments that it no longer names, whole or damaged. retire_images: ids of images that later
+    encodings are to leave out; erased: no row of such images is left, so forget their ids. keep_versions: expire all
+    versions but the newest so many, this one counted. Fragments that are or were visible already, and rows that are
+    retired already, are no change: with nothing else, the newest commit is returned. again: commit although nothing
+    changes, so that whoever is committing starts again and looks at the claims. Raises StorageError: an unfinished
+    shard, another fingerprint, an image that another fragment shows already, a fragment that gc collects; ValueError:
+    no version kept.
     """
     if keep_versions is not None and keep_versions < 1:
         raise ValueError(f"keep_versions {keep_versions}: the newest one is kept at least")
@@ -116,13 +119,15 @@ def commit(
 def _proposal(location: Location, root: Root, parent: Commit | None, changes: _Changes) -> Commit:
     """Return the next commit, still without moments, lists and objects."""
     existing = parent.fragments if parent else ()
-    kept = (_retiring(location, entry, changes.retire.get(entry.fragment)) for entry in existing)
+    known = {*(entry.fragment for entry in existing), *(parent.retired_fragments if parent else ())}
+    repeated = bool(changes.fragments) and known.issuperset(changes.fragments)  # its rows may have the old ones' names
+    retire = changes.retire if repeated else followed(location, existing, changes.retire)
+    kept = (_retiring(location, entry, retire.get(entry.fragment)) for entry in existing)
     entries = [entry for entry in kept if entry is not None and entry.fragment not in changes.retire_fragments]
-    names = {entry.fragment for entry in existing}
-    retired = {*(parent.retired_fragments if parent else ()), *(names - {entry.fragment for entry in entries})}
+    retired = known - {entry.fragment for entry in entries}
     images = {*(parent.retired_images if parent and not changes.erased else ()), *changes.retire_images}
     for name in dict.fromkeys(changes.fragments):
-        if name not in names | retired:
+        if name not in known:
             new = _claimed(location, name, root.fingerprint_digest)
             whole, moments = finished(new)
             changes.whole.update({name: moments} if moments is not None else {})
@@ -260,11 +265,11 @@ def retire(location: Location, split: str, keys: Collection[str]) -> Commit:
             "Functaset.open(uri).load(split).keys lists the keys that it shows"
         )
     while True:
-        made = commit(location, [], rows, retire_images=[row_id(key).hex() for key in keys])
-        # Another's commit may have moved the rows into other fragments in between.
-        rows = _rows_shown(location, split, keys)
-        if not any(rows.values()):
-            return made
+        with suppress(FragmentCollected):
+            made = commit(location, [], rows, retire_images=[row_id(key).hex() for key in keys])
+            if not any(_rows_shown(location, split, keys).values()):
+                return made
+        rows = _rows_shown(location, split, keys)  # another's commit has moved them in between
 
 
 def _rows_shown(location: Location, split: str, keys: Collection[str]) -> dict[str, dict[int, str]]:

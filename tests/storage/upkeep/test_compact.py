@@ -7,14 +7,17 @@ import pytest
 
 from functa.storage.errors import StorageError
 from functa.storage.functaset.commit import commit, retire
+from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import latest
+from functa.storage.functaset.plan import RowTable
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.places.location import Location
 from functa.storage.upkeep import compact as compaction
 from functa.storage.upkeep.compact import compact
 from functa.storage.upkeep.gc import collect
 from functa.storage.upkeep.verify import verify
-from tests.helpers.storage.functasets import filled, new_store, plan, tree, write
+from tests.helpers.storage.functasets import SHAPE, filled, new_store, plan, tree, write
 from tests.helpers.storage.mortal import Killed, Mortal
 
 Rows = dict[str, tuple[int, bytes, float, bytes]]
@@ -146,3 +149,51 @@ def test_a_large_fragment_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.M
 def test_a_functaset_without_a_commit_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nothing is committed yet; finish encoding first"):
         compact(new_store(tmp_path / "s"))
+
+
+@pytest.mark.faults
+def test_rows_to_retire_are_found_where_a_compaction_has_moved_them(tmp_path: Path) -> None:
+    """An encoding plans which rows to retire; before it commits, others compact, once or again, and retire too."""
+    place = grown(tmp_path / "s", 8)
+    before = rows_of(place)
+    entry = next(each for each in Functaset.open(place).commit.fragments if each.split == "train" and each.rows > 15)
+    rows = {key: row for row, key, _ in Fragment.committed(place, entry).visible_keys()}
+    compact(place)
+    more = plan(place, n=5, first=40)
+    write(place, more, 0)
+    commit(place, [more.id])
+    compact(place)
+    new = plan(place, n=1, first=7, bits=8, range="sigma")  # a changed image replaces one of the two
+    write(place, new, 0)
+    lost = {entry.fragment: [row for key, row in rows.items() if key in ("train/00004", "train/00007")]}
+    commit(place, [new.id], lost)
+    assert set(rows_of(place)) == (set(before) | {f"train/{number:05d}" for number in range(40, 45)}) - {"train/00004"}
+    compact(place)
+    done, after = latest(place), rows_of(place)
+    assert commit(place, [new.id], lost) == done  # the same commit once more
+    assert rows_of(place) == after
+
+
+def test_a_row_that_was_encoded_anew_meanwhile_is_not_retired(tmp_path: Path) -> None:
+    place = filled(tmp_path / "s")
+    (entry,) = (each for each in Functaset.open(place).commit.fragments if each.split == "train")
+    table = Fragment.committed(place, entry).shards[0].table()
+    fresh = RowTable.of(table.keys, table.labels, [f"{token}-changed" for token in table.tokens])
+    options = {"latent_shape": SHAPE, "shard_rows": 8, "chunk_rows": 4, "quantizer": None, "codec": "zstd"}
+    again = plan_fragment(place, fresh, split="train", **options).plan  # type: ignore[arg-type]
+    write(place, again, 0)
+    commit(place, [again.id], retire_fragments=[entry.fragment])
+    before = latest(place)
+    assert commit(place, [], {entry.fragment: range(8)}) == before
+
+
+@pytest.mark.faults
+def test_rows_to_retire_whose_fragment_was_collected_are_an_error_to_repeat(tmp_path: Path) -> None:
+    place = grown(tmp_path / "s", 8)
+    entry = next(each for each in Functaset.open(place).commit.fragments if each.split == "train" and each.rows > 15)
+    compact(place)
+    collect(place, delete=True, keep_versions=1)
+    with pytest.raises(StorageError, match=r"was merged and collected since .* run the same command again"):
+        commit(place, [], {entry.fragment: [4]})
+    retire(place, "train", ["train/00004"])
+    assert "train/00004" not in rows_of(place)
