@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.dispatch import lanes, steady_rate
+from benchmarks.dispatching.rates import between_groups, lanes, steady_rate
 from tests.helpers.benchmark_script import answer
 
 
@@ -41,20 +41,41 @@ def test_empty_time_between_groups_counts(tmp_path: Path) -> None:
     assert steady_rate(found) == pytest.approx(3 * 14 / 7)
 
 
+def test_time_between_groups_is_counted_by_worker(tmp_path: Path) -> None:
+    stats, groups = encoded(tmp_path, [(0.0, [4.0]), (1.0, [5.0]), (4.5, [8.0]), (5.25, [9.0])], rows=8)
+    assert between_groups(stats, groups, tmp_path) == [0.5, 0.25]
+
+
+SMALL = ["--preset", "digits", "--eager", "--seconds", "0.5", "--alternations", "1", "--set=images.channels=3",
+         "--set=images.resolution=32", "--set=field.width=32"]  # fmt: skip
+
+
 @pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_dispatch_is_measured_beside_bare_processes() -> None:
-    small = ["images.channels=3", "images.resolution=32", "field.width=32"]
-    options = [f"--set={value}" for value in small]
-    rows = answer(
-        "dispatch", "--preset", "digits", *options, "--eager", "--seconds", "0.5", "--alternations", "1",
-        "--empty", "3,5",
-    )  # fmt: skip
-    threads, dask, encoding = rows
-    assert [row["runner"] for row in (threads, dask)] == ["threads", "dask"]
-    assert threads["seconds_per_group"].keys() == {"3", "5"}
+def test_dask_workers_are_measured_beside_bare_processes() -> None:
+    encoding = answer("dispatching/dask_workers", *SMALL)
     assert encoding["images_per_s"].keys() == {"bare", "two workers", "one worker"}
     assert encoding["ratio"] == pytest.approx(
         encoding["images_per_s"]["two workers"] / encoding["images_per_s"]["bare"], rel=0.01
     )
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_workers_of_a_pool_are_measured_beside_bare_processes() -> None:
+    row = answer("dispatching/pool_workers", *SMALL, "--workers", "1", "--groups", "2")
+    (turn,) = row["turns"]
+    assert turn["pool"]["between_groups_s"] > 0
+    assert turn["pool"]["cpu_s"] > turn["pool"]["server_cpu_s"] > 0
+    assert row["ratio"] == pytest.approx(turn["pool"]["images_per_s"] / turn["bare"]["images_per_s"], rel=0.01)
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_empty_groups_are_measured_by_their_number() -> None:
+    threads, dask = answer("dispatching/empty_groups", *SMALL, "--empty", "3,5")
+    assert [row["runner"] for row in (threads, dask)] == ["threads", "dask"]
+    assert threads["seconds_per_group"].keys() == {"3", "5"}
