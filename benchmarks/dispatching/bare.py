@@ -1,4 +1,4 @@
-"""Bare processes that encode: what workers are compared with. As a script, one of them: its groups on standard input."""
+"""Bare processes that encode: what workers are compared with. As a script, one of them, by its standard input."""
 
 import json
 import os
