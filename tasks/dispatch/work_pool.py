@@ -28,7 +28,9 @@ DEPLOYMENT = "work-group/work-group"
 
 RESULT = "Result"  # description of the artifact by which a run returns its result
 
-AHEAD = 50  # runs that wait for a worker: enough that none is idle, few to cancel
+# Runs that wait for a worker: at first, and at most. In between as many as have begun, so that no worker is idle: every
+# worker reads all that wait, every two seconds.
+FEW, AHEAD = 8, 50
 
 POLL_SECONDS = 2.0
 
@@ -71,8 +73,9 @@ class _Groups:
         """Look at the runs, and submit as many as keep the workers busy."""
         self._stay_alive()
         self._look()
+        ahead = min(AHEAD, max(FEW, len(self.open_runs()) - self.waiting))
         for number, group in enumerate(self.groups):
-            if self.waiting >= AHEAD:
+            if self.waiting >= ahead:
                 return
             if group.run is None and number not in self.results:
                 self._submit(number, group)

@@ -164,7 +164,7 @@ def _interrupted(read: Any) -> Any:
 def test_a_few_runs_wait_at_the_server_and_the_next_follow_as_they_begin(
     monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
-    monkeypatch.setattr(work_pool, "AHEAD", 4)
+    monkeypatch.setattr(work_pool, "FEW", 4)
     waiting: list[int] = []
     server = Server(lambda work, _: [Scheduled(), Scheduled(), Running(), Completed()])
     begin = server.run_deployment
