@@ -99,7 +99,8 @@ def _row(
     field = FieldConfig(**{k: config[k] for k in ("spatial", "channels", "width", "depth", "w0")})
     gflop = PASSES[mode] * forward_flops(field, (config["resolution"],) * 2, 3) / 1e9
     inner = InnerConfig(loss=config["loss"])
-    executed = encode_passes(inner, psnr=False) if mode == "encode" else outer_passes(field, inner)
+    pixels = config["resolution"] ** 2
+    executed = encode_passes(inner, psnr=False) if mode == "encode" else outer_passes(field, inner, pixels)
     ours, peer = rate(name, "elapsed"), rate("peer", "elapsed")
     ratios = [a / b for a, b in zip(ours, peer)]
     return {

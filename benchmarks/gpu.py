@@ -109,7 +109,7 @@ def measure(
             optimizer.step()
 
         images_per_s = batch * rate(step, device)
-    passes = outer_passes(config, inner) if mode == "outer" else encode_passes(inner, psnr=False)
+    passes = outer_passes(config, inner, side * side) if mode == "outer" else encode_passes(inner, psnr=False)
     flops = passes * forward_flops(config, (side, side), 3) * images_per_s
     memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
     return {"batch": batch, "images_per_s": images_per_s, "tflop_per_s": flops / 1e12, "memory_gib": memory}

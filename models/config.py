@@ -42,6 +42,11 @@ class FieldConfig(Config):
         "Where it is not given: patch for nearest, binary for bilinear.",
     )
     kernel: Literal[1, 3] = Field(1, description="Kernel of the latent-to-modulation convolution, k x k.")
+    mixer: int = Field(
+        0, ge=0, le=16, description="Residual blocks of 3x3 convolutions over the latent grid before the map, which "
+        "let a patch see its neighbours' latents; 0: none (the paper).", json_schema_extra=ADDED,
+    )  # fmt: skip
+    mixer_width: int = Field(64, ge=4, le=4096, description="Channels of the mixer.", json_schema_extra=ADDED)
     axes: int = Field(2, ge=1, le=3, description="Axes of a signal: 1 audio, 2 images, 3 volumes or video.")
     pretrained: str | None = Field(
         None,
@@ -74,9 +79,19 @@ class FieldConfig(Config):
         return self.positions * self.channels
 
     @property
+    def map_channels(self) -> int:
+        """Numbers per latent position that the map takes: the latent's, or the mixer's."""
+        return self.mixer_width if self.mixer else self.channels
+
+    @property
+    def gathers(self) -> bool:
+        """True where the map and the interpolation reach a patch's neighbours."""
+        return self.interpolation != "nearest" or self.kernel != 1
+
+    @property
     def independent(self) -> bool:
         """True where a patch depends on its own latent alone: nearest interpolation, 1x1 map (paper section 4)."""
-        return self.interpolation == "nearest" and self.kernel == 1
+        return not self.gathers and not self.mixer
 
     @property
     def modulations(self) -> int:
@@ -95,6 +110,9 @@ class InnerConfig(Config):
     rates: Literal["scalar", "channel", "element"] = Field(
         "channel", description="One meta-SGD rate in all, per channel, or per latent element."
     )
+    rates_per_step: bool = Field(
+        False, description="Rates of its own for every inner step; steps beyond take the last.", json_schema_extra=ADDED
+    )
     rates_init: tuple[float, float] = Field((0.005, 0.1), description="Range of the rates' uniform start.")
     rates_clip: tuple[float, float] | None = Field(None, description="Rates are clipped to this range when used.")
     first_order: bool = Field(
@@ -108,7 +126,7 @@ class InnerConfig(Config):
     checkpoint: bool = Field(
         False,
         description="Activation checkpointing per inner step: less memory, 19 passes instead of 15. "
-        "Bilinear and 3x3 fields always do it.",
+        "Fields whose patches depend on each other do it wherever an image has more than inner.chunk pixels.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="torch.compile: auto = when a compiler is there and the work repays it.",

@@ -66,6 +66,10 @@ class MetaTrainConfig(TrainingConfig):
         "adam", description="Adam (the paper), or Muon on hidden weights and modulation map and Adam on the rest."
     )
     muon_factor: float = MUON_FACTOR
+    rates_factor: float = Field(
+        1.0, gt=0, le=10000, description="Learning rate of the inner loop's rates, over that of the weights.",
+        json_schema_extra=ADDED,
+    )  # fmt: skip
     patches_per_image: int | None = Field(
         None, ge=1, description="Random patches of every image that a step trains on; null: all. Nearest and 1x1 only."
     )

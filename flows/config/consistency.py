@@ -34,7 +34,7 @@ def check_sections(images: ImagesConfig, field: FieldConfig, meta_train: MetaTra
     if patches is not None and not field.independent:
         raise ValueError(
             f"meta_train.patches_per_image={patches} needs patches that depend on their own latent alone: leave it "
-            f"empty, or set field.interpolation=nearest and field.kernel=1"
+            f"empty, or set field.interpolation=nearest, field.kernel=1 and field.mixer=0"
         )
     if patches is not None and patches > field.positions:
         raise ValueError(

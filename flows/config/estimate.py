@@ -130,7 +130,7 @@ def estimate(config: PipelineConfig, resolution: int | None, channels: int | Non
     processes = config.dispatch.devices * config.dispatch.nodes
     part = -(-training.batch // processes)  # images of a step that are one process's
     batch = min(training.micro_batch or part, part)
-    cores, average = _cores(config, outer), training.ema > 0
+    cores, average = _cores(config, outer, math.prod(sides)), training.ema > 0
     step = outer_memory(field, inner, sides, channels, batch, cores, average)
     return {
         "flops": round(outer + encoding),
@@ -180,12 +180,13 @@ def _compiled_for(config: PipelineConfig, work: float) -> str | None:
     return device.type if compiled else None
 
 
-def _cores(config: PipelineConfig, work: float) -> int:
+def _cores(config: PipelineConfig, work: float, pixels: int) -> int:
     """Return the chunks computed at once: one per thread of a process where compiled for a CPU, else one.
 
-    `work` is meta-training's, in FLOPs: a little is not compiled.
+    `work` is meta-training's, in FLOPs: a little is not compiled. `pixels` are those of an image.
     """
-    if config.dispatch.device == "cuda" or config.inner.compile == "off" or checkpoints(config.field, config.inner):
+    recomputed = checkpoints(config.field, config.inner, pixels)
+    if config.dispatch.device == "cuda" or config.inner.compile == "off" or recomputed:
         return 1
     return max(1, threads_of_a_run() // config.dispatch.devices) if _compiled_for(config, work) == "cpu" else 1
 

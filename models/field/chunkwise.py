@@ -1,7 +1,7 @@
-"""The inner loop chunk by chunk: a chunk of independent patches runs all steps as one graph, one chunk on every core.
+"""The inner loop chunk by chunk: a chunk runs all steps as one graph, one chunk on every core.
 
-Only fields whose patches depend on their own latent alone allow it (nearest interpolation, 1x1 map). Nothing but
-pixels and latents grows with the batch; memory holds the graph of one chunk per core.
+A chunk is of independent patches, or of whole images where patches depend on each other. Nothing but pixels and latents
+grows with the batch; memory holds the graph of one chunk per core.
 """
 
 import copy
@@ -16,15 +16,14 @@ from functa.models.compute.parallel import Cores
 from functa.models.config import InnerConfig
 from functa.models.field.field import Field
 from functa.models.field.grid import Patches
-from functa.models.field.inner_step import Shared, encoded, encoded_by_step, encoded_errors
-from functa.models.field.passes import patch_errors
+from functa.models.field.inner_step import Shared, encoded, encoded_by_step, encoded_errors, errors_at
 
 Part = tuple[slice, Patches]  # rows of a batch's patches, and the chunk of them
 
 
 @dataclass(frozen=True, eq=False)
 class Chunkwise:
-    """The engine of InnerLoop for independent patches."""
+    """The engine of InnerLoop where a chunk depends on nothing beyond it."""
 
     field: Field
     inner: InnerConfig
@@ -42,9 +41,9 @@ class Chunkwise:
     def errors_at(self, patches: Patches, z: Tensor) -> Tensor:
         def arguments(core: int, part: Part) -> tuple[Any, ...]:
             rows, chunk = part
-            return self._fields[core], z[rows, None], chunk.targets, chunk.x, None, "float32"
+            return self._fields[core], z[rows], chunk, "float32"
 
-        return self._run(patch_errors, patches, arguments)
+        return self._run(errors_at, patches, arguments)
 
     def backward(self, patches: Patches, shared: Shared) -> tuple[Tensor, list[Tensor | None]]:
         leaves = [shared.leaves() for _ in self._fields]
@@ -70,7 +69,8 @@ class Chunkwise:
     def _run(
         self, function: Callable[..., Tensor], patches: Patches, arguments: Callable[[int, Part], tuple[Any, ...]]
     ) -> Tensor:
-        parts = list(patches.chunks(self.inner.chunk, self._cores.count))
+        together = 1 if self.field.config.independent else self.field.config.positions
+        parts = list(patches.chunks(self.inner.chunk, self._cores.count, together))
         return self._cores.run(function, parts, arguments, parts[0][1].targets.shape)
 
     @cached_property

@@ -48,8 +48,15 @@ def forward_flops(field: FieldConfig, resolution: Sequence[int], image_channels:
     # them in one matmul whose weights are mostly zero.
     seen = 3**field.axes if field.interpolation == "bilinear" else 1
     mixing = seen * field.modulations if seen > 1 else 0
-    mapping = seen * field.kernel**field.axes * field.channels * field.modulations
-    return 2 * (pixels * (layers + mixing) + field.positions * mapping)
+    mapping = seen * field.kernel**field.axes * field.map_channels * field.modulations
+    return 2 * (pixels * (layers + mixing) + field.positions * (mapping + mixer_weights(field)))
+
+
+def mixer_weights(field: FieldConfig) -> int:
+    """Return the weights of the convolutions over the latent grid, each of which is used once at every position."""
+    if not field.mixer:
+        return 0
+    return 3**field.axes * field.mixer_width * (field.channels + 2 * field.mixer * field.mixer_width)
 
 
 def encode_passes(inner: InnerConfig, psnr: bool = True) -> int:
@@ -57,8 +64,8 @@ def encode_passes(inner: InnerConfig, psnr: bool = True) -> int:
     return 2 * (inner.steps - 1) + int(psnr)
 
 
-def outer_passes(field: FieldConfig, inner: InnerConfig) -> int:
-    """Forward-pass equivalents of one image in an outer step of K inner steps, the first of them shared.
+def outer_passes(field: FieldConfig, inner: InnerConfig, pixels: int) -> int:
+    """Forward-pass equivalents of one image of so many pixels in an outer step of K inner steps, the first shared.
 
     Recorded: K - 1 inner steps and the last forward pass, 2 (K - 1) + 1, and twice that backward: 15 for K = 3. With
     activation checkpointing nothing is recorded at first, and each step runs again as its turn comes: 19. First order
@@ -67,14 +74,15 @@ def outer_passes(field: FieldConfig, inner: InnerConfig) -> int:
     inner_steps = 2 * (inner.steps - 1)
     if inner.first_order:
         return inner_steps + 3
-    if checkpoints(field, inner):
+    if checkpoints(field, inner, pixels):
         return inner_steps + 3 + 3 * inner_steps
     return 3 * (inner_steps + 1)
 
 
-def checkpoints(field: FieldConfig, inner: InnerConfig) -> bool:
-    """Return whether the outer step recomputes activations: always where patches depend on their neighbours."""
-    return inner.checkpoint or not field.independent
+def checkpoints(field: FieldConfig, inner: InnerConfig, pixels: int) -> bool:
+    """Return whether the outer step recomputes activations: where patches depend on their neighbours and an image of
+    so many pixels is more than a chunk, it must."""
+    return inner.checkpoint or (not field.independent and pixels > inner.chunk)
 
 
 def outer_flops(
@@ -86,7 +94,7 @@ def outer_flops(
 ) -> float:
     """Return the FLOPs of one image in one outer step; a step on some of its patches costs their share."""
     share = 1.0 if patches_per_image is None else patches_per_image / field.positions
-    return share * outer_passes(field, inner) * forward_flops(field, resolution, image_channels)
+    return share * outer_passes(field, inner, math.prod(resolution)) * forward_flops(field, resolution, image_channels)
 
 
 def parameter_count(field: FieldConfig, inner: InnerConfig, image_channels: int, resolution: Sequence[int]) -> int:
@@ -94,9 +102,9 @@ def parameter_count(field: FieldConfig, inner: InnerConfig, image_channels: int,
     width, depth, channels = field.width, field.depth, field.channels
     siren = (coordinate_inputs(field, resolution) + 1) * width + (depth - 2) * (width + 1) * width
     siren += (width + 1) * image_channels
-    mapping = (field.kernel**field.axes * channels + 1) * field.modulations
+    mapping = (field.kernel**field.axes * field.map_channels + 1) * field.modulations
     rates = {"scalar": 1, "channel": channels, "element": field.numbers}[inner.rates]
-    return siren + mapping + rates
+    return siren + mapping + mixer_weights(field) + rates * (inner.steps if inner.rates_per_step else 1)
 
 
 def first_step_bytes(field: FieldConfig, pixels: int, image_channels: int) -> int:
@@ -126,7 +134,7 @@ def outer_memory(
     chunk = max(inner.chunk, pixels // field.positions)  # a chunk is whole patches, at least one
     chunk = min(cores * chunk, micro_batch * pixels)
     recorded = 3 * (inner.steps - 1) + 3  # 9 for three steps: sine, cosine and argument of every recorded pass
-    tensors = CHECKPOINTED_TENSORS if checkpoints(field, inner) or inner.first_order else recorded
+    tensors = CHECKPOINTED_TENSORS if checkpoints(field, inner, pixels) or inner.first_order else recorded
     activations = chunk * field.width * (field.depth - 1) * tensors
     copies = 4 + average  # themselves, gradient, two moments, average
     weights = copies * parameter_count(field, inner, image_channels, resolution)

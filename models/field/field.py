@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from functa.models.config import FieldConfig, InnerConfig
 from functa.models.field.cost import coordinate_inputs
-from functa.models.field.grid import gather, interpolation_weights, neighbours, pixel_coordinates, unpatchify
+from functa.models.field.grid import gather, interpolation_weights, neighbours, pixel_coordinates, scatter, unpatchify
+from functa.models.field.mixer import Mixer
 
 DECODE_PIXELS = 1 << 16  # decoded at a time: bounds memory
 
@@ -23,6 +24,8 @@ class Field(nn.Module):
     Weights are stored [in, out], the map's taps one after the other: [k^2 c, C].
     `resolution` is that of the images to fit; binary coordinates alone cannot do without it (ValueError).
     """
+
+    neighbours: Tensor | None
 
     def __init__(
         self,
@@ -43,22 +46,46 @@ class Field(nn.Module):
             _uniform((m, n), 1 / m if i == 0 else bound, generator) for i, (m, n) in enumerate(pairwise(widths))
         )
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(n)) for n in widths[1:])
-        inputs = config.kernel**config.axes * config.channels
+        inputs = config.kernel**config.axes * config.map_channels
         self.modulation_weight = nn.Parameter(torch.empty(inputs, config.modulations))
         nn.init.trunc_normal_(self.modulation_weight, a=-2, b=2, generator=generator)
         self.modulation_weight.data /= math.sqrt(inputs)  # truncated at two of the *final* deviations
         self.modulation_bias = nn.Parameter(torch.zeros(config.modulations))
         shape = {"scalar": (), "channel": (config.channels,), "element": config.latent_shape}[inner.rates]
         low, high = inner.rates_init
-        self.rates = nn.Parameter(torch.empty(shape).uniform_(low, high, generator=generator))
+        rates = torch.empty(shape).uniform_(low, high, generator=generator)
+        self.rates = nn.Parameter(rates.expand(inner.steps, *shape).clone() if inner.rates_per_step else rates)
+        self.mixer = Mixer(config, generator) if config.mixer else None
+        self.register_buffer("neighbours", neighbours(config), persistent=False)
 
     def _coordinate_width(self) -> int:
         if self.config.coordinates == "binary" and self.resolution is None:
             raise ValueError("binary coordinates have as many bits as the images' sides need: give Field a resolution")
         return coordinate_inputs(self.config, self.resolution or ())
 
+    def mix(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Latents [N, c] -> what the map takes of every position [N, w], and what unmix needs of that."""
+        return (z, []) if self.mixer is None else self.mixer.with_arguments(z)
+
+    def unmix(self, cotangent: Tensor, arguments: list[Tensor]) -> Tensor:
+        """Cotangent [N, w] of what mix returned -> of the latents [N, c]."""
+        return cotangent if self.mixer is None else self.mixer.pull_back(cotangent, arguments)
+
+    def spread(self, mixed: Tensor) -> Tensor:
+        """What the map takes of every position [N, w] -> of every patch's neighbours too, [N, K, k^2 w]."""
+        if self.neighbours is None:  # some patches of an image may be all there are
+            return mixed[:, None]
+        return gather(mixed.reshape(-1, self.config.positions, mixed.shape[-1]), self.neighbours, self.config)
+
+    def collect(self, spread: Tensor) -> Tensor:
+        """The adjoint of spread: [N, K, k^2 w] -> [N, w]."""
+        if self.neighbours is None:
+            return spread[:, 0]
+        batch = len(spread) // self.config.positions
+        return scatter(spread, self.neighbours, batch, self.config.map_channels).flatten(0, 1)
+
     def modulate(self, z: Tensor) -> list[Tensor]:
-        """Latents [..., k^2 c] -> one shift [..., W] per sine layer."""
+        """Latents or what the mixer made of them [..., k^2 c] -> one shift [..., W] per sine layer."""
         m = z @ self.modulation_weight + self.modulation_bias  # [..., C]
         return list(m.split(self.config.width, dim=-1))
 
@@ -76,7 +103,7 @@ class Field(nn.Module):
         self.check_resolution(resolution)
         x = pixel_coordinates(self.config, resolution, z)  # [1 or s s, P, in]
         weights = interpolation_weights(self.config, resolution, z)  # [P, K]
-        patches = gather(z.reshape(len(z), self.config.positions, -1), neighbours(self.config), self.config)
+        patches = self.spread(self.mix(z.flatten(0, -2))[0])
         positions = torch.arange(len(patches), device=z.device) % len(x)
         most = DECODE_PIXELS if z.is_cuda else min(DECODE_PIXELS, CACHED_PIXELS)
         size = max(1, most // x.shape[1])  # activations are [size, P, W]

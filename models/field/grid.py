@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -98,14 +97,13 @@ def interpolation_weights(config: FieldConfig, resolution: Sequence[int], like: 
     return weights
 
 
-@cache
 def neighbours(config: FieldConfig) -> Tensor | None:
     """Latent positions that a patch's modulations are made of: int64 [s s, K T]; None if only its own.
 
     K = 3^2 for bilinear interpolation, whose neighbours beyond the border are the border's ("clamped"), each of which
     has T = k^2 taps of the map, for which beyond the border lies zero ("same" padding), written as position s s.
     """
-    if config.independent:
+    if not config.gathers:
         return None
     grid = torch.cartesian_prod(*[torch.arange(config.spatial)] * config.axes).reshape(-1, config.axes)  # [s s, 2]
     reach = 1 if config.interpolation == "bilinear" else 0
@@ -121,21 +119,18 @@ def _offsets(reach: int, axes: int) -> Tensor:
     return torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * axes).reshape(-1, axes)
 
 
-def gather(z: Tensor, index: Tensor | None, config: FieldConfig) -> Tensor:
+def gather(z: Tensor, index: Tensor, config: FieldConfig) -> Tensor:
     """Latents [B, s s, c] -> what every patch's modulations are made of, [B s s, K, T c] (grid.neighbours)."""
     batch, positions, channels = z.shape
-    if index is None:
-        return z.reshape(batch * positions, 1, channels)
     padded = torch.cat([z, z.new_zeros(batch, 1, channels)], dim=1)  # position s s is the zero beyond the border
     taps = config.kernel**config.axes
-    return padded[:, index.to(z.device)].reshape(batch * positions, -1, taps * channels)
+    return padded[:, index].reshape(batch * positions, -1, taps * channels)
 
 
 def scatter(gathered: Tensor, index: Tensor, batch: int, channels: int) -> Tensor:
     """The adjoint of gather: [B s s, K, T c] -> [B, s s, c], what was gathered from one position added up."""
     summed = gathered.new_zeros(batch, len(index) + 1, channels)
-    flat = index.flatten().to(gathered.device)
-    return summed.index_add_(1, flat, gathered.reshape(batch, -1, channels))[:, :-1]
+    return summed.index_add_(1, index.flatten(), gathered.reshape(batch, -1, channels))[:, :-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,12 +146,12 @@ class Patches:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def chunks(self, pixels: int, parts: int = 1) -> Iterator[tuple[slice, "Patches"]]:
+    def chunks(self, pixels: int, parts: int = 1, together: int = 1) -> Iterator[tuple[slice, "Patches"]]:
         """Equal chunks of at most so many pixels, at least `parts` if there are so many patches.
 
-        Equal, so that one compiled graph serves all.
+        Equal, so that one compiled graph serves all. So many patches in a row stay `together`.
         """
-        size = chunk_patches(len(self), pixels, self.targets.shape[1], parts)
+        size = together * chunk_patches(len(self) // together, pixels, together * self.targets.shape[1], parts)
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             x = self.x if len(self.x) == 1 else self.x[rows]
@@ -189,7 +184,8 @@ def cut(config: FieldConfig, images: Tensor, positions: Tensor | None = None) ->
         targets = targets[rows.flatten()]
     else:
         raise ValueError(
-            f"a {config.kernel}x{config.kernel} map and {config.interpolation} interpolation tie patches together: "
-            f"leave out meta_train.patches_per_image, or set field.interpolation=nearest and field.kernel=1"
+            f"a {config.kernel}x{config.kernel} map, {config.interpolation} interpolation and {config.mixer} blocks of a "
+            f"mixer tie patches together: leave out meta_train.patches_per_image, or set field.interpolation=nearest, "
+            f"field.kernel=1 and field.mixer=0"
         )
     return Patches(targets, chosen, x if len(x) == 1 else x[chosen], interpolation_weights(config, resolution, images))

@@ -5,13 +5,15 @@ Exact savings over the plain loop:
 - The first step starts from zero for every image, so f(0) and its Jacobian are computed once (passes.first_step); what
   remains of that step is a matmul per patch. With K = 3 steps 4 of 6 passes remain, of the outer step's 21 remain 15.
 - Patches are taken in chunks whose activations stay in cache. Where a patch depends on its own latent alone (nearest
-  interpolation, 1x1 map) a chunk runs the whole loop as one graph (chunkwise); elsewhere, and with inner.checkpoint,
-  the steps go over all chunks one by one (stepwise). Either way nothing but pixels and latents grows with the batch,
-  nor with the image where s > 1: a chunk is one patch at least, and of s = 1 that is the image.
+  interpolation, 1x1 map), or a chunk holds whole images, it runs the whole loop as one graph (chunkwise); elsewhere,
+  and with inner.checkpoint, the steps go over all chunks one by one (stepwise). Either way nothing but pixels and
+  latents grows with the batch, nor with the image where s > 1: a chunk is one patch at least, and of s = 1 that is the
+  image.
 
 The steps themselves are in inner_step.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from functa.models.config import InnerConfig
 from functa.models.field.chunkwise import Chunkwise
+from functa.models.field.cost import checkpoints
 from functa.models.field.field import Field
 from functa.models.field.grid import Patches, cut, patch_shape, pixel_coordinates
 from functa.models.field.inner_step import Shared
@@ -153,14 +156,16 @@ class InnerLoop:
 
     @cached_property
     def _engine(self) -> Engine:
-        whole = self.field.config.independent and not self.inner.checkpoint
-        return (Chunkwise if whole else Stepwise)(self.field, self.inner, self.compiled)
+        recomputed = checkpoints(self.field.config, self.inner, math.prod(self.resolution))
+        return (Stepwise if recomputed else Chunkwise)(self.field, self.inner, self.compiled)
 
     def _shared(self, images: Tensor) -> Shared:
         rates: Tensor = self.field.rates
         if self.inner.rates_clip is not None:
             rates = rates.clamp(*self.inner.rates_clip)
-        return Shared(self._first(len(images), images), rates.flatten(0, -2) if rates.dim() > 1 else rates)
+        steps = len(rates) if self.inner.rates_per_step else 1
+        shape = (steps, 1, -1) if self.inner.rates != "element" else (steps, self.field.config.positions, -1)
+        return Shared(self._first(len(images), images), rates.reshape(shape))
 
     def _first(self, images: int, like: Tensor) -> FirstStep:
         if self.first is not None:

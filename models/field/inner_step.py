@@ -13,7 +13,7 @@ from functa.models.field.passes import FirstStep, first_gradient, inner_gradient
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """All that the patches of a batch share beside the field: the first step, and rates (), [c] or [s s, c]."""
+    """All that the patches of a batch share beside the field: the first step, and rates [1 or K, 1 or s s, 1 or c]."""
 
     first: FirstStep
     rates: Tensor
@@ -29,8 +29,8 @@ class Shared:
         return Shared(replace(self.first, output=output, jacobian=jacobian), rates)
 
     def rates_at(self, positions: Tensor) -> Tensor:
-        """Return the rates of patches at these positions, broadcastable to [N, c]."""
-        return self.rates[positions] if self.rates.dim() == 2 else self.rates
+        """Return the rates of patches at these positions [N]: [1 or K, 1 or N, 1 or c]."""
+        return self.rates[:, positions] if self.rates.shape[1] > 1 else self.rates
 
     def at(self, positions: Tensor) -> "Shared":
         """Return the share of patches at these positions [N]."""
@@ -40,6 +40,11 @@ class Shared:
 def inner_step(z: Tensor, gradient: Tensor, rates: Tensor, inner: InnerConfig) -> Tensor:
     """Return latents [N, c] after one gradient step at rates broadcastable to [N, c]."""
     return z - rates * (gradient.detach() if inner.first_order else gradient)
+
+
+def rates_of(rates: Tensor, number: int) -> Tensor:
+    """Return the rates of an inner step, of [1 or K, ...]: further steps take those of the last."""
+    return rates[min(number, len(rates) - 1)]
 
 
 def start(patches: Patches, channels: int) -> Tensor:
@@ -57,29 +62,39 @@ def loss_scale(patches: Patches, positions: int, inner: InnerConfig) -> float:
 
 
 def path(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> list[Tensor]:
-    """Return the latents [N, c] of independent patches before the first inner step and after each."""
+    """Return the latents [N, c] of whole images, or of independent patches, before the first inner step and after each."""
     scale = loss_scale(patches, field.config.positions, inner)
     z = [start(patches, field.config.channels)]
     for number in range(inner.steps):
+        mixed, arguments = field.mix(z[-1])
         if number == 0 and shared.first.shared:
-            gradient = first_gradient(field, shared.first, patches.targets, None, scale)
+            gradient = first_gradient(field, shared.first, patches.targets, patches.weights, scale)
         else:
-            gradient = inner_gradient(field, z[-1][:, None], patches.targets, patches.x, None, scale, inner.precision)
-        z.append(inner_step(z[-1], gradient[:, 0], shared.rates, inner))
+            taken = field.spread(mixed)
+            gradient = inner_gradient(
+                field, taken, patches.targets, patches.x, patches.weights, scale, inner.precision
+            )
+        gradient = field.unmix(field.collect(gradient), arguments)
+        z.append(inner_step(z[-1], gradient, rates_of(shared.rates, number), inner))
     return z
 
 
 def encoded(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> Tensor:
-    """Return the latents [N, c] of independent patches after the last inner step."""
+    """Return the latents [N, c] after the last inner step, of patches as path takes them."""
     return path(field, shared, patches, inner)[-1]
 
 
 def encoded_by_step(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> Tensor:
-    """Return the latents of independent patches before the first inner step and after each, [N, steps + 1, c]."""
+    """Return the latents before the first inner step and after each, [N, steps + 1, c], of patches as path takes them."""
     return torch.stack(path(field, shared, patches, inner), 1)
 
 
 def encoded_errors(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> Tensor:
-    """Return the mean squared error [N] of independent patches after the last inner step."""
-    z = encoded(field, shared, patches, inner)
-    return patch_errors(field, z[:, None], patches.targets, patches.x, None, inner.precision)
+    """Return the mean squared error [N] after the last inner step, of patches as path takes them."""
+    return errors_at(field, encoded(field, shared, patches, inner), patches, inner.precision)
+
+
+def errors_at(field: Field, z: Tensor, patches: Patches, precision: str) -> Tensor:
+    """Return the mean squared error [N] at latents z [N, c], of patches as path takes them."""
+    taken = field.spread(field.mix(z)[0])
+    return patch_errors(field, taken, patches.targets, patches.x, patches.weights, precision)

@@ -15,8 +15,8 @@ from torch import Tensor
 from functa.models.compute.compilation import compiled
 from functa.models.config import InnerConfig
 from functa.models.field.field import Field
-from functa.models.field.grid import Patches, gather, neighbours, scatter
-from functa.models.field.inner_step import Shared, inner_step, loss_scale, start
+from functa.models.field.grid import Patches
+from functa.models.field.inner_step import Shared, inner_step, loss_scale, rates_of, start
 from functa.models.field.passes import FirstStep, first_gradient, inner_gradient, patch_errors
 
 
@@ -45,52 +45,74 @@ class Stepwise:
         path, gradients = self._steps(patches, shared)
         errors, cotangent = self._errors_back(patches, path[-1])
         for number in reversed(range(self.inner.steps)):
-            step = -leaves.rates_at(patches.positions) * cotangent  # of the gradient, [N, c]
-            (step * gradients[number]).sum().backward()
+            step = -rates_of(leaves.rates_at(patches.positions), number) * cotangent  # of the gradient, [N, c]
+            (step * self._unmixed(path[number], gradients[number])).sum().backward()
             if not self.inner.first_order:
-                cotangent = cotangent + self._gradient_back(patches, number, path[number], step.detach(), leaves.first)
+                step = step.detach()
+                cotangent = cotangent + self._step_back(patches, number, path, gradients[number], step, leaves.first)
         return errors, [tensor.grad for tensor in leaves.tensors]
 
     def _steps(self, patches: Patches, shared: Shared) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the latents [N, c] before the first step and after each, and every step's gradient."""
+        """Return the latents [N, c] before the first step and after each, and every step's gradient before unmix."""
         rates = shared.rates_at(patches.positions)
         path, gradients = [start(patches, self.field.config.channels)], []
         with torch.no_grad():
             for number in range(self.inner.steps):
-                z = self._gather(path[-1])
+                z = self.field.spread(self.field.mix(path[-1])[0])
                 parts = [self._gradient(number, z[rows], chunk, shared.first) for rows, chunk in self._chunks(patches)]
-                gradients.append(self._scatter(torch.cat(parts)))
-                path.append(inner_step(path[-1], gradients[-1], rates, self.inner))
+                gradients.append(self.field.collect(torch.cat(parts)))
+                gradient = self._unmixed(path[-1], gradients[-1])
+                path.append(inner_step(path[-1], gradient, rates_of(rates, number), self.inner))
         return path, gradients
+
+    def _unmixed(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient by the latents z of one by what the map takes of them."""
+        with torch.no_grad():
+            return self.field.unmix(gradient, self.field.mix(z)[1])
 
     def _errors(self, patches: Patches, z: Tensor, precision: str) -> Tensor:
         with torch.no_grad():
-            z = self._gather(z)
+            z = self.field.spread(self.field.mix(z)[0])
             return torch.cat([self._error(z[rows], chunk, precision) for rows, chunk in self._chunks(patches)])
 
     def _errors_back(self, patches: Patches, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the errors [N] and the gradient of their sum by z, differentiated chunk by chunk."""
-        gathered = self._gather(z).requires_grad_()
+        z = z.detach().requires_grad_()
+        mixed = self.field.mix(z)[0]
+        spread = self.field.spread(mixed.detach()).requires_grad_()
         errors = []
         for rows, chunk in self._chunks(patches):
-            error = self._error(gathered[rows], chunk, self.inner.precision)
+            error = self._error(spread[rows], chunk, self.inner.precision)
             error.sum().backward()
             errors.append(error.detach())
-        return torch.cat(errors), self._scatter(cast(Tensor, gathered.grad))
+        mixed.backward(self.field.collect(cast(Tensor, spread.grad)))
+        return torch.cat(errors), cast(Tensor, z.grad)
 
-    def _gradient_back(self, patches: Patches, number: int, z: Tensor, cotangent: Tensor, first: FirstStep) -> Tensor:
-        """Pull the cotangent of an inner step's gradient back to the latents before it, [N, c]."""
-        gathered = self._gather(z).detach().requires_grad_()
-        pulled = self._gather(cotangent)  # gather is the adjoint of the scatter that made the gradient
+    def _step_back(
+        self, patches: Patches, number: int, path: list[Tensor], gradient: Tensor, cotangent: Tensor, first: FirstStep
+    ) -> Tensor:
+        """Pull the cotangent of an inner step's gradient by the latents back to the latents before it, [N, c]."""
+        z, gradient = path[number].detach().requires_grad_(), gradient.detach().requires_grad_()
+        mixed, arguments = self.field.mix(z)
+        value = (self.field.unmix(gradient, arguments) * cotangent).sum()
+        (pulled,) = torch.autograd.grad(value, gradient, retain_graph=True)
+        pulled = self._gradient_back(patches, number, mixed.detach(), pulled, first)
+        (value + (mixed * pulled).sum()).backward()
+        return cast(Tensor, z.grad)
+
+    def _gradient_back(self, patches: Patches, number: int, mixed: Tensor, cotangent: Tensor, first: FirstStep) -> Tensor:
+        """Pull the cotangent of a gradient by what the map takes back to that, [N, w]."""
+        spread = self.field.spread(mixed).requires_grad_()
+        pulled = self.field.spread(cotangent)  # the adjoint of the collect that made the gradient
         for rows, chunk in self._chunks(patches):
-            (self._gradient(number, gathered[rows], chunk, first) * pulled[rows]).sum().backward()
-        return torch.zeros_like(z) if gathered.grad is None else self._scatter(gathered.grad)
+            (self._gradient(number, spread[rows], chunk, first) * pulled[rows]).sum().backward()
+        return torch.zeros_like(mixed) if spread.grad is None else self.field.collect(spread.grad)
 
     def _chunks(self, patches: Patches) -> Iterator[tuple[slice, Patches]]:
         return patches.chunks(self.inner.chunk)
 
     def _gradient(self, number: int, z: Tensor, chunk: Patches, first: FirstStep) -> Tensor:
-        """Return the gradient of a chunk's inner loss by its gathered latents [n, K, T c]; step 0 may be shared."""
+        """Return the gradient of a chunk's inner loss by what spread made of it [n, K, T w]; step 0 may be shared."""
         scale = loss_scale(chunk, self.field.config.positions, self.inner)
         if number == 0 and first.shared:
             return first_gradient(self.field, first.at(chunk.positions), chunk.targets, chunk.weights, scale)
@@ -102,15 +124,3 @@ class Stepwise:
 
     def _compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return compiled(function, self.field.modulation_weight.device.type) if self.compiled else function
-
-    def _gather(self, z: Tensor) -> Tensor:
-        config, index = self.field.config, neighbours(self.field.config)
-        if index is None:  # some patches of an image may be all there are
-            return z[:, None]
-        return gather(z.reshape(-1, config.positions, config.channels), index, config)
-
-    def _scatter(self, gathered: Tensor) -> Tensor:
-        config, index = self.field.config, neighbours(self.field.config)
-        if index is None:
-            return gathered[:, 0]
-        return scatter(gathered, index, len(gathered) // config.positions, config.channels).flatten(0, 1)

@@ -12,17 +12,30 @@ from functa.tasks.config import MetaTrainConfig, TrainClassifierConfig
 
 
 def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimizer:
-    """Return Adam for everything, or Muon for hidden weights and the modulation map and Adam for the rest.
+    """Return Adam for everything, or Muon for hidden weights, mixer and modulation map and Adam for the rest.
 
     Muon includes the map since it decides how well the few inner steps are conditioned. First layer, output layer,
-    biases and rates always use Adam.
+    biases and rates always use Adam, the rates at a multiple of the learning rate.
     """
+    lr = config.learning_rate
     if config.optimizer == "adam":
-        return torch.optim.Adam(field.parameters(), lr=config.learning_rate, fused=True)
-    matrices = [*list(field.weights)[1:-1], field.modulation_weight]
+        return torch.optim.Adam(_rates_apart(field, field.parameters(), config), lr=lr, fused=True)
+    mixing = field.mixer.weights if field.mixer else ()
+    matrices = [*list(field.weights)[1:-1], field.modulation_weight, *mixing]
     taken = {id(matrix) for matrix in matrices}
     others = [parameter for parameter in field.parameters() if id(parameter) not in taken]
-    return MuonAndAdam(matrices, others, config.learning_rate, config.muon_factor)
+    return MuonAndAdam(matrices, _rates_apart(field, others, config), lr, config.muon_factor)
+
+
+def _rates_apart(
+    field: Field, parameters: Iterable[nn.Parameter], config: MetaTrainConfig
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """Return the parameters, in two groups if the rates have a learning rate of their own."""
+    if config.rates_factor == 1:
+        return list(parameters)
+    factor = config.rates_factor
+    others = [parameter for parameter in parameters if parameter is not field.rates]
+    return [{"params": others}, {"params": [field.rates], "lr": factor * config.learning_rate, "factor": factor}]
 
 
 def classifier_optimizer(model: nn.Module, config: TrainClassifierConfig) -> torch.optim.Optimizer:

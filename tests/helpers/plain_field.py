@@ -27,14 +27,26 @@ def coordinates(field: Field, resolution: tuple[int, ...]) -> Tensor:
 def modulations(field: Field, z: Tensor, resolution: tuple[int, ...]) -> Tensor:
     """Latents [B, s, s, c] -> [B, H, W, C]: a convolution, then torch's own interpolation."""
     config, axes = field.config, field.config.axes
-    kernel = field.modulation_weight.reshape(*[config.kernel] * axes, config.channels, -1).movedim((-1, -2), (0, 1))
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
-    m = convolve(z.movedim(-1, 1), kernel, field.modulation_bias, padding="same")
+    h = z.movedim(-1, 1)
+    if config.mixer:
+        first, *blocks = [_kernel(weight, 3, axes) for weight in field.mixer.weights]
+        h = _convolve(h, first)
+        for one, two in zip(blocks[::2], blocks[1::2]):
+            h = h + _convolve(F.silu(_convolve(h, one)), two)
+    m = _convolve(h, _kernel(field.modulation_weight, config.kernel, axes), field.modulation_bias)
     if config.interpolation == "nearest":
         m = F.interpolate(m, resolution, mode="nearest-exact")
     else:
         m = F.interpolate(m, resolution, mode=("linear", "bilinear", "trilinear")[axes - 1], align_corners=False)
     return m.movedim(1, -1)
+
+
+def _kernel(weight: Tensor, side: int, axes: int) -> Tensor:
+    return weight.reshape(*[side] * axes, -1, weight.shape[1]).movedim((-1, -2), (0, 1))
+
+
+def _convolve(h: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+    return (F.conv1d, F.conv2d, F.conv3d)[h.dim() - 3](h, kernel, bias, padding="same")
 
 
 def reconstruct(field: Field, z: Tensor, resolution: tuple[int, ...]) -> Tensor:
@@ -55,9 +67,9 @@ def inner_loss(field: Field, z: Tensor, images: Tensor, inner: InnerConfig) -> T
 def encode(field: Field, images: Tensor, inner: InnerConfig) -> Tensor:
     z = torch.zeros(len(images), *field.config.latent_shape, dtype=images.dtype, requires_grad=True)
     rates = field.rates if inner.rates_clip is None else field.rates.clamp(*inner.rates_clip)
-    for _ in range(inner.steps):
+    for number in range(inner.steps):
         (gradient,) = torch.autograd.grad(inner_loss(field, z, images, inner), z, create_graph=not inner.first_order)
-        z = z - rates * gradient
+        z = z - (rates[number] if inner.rates_per_step else rates) * gradient
     return z
 
 

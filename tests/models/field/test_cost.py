@@ -21,8 +21,10 @@ from functa.models.field.field import Field
 NEAREST = FieldConfig(spatial=8, channels=16, width=256, depth=6)
 BILINEAR = FieldConfig(spatial=8, channels=16, width=256, depth=6, interpolation="bilinear")
 WIDE = FieldConfig(spatial=8, channels=16, width=256, depth=6, kernel=3)
+MIXED = FieldConfig(spatial=8, channels=16, width=256, depth=6, mixer=2, mixer_width=24)
 ELEMENT = InnerConfig(rates="element")
 SIDES = (32, 32)
+GLOBAL = {"coordinates": "global"}
 
 
 @pytest.mark.parametrize(
@@ -38,8 +40,8 @@ def test_parameters_are_those_of_the_reference_code_but_for_the_latent_that_it_c
 
 @pytest.mark.parametrize("rates", ["scalar", "channel", "element"])
 def test_parameters_are_those_of_the_built_field(rates) -> None:
-    inner = InnerConfig(rates=rates)
-    for config in (NEAREST, BILINEAR, WIDE, FieldConfig(spatial=1, channels=24, width=32, depth=2)):
+    inner = InnerConfig(rates=rates, rates_per_step=rates == "channel")
+    for config in (NEAREST, BILINEAR, WIDE, MIXED, FieldConfig(spatial=1, channels=24, width=32, depth=2)):
         built = sum(parameter.numel() for parameter in Field(config, inner, 3, resolution=SIDES).parameters())
         assert parameter_count(config, inner, 3, SIDES) == built
 
@@ -65,7 +67,7 @@ def test_forward_flops_are_those_that_torch_counts(config) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [BILINEAR, BILINEAR.model_copy(update={"kernel": 3}), WIDE.model_copy(update={"coordinates": "global"})],
+    [BILINEAR, BILINEAR.model_copy(update={"kernel": 3}), *(c.model_copy(update=GLOBAL) for c in (WIDE, MIXED))],
 )
 def test_forward_flops_of_the_variants_are_those_that_torch_counts(config) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -85,12 +87,14 @@ def test_forward_flops_of_the_variants() -> None:
 
 def test_passes_of_three_inner_steps_and_of_others() -> None:
     assert (encode_passes(InnerConfig(), psnr=False), encode_passes(InnerConfig())) == (4, 5)
-    assert outer_passes(NEAREST, InnerConfig()) == 15
-    assert outer_passes(NEAREST, InnerConfig(checkpoint=True)) == 19
-    assert outer_passes(BILINEAR, InnerConfig()) == outer_passes(WIDE, InnerConfig()) == 19
-    assert outer_passes(BILINEAR, InnerConfig(first_order=True)) == 7
-    assert (outer_passes(NEAREST, InnerConfig(steps=1)), encode_passes(InnerConfig(steps=1))) == (3, 1)
-    assert outer_passes(NEAREST, InnerConfig(steps=5)) == 27
+    small, large = 32 * 32, 64 * 64  # a chunk holds an image, or not
+    assert outer_passes(NEAREST, InnerConfig(), large) == 15
+    assert outer_passes(NEAREST, InnerConfig(checkpoint=True), small) == 19
+    assert outer_passes(BILINEAR, InnerConfig(), small) == outer_passes(MIXED, InnerConfig(), small) == 15
+    assert outer_passes(BILINEAR, InnerConfig(), large) == outer_passes(WIDE, InnerConfig(), large) == 19
+    assert outer_passes(BILINEAR, InnerConfig(first_order=True), large) == 7
+    assert (outer_passes(NEAREST, InnerConfig(steps=1), small), encode_passes(InnerConfig(steps=1))) == (3, 1)
+    assert outer_passes(NEAREST, InnerConfig(steps=5), small) == 27
 
 
 def test_a_step_on_some_patches_costs_their_share() -> None:

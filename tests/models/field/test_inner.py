@@ -14,7 +14,7 @@ from functa.models.field.grid import chunk_patches, patchify, pixel_coordinates,
 from functa.models.field.inner import InnerLoop, decode
 from tests.helpers import plain_field as plain
 
-FIELD_KEYS = ("spatial", "interpolation", "coordinates", "kernel", "axes")
+FIELD_KEYS = ("spatial", "interpolation", "coordinates", "kernel", "axes", "mixer", "mixer_width")
 
 
 def make(resolution: tuple[int, ...] = (8, 8), image_channels: int = 3, steps: int = 3, **variant: Any):
@@ -24,8 +24,10 @@ def make(resolution: tuple[int, ...] = (8, 8), image_channels: int = 3, steps: i
     inner = InnerConfig(steps=steps, rates_init=(0.05, 0.2), **variant)
     field = Field(field_config, inner, image_channels, seed=3, resolution=resolution).double()
     with torch.no_grad():  # all biases start from zero, where a mistaken use of them would not show
-        for bias in (*field.biases, field.modulation_bias):
+        for bias in (*field.biases, field.modulation_bias, *(field.mixer.weights[2::2] if field.mixer else ())):
             bias.normal_(0, 0.05, generator=torch.Generator().manual_seed(4))
+        if inner.rates_per_step:
+            field.rates.mul_(torch.linspace(1, 2, steps).reshape(-1, *[1] * (field.rates.dim() - 1)))
     images = torch.rand(3, *resolution, image_channels, generator=torch.Generator().manual_seed(1))
     return InnerLoop(field, inner, resolution), images.double()
 
@@ -53,6 +55,13 @@ VARIANTS: list[dict[str, Any]] = [
     {"axes": 1, "resolution": (32,), "spatial": 4, "interpolation": "bilinear", "kernel": 3},
     {"axes": 3, "resolution": (4, 6, 8), "image_channels": 1, "rates": "element"},
     {"axes": 3, "resolution": (4, 4, 8), "interpolation": "bilinear", "kernel": 3, "steps": 2, "chunk": 32},
+    {"mixer": 1, "mixer_width": 5, "spatial": 4, "rates_per_step": True},
+    {"mixer": 2, "mixer_width": 5, "spatial": 4, "chunk": 20, "rates": "element", "rates_per_step": True},
+    {"mixer": 1, "mixer_width": 4, "kernel": 3, "interpolation": "bilinear", "coordinates": "patch", "spatial": 4},
+    {"mixer": 1, "mixer_width": 4, "coordinates": "global", "checkpoint": True, "first_order": True, "rates": "scalar"},
+    {"mixer": 1, "mixer_width": 4, "axes": 1, "resolution": (24,), "spatial": 4, "image_channels": 1},
+    {"mixer": 1, "mixer_width": 4, "axes": 3, "resolution": (4, 6, 8), "image_channels": 1, "chunk": 32},
+    {"rates_per_step": True, "rates_clip": (0.08, 0.3), "checkpoint": True},
 ]
 
 
