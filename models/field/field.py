@@ -72,7 +72,7 @@ class Field(nn.Module):
         return cotangent if self.mixer is None else self.mixer.pull_back(cotangent, arguments)
 
     def spread(self, mixed: Tensor) -> Tensor:
-        """What the map takes of every position [N, w] -> of every patch's neighbours too, [N, K, k^2 w]."""
+        """Inputs of the map at every position [N, w] -> of every patch with its neighbours', [N, K, k^2 w]."""
         if self.neighbours is None:  # some patches of an image may be all there are
             return mixed[:, None]
         return gather(mixed.reshape(-1, self.config.positions, mixed.shape[-1]), self.neighbours, self.config)

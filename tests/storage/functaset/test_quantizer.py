@@ -192,3 +192,41 @@ def test_codes_of_many_latents_are_those_of_double_precision() -> None:
         codes, clipped = quantizer.encode(z)
         np.testing.assert_array_equal(codes, np.clip(np.floor(position), 0, 255))
         assert clipped == ((position < 0) | (position > 256)).sum() > 0
+
+
+def test_rows_that_are_not_finite_count_nothing_outside_and_leave_the_others_their_counts() -> None:
+    z = np.random.default_rng(0).normal(size=(5, 2, 2, 3)).astype(np.float32)
+    quantizer = calibrate(QuantizationConfig(bits=4), z / 2)
+    assert quantizer is not None
+    expected = [quantizer.encode(row[None])[1] for row in z]
+    assert all(expected)
+    bad = z.copy()
+    bad[1, 0, 1, 2], bad[3, 1, 1, 0] = np.nan, np.inf
+    np.testing.assert_array_equal(quantizer.outside(z), expected)
+    np.testing.assert_array_equal(quantizer.outside(bad), np.where([True, False, True, False, True], expected, 0))
+    assert not quantizer.outside(np.full_like(z, np.nan)).any()
+
+
+def test_latents_of_double_precision_are_coded_by_it() -> None:
+    """Numbers just below a bin's border, which single precision would round up to it."""
+    quantizer = Quantizer(8, np.zeros((1, 1, 1), np.float32), np.full((1, 1, 1), 0.25, np.float32))
+    border = 0.25 * np.arange(1.0, 256)
+    z = np.nextafter(border, 0).reshape(-1, 1, 1, 1)
+    np.testing.assert_array_equal(quantizer.encode(z)[0].ravel(), np.arange(255))
+    np.testing.assert_array_equal(quantizer.encode(z.astype(np.float32))[0].ravel(), np.arange(1, 256))
+
+
+def test_only_positions_beside_a_border_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    again = np.unravel_index
+
+    def counted(at: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        counts.append(len(at))
+        return again(at, shape)
+
+    monkeypatch.setattr(np, "unravel_index", counted)
+    z = np.random.default_rng(0).uniform(-1, 1, (64, 8, 8, 16)).astype(np.float32)
+    quantizer = calibrate(QuantizationConfig(bits=8, granularity="element"), z)
+    assert quantizer is not None
+    quantizer.encode(z)
+    assert sum(counts) == pytest.approx(2 * 2**-12 * z.size, rel=0.5)
