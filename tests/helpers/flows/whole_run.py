@@ -135,4 +135,4 @@ def cmdline(process: psutil.Process) -> str:
 
 def kills_of_this_run() -> int:
     """Return how many kills `make test-faults` spreads over all whole runs."""
-    return int(os.environ.get("FUNCTA_KILLS", "50"))
+    return int(os.environ.get("FUNCTA_KILLS", "10"))
