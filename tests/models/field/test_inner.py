@@ -1,5 +1,6 @@
 """The fast inner loop against the plain one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from functa.models.compute.compilation import has_compiler
 from functa.models.config import FieldConfig, InnerConfig
 from functa.models.field.field import Field
 from functa.models.field.grid import chunk_patches, patchify, pixel_coordinates, unpatchify
@@ -112,6 +114,22 @@ def test_outer_gradients_equal_the_plain_loop(variant: dict[str, Any]) -> None:
     torch.testing.assert_close(loop.outer_backward(images).mean(), loss.detach())
     for (name, parameter), gradient in zip(loop.field.named_parameters(), expected):
         torch.testing.assert_close(parameter.grad, gradient, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler or Python.h here")
+@pytest.mark.parametrize("variant", [VARIANTS[12], VARIANTS[22], VARIANTS[23]], ids=str)
+def test_whole_images_in_one_compiled_graph_give_what_eager_steps_give(variant: dict[str, Any]) -> None:
+    loop, images = make(**variant)
+    loop.field.float()
+    compiled = replace(loop, compiled=True)
+    torch.testing.assert_close(compiled.encode(images.float()), loop.encode(images.float()), rtol=1e-4, atol=1e-5)
+    loop.outer_backward(images.float())
+    expected = [parameter.grad.clone() for parameter in loop.field.parameters()]
+    loop.field.zero_grad()
+    compiled.outer_backward(images.float())
+    for parameter, gradient in zip(loop.field.parameters(), expected):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[10], VARIANTS[11], VARIANTS[14], VARIANTS[17]], ids=str)
