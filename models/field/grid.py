@@ -184,8 +184,8 @@ def cut(config: FieldConfig, images: Tensor, positions: Tensor | None = None) ->
         targets = targets[rows.flatten()]
     else:
         raise ValueError(
-            f"a {config.kernel}x{config.kernel} map, {config.interpolation} interpolation and {config.mixer} blocks of a "
-            f"mixer tie patches together: leave out meta_train.patches_per_image, or set field.interpolation=nearest, "
-            f"field.kernel=1 and field.mixer=0"
+            f"a {config.kernel}x{config.kernel} map, {config.interpolation} interpolation and a mixer of "
+            f"{config.mixer} blocks tie patches together: leave out meta_train.patches_per_image, or set "
+            f"field.interpolation=nearest, field.kernel=1 and field.mixer=0"
         )
     return Patches(targets, chosen, x if len(x) == 1 else x[chosen], interpolation_weights(config, resolution, images))

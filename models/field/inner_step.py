@@ -62,7 +62,7 @@ def loss_scale(patches: Patches, positions: int, inner: InnerConfig) -> float:
 
 
 def path(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> list[Tensor]:
-    """Return the latents [N, c] of whole images, or of independent patches, before the first inner step and after each."""
+    """Return the latents [N, c] before the first inner step and after each: of whole images or independent patches."""
     scale = loss_scale(patches, field.config.positions, inner)
     z = [start(patches, field.config.channels)]
     for number in range(inner.steps):
@@ -71,30 +71,28 @@ def path(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> 
             gradient = first_gradient(field, shared.first, patches.targets, patches.weights, scale)
         else:
             taken = field.spread(mixed)
-            gradient = inner_gradient(
-                field, taken, patches.targets, patches.x, patches.weights, scale, inner.precision
-            )
+            gradient = inner_gradient(field, taken, patches.targets, patches.x, patches.weights, scale, inner.precision)
         gradient = field.unmix(field.collect(gradient), arguments)
         z.append(inner_step(z[-1], gradient, rates_of(shared.rates, number), inner))
     return z
 
 
 def encoded(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> Tensor:
-    """Return the latents [N, c] after the last inner step, of patches as path takes them."""
+    """Return the latents [N, c] after the last inner step, of patches as in path."""
     return path(field, shared, patches, inner)[-1]
 
 
 def encoded_by_step(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> Tensor:
-    """Return the latents before the first inner step and after each, [N, steps + 1, c], of patches as path takes them."""
+    """Return the latents before the first inner step and after each, [N, steps + 1, c], of patches as in path."""
     return torch.stack(path(field, shared, patches, inner), 1)
 
 
 def encoded_errors(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> Tensor:
-    """Return the mean squared error [N] after the last inner step, of patches as path takes them."""
+    """Return the mean squared error [N] after the last inner step, of patches as in path."""
     return errors_at(field, encoded(field, shared, patches, inner), patches, inner.precision)
 
 
 def errors_at(field: Field, z: Tensor, patches: Patches, precision: str) -> Tensor:
-    """Return the mean squared error [N] at latents z [N, c], of patches as path takes them."""
+    """Return the mean squared error [N] at latents z [N, c], of patches as in path."""
     taken = field.spread(field.mix(z)[0])
     return patch_errors(field, taken, patches.targets, patches.x, patches.weights, precision)

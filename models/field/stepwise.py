@@ -100,7 +100,9 @@ class Stepwise:
         (value + (mixed * pulled).sum()).backward()
         return cast(Tensor, z.grad)
 
-    def _gradient_back(self, patches: Patches, number: int, mixed: Tensor, cotangent: Tensor, first: FirstStep) -> Tensor:
+    def _gradient_back(
+        self, patches: Patches, number: int, mixed: Tensor, cotangent: Tensor, first: FirstStep
+    ) -> Tensor:
         """Pull the cotangent of a gradient by what the map takes back to that, [N, w]."""
         spread = self.field.spread(mixed).requires_grad_()
         pulled = self.field.spread(cotangent)  # the adjoint of the collect that made the gradient

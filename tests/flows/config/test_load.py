@@ -53,7 +53,7 @@ from functa.tasks.stage_table import STAGES
             ["meta_train.patches_per_image=2", "field.interpolation=bilinear"],
             "patches_per_image=2 needs patches that depend on their own latent alone: leave it empty",
         ),
-        ("digits", ["meta_train.patches_per_image=2", "field.kernel=3"], "set field.interpolation=nearest, field.kernel=1 and"),
+        ("digits", ["meta_train.patches_per_image=2", "field.kernel=3"], "nearest, field.kernel=1 and"),
         ("digits", ["meta_train.patches_per_image=5"], "=5 exceeds the 4 latent positions of an image: choose at most"),
         *(
             (
