@@ -27,13 +27,11 @@ def outer_optimizer(field: Field, config: MetaTrainConfig) -> torch.optim.Optimi
     return MuonAndAdam(matrices, _rates_apart(field, others, config), lr, config.muon_factor)
 
 
-def _rates_apart(
-    field: Field, parameters: Iterable[nn.Parameter], config: MetaTrainConfig
-) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """Return the parameters, in two groups if the rates have a learning rate of their own."""
-    if config.rates_factor == 1:
-        return list(parameters)
+def _rates_apart(field: Field, parameters: Iterable[nn.Parameter], config: MetaTrainConfig) -> list[dict[str, Any]]:
+    """Return the parameters as one group, or as two if the rates have a learning rate of their own."""
     factor = config.rates_factor
+    if factor == 1:
+        return [{"params": list(parameters)}]
     others = [parameter for parameter in parameters if parameter is not field.rates]
     return [{"params": others}, {"params": [field.rates], "lr": factor * config.learning_rate, "factor": factor}]
 
