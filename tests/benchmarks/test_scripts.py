@@ -98,6 +98,16 @@ def test_photographs_become_crops_that_a_run_can_train_on(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
+def test_photographs_become_random_crops_of_some_and_tiles_of_the_others(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.fromarray(np.full((256, 384, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    answered = run("photographs", "crops", tmp_path, tmp_path / "crops")
+    assert "2048 training crops of 6 photographs, 12 of 2" in answered
+    splits = read_npz(str(tmp_path / "crops"))
+    assert splits["train"].images.shape == (2048, 128, 128, 3)
+    assert set(np.unique(splits["test"].images)) == {1, 3}
+
+
 @pytest.fixture
 def trained(tmp_path: Path) -> tuple[Path, Path]:
     """A root with a field of a few steps, and the images that it saw and did not see."""

@@ -24,7 +24,7 @@ from functa.storage.functaset.plan import RowTable
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer, calibrate
 from functa.storage.functaset.shards.shard import Shard
-from functa.storage.functaset.writing import write_shard
+from functa.storage.functaset.shards.writing import write_shard
 from functa.storage.images.files import BadImage
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
