@@ -1,4 +1,4 @@
-"""What is dispatched: an encoding that is planned, with groups of a wanted duration; and the options of that."""
+"""The work that is dispatched: an encoding that is planned, with groups of a wanted duration; and its options."""
 
 import argparse
 import json
