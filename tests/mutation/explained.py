@@ -13,6 +13,16 @@ EXPLAINED: dict[str, dict[str, str]] = {
         f"_range: True -> False{number}": "of two numbers that are added, the other one keeps the axes"
         for number in ("", " #2", " #4", " #5")
     },
+    "storage/functaset/committing/overlap.py": {
+        ": Sub in (1 << 31) - 1 -> Add in (1 << 31) - 1": "no augmentation has a number beyond either",
+        "refuse_overlap:  for entry in proposal.fragments if entry.fragment in new ->  for entry in proposal.fragments": (
+            "a split without new fragments has none to compare"
+        ),
+        "refuse_overlap: Gt in len(entries) > 1 -> GtE in len(entries) > 1": "compared with nothing",
+    },
+    "storage/functaset/committing/split_moments.py": {
+        "training_moments: IsNot in stored is not None -> Is in stored is not None": "merged again, to the same bytes",
+    },
     "tasks/evaluation/gate.py": {
         "Verdict.passed: 'min_' -> 'min'": "every key of a lower limit begins with both",
     },

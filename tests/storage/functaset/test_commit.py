@@ -12,8 +12,9 @@ from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.history import commit_key, latest, mark_key
 from functa.storage.functaset.plan import Plan
+from functa.storage.functaset.planning import plan_fragment
 from functa.storage.places.location import Location
-from tests.helpers.storage.functasets import filled, new_store, plan, shard_of, write
+from tests.helpers.storage.functasets import SHAPE, filled, new_store, plan, shard_of, write
 
 
 @pytest.fixture
@@ -161,3 +162,28 @@ def test_only_new_fragments_of_a_split_are_compared_and_each_image_of_them(place
         commit(place, [twice.id])
     assert commit(place, [written(place, n=4, first=20).id]).version == 2
     assert Fragment.load(place, twice.id).plan == twice
+
+
+def test_every_single_image_that_is_shown_is_refused_again(place: Location) -> None:
+    """Of the first and the last name of a fragment too."""
+    commit(place, [written(place).id])
+    for first in range(20):
+        with pytest.raises(StorageError, match=f"1 of its images, such as train/{first:05}, are visible already"):
+            commit(place, [written(place, n=1, first=first).id])
+
+
+def test_the_new_fragments_of_one_commit_are_compared_with_each_other(place: Location) -> None:
+    one, other = written(place, n=4), written(place, n=4, first=3)
+    with pytest.raises(StorageError, match="1 of its images, such as train/00003, are visible already"):
+        commit(place, [one.id, other.id])
+    assert commit(place, [one.id]).version == 1
+
+
+def test_an_image_is_shown_once_in_each_split(place: Location) -> None:
+    commit(place, [written(place).id])
+    rows = shard_of(place, written(place, n=4), 0).table()
+    made = plan_fragment(
+        place, rows, split="test", latent_shape=SHAPE, shard_rows=8, chunk_rows=4, quantizer=None, codec="zstd"
+    ).plan
+    write(place, made, 0)
+    assert {entry.split for entry in commit(place, [made.id]).fragments} == {"train", "test"}
