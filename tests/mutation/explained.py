@@ -12,12 +12,21 @@ EXPLAINED: dict[str, dict[str, str]] = {
     "storage/functaset/quantizer.py": {
         f"_range: True -> False{number}": "of two numbers that are added, the other one keeps the axes"
         for number in ("", " #2", " #4", " #5")
+    }
+    | {
+        "Quantizer._code: False -> True": "a copy more",
+        "Quantizer._code: LtE in np.abs(position, out=position) <= np.float32(0.5 - NEAR) -> Lt in "
+        "np.abs(position, out=position) <= np.float32(0.5 - NEAR)": "one more is computed twice",
+        "Quantizer._steps_per_unit: Gt in found > 1e-30 -> GtE in found > 1e-30": "its precision suffices either way",
+        "Quantizer._steps_per_unit: Lt in found < 1e+30 -> LtE in found < 1e+30": "its precision suffices either way",
+        "Quantizer._steps_per_unit: BitAnd in (found > 1e-30) & (found < 1e+30) -> BitOr in (found > 1e-30) & "
+        "(found < 1e+30)": "what overflows or is zero gives a position that is computed again",
+        "Quantizer._steps_per_unit: 1e+30 -> 1e+30": "the same number",
     },
     "storage/functaset/committing/overlap.py": {
         ": Sub in (1 << 31) - 1 -> Add in (1 << 31) - 1": "no augmentation has a number beyond either",
-        "refuse_overlap:  for entry in proposal.fragments if entry.fragment in new ->  for entry in proposal.fragments": (
-            "a split without new fragments has none to compare"
-        ),
+        "refuse_overlap:  for entry in proposal.fragments if entry.fragment in new ->  for entry in proposal."
+        "fragments": "a split without new fragments has none to compare",
         "refuse_overlap: Gt in len(entries) > 1 -> GtE in len(entries) > 1": "compared with nothing",
     },
     "storage/functaset/committing/split_moments.py": {

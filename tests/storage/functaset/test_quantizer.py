@@ -6,7 +6,8 @@ from hypothesis.extra import numpy as hnp
 
 from functa.storage.config import QuantizationConfig
 from functa.storage.errors import StorageError
-from functa.storage.functaset.quantizer import Quantizer, calibrate
+from functa.storage.functaset import quantizer as quantizing
+from functa.storage.functaset.quantizer import Quantizer, calibrate, clip_limit, refuse_clipping
 from functa.storage.functaset.zarr_bytes import ArraySpec, encode, new_document
 
 SHAPES = st.tuples(st.integers(1, 6), *[st.integers(1, 3)] * 3)
@@ -216,7 +217,8 @@ def test_latents_of_double_precision_are_coded_by_it() -> None:
     np.testing.assert_array_equal(quantizer.encode(z.astype(np.float32))[0].ravel(), np.arange(1, 256))
 
 
-def test_only_positions_beside_a_border_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1, 1000])
+def test_only_positions_beside_a_border_are_computed_twice(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
     again = np.unravel_index
 
@@ -225,8 +227,27 @@ def test_only_positions_beside_a_border_are_computed_twice(monkeypatch: pytest.M
         return again(at, shape)
 
     monkeypatch.setattr(np, "unravel_index", counted)
-    z = np.random.default_rng(0).uniform(-1, 1, (64, 8, 8, 16)).astype(np.float32)
+    z = np.random.default_rng(0).uniform(-size, size, (64, 8, 8, 16)).astype(np.float32)
     quantizer = calibrate(QuantizationConfig(bits=8, granularity="element"), z)
     assert quantizer is not None
     quantizer.encode(z)
     assert sum(counts) == pytest.approx(2 * 2**-12 * z.size, rel=0.5)
+
+
+@pytest.mark.parametrize(("rows", "numbers"), [(1, 8), (5, 8), (6, 8), (13, 8), (3, 50), (4, 41)])
+def test_latents_are_coded_a_few_rows_at_a_time(rows: int, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantizing, "PART", 41)
+    z = np.zeros((rows, 1, 1, numbers), np.float32)
+    parts = [(part.start, len(found)) for part, found in quantizing._parts(z)]
+    most = max(1, 41 // numbers)
+    assert parts == [(start, min(most, rows - start)) for start in range(0, rows, most)]
+
+
+def test_few_rows_may_have_more_of_their_numbers_outside_the_range() -> None:
+    assert [clip_limit(0.01, rows) for rows in (0, 1, 100, 10_000)] == pytest.approx([0.05, 0.05, 0.014, 0.0104])
+    assert clip_limit(0.3, 1) == 1
+    refuse_clipping("shard", 40, 16, 10, 0.125)  # exactly as many as may
+    refuse_clipping("shard", 0, 0, 10, 0.01)
+    refuse_clipping("shard", 0, 1, 10, 0)
+    with pytest.raises(StorageError, match=r"shard: 1.50% of the latent numbers of 100 rows .*, more than 1.40%"):
+        refuse_clipping("shard", 15, 100, 10, 0.01)
