@@ -22,6 +22,10 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "Quantizer._steps_per_unit: BitAnd in (found > 1e-30) & (found < 1e+30) -> BitOr in (found > 1e-30) & "
         "(found < 1e+30)": "what overflows or is zero gives a position that is computed again",
         "Quantizer._steps_per_unit: 1e+30 -> 1e+30": "the same number",
+        ": LShift in 1 << 16 -> RShift in 1 << 16": "a row at a time",
+        "Quantizer.outside: 1 -> 2": "of the shape (n, -1), which NumPy completes either way",
+        "_parts: 1 -> 2 #2": "fewer rows at a time, of latents of one number",
+        "refuse_clipping: 1 -> 2": "of a single number the share is not counted",
     },
     "storage/functaset/committing/overlap.py": {
         ": Sub in (1 << 31) - 1 -> Add in (1 << 31) - 1": "no augmentation has a number beyond either",
