@@ -35,6 +35,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
     },
     "storage/functaset/committing/split_moments.py": {
         "training_moments: IsNot in stored is not None -> Is in stored is not None": "merged again, to the same bytes",
+        "_parts: 1 -> 2": "of the shape (-1, n), which NumPy completes either way",
     },
     "tasks/evaluation/gate.py": {
         "Verdict.passed: 'min_' -> 'min'": "every key of a lower limit begins with both",

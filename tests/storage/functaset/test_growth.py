@@ -13,12 +13,13 @@ from functa.storage.functaset.header import create_functaset
 from functa.storage.functaset.history import LIST_ENTRIES, commit_key, latest, load_commit
 from functa.storage.functaset.plan import TABLES, RowTable
 from functa.storage.functaset.planning import plan_fragment
+from functa.storage.functaset.receipts.manifest import blocks_key
 from functa.storage.functaset.receipts.moments import merge
 from functa.storage.functaset.records import seal
 from functa.storage.readers.shards import SplitShards
 from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import FIELD, FINGERPRINT
-from tests.helpers.storage.memory_location import MemoryLocation, finish_cheaply
+from tests.helpers.storage.memory_location import MemoryLocation, finish_cheaply, finish_shard_cheaply
 
 SHAPE = (1, 1, 4)
 
@@ -81,6 +82,26 @@ def test_a_retired_image_costs_the_reads_of_a_block_and_the_moments_are_those_of
     assert moments.count == shards - 1
     np.testing.assert_allclose(moments.mean, left.mean, rtol=1e-12)
     np.testing.assert_allclose(moments.var, left.var, rtol=1e-12)
+
+
+def test_moments_by_blocks_leave_bad_rows_out(place: MemoryLocation) -> None:
+    fragment = planned(place, 0, 400, 2)
+    for shard in fragment.shards:
+        finish_shard_cheaply(shard, {1: "not finite"} if shard.number == 150 else {})
+    assert commit(place, [fragment.id]).moments.count == 399
+    retire(place, "train", fragment.shards[3].table().keys)
+    moments = Functaset.open(place).moments()
+    left = merge((shard.moments() for shard in fragment.shards if shard.number != 3), SHAPE)
+    assert moments.count == left.count == 397
+    np.testing.assert_allclose(moments.var, left.var, rtol=1e-12)
+
+
+def test_only_training_fragments_of_many_shards_keep_moments_by_blocks(place: MemoryLocation) -> None:
+    for split, shards, kept in (("train", 20, False), ("test", 200, False), ("train", 200, True)):
+        fragment = planned(place, 1000 * shards, shards, 1, split)
+        finish_cheaply(fragment)
+        commit(place, [fragment.id])
+        assert (blocks_key(fragment.id) in place.objects) == kept
 
 
 @pytest.mark.parametrize("commits", [60, pytest.param(300, marks=pytest.mark.slow)])

@@ -66,7 +66,7 @@ def test_the_next_commit_names_manifests_and_shows_the_same(place: Location) -> 
     assert commit(place, [Functaset.open(place).fragments[0].id]).version == 1  # nothing changes
     moments = Functaset.open(place).commit.moments
     made = commit(place, [], again=True)
-    assert [bool(entry.manifest) for entry in made.fragments] == [True, True]
+    assert [(bool(entry.manifest), bool(entry.names)) for entry in made.fragments] == [(True, True), (True, True)]
     assert made.moments == moments
     assert keys(place) == before
     assert Functaset.open(place).content == content
