@@ -13,7 +13,7 @@ from functa.storage.functaset.header import create_functaset
 from functa.storage.functaset.history import LIST_ENTRIES, commit_key, latest, load_commit
 from functa.storage.functaset.plan import TABLES, RowTable
 from functa.storage.functaset.planning import plan_fragment
-from functa.storage.functaset.receipts.manifest import blocks_key
+from functa.storage.functaset.receipts.manifest import MANY_SHARDS, blocks_key
 from functa.storage.functaset.receipts.moments import merge
 from functa.storage.functaset.records import seal
 from functa.storage.readers.shards import SplitShards
@@ -97,7 +97,8 @@ def test_moments_by_blocks_leave_bad_rows_out(place: MemoryLocation) -> None:
 
 
 def test_only_training_fragments_of_many_shards_keep_moments_by_blocks(place: MemoryLocation) -> None:
-    for split, shards, kept in (("train", 20, False), ("test", 200, False), ("train", 200, True)):
+    many = [("train", MANY_SHARDS, False), ("test", MANY_SHARDS + 1, False), ("train", MANY_SHARDS + 1, True)]
+    for split, shards, kept in many:
         fragment = planned(place, 1000 * shards, shards, 1, split)
         finish_cheaply(fragment)
         commit(place, [fragment.id])
