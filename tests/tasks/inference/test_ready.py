@@ -183,3 +183,20 @@ def test_a_copied_pair_is_enough(folder: Path, tmp_path: Path) -> None:
         functa.load_field(tmp_path / "tiny.json").encode(image), functa.load_field("tiny").encode(image)
     )
     assert shipped.read_record(open_location(str(tmp_path)), "tiny") == shipped.find("tiny")
+
+
+def test_rates_of_their_own_for_every_step_come_along() -> None:
+    config, inner = FieldConfig(spatial=2, channels=4, width=16, depth=3), InnerConfig(rates_per_step=True)
+    field = Field(config, inner, 1, seed=1).requires_grad_(False)
+    images = torch.rand(2, 8, 8, 1)
+    ready = ready_field("own", field, inner, 8, "d")
+    for steps in (3, 5):  # those beyond take the last
+        more = inner.model_copy(update={"steps": steps})
+        expected = InnerLoop(field, more, (8, 8)).encode(images)
+        np.testing.assert_allclose(ready.encode(images, steps=steps), expected.numpy(), atol=1e-6)
+
+
+def test_a_field_whose_tokens_talk_is_no_field_for_any_size() -> None:
+    config = FieldConfig(spatial=2, channels=4, width=16, depth=3, mixer=1, mixer_width=8)
+    with pytest.raises(StorageError, match="knows images of one size only"):
+        ready_field("own", Field(config, InnerConfig(), 1), InnerConfig(), 8, "d")
