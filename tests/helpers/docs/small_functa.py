@@ -20,19 +20,6 @@ SMALL = {
         "evaluation.perturbation.images=1", "evaluation.perturbation.positions=1",
         "evaluation.perturbation.channels=1",
     ),
-    "paper_imagenet_16x16x128": (
-        "images.resolution=32", "field.width=16", "field.depth=3", "field.channels=4", "inner.precision=float32",
-        "inner.compile=off", "meta_train.steps=2", "meta_train.batch=4", "meta_train.warmup=0",
-        "meta_train.validation_images=2", "encode.augmentation.count=1", "encode.shard_rows=64",
-        "encode.quantization.max_clip_fraction=1", "classifier.steps=2",
-        "classifier.batch=8", "classifier.micro_batch=null",
-        "classifier.warmup=0", "classifier.model.width=16", "classifier.model.depth=1", "classifier.model.heads=2",
-        "diffusion.steps=2", "diffusion.batch=4", "diffusion.warmup=0", "diffusion.compile=off",
-        "diffusion.model.channels=16", "diffusion.model.multipliers=[1]", "diffusion.model.blocks=1",
-        "diffusion.model.attention=[]", "diffusion.model.head_channels=16", "diffusion.process.sampling_steps=2",
-        "evaluation.samples=8", "evaluation.compression.images=2", "evaluation.pixel_classifier=null",
-        "evaluation.perturbation=null",
-    ),
 }  # fmt: skip
 
 
