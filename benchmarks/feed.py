@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.quantizer import Quantizer, calibrate
 from functa.storage.functaset.shards.writing import write_shard
 from functa.storage.images.files import Decoded, read_image
+from functa.storage.images.source import LEAST_THREADS
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.tasks.config import AugmentationConfig
@@ -196,26 +198,18 @@ def from_bucket(folder: str | None, seconds: float) -> dict[str, Any]:
     import fsspec
 
     found: dict[str, Any] = {}
-    with s3_server() as environment:
+    with s3_server() as environment, ThreadPoolExecutor(LEAST_THREADS) as pool:
         os.environ |= environment
         system = fsspec.filesystem("s3", use_listings_cache=False)
         system.call_s3("create_bucket", Bucket="feed")
         for size, side, kind in (((32, 32), 32, "PNG"), ((256, 256), 256, "JPEG")):
-            files = {f"{number:02d}": data for number, data in enumerate(photographs(folder, size, kind))}
             place = open_location(f"s3://feed/{kind}")
+            files = {f"{number:02d}": data for number, data in enumerate(photographs(folder, size, kind))}
             for key, data in files.items():
                 place.write(key, data)
-
-            def by_s3fs(key: str, kind: str = kind) -> bytes:
-                system.call_s3("head_object", Bucket="feed", Key=f"{kind}/{key}")
-                return bytes(system.cat_file(f"feed/{kind}/{key}", max_concurrency=1))
-
-            def here(key: str, place: Location = place) -> bytes:
-                return place.versioned(key)[1]  # type: ignore[index]
-
             calls: dict[str, Call] = {
-                name: lambda read=read, side=side, keys=list(files): squares([read(key) for key in keys], side, "fast")
-                for name, read in (("plain", by_s3fs), ("here", here))
+                "plain": partial(pictures, pool, partial(by_s3fs, system, kind), side, list(files)),
+                "here": partial(pictures, pool, partial(in_one, place), side, list(files)),
             }
             found[f"S3 {kind} {size[0]}x{size[1]} -> {side}"] = rates(calls, len(files), seconds)
         place = open_location("s3://feed/many")
@@ -224,6 +218,20 @@ def from_bucket(folder: str | None, seconds: float) -> dict[str, Any]:
         calls = {"plain": lambda: system.find("feed/many", detail=True), "here": place.listing}
         found["S3 listing"] = rates(calls, 1000, seconds)
     return found
+
+
+def pictures(pool: ThreadPoolExecutor, read: Callable[[str], bytes], side: int, keys: list[str]) -> list[Any]:
+    """Read and decode in threads, as an encoding does."""
+    return list(pool.map(lambda key: squares([read(key)], side, "fast"), keys))
+
+
+def in_one(place: Location, key: str) -> bytes:
+    return place.versioned(key)[1]  # type: ignore[index]
+
+
+def by_s3fs(system: Any, kind: str, key: str) -> bytes:
+    system.call_s3("head_object", Bucket="feed", Key=f"{kind}/{key}")
+    return bytes(system.cat_file(f"feed/{kind}/{key}", max_concurrency=1))
 
 
 def cores(found: dict[str, Any], reading: Sequence[tuple[str, str]], stored: str, side: int) -> dict[str, float]:
@@ -239,7 +247,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = decoding(options.photographs, options.seconds) | cropping(options.photographs, options.seconds)
-    found |= storing(options.seconds) | from_bucket(options.photographs, options.seconds)
+    found |= storing(options.seconds) | from_bucket(options.photographs, options.seconds / 4)
     small = cores(found, [("PNG 32x32 -> 32", "fast"), ("32x32 in memory", "here")], "write 8x8x16, 8 bits", 32)
     large = cores(
         found, [("JPEG 500x375 -> 256", "fast"), ("boxes of 500x375 -> 256", "fast")], "write 32x32x64, 8 bits", 256
