@@ -46,7 +46,7 @@ def meta_train_job(ledger: Ledger, record: StageRecord) -> MetaTrainJob:
 def _places(config: PipelineConfig) -> dict[str, Any]:
     """Return where the processes of a training run: devices and machines."""
     dispatch = config.dispatch
-    nodes = {"nodes": dispatch.nodes, "node": this_node(dispatch.nodes), "rendezvous": dispatch.rendezvous}
+    nodes = {"nodes": dispatch.nodes, "node": this_node(dispatch), "rendezvous": dispatch.rendezvous}
     return {"device": dispatch.device, "devices": dispatch.devices} | (nodes if dispatch.nodes > 1 else {})
 
 

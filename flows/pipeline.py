@@ -89,7 +89,10 @@ def _run(config: PipelineConfig, root: str, from_root: str | None) -> dict[str, 
         # Trainings side by side share the cores of this machine; on workers of their own each has all.
         shared = len(training) > 1 and not by_deployment
         share = {"threads": max(1, (os.cpu_count() or 1) // len(training))} if shared else {}
-        _side_by_side([partial(run, stage, parameters | (share if stage in training else {})) for stage in level])
+        calls = [partial(run, stage, parameters | (share if stage in training else {})) for stage in level]
+        # Two trainings on nodes of one pool could each get a part of their workers, and wait for the rest for ever.
+        for at_once in [[call] for call in calls] if config.dispatch.trains_on_pool else [calls]:
+            _side_by_side(at_once)
     metrics = _publish(ledger)
     check_gate(ledger)
     return metrics

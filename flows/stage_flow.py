@@ -40,7 +40,9 @@ THREADS = "    threads: Threads of the training process; empty: all cores.\n"
 
 def queue_of(stage: Stage, config: PipelineConfig) -> str:
     """Return the queue of the stage's run: one whose work is done by other runs of the pool needs no device itself."""
-    return WAITING_QUEUE if config.dispatch.runner == "prefect" and not stage.trains else stage.queue
+    dispatch = config.dispatch
+    waits = dispatch.trains_on_pool if stage.trains else dispatch.runner == "prefect"
+    return WAITING_QUEUE if waits else stage.queue
 
 
 def stage_flow(work: Callable[..., None]) -> Flow[..., Any]:
@@ -54,7 +56,7 @@ def stage_flow(work: Callable[..., None]) -> Flow[..., Any]:
     def run(root: str, *, from_root: str | None = None, config: PipelineConfig, **options: Any) -> State[None] | None:
         on_pool = config.dispatch.runner == "prefect"
         if on_pool:
-            if not stage.trains and (moved := moved_to_cpu_queue()):
+            if queue_of(stage, config) == WAITING_QUEUE and (moved := moved_to_cpu_queue()):
                 return moved
             config = with_absolute_images(config)  # the workers' folders are others
         # The slot first: whoever held it until now may have done this very stage.
@@ -92,7 +94,7 @@ def taking_part(ledger: Ledger, stage: str) -> Iterator[StageRecord]:
 
     Raises StorageError where it does not: it was not started, or its root is another one.
     """
-    if not this_node(ledger.config.dispatch.nodes):
+    if not this_node(ledger.config.dispatch):
         with ledger.working(stage) as record:
             yield record
         return
@@ -109,7 +111,7 @@ def taking_part(ledger: Ledger, stage: str) -> Iterator[StageRecord]:
 
 def check_takes_part(ledger: Ledger, stage: Stage) -> None:
     """Raise StorageError for a stage that the first machine does alone, on another one."""
-    node = this_node(ledger.config.dispatch.nodes)
+    node = this_node(ledger.config.dispatch)
     if node and not stage.trains:
         raise StorageError(
             f"{stage.command}: node 0 does it alone; on node {node} run only the stages that train, such as `functa "

@@ -26,6 +26,7 @@ from functa.flows.jobs import (
     stale_models,
 )
 from functa.flows.ledger import Ledger, images_digest
+from functa.flows.server.pool.nodes import train_on_nodes
 from functa.flows.stage_flow import stage_flow, taking_part
 from functa.storage.errors import StorageError
 from functa.storage.images.source import open_images
@@ -154,7 +155,9 @@ def evaluate(ledger: Ledger) -> None:
 
 
 def _train(ledger: Ledger, job: TrainingJob, threads: int | None = None) -> dict[str, Any]:
-    """Train in a process of its own; return the figures, weights_digest among them."""
+    """Train in a process of its own, or in one on each node of the pool; return figures, weights_digest among them."""
+    if ledger.config.dispatch.trains_on_pool:
+        return train_on_nodes(job, ledger.config.dispatch)
     return prefect_tasks.retried(prefect_tasks.train, ledger.config.dispatch)(job, threads)
 
 

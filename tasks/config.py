@@ -222,11 +222,18 @@ class DispatchConfig(Config):
     devices: int = Field(
         1, ge=1, le=64, description="Training processes on each machine (torchrun); batches are split."
     )
-    nodes: int = Field(1, ge=1, le=1024, description="Machines that train together; batches are split over all.")
+    nodes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Machines that train together; batches are split over all. runner=prefect: workers of the pool; "
+        "else the same command on each.",
+    )
     rendezvous: str | None = Field(
         None,
         pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):\d{1,5}$",
-        description="nodes > 1: HOST:PORT of the first machine, on a network that only they reach.",
+        description="nodes > 1: HOST:PORT of the first machine, on a network that only they reach; runner=prefect: it "
+        "chooses its own.",
     )
     hydrate: bool = Field(
         False, description="Trainings copy a functaset that does not fit into memory to the machine's own disk first: "
@@ -235,11 +242,22 @@ class DispatchConfig(Config):
     retries: int = Field(2, ge=0, le=50, description="Retries of a failed task.")
     retry_delay: float = Field(2.0, ge=0, le=3600, description="Seconds before a retry, doubled each time.")
 
+    @property
+    def trains_on_pool(self) -> bool:
+        """Return whether each node of a training is a run of the pool."""
+        return self.runner == "prefect" and self.nodes > 1
+
     @model_validator(mode="after")
     def _place_to_meet(self) -> "DispatchConfig":
-        if self.nodes > 1 and self.rendezvous is None:
+        if self.nodes > 1 and self.rendezvous is None and not self.trains_on_pool:
             raise ValueError(
-                f"nodes {self.nodes} need rendezvous: HOST:PORT of the first machine and a free port there"
+                f"nodes {self.nodes} need rendezvous: HOST:PORT of the first machine and a free port there; or "
+                f"runner=prefect, with which they are workers of the pool"
+            )
+        if self.trains_on_pool and self.rendezvous is not None:
+            raise ValueError(
+                f"rendezvous {self.rendezvous}: with runner=prefect the pool chooses the first of {self.nodes} nodes, "
+                f"and that its address: leave rendezvous out, or choose another runner and start each node yourself"
             )
         return self
 

@@ -1,6 +1,10 @@
 """The units of dispatched work: one Prefect task each, around plain functions. Jobs and results are small JSON."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect import task
@@ -10,7 +14,7 @@ from prefect.tasks import Task
 
 from functa.storage.errors import StorageError, TransientError
 from functa.tasks.config import DispatchConfig
-from functa.tasks.dispatch.child import RunEnded, TrainingFailed, train_in_child
+from functa.tasks.dispatch.child import RunEnded, TrainingFailed, stop_children, train_in_child
 from functa.tasks.dispatch.fan_out import run_ended
 from functa.tasks.dispatch.progress import Lines, Pace, Progress, describe_row
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:  # loaded where the work is done: a worker process needs only 
 P = ParamSpec("P")  # parameters of a unit of work
 
 R = TypeVar("R")  # its result
+
+OTHERS_SECONDS = 10.0  # for the run that waits to see first how another machine ended
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -56,7 +62,8 @@ def unit(name: str, run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 @unit("train", "train {job.what}")
 def train(job: "TrainingJob", threads: int | None) -> dict[str, Any]:
     """Run one training in a process of its own; return its figures."""
-    progress, pace = Progress(f"{job.kind.replace('_', '-')}-progress", f"Training of {job.what}"), Pace()
+    key, pace = f"{job.kind.replace('_', '-')}-progress", Pace()
+    progress = Lines() if job.node else Progress(key, f"Training of {job.what}")  # the first machine's alone has rows
 
     def on_row(row: dict[str, Any]) -> None:
         if "note" in row:
@@ -64,7 +71,47 @@ def train(job: "TrainingJob", threads: int | None) -> dict[str, Any]:
         else:
             progress.show(row["step"], row["steps"], describe_row(row, pace.left(row["step"], row["steps"])))
 
-    return train_in_child(job, on_row, threads)
+    with _stopped_with_its_run():
+        return train_in_child(job, on_row, threads)
+
+
+@unit("train-node", "train {job.what} on node {job.node}")
+def train_node(job: "TrainingJob", meeting: str) -> dict[str, Any]:
+    """Run the part of one machine in a training on several, which all run at the same time; return its figures.
+
+    The first one alone has figures and reports progress.
+    """
+    from functa.tasks.dispatch.node_address import agreed_address
+
+    try:
+        figures: dict[str, Any] = train.fn(job.model_copy(update={"rendezvous": agreed_address(job, meeting)}), None)
+    except TrainingFailed as error:
+        if error.may_pass:  # it may have lost the others: what ended the first of them is the reason to report
+            time.sleep(OTHERS_SECONDS)
+        raise
+    return figures
+
+
+@contextmanager
+def _stopped_with_its_run() -> Iterator[None]:
+    """Within, training stops once the run that requested it has ended: nobody would take its result."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(1.0):
+            if run_ended():
+                stop_children()
+                return
+
+    threading.Thread(target=copy_context().run, args=(look,), daemon=True).start()
+    try:
+        yield
+    except TrainingFailed as error:
+        if run_ended():
+            raise RunEnded(str(error)) from None
+        raise
+    finally:
+        done.set()
 
 
 @unit("plan-encoding", "plan encoding")

@@ -9,6 +9,7 @@ from functa.models.config import Config, FieldConfig, InnerConfig
 from functa.storage.config import ImagesConfig
 from functa.storage.errors import FunctaError
 from functa.tasks.config import (
+    DispatchConfig,
     MetaTrainConfig,
     PixelClassifierConfig,
     TrainClassifierConfig,
@@ -98,13 +99,14 @@ AnyJob = Annotated[MetaTrainJob | ClassifierJob | DiffusionJob | PixelClassifier
 JOBS: TypeAdapter[MetaTrainJob | ClassifierJob | DiffusionJob | PixelClassifierJob] = TypeAdapter(AnyJob)
 
 
-def this_node(nodes: int) -> int:
+def this_node(dispatch: DispatchConfig) -> int:
     """Return the number of this machine among those that train together, 0 the first one, from the environment.
 
+    Where the nodes are runs of a pool it is 0: this machine's run waits for them, or receives its number in its job.
     Raises FunctaError for a number that there is not.
     """
-    name = next((name for name in NODE if os.environ.get(name)), None)
-    if nodes == 1 or name is None:
+    name, nodes = next((name for name in NODE if os.environ.get(name)), None), dispatch.nodes
+    if nodes == 1 or name is None or dispatch.trains_on_pool:
         return 0
     number = os.environ[name]
     if not number.isdecimal() or int(number) >= nodes:

@@ -4,7 +4,6 @@ The flow run that requests them only submits and follows: it needs no device, an
 as its worker was killed or vanished, is started again; what it has written is adopted. Work and results are small JSON.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import httpx
-from pydantic import BaseModel
 
 from functa.storage.errors import FunctaError, one_line
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.child import DispatchError
+from functa.tasks.dispatch.pool_messages import described, read_result, run_name
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from prefect.tasks import Task
 
 DEPLOYMENT = "work-group/work-group"
-
-RESULT = "Result"  # description of the artifact by which a run returns its result
 
 # Runs that wait for a worker: at first, and at most. In between as many as have begun, so that no worker is idle: every
 # worker reads all that wait, every two seconds.
@@ -39,6 +36,8 @@ PENDING_SECONDS = 900.0  # a worker that took a run has started it by then, imag
 SILENCE_SECONDS = 120.0  # for which the server may be away
 
 WAITING_SECONDS = 60.0  # between two lines about runs that no worker takes
+
+TOGETHER_SECONDS = 300.0  # for which some runs wait for others that no worker takes, though all must work at once
 
 PAGE = 200  # runs that the server returns at once
 
@@ -65,8 +64,10 @@ class _Groups:
     client: "SyncPrefectClient"
     groups: list[_Group]
     tries: int
+    together: bool = False  # all of them work at the same time, or none
     id: str = field(default_factory=lambda: uuid4().hex)
     waiting: int = 0  # runs that no worker had taken at the last look
+    apart_since: float | None = None  # together: some have begun, and others wait
     results: dict[int, Any] = field(default_factory=dict)
 
     def advance(self) -> None:
@@ -76,14 +77,29 @@ class _Groups:
         ahead = min(AHEAD, max(FEW, len(self.open_runs()) - self.waiting))
         for number, group in enumerate(self.groups):
             if self.waiting >= ahead:
-                return
+                break
             if group.run is None and number not in self.results:
                 self._submit(number, group)
                 self.waiting += 1
+        if self.together:
+            self._check_together()
 
     def open_runs(self) -> "list[UUID]":
         """Return the runs that have not ended, those begun first before others."""
         return [group.run for group in self.groups if group.run is not None]
+
+    def _check_together(self) -> None:
+        """Raise DispatchError where some have waited for long for others that no worker takes."""
+        begun = len(self.open_runs()) - self.waiting
+        if not begun or not self.waiting:
+            self.apart_since = None
+            return
+        self.apart_since = time.monotonic() if self.apart_since is None else self.apart_since
+        if time.monotonic() - self.apart_since > TOGETHER_SECONDS:
+            raise DispatchError(
+                f"{begun} of {len(self.groups)} runs that work at the same time have begun, and no worker has taken "
+                f"the others for {TOGETHER_SECONDS:.0f} s: start as many workers, or wait until they are free"
+            )
 
     def _stay_alive(self) -> None:
         """Correct this run's state if the server, busy for long, took it for dead: its groups would end."""
@@ -124,7 +140,7 @@ class _Groups:
             if run is None or run.state is None:
                 raise DispatchError(f"{group.name}: its run was deleted from the server; what it wrote is kept")
             if run.state.is_completed():
-                self.results[number] = _result(self.client, run)
+                self.results[number] = read_result(self.client, run)
                 group.run = None
             elif run.state.is_crashed() or self._is_stuck(group, run):
                 self._lost(group, run)
@@ -150,6 +166,11 @@ class _Groups:
         """Let the group be submitted again. Raises DispatchError after too many tries."""
         from prefect import get_run_logger
 
+        if self.together:
+            raise DispatchError(
+                f"{group.name}: its run died ({_fault(run)}), which ends the others; the same command continues with "
+                f"what was saved"
+            )
         if group.begun > self.tries:
             raise DispatchError(
                 f"{group.name}: {group.begun} runs died one after the other ({_fault(run)}); out of memory? Set a "
@@ -164,9 +185,11 @@ def run_on_pool(
     each: Sequence[dict[str, Any]],
     dispatch: DispatchConfig,
     tick: Callable[[list[Any]], None],
+    together: bool = False,
 ) -> list[Any]:
     """Call the task with each of the parameters on the pool's workers; return the results, as JSON, in order.
 
+    together: the units work at the same time and with each other, so that none is started again by itself.
     Whatever ends this early cancels the runs. Raises GroupFailed for the first that failed, DispatchError where the
     server has no such deployment, refuses it or stays away, and where runs die again and again.
     """
@@ -176,7 +199,7 @@ def run_on_pool(
     groups = [_Group(run_name(unit, one), parameters | {"work": described(unit, one)}) for one in each]
     with get_client(sync_client=True) as client:
         _check_deployment(client)
-        following = _Groups(client, groups, dispatch.retries)
+        following = _Groups(client, groups, dispatch.retries, together)
         with cancelling(client, following.open_runs):
             _follow(following, tick)
     return [following.results[number] for number in range(len(groups))]
@@ -242,42 +265,6 @@ def _check_deployment(client: "SyncPrefectClient") -> None:
         ) from None
     except httpx.HTTPError as error:
         raise DispatchError(f"{client.api_url}: no Prefect server answers ({one_line(error)})") from None
-
-
-def run_name(unit: "Task[..., Any]", parameters: dict[str, Any]) -> str:
-    """Return the name of the unit's task run, filled in."""
-    return str(unit.task_run_name).format(**parameters)
-
-
-def described(unit: "Task[..., Any]", parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the work as JSON: the task's name and its parameters."""
-    values = {
-        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-        for name, value in parameters.items()
-    }
-    return {"kind": unit.name} | values
-
-
-def publish_result(result: Any) -> None:
-    """Return a result to the run that requested the work: a table of figures, which the UI shows too."""
-    from prefect.artifacts import create_table_artifact
-
-    plain = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
-    figures = plain if isinstance(plain, dict) else {"": plain}
-    rows = [{"figure": name, "value": json.dumps(value)} for name, value in figures.items()]
-    create_table_artifact(rows, description=RESULT)
-
-
-def _result(client: "SyncPrefectClient", run: "FlowRun") -> Any:
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterType
-
-    of_it = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), type=ArtifactFilterType(any_=["table"]))
-    for artifact in client.read_artifacts(artifact_filter=of_it):
-        if artifact.description == RESULT:
-            rows = json.loads(str(artifact.data))
-            figures = {row["figure"]: json.loads(row["value"]) for row in rows}
-            return figures.get("", figures)
-    raise GroupFailed(f"{run.name}: completed without a result; its worker has another version of the project")
 
 
 def read_runs(client: "SyncPrefectClient", ids: "Sequence[UUID]") -> "Iterator[FlowRun]":

@@ -100,7 +100,7 @@ def error_line(job: TrainingJob, error: Exception) -> str:
     text = one_line(error)
     if isinstance(error, RankLost) and job.nodes > 1:
         return (
-            f"node {job.node} of {job.nodes}: {text}: another machine has ended; run the same command on all of them "
+            f"node {job.node} of {job.nodes}: {text}: another machine has ended; start the training on all of them "
             f"again, which continues at the newest checkpoint"
         )
     if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in text:

@@ -19,6 +19,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from functa.storage.errors import StorageError, TransientError, one_line
 from functa.storage.places.address import open_location
+from functa.tasks.dispatch.node_address import address_towards
 from functa.tasks.training_jobs import WAIT_SECONDS, TrainingJob
 
 SEEN_SECONDS = 15.0  # for an object of the first machine to be visible on the others
@@ -55,11 +56,7 @@ def meet(job: TrainingJob, local: int) -> Store:
 
 def interface_to(rendezvous: str) -> str | None:
     """Return the name of the network interface through which this machine reaches the address, None if unknown."""
-    host, port = split_address(rendezvous)
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(address)  # sends nothing
-        own = probe.getsockname()[0]
+    own = address_towards(*split_address(rendezvous))
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address.partition("%")[0] == own for each in addresses):
             return name

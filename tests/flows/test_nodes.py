@@ -9,7 +9,7 @@ from functa.flows import stage_flow
 from functa.flows.config.load import load_config
 from functa.flows.jobs import meta_train_job
 from functa.flows.ledger import Ledger
-from functa.flows.stage_flow import check_takes_part, taking_part
+from functa.flows.stage_flow import check_takes_part, queue_of, taking_part
 from functa.storage.errors import FunctaError, StorageError
 from functa.storage.runs.stage_records import read_record
 from functa.tasks.stage_table import STAGES
@@ -54,10 +54,19 @@ def test_other_machines_do_only_what_trains(machine: Any) -> None:
     check_takes_part(machine(0), STAGES["encode"])
 
 
+def test_a_training_whose_nodes_are_runs_of_the_pool_waits_for_them_on_queue_cpu() -> None:
+    by_pool = load_config("digits", ["dispatch.nodes=2", "dispatch.runner=prefect"])
+    assert queue_of(STAGES["train_diffusion"], by_pool) == "cpu"
+    one = load_config("digits", ["dispatch.runner=prefect"])
+    assert queue_of(STAGES["train_diffusion"], one) == "gpu"
+    assert queue_of(STAGES["train_diffusion"], load_config("digits", TOGETHER)) == "gpu"
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
         (["dispatch.nodes=2"], "nodes 2 need rendezvous: HOST:PORT of the first machine"),
+        ([*TOGETHER, "dispatch.runner=prefect"], "with runner=prefect the pool chooses the first of 2 nodes"),
         ([*TOGETHER, "dispatch.rendezvous=10.0.0.1"], "rendezvous"),
         ([*TOGETHER, "classifier.batch=7"], r"dispatch\.devices=4 on each of dispatch\.nodes=2: choose at least 8"),
     ],

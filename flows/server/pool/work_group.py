@@ -36,12 +36,12 @@ from functa.tasks import prefect_tasks
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.child import RunEnded
 from functa.tasks.dispatch.fan_out import ended_by
-from functa.tasks.dispatch.work_pool import publish_result
+from functa.tasks.dispatch.pool_messages import publish_result
 from functa.tasks.encoding.plan import EncodeJob, ShardGroup
 from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.evaluation.generation.features import FeatureJob
 from functa.tasks.inference.sample import SampleJob
-from functa.tasks.training_jobs import PixelClassifierJob
+from functa.tasks.training_jobs import AnyJob, PixelClassifierJob
 
 LOOK_SECONDS = 10.0  # between looks at the run that requested the work
 
@@ -99,8 +99,16 @@ class TrainPixelClassifier(Config):
     threads: int | None = None
 
 
+class TrainNode(Config):
+    """Train on one of several machines, which meet at an address that the first of them chooses."""
+
+    kind: Literal["train-node"]
+    job: AnyJob
+    meeting: str = Field(pattern="^[0-9a-f]{32}$")
+
+
 Work = Annotated[
-    PlanEncoding | EncodeShards | DrawSamples | ComputeFeatures | Measure | TrainPixelClassifier,
+    PlanEncoding | EncodeShards | DrawSamples | ComputeFeatures | Measure | TrainPixelClassifier | TrainNode,
     Field(discriminator="kind"),
 ]
 
@@ -108,7 +116,7 @@ UNITS: dict[str, Any] = {
     unit.name: unit
     for unit in (
         prefect_tasks.plan_encoding, prefect_tasks.encode_shards, prefect_tasks.sample_slice,
-        prefect_tasks.compute_features, prefect_tasks.measure, prefect_tasks.train,
+        prefect_tasks.compute_features, prefect_tasks.measure, prefect_tasks.train, prefect_tasks.train_node,
     )
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from functa.flows.server.api import GPU_LIMIT, HOST, MANNERS, healthy
 from functa.flows.server.local_workers import PREFECT, Worker
 from tests.helpers.flows.prefect_server import PROJECT, Served, clean_environment, eventually, free_port
 
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 @dataclass

@@ -12,7 +12,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Runni
 
 from functa.tasks import prefect_tasks
 from functa.tasks.config import DispatchConfig
-from functa.tasks.dispatch import work_pool
+from functa.tasks.dispatch import pool_messages, work_pool
 from functa.tasks.dispatch.child import DispatchError
 from functa.tasks.dispatch.work_pool import GroupFailed, run_on_pool
 from functa.tasks.encoding.plan import MOST_GROUPS, ShardGroup, _groups
@@ -70,7 +70,7 @@ class Server:
         (run,) = artifact_filter.flow_run_id.any_
         rows = [{"figure": "", "value": json.dumps(self.parameters[run]["work"]["job"])}]
         other = SimpleNamespace(description="another table", data="[]")
-        return [other, SimpleNamespace(description=work_pool.RESULT, data=json.dumps(rows))]
+        return [other, SimpleNamespace(description=pool_messages.RESULT, data=json.dumps(rows))]
 
     def set_flow_run_state(self, run: UUID, state: Any, force: bool = False) -> None:
         if state.is_cancelling():
@@ -88,12 +88,14 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def run(server: Server, monkeypatch: pytest.MonkeyPatch, count: int = 3, **dispatch: Any) -> list[Any]:
+def run(
+    server: Server, monkeypatch: pytest.MonkeyPatch, count: int = 3, together: bool = False, **dispatch: Any
+) -> list[Any]:
     monkeypatch.setattr("prefect.client.orchestration.get_client", lambda **_: server)
     monkeypatch.setattr("prefect.deployments.run_deployment", server.run_deployment)
     each = [{"job": number, "group": GROUP, "images": 8, "run": "r"} for number in range(count)]
     config = DispatchConfig(runner="prefect", **dispatch)
-    return run_on_pool(prefect_tasks.encode_shards, each, config, lambda results: None)
+    return run_on_pool(prefect_tasks.encode_shards, each, config, lambda results: None, together)
 
 
 def test_results_come_in_order_and_work_is_named_by_its_task(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
@@ -140,6 +142,29 @@ def test_a_failed_run_is_raised_and_cancels_the_others(
     with pytest.raises(GroupFailed, match=r"^encode train shards 0 to 1: StorageError: f: disk full$"):
         run(server, monkeypatch)
     assert set(server.cancelled) == {run for run, given in server.parameters.items() if given["work"]["job"] != 1}
+
+
+def test_runs_that_work_together_end_with_the_first_that_dies(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    dead: Any = Crashed(message="killed")
+    server = Server(lambda work, _: [Running(), dead if work["job"] == 1 else Running()])
+    with pytest.raises(DispatchError, match=r"its run died \(Crashed: killed\), which ends the others"):
+        run(server, monkeypatch, together=True)
+    assert len(server.runs) == 3
+    assert len(server.cancelled) >= 2
+
+
+def test_runs_that_work_together_do_not_wait_for_ever_for_one_that_no_worker_takes(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    monkeypatch.setattr(work_pool, "TOGETHER_SECONDS", 0.02)
+    slow: list[Any] = [*[Scheduled()] * 20, Running(), Completed()]
+    assert run(Server(lambda work, _: list(slow)), monkeypatch, together=True) == [0, 1, 2]  # none has begun
+    server = Server(lambda work, _: [Scheduled() if work["job"] == 2 else Running()])
+    with pytest.raises(DispatchError, match="2 of 3 runs that work at the same time have begun, and no worker has"):
+        run(server, monkeypatch, together=True)
+    assert set(server.cancelled) == set(server.runs)
 
 
 def test_whatever_ends_the_waiting_cancels_every_run(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:

@@ -18,6 +18,7 @@ from functa.flows.config.load import load_config
 from functa.storage.errors import FunctaError, StorageError
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import load_checkpoint
+from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.child import PROJECT, train_in_child
 from functa.tasks.training import meeting
 from functa.tasks.training.meeting import interface_to, meet, split_address
@@ -102,7 +103,7 @@ def test_two_machines_train_what_one_trains_and_continue_bit_for_bit_after_one_h
     machines[1].process.send_signal(signal.SIGKILL)
     last = machines[0].end()
     assert last["error"].startswith("node 0 of 2: lost the other training processes: ")
-    assert last["error"].endswith("run the same command on all of them again, which continues at the newest checkpoint")
+    assert last["error"].endswith("start the training on all of them again, which continues at the newest checkpoint")
     assert last["may_pass"]
     assert 3 <= load_checkpoint(open_location(str(tmp_path / "two"))).step < 300  # type: ignore[union-attr]
     again = [Machine(job_of(tmp_path, "two", node, steps=300, rendezvous=address)) for node in range(2)]
@@ -211,10 +212,12 @@ def test_addresses_lead_to_interfaces() -> None:
 
 
 def test_the_number_of_a_machine_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    four = DispatchConfig(nodes=4, rendezvous="10.0.0.1:29500")
     monkeypatch.delenv("SLURM_NODEID", raising=False)
-    assert this_node(4) == 0
+    assert this_node(four) == 0
     monkeypatch.setenv("SLURM_NODEID", "3")
-    assert (this_node(4), this_node(1)) == (3, 0)
+    assert (this_node(four), this_node(DispatchConfig())) == (3, 0)
+    assert this_node(DispatchConfig(nodes=4, runner="prefect")) == 0  # the pool numbers its nodes
     monkeypatch.setenv("FUNCTA_NODE", "4")
     with pytest.raises(FunctaError, match=r"FUNCTA_NODE=4: dispatch\.nodes=4 has numbers 0 to 3"):
-        this_node(4)
+        this_node(four)
