@@ -33,6 +33,11 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "fragments": "a split without new fragments has none to compare",
         "refuse_overlap: Gt in len(entries) > 1 -> GtE in len(entries) > 1": "compared with nothing",
     },
+    "storage/functaset/committing/finished.py": {
+        "make_manifest: And in blocks is not None and moments is not None -> Or in blocks is not None and moments is "
+        "not None": "both are there, or neither",
+        "Blocks.add: Add in self.count += 1 -> Sub in self.count += 1": "a multiple of the size at the same shards",
+    },
     "storage/functaset/committing/split_moments.py": {
         "training_moments: IsNot in stored is not None -> Is in stored is not None": "merged again, to the same bytes",
         "_parts: 1 -> 2": "of the shape (-1, n), which NumPy completes either way",

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from functa.storage.errors import DamagedObject, StorageError
+from functa.storage.functaset import commit as committing
 from functa.storage.functaset.commit import commit, retire
 from functa.storage.functaset.fragment import Fragment
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.functaset.history import commit_key, latest, mark_key
+from functa.storage.functaset.history import Commit, commit_key, latest, mark_key
 from functa.storage.functaset.plan import Plan
 from functa.storage.functaset.planning import plan_fragment
+from functa.storage.functaset.receipts.manifest import ManifestWriter, manifest_key
 from functa.storage.places.location import Location
+from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import SHAPE, filled, new_store, plan, shard_of, write
 
 
@@ -187,3 +190,39 @@ def test_an_image_is_shown_once_in_each_split(place: Location) -> None:
     ).plan
     write(place, made, 0)
     assert {entry.split for entry in commit(place, [made.id]).fragments} == {"train", "test"}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("found", [b"", b"x", None, b"x" * 1_000_000], ids=["empty", "short", "of its length", "long"])
+def test_what_lies_damaged_where_a_commit_writes_is_replaced(place: Location, found: bytes | None) -> None:
+    other = new_store(Path(str(place.uri)).parent / "whole")
+    made = written(place)
+    written(other)
+    commit(other, [made.id])
+    whole = other.read(manifest_key(made.id))
+    place.write(manifest_key(made.id), bytes(len(whole)) if found is None else found)
+    commit(place, [made.id])
+    assert place.read(manifest_key(made.id)) == whole
+    assert verify(place, deep=True).bad == []
+
+
+def test_what_a_commit_names_is_there_before_the_commit(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, there = committing.create_record, []
+
+    def watched(location: Location, key: str, record: Commit, fewer: str) -> bool:
+        assert record.moments is not None
+        there.append(location.exists(record.moments.key))
+        return create(location, key, record, fewer)
+
+    monkeypatch.setattr(committing, "create_record", watched)
+    commit(place, [written(place).id])
+    assert there == [True]
+
+
+def test_a_receipt_that_no_manifest_can_hold_is_named(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("does not name z")
+
+    monkeypatch.setattr(ManifestWriter, "add", refuse)
+    with pytest.raises(DamagedObject, match=r"receipts/000000\.0\.json: does not name z; encode the shard again"):
+        commit(place, [written(place).id])
