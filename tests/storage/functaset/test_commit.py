@@ -168,7 +168,7 @@ def test_only_new_fragments_of_a_split_are_compared_and_each_image_of_them(place
 
 
 def test_every_single_image_that_is_shown_is_refused_again(place: Location) -> None:
-    """Of the first and the last name of a fragment too."""
+    """A fragment's first and last name are found too."""
     commit(place, [written(place).id])
     for first in range(20):
         with pytest.raises(StorageError, match=f"1 of its images, such as train/{first:05}, are visible already"):
