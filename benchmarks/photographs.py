@@ -5,7 +5,7 @@
     python benchmarks/photographs.py measure ROOT KODAK OUT  # one JSON line; ROOT may be the name of a shipped field
     python benchmarks/photographs.py pack ROOT photo_p8c32 models/ready --card CARD.json
 
-Every other Kodak image by name is trained on, and three photographs of free licences inside scikit-image; the others are
+Every other Kodak image by name is trained on, and three photographs of free licences in scikit-image; the others are
 held out. All are lossless: JPEG's own blocks of 8x8 pixels would be learned, and rewarded. Crops are anywhere in a
 photograph, turned and mirrored at random, so that a patch may begin at any pixel.
 """
