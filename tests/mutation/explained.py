@@ -27,6 +27,11 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "_parts: 1 -> 2 #2": "fewer rows at a time, of latents of one number",
         "refuse_clipping: 1 -> 2": "of a single number the share is not counted",
     },
+    "storage/functaset/commit.py": {
+        "_kept_names: True -> False": "lists of one length",
+        "_kept_names: True -> False #2": "lists of one length",
+        "_retiring: LtE in rows <= set(before) -> Lt in rows <= set(before)": "the same entry is made again",
+    },
     "storage/functaset/committing/overlap.py": {
         ": Sub in (1 << 31) - 1 -> Add in (1 << 31) - 1": "no augmentation has a number beyond either",
         "refuse_overlap:  for entry in proposal.fragments if entry.fragment in new ->  for entry in proposal."

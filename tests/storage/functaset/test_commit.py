@@ -15,6 +15,7 @@ from functa.storage.functaset.history import Commit, commit_key, latest, mark_ke
 from functa.storage.functaset.plan import Plan
 from functa.storage.functaset.planning import plan_fragment
 from functa.storage.functaset.receipts.manifest import ManifestWriter, manifest_key
+from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.upkeep.verify import verify
 from tests.helpers.storage.functasets import SHAPE, filled, new_store, plan, shard_of, write
@@ -226,3 +227,18 @@ def test_a_receipt_that_no_manifest_can_hold_is_named(place: Location, monkeypat
     monkeypatch.setattr(ManifestWriter, "add", refuse)
     with pytest.raises(DamagedObject, match=r"receipts/000000\.0\.json: does not name z; encode the shard again"):
         commit(place, [written(place).id])
+
+
+def test_a_bad_row_that_is_retired_is_no_longer_counted(place: Location) -> None:
+    made = plan(place)
+    for shard in range(made.shards):
+        write(place, made, shard, {2: "not finite"} if shard == 1 else None)
+    (entry,) = commit(place, [made.id]).fragments
+    assert (entry.rows, entry.bad) == (19, 1)
+    (entry,) = commit(place, [], {made.id: [10, 11]}).fragments
+    assert (entry.rows, entry.bad) == (18, 0)
+
+
+def test_nothing_is_retired_where_there_is_no_functaset(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no functaset"):
+        retire(open_location(str(tmp_path)), "train", ["train/00003"])
