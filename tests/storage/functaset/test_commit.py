@@ -191,6 +191,8 @@ def test_an_image_is_shown_once_in_each_split(place: Location) -> None:
     ).plan
     write(place, made, 0)
     assert {entry.split for entry in commit(place, [made.id]).fragments} == {"train", "test"}
+    left = {entry.split: entry.rows for entry in retire(place, "test", [rows.keys[0]]).fragments}
+    assert left == {"train": 20, "test": 3}
 
 
 @pytest.mark.faults
