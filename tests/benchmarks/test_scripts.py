@@ -102,7 +102,7 @@ def test_photographs_become_random_crops_of_some_and_tiles_of_the_others(tmp_pat
     for number in range(4):
         Image.fromarray(np.full((256, 384, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
     answered = run("photographs", "crops", tmp_path, tmp_path / "crops")
-    assert "2048 training crops of 6 photographs, 12 of 2" in answered
+    assert "2048 training crops of 5 photographs, 12 of 2" in answered
     splits = read_npz(str(tmp_path / "crops"))
     assert splits["train"].images.shape == (2048, 128, 128, 3)
     assert set(np.unique(splits["test"].images)) == {1, 3}
