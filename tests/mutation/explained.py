@@ -31,6 +31,11 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "_kept_names: True -> False": "lists of one length",
         "_kept_names: True -> False #2": "lists of one length",
         "_retiring: LtE in rows <= set(before) -> Lt in rows <= set(before)": "the same entry is made again",
+        "_rows_shown: True -> False": "lists of one length",
+        "_retired_ids: True -> False": "lists of one length",
+        "_retired_ids:  for shard in fragment.shards if shard.retired.any() ->  for shard in fragment.shards": (
+            "of the others no row is retired"
+        ),
     },
     "storage/functaset/committing/overlap.py": {
         ": Sub in (1 << 31) - 1 -> Add in (1 << 31) - 1": "no augmentation has a number beyond either",

@@ -241,6 +241,16 @@ def test_a_bad_row_that_is_retired_is_no_longer_counted(place: Location) -> None
     assert (entry.rows, entry.bad) == (18, 0)
 
 
+def test_an_image_that_was_never_good_is_no_retired_one(place: Location) -> None:
+    made = plan(place, n=8)
+    write(place, made, 0, {2: "not finite"})
+    commit(place, [made.id])
+    good, bad = (shard_of(place, made, 0).table().keys[row] for row in (1, 2))
+    retire(place, "train", [good])
+    with pytest.raises(StorageError, match=f"shows no image '{bad}'"):
+        retire(place, "train", [good, bad])
+
+
 def test_nothing_is_retired_where_there_is_no_functaset(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no functaset"):
         retire(open_location(str(tmp_path)), "train", ["train/00003"])
