@@ -26,8 +26,6 @@ OBJECTS = 9  # of a shard: seven arrays, its receipt and its table of rows, each
 
 LIST_KEYS = 1000  # of files that one request lists; tars and tables are few
 
-READ_REQUESTS = 2  # for an image in a bucket: is it the one that was listed, and its bytes
-
 
 def field_flops(config: PipelineConfig, resolution: int, channels: int) -> dict[str, float]:
     """Return the FLOPs of one image by stage: of a step of meta-training, and of encoding."""
@@ -88,5 +86,5 @@ def requests(config: PipelineConfig, images: Mapping[str, int]) -> dict[str, Any
         "shards": shards,
         "objects": OBJECTS * shards,
         "list": -(-total // LIST_KEYS) if config.images.source == "folder" else 1,
-        "read": READ_REQUESTS * total,
+        "read": total,
     }

@@ -64,10 +64,10 @@ class Field(nn.Module):
         return coordinate_inputs(self.config, self.resolution or ())
 
     def mix(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Latents [N, c] -> what the map takes of every position [N, w], and what unmix needs of that."""
+        """Latents [N, c] -> what the map takes of every position [N, w], and what pull_back needs of that."""
         return (z, []) if self.mixer is None else self.mixer.with_arguments(z)
 
-    def unmix(self, cotangent: Tensor, arguments: list[Tensor]) -> Tensor:
+    def pull_back(self, cotangent: Tensor, arguments: list[Tensor]) -> Tensor:
         """Cotangent [N, w] of what mix returned -> of the latents [N, c]."""
         return cotangent if self.mixer is None else self.mixer.pull_back(cotangent, arguments)
 

@@ -72,7 +72,7 @@ def path(field: Field, shared: Shared, patches: Patches, inner: InnerConfig) -> 
         else:
             taken = field.spread(mixed)
             gradient = inner_gradient(field, taken, patches.targets, patches.x, patches.weights, scale, inner.precision)
-        gradient = field.unmix(field.collect(gradient), arguments)
+        gradient = field.pull_back(field.collect(gradient), arguments)
         z.append(inner_step(z[-1], gradient, rates_of(shared.rates, number), inner))
     return z
 

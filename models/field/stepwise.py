@@ -46,29 +46,30 @@ class Stepwise:
         errors, cotangent = self._errors_back(patches, path[-1])
         for number in reversed(range(self.inner.steps)):
             step = -rates_of(leaves.rates_at(patches.positions), number) * cotangent  # of the gradient, [N, c]
-            (step * self._unmixed(path[number], gradients[number])).sum().backward()
+            (step * self._pulled_back(path[number], gradients[number])).sum().backward()
             if not self.inner.first_order:
                 step = step.detach()
                 cotangent = cotangent + self._step_back(patches, number, path, gradients[number], step, leaves.first)
         return errors, [tensor.grad for tensor in leaves.tensors]
 
     def _steps(self, patches: Patches, shared: Shared) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the latents [N, c] before the first step and after each, and every step's gradient before unmix."""
+        """Return the latents [N, c] before the first step and after each, and each step's gradient by mixed latents."""
         rates = shared.rates_at(patches.positions)
         path, gradients = [start(patches, self.field.config.channels)], []
         with torch.no_grad():
             for number in range(self.inner.steps):
-                z = self.field.spread(self.field.mix(path[-1])[0])
+                mixed, arguments = self.field.mix(path[-1])
+                z = self.field.spread(mixed)
                 parts = [self._gradient(number, z[rows], chunk, shared.first) for rows, chunk in self._chunks(patches)]
                 gradients.append(self.field.collect(torch.cat(parts)))
-                gradient = self._unmixed(path[-1], gradients[-1])
+                gradient = self.field.pull_back(gradients[-1], arguments)
                 path.append(inner_step(path[-1], gradient, rates_of(rates, number), self.inner))
         return path, gradients
 
-    def _unmixed(self, z: Tensor, gradient: Tensor) -> Tensor:
-        """Return the gradient by the latents z of one by what the map takes of them."""
+    def _pulled_back(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient by the latents z, from the gradient by what mix makes of them."""
         with torch.no_grad():
-            return self.field.unmix(gradient, self.field.mix(z)[1])
+            return self.field.pull_back(gradient, self.field.mix(z)[1])
 
     def _errors(self, patches: Patches, z: Tensor, precision: str) -> Tensor:
         with torch.no_grad():
@@ -94,7 +95,7 @@ class Stepwise:
         """Pull the cotangent of an inner step's gradient by the latents back to the latents before it, [N, c]."""
         z, gradient = path[number].detach().requires_grad_(), gradient.detach().requires_grad_()
         mixed, arguments = self.field.mix(z)
-        value = (self.field.unmix(gradient, arguments) * cotangent).sum()
+        value = (self.field.pull_back(gradient, arguments) * cotangent).sum()
         (pulled,) = torch.autograd.grad(value, gradient, retain_graph=True)
         pulled = self._gradient_back(patches, number, mixed.detach(), pulled, first)
         (value + (mixed * pulled).sum()).backward()
