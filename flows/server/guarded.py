@@ -15,12 +15,15 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from functa.flows.server.api import HOST, LOOPBACK, SERVER_PASSWORD, basic
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
 STOP_SECONDS = 20  # for requests that are being answered
 
@@ -165,6 +168,25 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, name="end-with", daemon=True).start()
 
 
+def write_in_turn() -> None:
+    """Let each transaction of the server wait for those before it, where its database is SQLite.
+
+    Prefect begins most of them as readers, and SQLite refuses at once a reader that begins to write after another has
+    written. Beside three busy workers heartbeats and triggers were lost by it, and with them the news that a run had
+    died.
+    """
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    begin = AioSqliteConfiguration.begin_transaction
+
+    def begin_as_writer(
+        self: AioSqliteConfiguration, session: "AsyncSession", with_for_update: bool = False
+    ) -> "AbstractAsyncContextManager[AsyncSessionTransaction]":
+        return begin(self, session, with_for_update=True)
+
+    AioSqliteConfiguration.begin_transaction = begin_as_writer  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Serve Prefect's API, and the UI unless its setting is off, on this machine's own address."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -181,6 +203,7 @@ def main() -> None:
     password = settings.api.auth_string.get_secret_value() if settings.api.auth_string else ""
     if not password:
         parser.error(f"{SERVER_PASSWORD} is not set: the server needs a password")
+    write_in_turn()
     uvicorn.run(
         Guard(create_app(final=True), password),
         host=HOST,

@@ -11,13 +11,15 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from functa.flows.server.api import GPU_LIMIT, WAITING_QUEUE, OperateError
 from functa.storage.errors import one_line
+from functa.tasks.dispatch.child import RunEnded
 from functa.tasks.dispatch.dask_cluster import device_identities
+from functa.tasks.dispatch.fan_out import run_ended
 from functa.tasks.dispatch.progress import warn_if_unreachable
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 60.0  # a killed run holds its slot for this long
 
 POLL_SECONDS = 1.0
+
+WAIT_SECONDS = 30.0  # for a slot, between two looks at whether the run is still wanted
 
 SILENCE_SECONDS = 120.0  # for which a server may be away while a run waits for its slot
 
@@ -64,7 +68,7 @@ def gpu_slot() -> Iterator[None]:
     """Hold one slot and this process's devices; do nothing if no worker runs this.
 
     A lease that cannot be renewed does not end the run: a server that was away must not cost hours of work.
-    Raises OperateError if the server has no such limit.
+    Raises OperateError if the server has no such limit; RunEnded where the run is cancelled while it waits.
     """
     if not started_by_worker():
         yield
@@ -76,9 +80,8 @@ def gpu_slot() -> Iterator[None]:
     with ExitStack() as held:
         held.enter_context(_slot())
         device = os.environ.get("CUDA_VISIBLE_DEVICES")
-        for name in sorted(
-            set(device_identities()) if device else ()
-        ):  # in one order, or two runs could wait for each other
+        # In one order, or two runs could wait for each other.
+        for name in sorted(set(device_identities()) if device else ()):
             held.enter_context(device_lock(name))
         share = "its device" if device is None else f"device {device}" if device else "no GPU"
         waited = time.monotonic() - begun
@@ -98,7 +101,10 @@ def _slot() -> Iterator[None]:
 
 
 def _taken() -> AbstractContextManager[None]:
-    """Wait for a slot and return it. Raises OperateError: no such limit, or the server refuses or stays away."""
+    """Wait for a slot and return it.
+
+    Raises OperateError: no such limit, or the server refuses or stays away. RunEnded: see above.
+    """
     import httpx
     from prefect import get_run_logger
     from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
@@ -106,11 +112,18 @@ def _taken() -> AbstractContextManager[None]:
 
     away: float | None = None
     while True:
-        slot = concurrency(GPU_LIMIT, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False)
+        _check_wanted()
+        slot = concurrency(
+            GPU_LIMIT, strict=True, timeout_seconds=WAIT_SECONDS, lease_duration=LEASE_SECONDS,
+            raise_on_lease_renewal_failure=False,
+        )  # fmt: skip
         asked = time.monotonic()
         try:
             slot.__enter__()
             return slot
+        except TimeoutError:
+            away = None
+            continue
         except ConcurrencySlotAcquisitionError as error:
             fault = error.__cause__
         if fault is None:
@@ -127,13 +140,30 @@ def _taken() -> AbstractContextManager[None]:
 
 @contextmanager
 def device_lock(name: str) -> Iterator[None]:
-    """Hold the device, once no other run of this user here does; the kernel frees it when the process ends."""
-    from filelock import FileLock
+    """Hold the device, once no other run of this user here does; the kernel frees it when the process ends.
+
+    Raises RunEnded where the run is cancelled while it waits.
+    """
+    from filelock import FileLock, Timeout
 
     folder = Path(tempfile.gettempdir(), f"functa-devices-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    with FileLock(folder / f"{name.replace('/', '_')}.lock", poll_interval=POLL_SECONDS):
+    lock = FileLock(folder / f"{name.replace('/', '_')}.lock")
+    while True:
+        _check_wanted()
+        with suppress(Timeout):
+            lock.acquire(timeout=POLL_SECONDS)
+            break
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _check_wanted() -> None:
+    """Raise RunEnded for a group of work that is cancelled: its worker may not know that this process is at it."""
+    if run_ended():
+        raise RunEnded("was cancelled while it waited for its device")
 
 
 def outlive_the_worker() -> None:

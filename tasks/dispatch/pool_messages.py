@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 RESULT = "Result"  # description of the artifact by which a run returns its result
 
+TAKEN = "Taken by the process of another group."  # message of the state of a run that no worker has to start
+
 
 class NoResult(FunctaError):
     """A run completed without publishing a result."""

@@ -16,7 +16,7 @@ import httpx
 from functa.storage.errors import FunctaError, one_line
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.child import DispatchError
-from functa.tasks.dispatch.pool_messages import described, read_result, run_name
+from functa.tasks.dispatch.pool_messages import TAKEN, described, read_result, run_name
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -32,6 +32,8 @@ FEW, AHEAD = 8, 50
 POLL_SECONDS = 2.0
 
 PENDING_SECONDS = 900.0  # a worker that took a run has started it by then, images of containers included
+
+TAKEN_SECONDS = 120.0  # and a process that took one after another, though the server is busy
 
 SILENCE_SECONDS = 120.0  # for which the server may be away
 
@@ -154,11 +156,12 @@ class _Groups:
             group.pending_since = None
             return False
         group.pending_since = time.monotonic() if group.pending_since is None else group.pending_since
-        if time.monotonic() - group.pending_since < PENDING_SECONDS:
+        patience = TAKEN_SECONDS if run.state.message == TAKEN else PENDING_SECONDS
+        if time.monotonic() - group.pending_since < patience:
             return False
         from prefect.states import Crashed
 
-        state: Any = Crashed(message=f"Its worker has not started it for {PENDING_SECONDS:.0f} s; another takes it.")
+        state: Any = Crashed(message=f"Its worker has not started it for {patience:.0f} s; another takes it.")
         self.client.set_flow_run_state(run.id, state, force=True)
         return True
 

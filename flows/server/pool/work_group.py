@@ -36,7 +36,7 @@ from functa.tasks import prefect_tasks
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.child import RunEnded
 from functa.tasks.dispatch.fan_out import ended_by
-from functa.tasks.dispatch.pool_messages import publish_result
+from functa.tasks.dispatch.pool_messages import TAKEN, publish_result
 from functa.tasks.encoding.plan import EncodeJob, ShardGroup
 from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.evaluation.generation.features import FeatureJob
@@ -149,7 +149,7 @@ def _take(parent: UUID, like: FlowRun, after: float = 0.0) -> FlowRun | None:
         deployment_id=FlowRunFilterDeploymentId(any_=[like.deployment_id] if like.deployment_id else []),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
     )
-    mine: State[Any] = Pending(message="Taken by the process of another group.")
+    mine: State[Any] = Pending(message=TAKEN)
     with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=chosen, sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=5):
             answer: OrchestrationResult[Any] = client.set_flow_run_state(run.id, mine)

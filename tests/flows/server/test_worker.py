@@ -22,6 +22,8 @@ from functa.flows.server.local_workers import workers_of_this_machine
 from functa.flows.server.pool import stage_runs
 from functa.flows.server.pool.stage_runs import StageFailed, follow
 from functa.flows.server.worker import device_lock, gpu_slot
+from functa.tasks.dispatch.child import RunEnded
+from functa.tasks.dispatch.fan_out import ended_by
 from tests.helpers.flows.prefect_server import PROJECT
 
 HOLDER = """
@@ -171,6 +173,22 @@ def test_a_fault_that_waiting_cannot_fix_is_reported_at_once(
 ) -> None:
     monkeypatch.setattr("prefect.concurrency.sync.concurrency", PlayedLimit(refused(cause)))
     with pytest.raises(OperateError, match=re.escape(expected)), gpu_slot():
+        pass
+
+
+def test_a_group_that_is_cancelled_while_it_waits_for_a_slot_or_a_device_is_not_begun(
+    slot: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limit = PlayedLimit(TimeoutError(), TimeoutError(), None)
+    monkeypatch.setattr("prefect.concurrency.sync.concurrency", limit)
+    over = threading.Event()
+    with ended_by(over), gpu_slot():
+        assert limit.held == 1, "waiting goes on while nobody cancels it"
+    over.set()
+    with ended_by(over), pytest.raises(RunEnded), gpu_slot():
+        pass
+    with device_lock("7"), ended_by(over), pytest.raises(RunEnded), device_lock("7"):
         pass
 
 

@@ -1,18 +1,21 @@
 """Server and workers as separate real processes, so that each can be killed: what `functa up` starts in one."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
-from functa.flows.server.api import GPU_LIMIT, HOST, MANNERS, healthy
-from functa.flows.server.local_workers import PREFECT, Worker
+from functa.flows.server.api import GPU_LIMIT, HOST, MANNERS, PASSWORD, SERVER_PASSWORD, healthy
+from functa.flows.server.local_workers import PYTHON, Worker
 from tests.helpers.flows.prefect_server import PROJECT, Served, clean_environment, eventually, free_port
 
 START_SECONDS = 300
@@ -32,9 +35,38 @@ class Cluster:
         return f"http://{HOST}:{self.port}/api"
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of every process: no setting of this machine's Prefect, one thread."""
-        own = {"PREFECT_API_URL": self.api, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        """Return the environment of every process: no setting of this machine's Prefect, one thread.
+
+        Temporary files are its own, and so are the locks of its devices: other clusters have devices of these names.
+        """
+        own = {
+            "PREFECT_API_URL": self.api, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(self.temporary()), PASSWORD: self.password(), SERVER_PASSWORD: self.password(),
+        }  # fmt: skip
         return clean_environment(self.folder / "home") | MANNERS | self.settings | own
+
+    def password(self) -> str:
+        """Return the password, which is kept where `functa up` keeps it."""
+        file = self.folder / "home" / "functa" / f"password-{self.port}"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"functa:{token_hex()}")
+        return file.read_text()
+
+    def temporary(self) -> Path:
+        folder = self.folder / "tmp"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @contextlib.contextmanager
+    def busy(self, *devices: str) -> Iterator[None]:
+        """Hold these devices, like the runs of another server here: whatever a worker begins on them waits."""
+        locks = self.temporary() / f"functa-devices-{os.getuid()}"
+        locks.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.ExitStack() as held:
+            for device in devices:
+                held.enter_context(FileLock(locks / f"{device}.lock"))
+            yield
 
     def start(self, name: str, command: list[str], **own: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -43,7 +75,7 @@ class Cluster:
             )
 
     def start_server(self) -> None:
-        self.start("server", [*PREFECT, "server", "start", "--host", HOST, "--port", str(self.port)])
+        self.start("server", [*PYTHON, "functa.flows.server.guarded", "--port", str(self.port)])
         eventually(lambda: healthy(self.api), START_SECONDS, f"the server answers; {self.log('server')}")
 
     def start_worker(self, queue: str, device: str | None = None) -> str:

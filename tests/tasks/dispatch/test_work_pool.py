@@ -124,11 +124,12 @@ def test_a_crashed_run_is_started_again_until_it_has_died_too_often(
         run(server, monkeypatch, retries=1)
 
 
+@pytest.mark.parametrize(("patience", "message"), [("PENDING_SECONDS", None), ("TAKEN_SECONDS", pool_messages.TAKEN)])
 def test_a_run_whose_worker_vanished_before_it_began_is_started_again(
-    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+    patience: str, message: str | None, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
-    monkeypatch.setattr(work_pool, "PENDING_SECONDS", 0.05)
-    server = Server(lambda work, number: [Pending() if number == 1 else Completed()])
+    monkeypatch.setattr(work_pool, patience, 0.05)
+    server = Server(lambda work, number: [Pending(message=message) if number == 1 else Completed()])
     assert run(server, monkeypatch) == [0, 1, 2]
     assert len(server.runs) == 4
 
