@@ -48,9 +48,10 @@ test-browser: $(READY)  ## the Prefect UI in a real browser (installs Debian's c
 test-slow: $(READY)  ## what takes minutes: real images, the benchmarks, the wheel, kills; before a release
 	$(BIN)/python -m pytest -m "slow and not browser and not s3 and not postgres"
 
-# The quick half of both runs in `make test` too: what bears the marker and is not slow.
+# The quick half of both runs in `make test` too: what bears the marker and is not slow. Tests of killed processes wait
+# for leases and heartbeats most of their time, so that more of them than cores run at a time.
 test-faults: $(READY)  ## kills, full disks, cut connections, clocks; FUNCTA_KILLS=N changes the number of random kills
-	$(BIN)/python -m pytest -n $(WORKERS) --durations 10 -m "faults and not browser and not s3 and not postgres"
+	$(BIN)/python -m pytest -n $$((2 * $(WORKERS))) --durations 10 -m "faults and not browser and not s3 and not postgres"
 
 test-attacks: $(READY)  ## hostile files, roots, requests and parameters; those in a browser run in test-browser
 	$(BIN)/python -m pytest -n $(WORKERS) --durations 10 -m "attacks and not browser and not s3 and not postgres"

@@ -9,6 +9,7 @@ resolve to 127.0.0.1. Prefect's clients send no origin. WebSockets need the pass
 """
 
 import argparse
+import asyncio
 import hmac
 import os
 import signal
@@ -17,10 +18,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-from functa.flows.server.api import HOST, LOOPBACK, SERVER_PASSWORD, basic
+from filelock import FileLock
+
+from functa.flows.server.api import HOST, LOOPBACK, SERVER_PASSWORD, STARTUP_SECONDS, basic
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
@@ -168,6 +172,27 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, name="end-with", daemon=True).start()
 
 
+def start_in_turn(app: App, folder: Path) -> App:
+    """Let servers of one folder start one after another: the first ones would make the same database at a time."""
+
+    async def starting(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            return await app(scope, receive, send)
+        lock = FileLock(folder / "server-starts.lock", thread_local=False)
+
+        async def started(message: Message) -> None:
+            lock.release()
+            await send(message)
+
+        await asyncio.to_thread(lock.acquire, timeout=STARTUP_SECONDS)
+        try:
+            await app(scope, receive, started)
+        finally:
+            lock.release()
+
+    return starting
+
+
 def write_in_turn() -> None:
     """Let each transaction of the server wait for those before it, where its database is SQLite.
 
@@ -199,13 +224,14 @@ def main() -> None:
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
+    home = get_current_settings().home
     settings = get_current_settings().server
     password = settings.api.auth_string.get_secret_value() if settings.api.auth_string else ""
     if not password:
         parser.error(f"{SERVER_PASSWORD} is not set: the server needs a password")
     write_in_turn()
     uvicorn.run(
-        Guard(create_app(final=True), password),
+        Guard(start_in_turn(create_app(final=True), home), password),
         host=HOST,
         port=arguments.port,
         lifespan="on",

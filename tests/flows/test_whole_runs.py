@@ -14,10 +14,10 @@ from tests.helpers.flows.whole_run import WholeRun, kills_of_this_run
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(3600)]
 
-ROUNDS = 10  # each with seeds and roots of its own, so that test processes share the work
+ROUNDS = 5  # each with seeds and roots of its own
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def undisturbed(prefect_server: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
     """Return the bytes of an undisturbed run, and the seconds that it took."""
     run = WholeRun(tmp_path_factory.mktemp("undisturbed"), PREFECT_API_URL.value())

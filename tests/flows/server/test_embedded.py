@@ -48,6 +48,20 @@ def test_an_embedded_server_ends_with_its_command(how: signal.Signals, home: Pat
 
 
 @pytest.mark.server
+@pytest.mark.slow
+def test_commands_that_start_at_the_same_moment_in_a_new_home_all_get_a_server(home: Path) -> None:
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-c", EMBEDDED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+        for _ in range(3)
+    ]
+    answers = [command.communicate("", timeout=250)[0].strip() for command in commands]
+    assert all(answer.startswith("http://127.0.0.1:") for answer in answers), answers
+    assert [command.returncode for command in commands] == [0, 0, 0]
+
+
+@pytest.mark.server
 def test_an_embedded_server_that_cannot_start_is_reported_with_its_own_last_line(home: Path) -> None:
     nowhere = {"PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://u:p@127.0.0.1:9/none"}
     command = subprocess.run(

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from functa.flows.server.api import basic
-from functa.flows.server.guarded import Guard, fault_of
+from functa.flows.server.guarded import Guard, fault_of, start_in_turn
 
 Headers = dict[str, str]
 
@@ -140,3 +141,34 @@ def test_another_token_sets_nothing(query: str) -> None:
     (start, _) = answer("http", OWN, "/", query)
     assert start["status"] == 401
     assert b"set-cookie" not in dict(start["headers"])
+
+
+def test_servers_of_one_folder_start_one_after_another(tmp_path: Path) -> None:
+    """Two that made one database at the same time would fail: "Application startup failed"."""
+    at_start: list[str] = []
+
+    def application(name: str) -> Any:
+        async def start(scope: Any, receive: Any, send: Any) -> None:
+            at_start.append(name)
+            await asyncio.sleep(0.05)
+            assert at_start.pop() == name
+            await send({"type": "lifespan.startup.complete"})
+            await both.wait()  # serving: the other has started by then
+
+        return start_in_turn(start, tmp_path)
+
+    async def receive() -> Any:
+        """Ask for nothing."""
+
+    async def send(message: Any) -> None:
+        started.append(message)
+        if len(started) == 2:
+            both.set()
+
+    async def run() -> None:
+        servers = [application(name)({"type": "lifespan"}, receive, send) for name in ("one", "other")]
+        await asyncio.wait_for(asyncio.gather(*servers), 30)
+
+    both, started = asyncio.Event(), list[Any]()
+    asyncio.run(run())
+    assert len(started) == 2

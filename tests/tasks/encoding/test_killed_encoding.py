@@ -29,10 +29,11 @@ pytestmark = [
     pytest.mark.timeout(1200),
 ]
 
-SHARDS = 24
+SHARDS = 20
 RUN_SECONDS = 400  # for one encoding on a busy machine
 WATCH_SECONDS = 240  # the automation needs 90, and the server adds its own delays
 OVERRIDES = [
+    "images.limit=3000",
     "meta_train.steps=20",
     "meta_train.warmup=0",
     "meta_train.validation_images=16",
@@ -40,8 +41,8 @@ OVERRIDES = [
     "field.depth=4",
     "inner.compile=off",
     "inner.precision=float32",
-    "encode.shard_rows=512",
-    "encode.chunk_rows=256",
+    "encode.shard_rows=256",
+    "encode.chunk_rows=128",
     "encode.group_shards=2",
     "encode.calibration_images=256",
 ]
