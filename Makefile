@@ -50,7 +50,7 @@ test-slow: $(READY)  ## what takes minutes: real images, the benchmarks, the whe
 
 # The quick half of both runs in `make test` too: what bears the marker and is not slow. Tests of killed processes wait
 # for leases and heartbeats most of their time, so that more of them than cores run at a time.
-test-faults: $(READY)  ## kills, full disks, cut connections, clocks; FUNCTA_KILLS=N changes the number of random kills
+test-faults: $(READY)  ## kills, full disks, cut connections, clocks; FUNCTA_KILLS=N: as many random kills; FUNCTA_EVERY=1: each failpoint
 	$(BIN)/python -m pytest -n $$((2 * $(WORKERS))) --durations 10 -m "faults and not browser and not s3 and not postgres"
 
 test-attacks: $(READY)  ## hostile files, roots, requests and parameters; those in a browser run in test-browser
