@@ -1,6 +1,5 @@
 """Ctrl-C and SIGKILL in the middle of a run: nothing outlives it, and the same command ends where it would have."""
 
-import json
 import os
 import pty
 import select
@@ -118,35 +117,6 @@ def test_a_terminated_command_leaves_no_server(group: bool, tmp_path: Path) -> N
 def all_end(processes: list[psutil.Process], seconds: float) -> bool:
     _, alive = psutil.wait_procs(processes, seconds)
     return not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
-
-
-def digests(root: Path) -> dict[str, str]:
-    return {p.stem: json.loads(p.read_text())["output_digest"] for p in (root / "stages").glob("[!e]*.json")}
-
-
-def test_an_interrupted_and_a_killed_run_end_as_an_undisturbed_one(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    whole, broken = tmp_path / "a" / "root", tmp_path / "b" / "root"
-
-    process, below = run_until_both_train(broken)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130, (tmp_path / "b" / "log").read_text()[-3000:]
-    assert all_end(below, 30)
-
-    process, below = run_until_both_train(broken)
-    process.kill()
-    process.wait()
-    # The embedded server is Prefect's own child and ends by itself later; our trainings must not outlive the run.
-    assert all_end([p for p in below if p.is_running() and "functa.tasks.training" in " ".join(cmdline(p))], 60)
-    for server in below:
-        if server.is_running() and "functa.tasks.training" not in " ".join(cmdline(server)):
-            server.terminate()
-
-    for root in (broken, whole):
-        done = subprocess.run(command(root), cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert digests(broken) == digests(whole)
 
 
 def cmdline(process: psutil.Process) -> list[str]:

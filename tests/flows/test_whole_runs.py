@@ -33,7 +33,7 @@ def different(one: dict[str, str], other: dict[str, str]) -> list[str]:
 def test_a_run_that_is_killed_at_random_instants_ends_with_the_bytes_of_an_undisturbed_one(
     seed: int, undisturbed: tuple[dict[str, str], float], tmp_path: Path
 ) -> None:
-    """SIGKILL of the main process, of a training, or of all; the same command is given until it has finished.
+    """SIGKILL of the main process, a training, or all, or Ctrl-C; the same command is given until it has finished.
 
     Every other seed has a server that outlives the kills, the others one of each command's own.
     """

@@ -35,7 +35,7 @@ SETTINGS = [
     "evaluation.pixel_classifier.steps=10",
     "evaluation.pixel_classifier.width=8",
 ]
-TARGETS = ("main process", "training", "whole group")
+TARGETS = ("main process", "training", "whole group", "Ctrl-C")
 PATIENCE = 600  # seconds for one whole run on a busy machine
 CODE = "from functa.flows.cli.main import main; main()"
 
@@ -81,7 +81,8 @@ class WholeRun:
         """Give the command until it has finished; kill it at most `kills` times, each within `span` seconds."""
         while (status := self._once(dice, kills, span)) != 0:
             # Three lost trainings end a run, which it reports in one line. Otherwise the kill itself ended it.
-            assert status == -signal.SIGKILL or (status == 1 and self.kills[-1].endswith("training")), self.log[-3000:]
+            expected = {"training": 1, "Ctrl-C": 128 + signal.SIGINT}.get(self.kills[-1].split(": ")[1])
+            assert status in (-signal.SIGKILL, expected), self.log[-3000:]
 
     def left_behind(self, seconds: float) -> list[str]:
         """Return the processes of killed commands that still run after so many seconds, having ended them."""
@@ -105,11 +106,14 @@ class WholeRun:
         return process.wait(PATIENCE)
 
     def _kill(self, process: subprocess.Popen[bytes], target: str) -> str:
-        """Kill the target, the main process where no training runs; return what was killed."""
+        """Kill or interrupt the target, the main process where no training runs; return what it was."""
         below = self._below(process.pid)
         trainings = [each for each in below if "functa.tasks.training" in cmdline(each)]
         if target == "training" and trainings:
             trainings[-1].kill()
+            return target
+        if target == "Ctrl-C" and trainings:
+            process.send_signal(signal.SIGINT)
             return target
         process.kill()
         if target != "whole group":
