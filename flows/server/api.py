@@ -37,7 +37,7 @@ WAITING_QUEUE = "cpu"  # of runs that wait for other runs
 
 GPU_LIMIT = "functa-gpu"  # concurrency limit with a slot for each device
 
-# Set unless the user did: no telemetry, no advertisement, patience with a slow machine, workers that poll often.
+# Set unless the user did: no telemetry, no advertisement, patience with a slow machine, workers that poll more often.
 MANNERS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -45,7 +45,7 @@ MANNERS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(STARTUP_SECONDS),
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}",  # no page of another origin may read its answers
-    "PREFECT_WORKER_QUERY_SECONDS": "2",
+    "PREFECT_WORKER_QUERY_SECONDS": "5",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation that finds dead runs waits for three of them
     # Slots outlive a restart of the server: leases in its memory would be lost, their slots held for ever.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",

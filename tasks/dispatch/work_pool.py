@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DEPLOYMENT = "work-group/work-group"
 
 # Runs that wait for a worker: at first, and at most. In between as many as have begun, so that no worker is idle: every
-# worker reads all that wait, every two seconds.
+# worker reads all that wait, every few seconds.
 FEW, AHEAD = 8, 50
 
 POLL_SECONDS = 2.0
