@@ -21,7 +21,7 @@ from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
 from functa.storage.places.location import Location
 from functa.storage.places.reused import allow_reuse, refuse_link_out
-from functa.storage.runs.checkpoints import newest_metadata
+from functa.storage.runs.checkpoints import trained_metadata
 from functa.storage.runs.owner import this_process
 from functa.storage.runs.stage_records import (
     StageRecord,
@@ -359,7 +359,7 @@ def encode_fingerprint(ledger: Ledger) -> dict[str, Any]:
         images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
         field_digest=field.output_digest, functaset="", device="cpu",
     )  # fmt: skip
-    described = newest_metadata(open_location(job.field))
+    described = trained_metadata(open_location(job.field))
     found: dict[str, Any] = json.loads(json.dumps(fingerprint(job, {"inner": {}} | (described or {}))))
     return found
 

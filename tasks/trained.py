@@ -25,9 +25,9 @@ def load_field(uri: str) -> tuple[Field, InnerConfig, dict[str, Any]]:
 
     Raises StorageError if no training has finished there.
     """
-    checkpoint = finished_checkpoint(uri, "field", "meta-train")
-    field, inner = _build_field(checkpoint.metadata, best_weights(checkpoint.tensors))
-    return field, inner, dict(checkpoint.metadata)
+    weights, metadata = _trained_weights(uri, "field", "meta-train")
+    field, inner = _build_field(metadata, weights)
+    return field, inner, metadata
 
 
 def field_of(functaset: Functaset) -> tuple[Field, InnerConfig, int]:

@@ -36,7 +36,8 @@ from functa.flows.cli.arguments import (
 from functa.flows.cli.compare import compare
 from functa.flows.cli.models import classify, decode, encode_command, sample
 from functa.flows.cli.stages import call_flow, config_and_root, stage_command
-from functa.flows.cli.store import store
+from functa.flows.cli.stores.publish import export, fetch
+from functa.flows.cli.stores.store import store
 from functa.flows.cli.sweep import sweep
 from functa.flows.config.explain import keys_by_name, suggest_key
 from functa.flows.config.load import load_config
@@ -60,7 +61,7 @@ app.command(store)
 app.command(compare, group=LOOK)
 app.command(sweep, group=RUN)
 
-for command in (decode, sample, classify):
+for command in (decode, sample, classify, export, fetch):
     app.command(command, group=USE)
 
 for stage in STAGES.values():

@@ -18,7 +18,7 @@ from functa.storage.errors import DamagedObject, StorageError, TransientError
 from functa.storage.functaset.records import Record
 from functa.storage.places.address import read_json, write_json
 from functa.storage.places.location import Location
-from functa.storage.runs.weights import packed, unpacked
+from functa.storage.runs.weights import packed, read_description, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,18 @@ def newest_metadata(location: Location) -> dict[str, Any] | None:
         if _is_whole(location, step):
             return dict(_marker(location, step).metadata)
     return None
+
+
+def trained_metadata(location: Location) -> dict[str, Any] | None:
+    """Return the metadata of the newest checkpoint as newest_metadata does, else of weights that were kept alone.
+
+    The end of a training leaves weights, and an export has nothing else of it.
+    """
+    found = newest_metadata(location)
+    if found is not None:
+        return found
+    described = read_description(location)
+    return None if described is None else described | {"finished": True}
 
 
 def _stem(step: int) -> str:

@@ -13,7 +13,7 @@ from functa.storage.functaset.records import check_sealed
 from functa.storage.places.address import MAX_STAGE_BYTES, is_address, readable
 from functa.storage.places.location import Location
 from functa.storage.places.reused import output_of
-from functa.storage.runs.checkpoints import newest_metadata
+from functa.storage.runs.checkpoints import trained_metadata
 from functa.storage.runs.owner import host_of, lives_here, this_process
 
 
@@ -106,7 +106,7 @@ def output_exists(record: StageRecord, root: Location) -> bool:
         return root.exists("metrics.json") and root.exists("report.html") and output.exists("run.json")
     if record.stage == "encode":
         return _is_committed(output, int(record.figures.get("info", {}).get("version", 0)))
-    metadata = newest_metadata(output)
+    metadata = trained_metadata(output)
     return (
         metadata is not None
         and bool(metadata.get("finished"))
@@ -160,4 +160,4 @@ def _any_output(record: StageRecord, root: Location) -> bool:
         return record.state == "finished" and output.exists("run.json")
     if record.stage == "encode":
         return output.exists("zarr.json")
-    return newest_metadata(output) is not None
+    return trained_metadata(output) is not None

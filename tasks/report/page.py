@@ -13,8 +13,8 @@ from markupsafe import Markup
 from functa.storage.errors import printable
 from functa.tasks.report import chart_style, pixels, words
 from functa.tasks.report.blocks import Drawing, Pictures, Pixels, ReportData, Section, Sheet, Table
-from functa.tasks.report.cards import Card, cards
-from functa.tasks.report.summary import TERMS, summary, warnings
+from functa.tasks.report.overview.cards import Card, cards
+from functa.tasks.report.overview.summary import TERMS, summary, warnings
 
 MAX_ROWS = 200  # of a table whose length the data decides
 

@@ -15,9 +15,9 @@ from functa.storage.runs.curve import read_curve
 from functa.tasks.evaluation.evaluator_input import all_arrays, read_arrays
 from functa.tasks.report.blocks import ReportData
 from functa.tasks.report.files import page_files
+from functa.tasks.report.overview.summary import title
 from functa.tasks.report.page import write_report
 from functa.tasks.report.sections import report_sections
-from functa.tasks.report.summary import title
 from functa.tasks.stage_table import STAGES
 
 

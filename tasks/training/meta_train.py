@@ -18,7 +18,7 @@ from functa.models.field.inner import InnerLoop
 from functa.models.measures.metrics import psnr_of_errors
 from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
-from functa.storage.runs.checkpoints import newest_metadata
+from functa.storage.runs.checkpoints import trained_metadata
 from functa.tasks.config import MetaTrainConfig
 from functa.tasks.inputs.pictures import Pictures, as_float
 from functa.tasks.inputs.prefetch import Prefetcher
@@ -37,7 +37,7 @@ def run(job: MetaTrainJob, emit: Emit) -> dict[str, Any]:
 
     Raises StorageError if the output holds another field whose training has finished.
     """
-    stored = newest_metadata(open_location(job.output))
+    stored = trained_metadata(open_location(job.output))
     if stored is not None and stored.get("finished"):  # an unfinished one is replaced
         refuse_other_field(job.output, stored, job.field)
     ranks = join_ranks(job)

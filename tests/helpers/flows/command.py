@@ -13,11 +13,11 @@ from functa.flows.cli.main import main
 PROJECT = Path(__file__).parents[3]
 
 
-def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+def here(*arguments: str, folder: Path = PROJECT) -> subprocess.CompletedProcess[str]:
     """Run the command in this process, which has torch loaded: for tests of its output and status alone."""
     out, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        patch.chdir(PROJECT)
+        patch.chdir(folder)
         patch.setattr(sys, "argv", ["functa", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from functa.tasks.report.blocks import ReportData
-from functa.tasks.report.summary import summary, title, warnings
+from functa.tasks.report.overview.summary import summary, title, warnings
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Any
 
 from functa.tasks.evaluation.catalogue import SPACES
 from functa.tasks.report.blocks import ReportData
-from functa.tasks.report.summary import shape_of
+from functa.tasks.report.overview.summary import shape_of
 from functa.tasks.report.words import number, show
 
 
