@@ -36,7 +36,7 @@ def fetch(address: str, to: str, progress: Progress = lambda done, of: None) -> 
     if hub_address(address) is None:
         check_inside(open_location(address), destination)
     target = FolderTarget(destination, [*files, *cards])
-    destination.preflight_write(origin.manifest.bytes)
+    destination.preflight_write(origin.manifest.size)
 
     def copy(path: str) -> None:
         if not (destination.exists(path) and vouch(destination.read(path)) == files[path]):

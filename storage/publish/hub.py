@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError, one_line
 from functa.storage.functaset.records import vouch
@@ -40,6 +40,12 @@ class HubAddress:
         at = f"@{self.revision}" if self.revision else ""
         return f"hf://{'datasets/' if self.kind == 'dataset' else ''}{self.repo}{at}"
 
+    @property
+    def url(self) -> str:
+        """Return the address of its page."""
+        endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        return f"{endpoint.rstrip('/')}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
+
     def of_kind(self, kind: Literal["model", "dataset"]) -> "HubAddress":
         """Return the address with its kind."""
         return replace(self, kind=kind)
@@ -56,6 +62,16 @@ def hub_address(text: str) -> HubAddress | None:
     return HubAddress(found[2], kinds.get(found[1]), found[3])
 
 
+def check_writable(address: HubAddress) -> None:
+    """Raise StorageError, before anything is read, where nothing could be uploaded: no token, an old revision."""
+    from huggingface_hub import get_token
+
+    if address.revision:
+        raise StorageError(f"{address}: an export makes a new revision; leave @{address.revision} out")
+    if get_token() is None:
+        raise StorageError(f"{address}: needs a token of the hub: run `hf auth login`, or set HF_TOKEN")
+
+
 class HubTarget:
     """A repository that is new, empty or holds a part of the same export; with `replaces` any export.
 
@@ -64,19 +80,14 @@ class HubTarget:
     """
 
     def __init__(self, address: HubAddress, paths: list[str], private: bool = False, replaces: bool = False) -> None:
-        from huggingface_hub import get_token
         from huggingface_hub.errors import RepositoryNotFoundError
         from huggingface_hub.hf_api import RepoFile
 
         self.address, self._repo, self._replaces = str(address), address, replaces
         self._api = _api()
-        if get_token() is None:
-            raise StorageError(f"{address}: needs a token of the hub: run `hf auth login`, or set HF_TOKEN")
-        if address.revision:
-            raise StorageError(f"{address}: an export makes a new revision; leave @{address.revision} out")
         with _answers(address):
             where: dict[str, Any] = {"repo_id": address.repo, "repo_type": address.kind}
-            everything = {"recursive": True}
+            everything: dict[str, Any] = {"recursive": True}
             try:
                 info = self._api.repo_info(**where)  # answers at once where a listing tries again for half a minute
                 listed = list(self._api.list_repo_tree(**where, **everything))
@@ -113,7 +124,7 @@ class HubTarget:
         if self._batch or self._obsolete:
             self._commit("Export", self._obsolete)
 
-    def _before(self, revision: str) -> Manifest:
+    def _before(self, revision: str | None) -> Manifest:
         """Return the manifest of the export that is to be replaced: what else lies there stays."""
         at = replace(self._repo, revision=revision)
         return parse_manifest(_downloaded(self._api, at, MANIFEST), f"{self.address}/{MANIFEST}")
@@ -197,7 +208,7 @@ def _downloaded(api: "HfApi", address: HubAddress, path: str) -> bytes:
 
 def _api() -> "HfApi":
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub.utils import disable_progress_bars, logging  # type: ignore[attr-defined]  # exports neither
 
     disable_progress_bars()
     logging.set_verbosity_error()  # its retries are no news; where they fail, the error is
@@ -218,7 +229,7 @@ def _answers(address: HubAddress) -> Iterator[None]:
     """Translate what the hub's client raises."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    (of_client, *_) = HfHubHTTPError.__bases__  # what its HTTP library raises where no answer comes
+    of_client = cast(type[Exception], HfHubHTTPError.__bases__[0])  # its HTTP library's, where no answer comes
     try:
         yield
     except StorageError:

@@ -18,6 +18,8 @@ MANIFEST, CARD = "functa.json", "README.md"
 
 Kind = Literal["root", "functaset", "photographs", "latents"]
 
+Layout = Literal["parquet", "webdataset", "datasets"]  # formats of latents alone (formats/table.py)
+
 LICENCE = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$"
 
 
@@ -41,8 +43,8 @@ class Manifest(Record):
     cards: tuple[Annotated[Path, Field(pattern=rf"(^|/){CARD}$")], ...] = ()
 
     @property
-    def bytes(self) -> int:
-        """Return the bytes of all files."""
+    def size(self) -> int:
+        """Return the bytes of all files together."""
         return sum(record.bytes for record in self.files.values())
 
     def stored(self, name: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,8 @@ def follow(folder: Path) -> dict[str, str]:
     return printed
 
 
-def test_the_page_can_be_followed(folder: Path) -> None:
+def test_the_page_can_be_followed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     with stub_hub() as hub:
         printed = follow(folder)
     assert len(hub.model("lab/digits-functa").revisions) == 2  # replaced by the same
@@ -47,4 +49,11 @@ def test_the_page_can_be_followed(folder: Path) -> None:
     assert len(list((folder / "pictures").glob("*.png"))) == 16
     assert len(list((folder / "samples").glob("sample-*.png"))) == 4
     assert Functaset.open(folder / "latents").rows("train") == 200
+    for name in ("digits-parquet", "digits-tars", "digits-arrow"):
+        assert (folder / name / "croissant.json").is_file()
+    names: dict[str, Any] = {}
+    for block in blocks(PAGE, "python"):
+        exec(compile(block.text, str(block), "exec"), names)
+    train = Functaset.open(folder / "functa-runs/digits").load("train")
+    assert names["first"]["train/key"].decode() == train.keys[0]
     assert "Thanks to the people" in (folder / "digits-latents-2/README.md").read_text()

@@ -6,6 +6,7 @@ from cyclopts import Parameter
 
 from functa.flows.cli.progress import ProgressLine
 from functa.flows.server.console import print_line
+from functa.storage.publish.manifest import Layout
 
 KINDS = {"root": "a root", "functaset": "a functaset", "photographs": "a store of photographs", "latents": "latents"}
 
@@ -16,6 +17,10 @@ def export(
     to: Annotated[
         str, Parameter(help="A folder or s3://; of the hub hf://USER/NAME, or hf://datasets/USER/NAME for data alone.")
     ],
+    layout: Annotated[
+        Layout | None,
+        Parameter(name="--format", help="Latents alone, for readers that know neither Zarr nor functa."),
+    ] = None,
     licence: Annotated[str | None, Parameter(help="SPDX identifier for the cards, such as CC-BY-4.0.")] = None,
     private: Annotated[bool, Parameter(help="A new repository of the hub is private.", negative="")] = False,
     replace: Annotated[
@@ -30,7 +35,7 @@ def export(
     from functa.tasks.report.publish.export import export as write
 
     with ProgressLine("exporting", "files") as show:
-        done = write(Request(source, to, licence, private, replace), show)
+        done = write(Request(source, to, licence, private, replace, layout), show)
     print_line(f"{done.address}: {KINDS[done.kind]}, {done.files} files of {done.bytes / 1e6:.1f} MB; "
                f"functa fetch {done.address} --to FOLDER copies it")  # fmt: skip
     return 0
@@ -46,6 +51,6 @@ def fetch(
 
     with ProgressLine("fetching", "files") as show:
         manifest = copy(address, to, show)
-    what = f"{KINDS[manifest.kind]}, {len(manifest.files)} files of {manifest.bytes / 1e6:.1f} MB, digests checked"
+    what = f"{KINDS[manifest.kind]}, {len(manifest.files)} files of {manifest.size / 1e6:.1f} MB, digests checked"
     print_line(f"{to}: {what}; licence {manifest.licence}")
     return 0

@@ -5,23 +5,26 @@ left out: optimiser states, processes, runs, and the folders above the images.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from functa.storage.errors import StorageError
+from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.records import read_vouched
 from functa.storage.places.address import MAX_STAGE_BYTES, open_location, readable
 from functa.storage.places.location import Location
+from functa.storage.publish.formats.table import check_installed, files_in_format
 from functa.storage.publish.functaset_files import check_whole, functaset_files
-from functa.storage.publish.manifest import MANIFEST, Kind, Manifest
+from functa.storage.publish.manifest import MANIFEST, Kind, Layout, Manifest
 from functa.storage.runs.curve import CURVE
 from functa.storage.runs.stage_records import StageRecord, output_location, read_record
 from functa.storage.runs.weights import SIDECAR, WEIGHTS, read_weights
-from functa.tasks.inference.photographs.store import functasets_of_store
+from functa.tasks.inference.photographs.store import functasets_of_store, only_functaset
 from functa.tasks.stage_output import stage_output
 from functa.tasks.stage_table import STAGES
 
@@ -34,11 +37,15 @@ Read = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Contents:
-    """The files of an export by their paths, read when they are written, and its functasets by their folders in it."""
+    """The files of an export by their paths, read when they are written, and its functasets by their folders in it.
+
+    layout: the format of its latents.
+    """
 
     kind: Kind
     files: dict[str, Read]
     functasets: dict[str, Location] = field(default_factory=dict)
+    layout: Layout | Literal["zarr"] = "zarr"
 
 
 def contents_of(uri: str, data_only: bool = False) -> Contents:
@@ -47,13 +54,31 @@ def contents_of(uri: str, data_only: bool = False) -> Contents:
     Raises StorageError: none of these, or damaged.
     """
     location = open_location(uri)
-    if any(read_record(location, stage) is not None for stage in STAGES):
+    if _is_root(location):
         return _of_functaset(stage_output(location, "encode")) if data_only else _of_root(location)
     found = functasets_of_store(uri)
     if found:
         places = {each.rpartition("/")[2]: open_location(each) for each in found}
         return Contents("photographs", _of_functasets(places), places)
     return _of_functaset(location)
+
+
+@contextmanager
+def latents_of(uri: str, layout: Layout) -> Iterator[Contents]:
+    """Give the latents of a root or a functaset in another format, until the block ends.
+
+    Raises StorageError: a store of several functasets, a damaged one, a package that is not installed.
+    """
+    check_installed(layout)
+    location = open_location(uri)
+    location = stage_output(location, "encode") if _is_root(location) else open_location(only_functaset(uri))
+    check_whole(location)
+    with files_in_format(Functaset.open(location), layout) as files:
+        yield Contents("latents", files, {"": location}, layout)
+
+
+def _is_root(location: Location) -> bool:
+    return any(read_record(location, stage) is not None for stage in STAGES)
 
 
 def _of_functaset(location: Location) -> Contents:

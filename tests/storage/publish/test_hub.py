@@ -10,7 +10,7 @@ import pytest
 from functa.storage.errors import DamagedObject, MissingObject, StorageError, TransientError
 from functa.storage.publish import hub as hub_module
 from functa.storage.publish.fetch import fetch
-from functa.storage.publish.hub import HubTarget, hub_address
+from functa.storage.publish.hub import HubTarget, check_writable, hub_address
 from tests.helpers.storage.functasets import tree
 from tests.helpers.storage.stub_hub import READER, StubHub, stub_hub
 from tests.storage.publish.test_fetch import exported
@@ -128,11 +128,23 @@ def test_a_file_that_is_not_the_manifests_is_refused(hub: StubHub, source: Path,
     assert not (tmp_path / "copy/functa.json").exists()
 
 
-def test_without_a_token_nothing_is_sent(hub: StubHub, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(StorageError, match=r"needs a token of the hub: run `hf auth login`, or set HF_TOKEN"):
-        upload(source, "hf://lab/digits")
+def test_without_a_token_nothing_is_written(hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("hf://lab/digits", "hf://datasets/lab/digits"):
+        found = hub_address(address)
+        assert found is not None
+        check_writable(found)
+        with monkeypatch.context() as patch:
+            patch.delenv("HF_TOKEN")
+            with pytest.raises(StorageError, match=r"needs a token of the hub: run `hf auth login`, or set HF_TOKEN"):
+                check_writable(found)
     assert hub.requests == []
+
+
+def test_nothing_is_uploaded_into_an_old_revision() -> None:
+    found = hub_address("hf://lab/digits@0123abc")
+    assert found is not None
+    with pytest.raises(StorageError, match="an export makes a new revision; leave @0123abc out"):
+        check_writable(found)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,15 @@ def test_a_functaset_becomes_data_whatever_its_address(store: Path, tmp_path: Pa
     assert again.address == "hf://datasets/lab/second"
 
 
+def test_without_a_token_the_command_ends_before_anything_is_read(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage(store / "zarr.json", "flipped")
+    with stub_hub() as hub:
+        monkeypatch.delenv("HF_TOKEN")
+        line = error_line(here("export", str(store), "--to", "hf://lab/latents", "--licence", "MIT"), 1)
+        assert "hf://lab/latents: needs a token of the hub" in line
+        assert hub.requests == []
+
+
 @pytest.mark.parametrize("option", ["--private", "--replace"])
 def test_options_of_the_hub_are_refused_for_a_folder(store: Path, tmp_path: Path, option: str) -> None:
     line = error_line(here("export", str(store), "--to", str(tmp_path / "out"), "--licence", "MIT", option), 2)
@@ -136,7 +145,7 @@ def test_a_functaset_is_exported_as_its_versions_name_it(store: Path, tmp_path: 
     (store / "notes.txt").write_text("mine")
     plan(open_location(str(store)), n=4, first=100)  # of an encoding at work
     out = published(store, tmp_path / "out")
-    cards = ("README.md", "functa.json")
+    cards = ("README.md", "functa.json", "croissant.json")
     assert {path: digest for path, digest in tree(out).items() if path not in cards} == before
     assert verify(open_location(str(out)), deep=True).bad == []
     ours, theirs = (Functaset.open(each).load("train") for each in (store, out))
