@@ -26,7 +26,7 @@ from functa.flows.config.load import load_config
 from functa.flows.config.presets import preset_names
 from functa.flows.config.schema import PipelineConfig
 from functa.models.latents.classifier import classification_loss, decay_groups
-from functa.models.latents.diffusion import Draw, diffusion_loss, draw, loss_tables
+from functa.models.latents.diffusion import Draw, diffusion_loss, draw, training_process
 from functa.storage.images.sources import known_shape
 from functa.storage.places.address import open_location
 from functa.tasks.training import loop
@@ -87,14 +87,14 @@ class Piece:
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(decay_groups(model, plain.weight_decay), lr=1e-3)
         else:
             optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-            tables = loss_tables(plain.process, self.device)
+            process = training_process(plain.process, self.device)
         generator = torch.Generator(self.device).manual_seed(0)
 
         def loss() -> Tensor:
             if self.kind == "classifier":
                 return classification_loss(model(z), labels, plain.label_smoothing)
             drawn: Draw = draw(plain.process, z.shape, generator)
-            return diffusion_loss(model, tables, z, labels if self.classes else None, drawn, self.classes)
+            return diffusion_loss(model, process, z, labels if self.classes else None, drawn, self.classes)
 
         def step() -> float:
             optimizer.zero_grad()

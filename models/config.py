@@ -218,9 +218,26 @@ class DenoiserConfig(Config):
         return self
 
 
-class DiffusionConfig(Config):
-    """Discrete-time DDPM with noise prediction (App. C, C.4)."""
+Sampler = Literal["ddpm", "dpmpp", "heun"]
 
+SAMPLERS: dict[str, tuple[Sampler, ...]] = {"ddpm": ("ddpm", "dpmpp"), "edm": ("heun",), "flow": ("heun",)}
+
+DDPM_ONLY = ("timesteps", "schedule", "timestep_ratio", "weighted", "variance")
+
+HEUN_STEPS = 18  # EDM's number for 32x32 images
+
+
+class DiffusionConfig(Config):
+    """Discrete-time DDPM with noise prediction (App. C, C.4); or EDM, or rectified flow."""
+
+    kind: Literal["ddpm", "edm", "flow"] = Field(
+        "ddpm", description="DDPM (the paper), EDM (Karras et al. 2022), or rectified flow (Liu et al. 2022).",
+        json_schema_extra=ADDED,
+    )  # fmt: skip
+    sigma_data: float = Field(
+        1.0, gt=0, le=1000, description="edm: standard deviation of normalised latents. Where it is not given: "
+        "1 / normalization.gamma.", json_schema_extra=ADDED,
+    )  # fmt: skip
     timesteps: int = Field(1000, ge=2, le=10000, description="Diffusion steps T.")
     schedule: Literal["cosine", "linear"] = Field("cosine", description="Noise schedule.")
     timestep_ratio: float = Field(
@@ -231,17 +248,41 @@ class DiffusionConfig(Config):
     )
     label_drop: float = Field(0.2, ge=0, le=1, description="Share of training labels replaced by the dummy class.")
     conditional: bool = Field(True, description="Whether the denoiser sees class labels.")
-    sampler: Literal["ddpm", "dpmpp"] = Field(
-        "ddpm", description="Ancestral DDPM (the paper), or DPM-Solver++ 2M for development."
+    sampler: Sampler = Field(
+        "ddpm", description="ddpm: ancestral (the paper), or dpmpp, DPM-Solver++ 2M, for development. edm, flow: heun."
     )
-    sampling_steps: int = Field(1000, ge=2, le=10000, description="Denoiser calls per sample.")
+    sampling_steps: int = Field(
+        1000, ge=2, le=10000, description="Steps per sample, of one denoiser call each; heun: two, but in the last. "
+        f"Where it is not given: {HEUN_STEPS} for heun.",
+    )  # fmt: skip
     guidance: float = Field(1.0, ge=0, le=100, description="Classifier-free guidance: 0 unconditional, 1 conditional.")
     clip: float | None = Field(None, gt=0, description="The x0 estimate is clipped to +- this; null: not clipped.")
     variance: Literal["fixed_small", "fixed_large"] = Field("fixed_large", description="Of the DDPM sampler.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sampler_goes_with_kind(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("kind") in ("edm", "flow"):
+            return {"sampler": "heun", "sampling_steps": HEUN_STEPS} | data
+        return data
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> "DiffusionConfig":
+        if self.sampler not in SAMPLERS[self.kind]:
+            fitting = " or ".join(SAMPLERS[self.kind])
+            steps = f" and sampling_steps={HEUN_STEPS}" if fitting == "heun" else ""
+            raise ValueError(f"sampler={self.sampler} does not fit kind={self.kind}: set sampler={fitting}{steps}")
+        foreign = DDPM_ONLY if self.kind != "ddpm" else ()
+        foreign += ("sigma_data",) if self.kind != "edm" else ()
+        for name in foreign:
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(f"{name}={value} means nothing to kind={self.kind}: leave it at {default}")
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> "DiffusionConfig":
-        if self.sampling_steps > self.timesteps:
+        if self.kind == "ddpm" and self.sampling_steps > self.timesteps:
             raise ValueError(f"sampling_steps {self.sampling_steps} exceeds timesteps {self.timesteps}")
         if not self.conditional and self.guidance != 1:
             raise ValueError("guidance needs a conditional model: set conditional=true or guidance=1")
@@ -258,3 +299,8 @@ class DiffusionConfig(Config):
     def labelled(self) -> bool:
         """True where a sample is one of a class: at guidance 0 a conditional model draws unconditional ones."""
         return self.conditional and self.guidance != 0
+
+    @property
+    def calls(self) -> int:
+        """Denoiser calls per sample, those without the label not counted."""
+        return 2 * self.sampling_steps - 1 if self.sampler == "heun" else self.sampling_steps

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from functa.models.config import (
     ADDED,
@@ -13,6 +13,7 @@ from functa.models.config import (
     DenoiserConfig,
     DiffusionConfig,
     NormalizationConfig,
+    Sampler,
 )
 from functa.storage.config import QuantizationConfig
 
@@ -197,6 +198,19 @@ class TrainDiffusionConfig(LatentTrainingConfig):
     process: DiffusionConfig = Field(DiffusionConfig(), title="Diffusion process")
     model: DenoiserConfig = Field(DenoiserConfig(), title="Denoiser model")
 
+    @field_validator("process")
+    @classmethod
+    def _spread_of_latents(cls, process: DiffusionConfig, info: ValidationInfo) -> DiffusionConfig:
+        normalization: NormalizationConfig | None = info.data.get("normalization")
+        if process.kind != "edm" or "sigma_data" in process.model_fields_set or normalization is None:
+            return process
+        if normalization.kind == "fixed":
+            raise ValueError(
+                f"kind=edm needs the standard deviation of normalised latents, which dividing by "
+                f"factor={normalization.factor:g} does not tell: set sigma_data, or another normalization.kind"
+            )
+        return process.model_copy(update={"sigma_data": 1 / normalization.gamma})
+
 
 class DispatchConfig(Config):
     """Devices, workers and retries of tasks. Not part of any digest."""
@@ -280,7 +294,7 @@ class SampleRequest(Config):
     count: int = Field(ge=1)
     label: Annotated[int, Field(ge=0)] | str | None = None  # a class's number, or its name
     guidance: float | None = None
-    sampler: Literal["ddpm", "dpmpp"] | None = None
+    sampler: Sampler | None = None
     steps: int | None = None
     seed: int = Field(0, ge=0)
     resolution: int | None = Field(None, ge=1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from functa.models.config import ClassifierConfig, DenoiserConfig, FieldConfig, InnerConfig
 from functa.models.field.field import Field
 from functa.models.latents.classifier import build_classifier, build_pixel_classifier
-from functa.models.latents.denoiser import build_denoiser
+from functa.models.latents.denoiser import build_denoiser, time_numbers
 from functa.models.latents.normalize import Normalizer
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
@@ -68,7 +68,8 @@ def load_denoiser(uri: str) -> tuple[nn.Module, Normalizer, dict[str, Any]]:
     """
     weights, meta = _trained_weights(uri, *DENOISER)
     config = DenoiserConfig.model_validate(meta["model"])
-    return _latent_model(build_denoiser(config, tuple(meta["latent_shape"]), meta["classes"]), weights, meta)
+    model = build_denoiser(config, tuple(meta["latent_shape"]), meta["classes"], time_numbers(weights))
+    return _latent_model(model, weights, meta)
 
 
 def _latent_model(

@@ -18,6 +18,7 @@ from functa.flows.cli.progress import ProgressLine
 from functa.flows.cli.stages import stage_command
 from functa.flows.config.schema import ConfigError
 from functa.flows.server.console import print_line
+from functa.models.config import Sampler
 from functa.storage.places.address import open_location
 from functa.tasks.config import SampleRequest
 from functa.tasks.inference.photographs.store import functasets_by_size
@@ -190,11 +191,14 @@ def sample(
         Parameter(help="Classifier-free guidance: 0 unconditional, 1 conditional; default: that of the root's config."),
     ] = None,
     sampler: Annotated[
-        Literal["ddpm", "dpmpp"] | None,
-        Parameter(help="Ancestral DDPM, or DPM-Solver++ for few steps; default: that of the root's config."),
+        Sampler | None,
+        Parameter(
+            help="Ancestral DDPM, or DPM-Solver++ for few steps; heun for EDM and rectified flow; default: that of the "
+            "root's config."
+        ),
     ] = None,
     steps: Annotated[
-        int | None, Parameter(converter=whole, help="Denoiser calls per sample; default: as in the root's config.")
+        int | None, Parameter(converter=whole, help="Steps per sample; default: as in the root's config.")
     ] = None,
     seed: Annotated[int, Parameter(converter=whole, help="Sample i depends on seed and i alone.")] = 0,
     resolution: Resolution = None,

@@ -69,7 +69,7 @@ def sampling_flops(config: PipelineConfig, denoiser: Cost, resolution: int, chan
     process = config.diffusion.process
     halves = 2 if process.conditional and process.guidance not in (0, 1) else 1  # with and without the label
     decoded = forward_flops(config.field, (resolution, resolution), channels)
-    return config.evaluation.samples * (process.sampling_steps * halves * denoiser.flops + decoded)
+    return config.evaluation.samples * (process.calls * halves * denoiser.flops + decoded)
 
 
 def requests(config: PipelineConfig, images: Mapping[str, int]) -> dict[str, Any]:

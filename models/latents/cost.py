@@ -81,7 +81,7 @@ def _unet_cost(config: DenoiserConfig, latent_shape: tuple[int, int, int], class
         attention = _attention(widths[level], pixels[level]) if attends else Cost()
         return sum((_residual(n, widths[level], pixels[level], time) + attention for n in inputs), Cost())
 
-    total = _convolution(channels, widths[0], pixels[0]) + _time(widths[0], time, classes)
+    total = _convolution(channels, widths[0], pixels[0]) + _time(config.channels, time, classes)
     width, kept = widths[0], [widths[0]]
     for level in levels:
         total += blocks([width] + [widths[level]] * (config.blocks - 1), level)

@@ -1,6 +1,7 @@
 """Denoisers: ADM's UNet (Dhariwal & Nichol 2021; Table 6), which diffusers' UNet2DModel is, and ResidualMLP (B.1)."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ class Denoiser(nn.Module):
         self.unet = unet
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Noisy latents [B, s, s, c], timesteps int64 [B], labels int64 [B] (K: no label) -> noise [B, s, s, c].
+        """Noisy latents [B, s, s, c], times [B], labels int64 [B] (K: no label) -> noise [B, s, s, c].
 
         A network with classes always wants labels, one without never (ValueError).
         """
@@ -48,7 +49,7 @@ class ResidualMLP(nn.Module):
         self.end = _zeroed(nn.Linear(width, numbers))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Noisy latents [B, s, s, c], timesteps int64 [B], labels int64 [B] (K: no label) -> noise [B, s, s, c].
+        """Noisy latents [B, s, s, c], times [B], labels int64 [B] (K: no label) -> noise [B, s, s, c].
 
         A network with classes always wants labels, one without never (ValueError).
         """
@@ -78,17 +79,20 @@ class _ResidualBlock(nn.Module):
         return cast(Tensor, x + self.linears[1](self.dropout(F.silu(self.norms[1](hidden)))))
 
 
-def build_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int], classes: int | None) -> nn.Module:
+def build_denoiser(
+    config: DenoiserConfig, latent_shape: tuple[int, int, int], classes: int | None, time_numbers: int | None = None
+) -> nn.Module:
     """The noise-predicting network. With classes it has K + 1 label embeddings: id K is the dummy of guidance.
 
-    Attention is given by resolution (8 = on the 8x8 level), as ADM's flags are read. The time embedding's inner width
-    follows the finest level, which for a first multiplier of 2 is 2 x channels (ADM: channels): +0.4M parameters.
-    What ADM starts at zero starts at zero. Raises ValueError where the configuration does not fit the latent.
+    Attention is given by resolution (8 = on the 8x8 level), as ADM's flags are read. What ADM starts at zero starts at
+    zero. `time_numbers` is the width of a UNet's sinusoid: None for ADM's, the base channels; earlier versions had that
+    of the finest level. Raises ValueError where the configuration does not fit the latent.
     """
     check_denoiser(config, latent_shape)
     if config.kind == "mlp":
         return ResidualMLP(math.prod(latent_shape), config, classes)
     from diffusers import UNet2DModel
+    from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
     attends = [latent_shape[0] >> level in config.attention for level in range(len(config.multipliers))]
     unet: Any = UNet2DModel(
@@ -110,8 +114,18 @@ def build_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int], c
         num_class_embeds=None if classes is None else classes + 1,
         dropout=config.dropout,
     )
+    numbers = time_numbers or config.channels
+    if numbers != config.channels * config.multipliers[0]:  # what diffusers takes
+        unet.time_proj = Timesteps(numbers, flip_sin_to_cos=True, downscale_freq_shift=0)
+        unet.time_embedding = TimestepEmbedding(numbers, 4 * config.channels)
     _start_at_zero(unet)
     return Denoiser(unet)
+
+
+def time_numbers(weights: Mapping[str, Tensor]) -> int | None:
+    """Return the width of the sinusoid that a UNet's weights were trained with; None for those of a ResidualMLP."""
+    first = weights.get("unet.time_embedding.linear_1.weight")
+    return None if first is None else first.shape[1]
 
 
 def check_denoiser(config: DenoiserConfig, latent_shape: tuple[int, int, int]) -> None:

@@ -1,14 +1,14 @@
-"""Discrete-time diffusion on normalised latents: noise schedule, training loss, guidance, samplers (App. C, C.4).
+"""Diffusion on normalised latents: DDPM's noise schedule, training loss, guidance, samplers (App. C, C.4).
 
 The noise table is ours, in float64, and serves training and both samplers alike. The ancestral step is five numbers
 per step from that table (diffusers' DDPMScheduler draws its noise itself, so a sample would depend on its batch);
-DPM-Solver++ is diffusers'.
+DPM-Solver++ is diffusers'. EDM and rectified flow, which share loss, guidance and seeds, are in continuous.py.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 
 from functa.models.compute.randomness import gaussian_noise
 from functa.models.config import DiffusionConfig
+from functa.models.latents.continuous import Edm, Flow, Predict, Progress, Task, continuous_process, heun
 
-Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x [B, s, s, c], t [B], labels [B]) -> eps [B, s, s, c]
-
-Predict = Callable[[Tensor, Tensor], Tensor]  # the same, labels and guidance bound
-
-Progress = Callable[[int, int], None]  # (steps done, steps in all)
+# (x [B, s, s, c], t [B], labels [B]) -> the noise [B, s, s, c], of edm and flow their targets. Predict is the same with
+# labels and guidance bound.
+Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 # Where DPM-Solver++ starts: log(alpha / sigma). Nearer to pure noise the cosine schedule's x0 estimate multiplies the
 # network's error by up to 2e4, which no later deterministic step repairs (diffusers PR 3314).
@@ -59,6 +58,16 @@ class Tables(NamedTuple):
     noise: Tensor
     weight: Tensor
 
+    def task(self, x0: Tensor, noise: Tensor, t: Tensor) -> Task:
+        """The network's task at timesteps int64 [B]."""
+        signal_t, noise_t = (table[t][:, None, None, None] for table in (self.signal, self.noise))
+        return Task(signal_t * x0 + noise_t * noise, t, noise)
+
+
+def training_process(config: DiffusionConfig, device: torch.device | str) -> Tables | Edm | Flow:
+    """Return what diffusion_loss needs to know of the process; tables lie on the device."""
+    return loss_tables(config, device) if config.kind == "ddpm" else continuous_process(config)
+
 
 def loss_tables(config: DiffusionConfig, device: torch.device | str) -> Tables:
     """Return the config's tables. Weights are 1; with `weighted` 1 / (T p(t)): the expected loss is that of r = 1."""
@@ -68,14 +77,15 @@ def loss_tables(config: DiffusionConfig, device: torch.device | str) -> Tables:
 
 
 class Draw(NamedTuple):
-    """The random numbers of a batch's loss: timesteps int64 [B], noise [B, s, s, c], dropped labels bool [B]."""
+    """The random numbers of a batch's loss: timesteps int64 [B] (edm, flow: levels, float32), noise [B, s, s, c], and
+    dropped labels bool [B]."""
 
     t: Tensor
     noise: Tensor
     dropped: Tensor
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _cumulative(config: DiffusionConfig, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # or the cached tensor could never be trained with
         return timestep_probabilities(config).cumsum(0).to(device)
@@ -91,15 +101,22 @@ def sample_timesteps(config: DiffusionConfig, n: int, generator: torch.Generator
 def draw(config: DiffusionConfig, shape: Sequence[int], generator: torch.Generator) -> Draw:
     """Draw them for a batch [B, s, s, c], on the generator's device: on the one that computes, the host never waits."""
     device = generator.device
-    t = sample_timesteps(config, shape[0], generator)
+    discrete = config.kind == "ddpm"
+    draw_times = partial(sample_timesteps, config) if discrete else continuous_process(config).draw_levels
+    t = draw_times(shape[0], generator)
     noise = torch.randn(tuple(shape), generator=generator, device=device)
     return Draw(t, noise, torch.rand(shape[0], generator=generator, device=device) < config.label_drop)
 
 
 def diffusion_loss(
-    denoiser: Denoise, tables: Tables, x0: Tensor, labels: Tensor | None, drawn: Draw, classes: int | None
+    denoiser: Denoise,
+    process: Tables | Edm | Flow,
+    x0: Tensor,
+    labels: Tensor | None,
+    drawn: Draw,
+    classes: int | None,
 ) -> Tensor:
-    """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14), a scalar.
+    """Mean squared error of the predicted noise (Ho et al. 2020, eq. 14), of edm and flow of their targets; a scalar.
 
     x0: normalised latents [B, s, s, c]. labels int64 [B], of which the drawn ones become the dummy class K (C.1);
     None for an unconditional denoiser. All tensors are on one device. Ratio sampling of timesteps is weighted back
@@ -109,10 +126,9 @@ def diffusion_loss(
         if classes is None:
             raise ValueError("labels need the number of classes: the dummy label is the one after the last")
         labels = labels.masked_fill(drawn.dropped, classes)
-    signal_t, noise_t, weight = (table[drawn.t] for table in tables)  # [B] each
-    x_t = signal_t[:, None, None, None] * x0 + noise_t[:, None, None, None] * drawn.noise
-    predicted = denoiser(x_t, drawn.t, labels)
-    return (weight * (predicted.float() - drawn.noise).square().mean((1, 2, 3))).mean()
+    x_t, t, target = process.task(x0, drawn.noise, drawn.t)
+    errors = (denoiser(x_t, t, labels).float() - target).square().mean((1, 2, 3))  # [B]
+    return (process.weight[drawn.t] * errors).mean() if isinstance(process, Tables) else errors.mean()
 
 
 def guided(denoiser: Denoise, labels: Tensor | None, guidance: float, classes: int | None) -> Predict:
@@ -124,7 +140,7 @@ def guided(denoiser: Denoise, labels: Tensor | None, guidance: float, classes: i
         return lambda x, t: denoiser(x, t, None)
     dummy = classes
     if guidance == 0:
-        return lambda x, t: denoiser(x, t, torch.full_like(t, dummy))
+        return lambda x, t: denoiser(x, t, torch.full_like(t, dummy, dtype=torch.int64))
     if labels is None:
         raise ValueError(f"guidance {guidance:g} needs labels: give them, or guidance 0 for unconditional samples")
     if guidance == 1:
@@ -160,7 +176,7 @@ def sample(
     streams = torch.as_tensor(seeds, dtype=torch.int64).to(device)  # [N]
     predict = guided(denoiser, None if labels is None else labels.to(device), config.guidance, classes)
     x = gaussian_noise(streams, 0, latent_shape)  # [N, s, s, c]
-    sampler = _sample_ddpm if config.sampler == "ddpm" else _sample_dpmpp
+    sampler = {"ddpm": _sample_ddpm, "dpmpp": _sample_dpmpp, "heun": _sample_heun}[config.sampler]
     return sampler(predict, config, x, streams, progress or (lambda done, total: None))
 
 
@@ -236,6 +252,17 @@ def _sample_ddpm(predict: Predict, config: DiffusionConfig, x: Tensor, streams: 
             x = x + step.deviation * gaussian_noise(streams, done, tuple(x.shape[1:]))
         progress(done, len(steps))
     return x
+
+
+def _sample_heun(predict: Predict, config: DiffusionConfig, x: Tensor, streams: Tensor, progress: Progress) -> Tensor:
+    """Deterministic after the initial noise: streams are not drawn from."""
+    process = continuous_process(config)
+
+    def expected(x: Tensor, level: float) -> Tensor:
+        x0 = process.expected(predict, x, level)
+        return x0 if config.clip is None else x0.clamp(-config.clip, config.clip)
+
+    return heun(expected, process.levels(config.sampling_steps), x, progress)
 
 
 def _sample_dpmpp(predict: Predict, config: DiffusionConfig, x: Tensor, streams: Tensor, progress: Progress) -> Tensor:

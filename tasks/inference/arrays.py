@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import ValidationError
 from torch import Tensor
 
+from functa.models.config import Sampler
 from functa.tasks.config import SampleRequest
 from functa.tasks.inference.classify import BATCH, Row, classify_images, open_judge
 from functa.tasks.inference.open_models import load_field
@@ -78,7 +79,7 @@ def sample(
     *,
     label: int | str | None = None,
     guidance: float | None = None,
-    sampler: Literal["ddpm", "dpmpp"] | None = None,
+    sampler: Sampler | None = None,
     steps: int | None = None,
     seed: int = 0,
     resolution: int | None = None,
@@ -91,8 +92,8 @@ def sample(
         count: How many.
         label: Class of all samples, by number or name; None for the classes in turn.
         guidance: Classifier-free guidance; 0 is unconditional, 1 conditional; None for that of the root's config.
-        sampler: "ddpm" or "dpmpp"; None for that of the root's config.
-        steps: Denoiser calls for each sample; None for those of the root's config.
+        sampler: "ddpm" or "dpmpp", "heun" for models of kind edm and flow; None for that of the root's config.
+        steps: Steps for each sample; None for those of the root's config.
         seed: Sample i depends on the seed and on i alone.
         resolution: Pixels a side, a multiple of s; None for that of the images that the field was fitted to.
         device: "auto" (a GPU if there is one), "cpu" or "cuda:N".

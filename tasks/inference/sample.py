@@ -75,7 +75,7 @@ def _denoiser(model: nn.Module, job: SampleJob, meta: dict[str, Any], device: to
     halves = 1 if meta["classes"] is None or job.process.guidance in (0, 1) else 2
     model_config = DenoiserConfig.model_validate(meta["model"])
     one = size * denoiser_cost(model_config, tuple(meta["latent_shape"]), meta["classes"]).flops
-    work = float(one * halves * job.process.sampling_steps * -(-job.count // size))
+    work = float(one * halves * job.process.calls * -(-job.count // size))
     precision = trained.get("precision", "float32")
     mode = _compilation(job.compile or trained.get("compile", "auto"), device)
     function, _ = graphed(model, precision, mode, work, device, "diffusion.compile")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 from pydantic import ValidationError
 
-from functa.models.config import DiffusionConfig
+from functa.models.config import SAMPLERS, DiffusionConfig
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.places.address import open_location
@@ -93,7 +93,12 @@ def _process(location: Location, meta: Mapping[str, Any], request: SampleRequest
     for name in ("guidance", "label"):
         if not conditional and getattr(request, name) is not None:
             raise StorageError(f"{root}: its diffusion model is unconditional, so it takes no {name}")
-    if request.steps is not None and request.steps > trained.timesteps:
+    if request.sampler is not None and request.sampler not in SAMPLERS[trained.kind]:
+        raise StorageError(
+            f"sampler {request.sampler}: does not fit the model of {root}, whose process is {trained.kind}; choose "
+            f"{' or '.join(SAMPLERS[trained.kind])}"
+        )
+    if trained.kind == "ddpm" and request.steps is not None and request.steps > trained.timesteps:
         raise StorageError(
             f"steps {request.steps}: the model was trained on {trained.timesteps} timesteps; choose at most that"
         )

@@ -65,11 +65,11 @@ def resume(run: Run, average: nn.Module | None) -> int:
     checkpoint = load_checkpoint(run.output)
     if checkpoint is None:
         return 0
-    if checkpoint.metadata.get("digest") != run.metadata["digest"]:
+    tensors = {k: torch.from_numpy(v) for k, v in checkpoint.tensors.items()}
+    if checkpoint.metadata.get("digest") != run.metadata["digest"] or not _fits(run, tensors):
         if run.ranks.first:
             _start_again(run)
         return 0
-    tensors = {k: torch.from_numpy(v) for k, v in checkpoint.tensors.items()}
     run.learner.model.load_state_dict(tensors_below(tensors, "model."))
     if average is not None:
         average.load_state_dict(tensors_below(tensors, "average."))
@@ -83,6 +83,12 @@ def resume(run: Run, average: nn.Module | None) -> int:
     run.metadata |= {k: v for k, v in checkpoint.metadata.items() if k in ("seconds", "weights_digest")}
     logger.info("%s: resumed at step %d of %d", run.stage, checkpoint.step, run.config.steps)
     return checkpoint.step
+
+
+def _fits(run: Run, tensors: dict[str, torch.Tensor]) -> bool:
+    """Return whether the model has these shapes; of one config it may have had others in an earlier version."""
+    stored = {name: value.shape for name, value in tensors_below(tensors, "model.").items()}
+    return stored == {name: value.shape for name, value in run.learner.model.state_dict().items()}
 
 
 def _start_again(run: Run) -> None:

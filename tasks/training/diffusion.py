@@ -8,7 +8,7 @@ from torch import Tensor
 from functa.models.compute.randomness import mix, stage_number
 from functa.models.latents.cost import denoiser_cost
 from functa.models.latents.denoiser import build_denoiser
-from functa.models.latents.diffusion import Draw, diffusion_loss, draw, loss_tables
+from functa.models.latents.diffusion import Draw, diffusion_loss, draw, training_process
 from functa.storage.functaset.functaset import Functaset
 from functa.tasks.config import TrainDiffusionConfig
 from functa.tasks.inputs.batches import Batches, order_record, training_batches
@@ -58,7 +58,7 @@ def diffusion_learner(
 ) -> Learner:
     """Build the denoiser of the config, initialised from `seed`, and its step on these batches."""
     device, part = ranks.device, ranks.part(config.batch)
-    shape, process, tables = (config.batch, *latent_shape), config.process, loss_tables(config.process, device)
+    shape, process, tables = (config.batch, *latent_shape), config.process, training_process(config.process, device)
     cost = denoiser_cost(config.model, latent_shape, classes)
     work = step_work(cost, config, ranks)
     torch.manual_seed(seed)

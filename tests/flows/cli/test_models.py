@@ -89,12 +89,24 @@ def test_sampler_and_steps_can_be_chosen(root: Path, tmp_path: Path) -> None:
     assert not set(solved) & set(drawn(root, tmp_path / "default")[0])
 
 
+@pytest.mark.parametrize("kind", ["edm", "flow"])
+def test_models_of_other_processes_draw_by_heun(kind: str, root: Path, tmp_path: Path) -> None:
+    process = f"diffusion.process={{kind: {kind}, guidance: 2}}"
+    trained_root(tmp_path / "root", *OVERRIDES, process, "diffusion.steps=2", from_root=root)
+    default, how = drawn(tmp_path / "root", tmp_path / "default")
+    assert "(heun, 18 steps, guidance 2)" in how
+    assert len({*default, *drawn(tmp_path / "root", tmp_path / "few", "--steps", "3")[0]}) == 6
+    done = here("sample", str(tmp_path / "root"), "--count", "3", "--out", str(tmp_path / "no"), "--sampler", "ddpm")
+    assert f"whose process is {kind}; choose heun" in error_line(done, 1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "options", "line"),
     [
         ((), ["--resolution", "7"], "into 2 latent positions a side; choose a multiple of 2"),
         ((), ["--label", "10"], "label 10: the model has classes 0 to 9"),
         ((), ["--steps", "1001"], "steps 1001: the model was trained on 1000 timesteps"),
+        ((), ["--sampler", "heun"], "whose process is ddpm; choose ddpm or dpmpp"),
         (["diffusion.process.label_drop=0"], ["--guidance", "0"], "label_drop=0"),
         (["diffusion.process.label_drop=0"], ["--guidance", "3"], "label_drop=0"),
         (["diffusion.process.conditional=false"], ["--guidance", "1"], "unconditional, so it takes no guidance"),

@@ -9,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functa.flows.config.consistency import latent_surplus
-from functa.flows.config.digests import digest, inputs_of, require_stage, stage_config, stages_of
+from functa.flows.config.digests import chain_digests, digest, inputs_of, require_stage, stage_config, stages_of
 from functa.flows.config.load import load_config
 from functa.flows.config.presets import preset_names
 from functa.flows.config.schema import ConfigError
-from functa.models.config import FieldConfig
+from functa.models.config import DiffusionConfig, FieldConfig
 from functa.tasks.config import TrainClassifierConfig, TrainDiffusionConfig
 from functa.tasks.stage_table import STAGES
+
+EDM, HEUN = "diffusion.process.kind=edm", "diffusion.process.sampler=heun"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,16 @@ from functa.tasks.stage_table import STAGES
             )
             for section in ("meta_train", "classifier", "diffusion", "evaluation.pixel_classifier")
         ),
+        (
+            "digits",
+            [EDM],
+            "sampler=ddpm does not fit kind=edm: set diffusion.process.sampler=heun and sampling_steps=18",
+        ),
+        ("digits", [HEUN], "sampler=heun does not fit kind=ddpm: set diffusion.process.sampler=ddpm or dpmpp"),
+        ("digits", [EDM, HEUN, "diffusion.process.timestep_ratio=3"], "timestep_ratio=3.0 means nothing to kind=edm"),
+        ("digits", [EDM, HEUN, "diffusion.process.schedule=linear"], "schedule=linear means nothing to kind=edm"),
+        ("digits", ["diffusion.process.sigma_data=2"], "sigma_data=2.0 means nothing to kind=ddpm: leave it at 1.0"),
+        ("digits", [EDM, HEUN, "diffusion.normalization={kind: fixed, factor: 3}"], "factor=3 does not tell: set "),
         ("digits", ["provenance.paper=[field.widht]"], "provenance names 'field.widht', which is no key"),
         ("digits", ["provenance.paper=[seed, seed]"], "provenance names 'seed' twice"),
     ],
@@ -307,3 +319,25 @@ def test_how_work_is_done_touches_no_digest() -> None:
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.booleans())))
 def test_a_digest_does_not_depend_on_key_order(value: dict) -> None:  # type: ignore[type-arg]
     assert digest(value) == digest(dict(reversed(value.items())))
+
+
+def test_the_spread_of_normalised_latents_goes_with_gamma_and_samplers_with_their_process() -> None:
+    def process(*overrides: str) -> DiffusionConfig:
+        diffusion = load_config("digits", [f"diffusion.{each}" for each in overrides]).diffusion
+        assert diffusion is not None
+        return diffusion.process
+
+    edm = process("process={kind: edm}", "normalization.gamma=2")
+    assert (edm.sigma_data, edm.sampler, edm.sampling_steps, edm.calls) == (0.5, "heun", 18, 35)
+    assert process("process={kind: edm, sigma_data: 3}", "normalization.gamma=2").sigma_data == 3
+    assert process("process={kind: edm, sigma_data: 3}", "normalization={kind: fixed, factor: 0.1}").sigma_data == 3
+    assert process("process={kind: flow, sampling_steps: 5}").calls == 9
+    assert process("process={}").calls == 1000
+
+
+def test_a_kind_of_process_is_part_of_the_trained_model_and_its_steps_are_not() -> None:
+    edm = ["diffusion.process={kind: edm}"]
+    one, longer, flow = (chain_digests(load_config("digits", more)) for more in (
+        edm, [*edm, "diffusion.process.sampling_steps=9"], ["diffusion.process={kind: flow}"]))  # fmt: skip
+    assert one["train_diffusion"] == longer["train_diffusion"] != flow["train_diffusion"]
+    assert one["evaluate"] != longer["evaluate"]

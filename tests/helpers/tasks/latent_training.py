@@ -22,6 +22,11 @@ SETTINGS = {
                   "model.dropout=0.2", "process.timestep_ratio=3", "process.weighted=true"],
     "vector": ["steps=9", "warmup=3", "batch=6", "ema=0.9", "log_every=3", "model.kind=mlp", "model.channels=64",
                "process.conditional=false", "process.guidance=1"],
+    "edm": ["steps=9", "warmup=3", "batch=6", "ema=0.9", "log_every=3", "model.kind=mlp", "model.channels=64",
+            "normalization.gamma=2", "process.kind=edm", "process.sampler=heun", "process.sampling_steps=4"],
+    "flow": ["steps=9", "warmup=3", "batch=6", "ema=0.9", "log_every=3", "model.channels=32", "model.groups=4",
+             "model.head_channels=32", "model.multipliers=[2]", "process.kind=flow", "process.sampler=heun",
+             "process.conditional=false", "process.sampling_steps=4"],
 }  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """The denoiser against ADM's parameter counts, its start, and the configurations it refuses."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from functa.models.config import DenoiserConfig
-from functa.models.latents.denoiser import build_denoiser
+from functa.models.latents.denoiser import build_denoiser, time_numbers
 
 U8, U4 = (8, 8, 16), (4, 4, 64)
 
@@ -18,21 +20,32 @@ def adm(blocks: int, multipliers: tuple[int, ...], attention: tuple[int, ...] = 
     ("config", "latent_shape", "classes", "millions"),
     [
         (adm(1, (1, 1), (4,)), U8, None, 34.949),
-        (adm(2, (2, 2)), U8, None, 157.562),  # Table 6 writes (2,), which is no level
-        (adm(2, (2, 2)), U4, None, 158.115),
-        (adm(2, (2, 2), (4,)), U4, None, 166.326),
-        (adm(3, (2, 2, 2), (8,)), U8, 10, 313.329),
-        (adm(3, (2, 2, 2), (8, 4)), U8, 10, 324.825),
-        (adm(3, (2, 2), (4,)), U4, 10, 214.705),
-        (adm(3, (2, 2, 2), (4, 2)), U4, 10, 325.378),
+        (adm(2, (2, 2)), U8, None, 157.153),  # Table 6 writes (2,), which is no level
+        (adm(2, (2, 2)), U4, None, 157.706),
+        (adm(2, (2, 2), (4,)), U4, None, 165.917),
+        (adm(3, (2, 2, 2), (8,)), U8, 10, 312.920),
+        (adm(3, (2, 2, 2), (8, 4)), U8, 10, 324.415),
+        (adm(3, (2, 2), (4,)), U4, 10, 214.296),
+        (adm(3, (2, 2, 2), (4, 2)), U4, 10, 324.968),
         (adm(2, (1, 2, 2, 2), (8, 16)), (32, 32, 64), 1000, 277.402),  # ImageNet: the paper's 277M
     ],
 )
 def test_parameter_counts_of_table_6_and_imagenet(config, latent_shape, classes, millions) -> None:
+    """Those that Dhariwal and Nichol's own code gives, to the last parameter."""
     with torch.device("meta"):
         model = build_denoiser(config, latent_shape, classes)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count / 1e6 == pytest.approx(millions, abs=0.0006)
+
+
+def test_the_time_is_embedded_as_adms_where_the_finest_level_is_wider() -> None:
+    unet: Any = build_denoiser(small(multipliers=(2, 2)), (4, 4, 3), None).unet
+    t = torch.tensor([0.0, 3.5, 999.0])
+    angle = t[:, None] * 10_000 ** (-torch.arange(16) / 16)  # 32 numbers for 32 base channels
+    torch.testing.assert_close(unet.time_proj(t), torch.cat([angle.cos(), angle.sin()], 1), rtol=0, atol=1e-3)
+    assert unet.time_embedding.linear_1.weight.shape == (128, 32)
+    wider = build_denoiser(small(multipliers=(2, 2)), (4, 4, 3), None, 64)  # as earlier versions had it
+    assert (time_numbers(wider.state_dict()), time_numbers({})) == (64, None)
 
 
 def small(**changes: object) -> DenoiserConfig:

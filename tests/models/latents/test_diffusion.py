@@ -28,6 +28,7 @@ from functa.models.latents.diffusion import (
 )
 
 CPU = "cpu"
+KINDS: list[tuple[Any, Any]] = [("ddpm", "ddpm"), ("ddpm", "dpmpp"), ("edm", "heun"), ("flow", "heun")]
 PEER = {"cosine": {"beta_schedule": "squaredcos_cap_v2"}, "linear": {"beta_schedule": "linear"}}
 
 
@@ -128,8 +129,8 @@ def test_samplers_reach_the_data_distribution_with_the_ideal_denoiser(schedule, 
 
 
 def test_clip_bounds_every_estimate() -> None:
-    for sampler in ("ddpm", "dpmpp"):
-        config = DiffusionConfig(sampler=sampler, sampling_steps=20, clip=0.5)
+    for kind, sampler in KINDS:
+        config = DiffusionConfig(kind=kind, sampler=sampler, sampling_steps=20, clip=0.5)
         z = sample(lambda x, t, _: -x, config, (2, 2, 3), None, [1, 2], None, "cpu")
         assert z.abs().max() <= 0.5
 
@@ -162,21 +163,23 @@ def test_guidance_1_is_conditional_0_unconditional_and_5_extrapolates_in_one_bat
     assert torch.equal(guided(model, labels, 1, 10)(x, t), conditional)
     assert torch.equal(guided(model, labels, 0, 10)(x, t), unconditional)
     assert torch.equal(guided(model, None, 0, 10)(x, t), unconditional)
+    assert torch.equal(guided(model, None, 0, 10)(x, t.float()), unconditional)  # levels are no whole numbers
     five = guided(model, labels, 5, 10)(x, t)
     torch.testing.assert_close(five, unconditional + 5 * (conditional - unconditional))
-    assert model.rows == [4, 4, 4, 8]
+    assert model.rows == [4, 4, 4, 4, 8]
     assert torch.equal(guided(model, None, 1, None)(x, t), model(x, t, None))
     with pytest.raises(ValueError, match="needs labels"):
         guided(model, None, 2, 10)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp"])
-def test_a_sample_depends_on_its_seed_and_label_alone(sampler: str) -> None:
-    model, config = tiny(), DiffusionConfig(sampler=sampler, sampling_steps=20, guidance=3, clip=2)
+@pytest.mark.parametrize(("kind", "sampler"), KINDS)
+def test_a_sample_depends_on_its_seed_and_label_alone(kind: Any, sampler: Any) -> None:
+    model, config = tiny(), DiffusionConfig(kind=kind, sampler=sampler, sampling_steps=20, guidance=3, clip=2)
     seeds, labels = [5, 9, 123456789012, 0, 7], torch.tensor([0, 1, 2, 3, 4])
     done: list[tuple[int, int]] = []
     together = sample(model, config, (2, 2, 3), labels, seeds, 10, "cpu", lambda i, n: done.append((i, n)))
-    assert done == [(i, 20) for i in range(1, 21)]
+    assert done == [(i, config.calls) for i in range(1, config.calls + 1)]
+    assert sum(model.rows) == 2 * 5 * config.calls  # with and without the label
     alone = sample(model, config, (2, 2, 3), labels[2:3], torch.tensor(seeds[2:3]), 10, "cpu")
     torch.testing.assert_close(alone, together[2:3], rtol=1e-4, atol=1e-5)
     back = sample(model, config, (2, 2, 3), labels.flip(0), seeds[::-1], 10, "cpu")
