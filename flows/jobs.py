@@ -56,7 +56,7 @@ def encode_job(ledger: Ledger, record: StageRecord, **options: bool) -> EncodeJo
     return EncodeJob(
         images=ledger.config.images, encode=ledger.config.encode, field=ledger.output(field),
         field_digest=field.output_digest, functaset=ledger.output(record), device=ledger.config.dispatch.device,
-        compile=ledger.config.inner.compile, **options,
+        compile=ledger.config.inner.compile, latents="" if options.get("repair") else ledger.float_latents(), **options,
     )  # fmt: skip
 
 

@@ -11,7 +11,14 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from functa.flows.config.digests import digest, digest_of_columns, inputs_of, stage_config, stages_of
+from functa.flows.config.digests import (
+    before_quantization,
+    digest,
+    digest_of_columns,
+    inputs_of,
+    stage_config,
+    stages_of,
+)
 from functa.flows.config.load import with_absolute_images
 from functa.flows.config.schema import PipelineConfig
 from functa.flows.server.at_work import check_nobody_at_work, current_flow_run
@@ -171,6 +178,22 @@ class Ledger:
             for name, record in records.items()
             if record is not None
         }
+
+    def float_latents(self) -> str:
+        """Return the URI of a functaset in the root reused from that has this encoding's latents at 32 bits, or "".
+
+        It is of the same images, as they are now, and of the same field: only the quantiser differs.
+        """
+        if self.from_root is None or self.config.encode.quantization.bits == 32:
+            return ""
+        other = open_location(self.from_root)
+        record = read_record(other, "encode")
+        if record is None or record.config.get("encode.quantization.bits") != 32 or not self._fits(record, other):
+            return ""
+        same = before_quantization(record.config) == before_quantization(self._wanted("encode", record, other))
+        if not same or record.figures.get("images_digest") != self._images_digest:
+            return ""
+        return output_location(record, other).uri
 
     def newer_commit_note(self, record: StageRecord) -> str:
         """Return a remark for a model that was trained on an older commit than the functaset's newest, else ""."""

@@ -78,6 +78,8 @@ def encode(ledger: Ledger, retry_bad: bool, repair: bool, retire_lost: bool) -> 
         seen, classes = "" if repair else images_digest(images), images.classes
         for note in images.notes if flow_run.parent_flow_run_id is None else ():  # else its pipeline has shown them
             get_run_logger().warning(note)
+        if job.latents:
+            get_run_logger().info(f"the latents are taken from {job.latents}, where they have 32 bits")
         planning = prefect_tasks.retried(prefect_tasks.plan_encoding, dispatch)
         planned = Planned.model_validate(call_once(planning, dispatch, job=job))
         stats = encode_groups(job, planned, dispatch)

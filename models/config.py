@@ -11,6 +11,10 @@ ENVIRONMENT: dict[str, JsonValue] = {"environment": True}
 # versions made is still recognised.
 ADDED: dict[str, JsonValue] = {"added": True}
 
+# A field with {ONCE: value} had this default in earlier versions, and given values meant something else: in digests its
+# default is that value, and any other one is text.
+ONCE = "once"
+
 
 class Config(BaseModel):
     """A frozen section: unknown keys are refused, so that a misspelt one cannot pass silently."""

@@ -43,6 +43,22 @@ def check_sections(images: ImagesConfig, field: FieldConfig, meta_train: MetaTra
         )
 
 
+def check_shown_channel(field: FieldConfig, channel: int | None) -> None:
+    """Raise ValueError where the channel that the report is to show moved is none of the latents'."""
+    if channel is None:
+        return
+    if field.spatial == 1:
+        raise ValueError(
+            f"evaluation.perturbation.show_channel={channel} is for spatial latents: a vector has entries, of which "
+            f"those of largest, median and lowest effect are shown; leave it empty"
+        )
+    if channel >= field.channels:
+        raise ValueError(
+            f"evaluation.perturbation.show_channel={channel}: a latent has channels 0 to {field.channels - 1}; choose "
+            f"one of them"
+        )
+
+
 def check_micro_batches(sections: Mapping[str, MetaTrainConfig | LatentTrainingConfig | None]) -> None:
     """Raise ValueError where a section, given by its name, has a larger micro-batch than batch."""
     for name, section in sections.items():

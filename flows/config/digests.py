@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import Any
 
 from pydantic import BaseModel
 
 from functa.flows.config.schema import ConfigError, PipelineConfig
+from functa.models.config import ONCE
 from functa.storage.config import ImagesConfig
 from functa.storage.texts import CHUNK
 from functa.tasks.inference.ready.shipped import find
@@ -74,6 +75,12 @@ def stage_config(config: PipelineConfig, stage: str) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not STAGES[stage].leaves_out(key)}
 
 
+def before_quantization(encoding: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those keys of an encoding's config that decide its latents as they are before they are quantised."""
+    later = ("encode.quantization.", "encode.calibration_images")
+    return {key: value for key, value in encoding.items() if not key.startswith(later)}
+
+
 def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
     """Return the keys of a section that decide a result, flat: without those of the machine, and later ones unset."""
     flat: dict[str, Any] = {}
@@ -84,6 +91,8 @@ def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
         if isinstance(model, ImagesConfig) and not model.decides(name):
             continue
         value = getattr(model, name)
+        if ONCE in marks:
+            value = marks[ONCE] if value == info.default else str(value)
         if isinstance(value, BaseModel):
             flat |= settings(value, f"{prefix}.{name}")
         else:

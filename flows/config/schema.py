@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from functa.flows.config.consistency import check_devices, check_micro_batches, check_sections
+from functa.flows.config.consistency import check_devices, check_micro_batches, check_sections, check_shown_channel
 from functa.flows.config.yaml_values import annotation_of
 from functa.models.config import Config, FieldConfig, InnerConfig
 from functa.storage.config import ImagesConfig
@@ -94,6 +94,8 @@ class PipelineConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> "PipelineConfig":
         check_sections(self.images, self.field, self.meta_train)
+        perturbation = self.evaluation.perturbation
+        check_shown_channel(self.field, None if perturbation is None else perturbation.show_channel)
         check_micro_batches({"meta_train": self.meta_train, "classifier": self.classifier, "diffusion": self.diffusion})
         check_devices(_trained_batches(self), self.dispatch.devices, self.dispatch.nodes)
         return self

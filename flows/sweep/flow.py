@@ -78,8 +78,14 @@ def _share(plan: SweepPlan, shared: SharedRoots, state: SweepState, deployment: 
     """Make the stages that several unfinished members share; if one fails, so do these members."""
     for stage in dict.fromkeys(stage for stage, _, _ in plan.shared()):
         todo = [(name, member) for at, name, member in plan.shared() if at == stage]
-        work = [_shared_work(stage, name, member, plan, shared, state, deployment) for name, member in todo]
-        _each([each for each in work if each is not None], deployment)
+        for some in _by_bits(todo, plan) if stage == "encode" else [todo]:
+            work = [_shared_work(stage, name, member, plan, shared, state, deployment) for name, member in some]
+            _each([each for each in work if each is not None], deployment)
+
+
+def _by_bits(todo: Sequence[tuple[Any, Member]], plan: SweepPlan) -> list[list[tuple[Any, Member]]]:
+    """Return those first whose latents are encoded, then those whose latents are made from others of 32 bits."""
+    return [[each for each in todo if (plan.float_member(each[1]) is not None) is later] for later in (False, True)]
 
 
 def _shared_work(
@@ -97,7 +103,9 @@ def _shared_work(
             if Ledger(member.config, root).up_to_date(stage) is not None:
                 return
             get_run_logger().info(f"{named} for {len(sharing)} of {len(plan.members)} members, in {root}")
-            _run(stage, member, root, None, deployment)
+            source = plan.float_member(member) if stage == "encode" else None
+            latents = None if source is None else shared.begun(stage, source.digests[stage])
+            _run(stage, member, root, latents, deployment)
         except Exception as error:
             get_run_logger().error(f"{named} for {len(sharing)} members: failed: {_line(error)}")
             for each in (each for each in sharing if not state.is_finished(each)):
@@ -115,7 +123,10 @@ def _run_members(plan: SweepPlan, shared: SharedRoots, state: SweepState, deploy
                 try:
                     made = [stage for stage in stages_of(member.config) if stage != "evaluate"]
                     shared.reuse(member, state.root_of(member), made)
-                    _run("pipeline", member, state.root_of(member), state.first_finished(), deployment)
+                    source = plan.float_member(member)
+                    whole = source is not None and state.is_finished(source)
+                    other = state.root_of(source) if source is not None and whole else state.first_finished()
+                    _run("pipeline", member, state.root_of(member), other, deployment)
                 except Exception as error:
                     state.fail(member, _line(error))
                     get_run_logger().error(f"{which}: failed: {_line(error)}")
@@ -125,8 +136,9 @@ def _run_members(plan: SweepPlan, shared: SharedRoots, state: SweepState, deploy
 
         return run
 
-    todo = [work(number, member) for number, member in enumerate(plan.members, 1) if member not in state.failed]
-    _each(todo, deployment)
+    todo = [(number, member) for number, member in enumerate(plan.members, 1) if member not in state.failed]
+    for some in _by_bits(todo, plan):
+        _each([work(number, member) for number, member in some], deployment)
 
 
 def _run(name: str, member: Member, root: str, from_root: str | None, deployment: bool) -> None:

@@ -6,12 +6,21 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from functa.flows.config.digests import chain_digests, digest, seed_of, stage_config, stages_of
+from functa.flows.config.digests import (
+    before_quantization,
+    chain_digests,
+    digest,
+    seed_of,
+    stage_config,
+    stages_of,
+)
 from functa.flows.config.load import load_config
+from functa.flows.config.overrides import full_key
 from functa.flows.config.schema import ConfigError, PipelineConfig
-from functa.flows.config.yaml_values import annotation_of, fields, read_yaml
+from functa.flows.config.yaml_values import read_yaml
 
 MAX_MEMBERS = 10_000
 
@@ -68,6 +77,16 @@ class SweepPlan:
         """Return the keys that the axes change, sorted."""
         return sorted(key for axis in self.axes for key in axis.keys)
 
+    def float_member(self, member: Member) -> Member | None:
+        """Return the member that has this one's latents at 32 bits, from which its own need not be encoded anew."""
+        if member in self._float_members:
+            return None
+        return next((other for other in self._float_members if _latents(other) == _latents(member)), None)
+
+    @cached_property
+    def _float_members(self) -> list[Member]:
+        return [member for member in self.members if member.config.encode.quantization.bits == 32]
+
     def shared(self) -> list[tuple[str, str, Member]]:
         """Return (stage, digest, one member) of each stage that several members need, inputs first."""
         found: list[tuple[str, str, Member]] = []
@@ -77,6 +96,11 @@ class SweepPlan:
             first = {member.digests.get(stage, ""): member for member in reversed(self.members)}
             found += [(stage, name, first[name]) for name, count in counts.items() if name and count > 1]
         return found
+
+
+def _latents(member: Member) -> tuple[str, dict[str, Any]]:
+    """Return what decides a member's latents before they are quantised."""
+    return member.digests["meta_train"], before_quantization(stage_config(member.config, "encode"))
 
 
 def plan_sweep(
@@ -112,7 +136,7 @@ def plan_sweep(
 def _axis(text: str) -> Axis:
     """Parse KEY=V,V or KEY,KEY=[V,V],[V,V]; commas inside brackets and quotes do not separate values."""
     left, equals, right = text.partition("=")
-    keys = tuple(_full(key.strip()) for key in left.split(","))
+    keys = tuple(full_key(key.strip()) for key in left.split(","))
     values = split_values(right)
     if not equals or not all(keys) or not values or not all(values):
         raise ConfigError(f"--over {text}: expected KEY=VALUE,VALUE, such as diffusion.process.timestep_ratio=1,2,3")
@@ -125,27 +149,6 @@ def _axis(text: str) -> Axis:
             f"[{','.join(f'V{n}' for n in range(1, len(keys) + 1))}],[...]"
         )
     return Axis(keys, groups)
-
-
-def _full(key: str) -> str:
-    """Return the full key for one without its middle sections, if only one fits: diffusion.timestep_ratio."""
-    parts = key.split(".")
-    if annotation_of(PipelineConfig, parts) is not Any:
-        return key
-    fitting = [known for known in _keys(PipelineConfig) if _leaves_out_of(parts, known.split("."))]
-    return fitting[0] if len(fitting) == 1 else key  # else loading the config reports what is wrong with it
-
-
-def _leaves_out_of(parts: list[str], known: list[str]) -> bool:
-    left = iter(known)
-    return (parts[0], parts[-1]) == (known[0], known[-1]) and all(part in left for part in parts)
-
-
-def _keys(annotation: Any, prefix: str = "") -> list[str]:
-    known = fields(annotation)
-    return (
-        [prefix] if not known else [key for name in known for key in _keys(known[name], f"{prefix}.{name}".lstrip("."))]
-    )
 
 
 def split_values(text: str) -> list[str]:

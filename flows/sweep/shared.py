@@ -34,6 +34,11 @@ class SharedRoots:
                 if other != root and Ledger(member.config, root, other).up_to_date(stage) is not None:
                     break
 
+    def begun(self, stage: str, name: str) -> str | None:
+        """Return the root of a shared stage, None where it was not begun."""
+        root = self.root_of(stage, name)
+        return root if _begun(open_location(root)) else None
+
     def _others(self, stage: str, name: str) -> list[str]:
         found = [self.root_of(stage, name)] if (stage, name) in self._shared else []
         if self._from is not None:

@@ -33,11 +33,9 @@ def graphed(
 
     Everything that it takes must be a tensor or None, so that one graph without breaks serves every call; whatever
     else it knows is frozen into that graph. `compilation` is auto, on, graphs (CUDA graphs too) or off. bf16 goes by
-    autocast; tf32 is a switch of the process. `tokens` is the longest sequence that attention goes over. Raises
-    ValueError, naming the key, where compilation cannot be had.
+    autocast; for tf32 the caller opens matmul_precision, around the backward pass too. `tokens` is the longest sequence
+    that attention goes over. Raises ValueError, naming the key, where compilation cannot be had.
     """
-    if precision == "tf32":
-        torch.set_float32_matmul_precision("high")
     if device.type == "cpu":
         keep_memory()
 

@@ -1,4 +1,4 @@
-"""The choice of the device that a task computes on."""
+"""The choice of the device that a task computes on, and of the precision of its matmuls."""
 
 import re
 import threading
@@ -26,6 +26,18 @@ def choose_device(name: str) -> torch.device:
     if device.index is not None and device.index >= count:
         raise ValueError(f"device={name}: torch sees {count} GPU(s), from cuda:0 on; choose another")
     return device
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """A context in which matmuls of float32 are TF32 if `precision` is tf32: torch has one switch for the process."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

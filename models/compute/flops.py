@@ -4,6 +4,8 @@ import time
 
 import torch
 
+from functa.models.compute.device import matmul_precision
+
 MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
 
 MATMUL_SECONDS, MATMUL_RUNS = 0.1, 3
@@ -18,8 +20,6 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     """
     side, kind = MATMUL_SIDE.get(device.type, 1024), DTYPES[precision]
     a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
     best, runs, begun = 0.0, 0, 0.0
 
     def product() -> None:
@@ -27,13 +27,11 @@ def matmul_rate(device: torch.device, precision: str) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    try:
+    with matmul_precision(precision):
         product()
         begun = time.perf_counter()
         while runs < MATMUL_RUNS or time.perf_counter() - begun < MATMUL_SECONDS:
             start = time.perf_counter()
             product()
             best, runs = max(best, 2 * side**3 / (time.perf_counter() - start)), runs + 1
-    finally:
-        torch.set_float32_matmul_precision(before)
     return best

@@ -33,6 +33,7 @@ from functa.storage.places.address import open_location
 from functa.storage.readers.prefetch import prefetched
 from functa.tasks.dispatch.child import RunEnded
 from functa.tasks.dispatch.progress import Pace, count, images_per_second
+from functa.tasks.encoding.float_latents import FloatLatents
 from functa.tasks.encoding.keyed_images import PlannedImages, planned_images
 from functa.tasks.encoding.plan import EncodeJob, ShardGroup, encoding_loop, environment
 from functa.tasks.inputs.pictures import as_float, pinned
@@ -52,7 +53,7 @@ class _Shard:
     shard: Shard
     rows: RowTable
     latents: list[Tensor] = field(default_factory=list)
-    errors: list[Tensor] = field(default_factory=list)
+    psnr: list[Tensor] = field(default_factory=list)
     read: list[ImageBatch] = field(default_factory=list)
     seconds: float = 0.0  # of encoding
 
@@ -77,6 +78,7 @@ def encode_group(
     quantiser's range), seconds from start (`begun`, seconds since the epoch) to end, seconds spent in the overlapping
     steps read, encode and write, and mode (compiled or eager, and why). `progress` is called after each shard, and
     before the first one if that is compiled. Groups of one `run` share the opened source; nothing is listed.
+    Shards whose latents another functaset has (job.latents) are taken from there.
     Raises RunEnded before the next batch once `run_ended` returns True; complete shards are written first.
     """
     begun = time.monotonic()
@@ -97,7 +99,8 @@ def encode_group(
         loop, stats["mode"] = _loop(job, trained, inner, side, images_in_run, device)
         if loop.compiled:
             report(0, len(group.shards), announced(stats["mode"]))
-        _Work(job, group, left, images, loop, stats, report, run_ended, begun).encode()
+        known = FloatLatents(job.latents) if job.latents else None
+        _Work(job, group, left, images, loop, known, stats, report, run_ended, begun).encode()
     return stats
 
 
@@ -110,6 +113,7 @@ class _Work:
     left: Sequence[Shard]  # to encode
     images: PlannedImages
     loop: InnerLoop
+    known: FloatLatents | None
     stats: Stats
     report: ProgressCallback
     run_ended: Callable[[], bool]
@@ -125,19 +129,43 @@ class _Work:
 
     def _encoded(self) -> Iterator[_Shard]:
         """Yield each shard once all its batches are encoded; a thread reads the next batch meanwhile."""
-        pieces = [
-            (shard, rows)
-            for shard in (_Shard(each, each.table()) for each in self.left)
-            for rows in _pieces(shard.rows, self.job.encode.batch)
-        ]
+        shards = [_Shard(each, each.table()) for each in self.left]
+        unknown = []
+        for shard in shards:
+            self._stop_with_run(shard)
+            if self._take(shard):
+                yield shard
+            else:
+                unknown.append(shard)
+        pieces = [(shard, rows) for shard in unknown for rows in _pieces(shard.rows, self.job.encode.batch)]
         with closing(prefetched(partial(self._read, rows) for _, rows in pieces)) as batches:
             for (shard, _), batch in zip(pieces, batches, strict=True):
-                if self.run_ended():
-                    number, split = shard.shard.number, self.group.split
-                    raise RunEnded(f"shard {number} of {split} was not encoded: its run has ended")
+                self._stop_with_run(shard)
                 self._encode(shard, batch)
                 if shard.encoded == len(shard.rows.keys):
                     yield shard
+
+    def _stop_with_run(self, shard: _Shard) -> None:
+        if self.run_ended():
+            number, split = shard.shard.number, self.group.split
+            raise RunEnded(f"shard {number} of {split} was not encoded: its run has ended")
+
+    def _take(self, shard: _Shard) -> bool:
+        """Take the latents from the functaset that has them, if it has this shard's; else return False."""
+        begun = time.monotonic()
+        found = None if self.known is None else self.known.find(shard.shard, shard.rows)
+        if found is None:
+            return False
+        z, psnr = (torch.from_numpy(np.array(array)) for array in (found.latents, found.psnr))
+        read = ImageBatch(np.empty(0, np.uint8), found.good, found.bad, found.sha256, list(shard.rows.tokens))
+        self._measure_clipped(shard, read, z, psnr, lambda rows: self.images.read(shard.rows.take(rows)).images)
+        shard.latents.append(z)
+        shard.psnr.append(psnr)
+        shard.read.append(read)
+        shard.seconds += time.monotonic() - begun
+        self.stats["read"] += time.monotonic() - begun
+        self.encoded_rows += len(found.good)
+        return True
 
     def _read(self, rows: RowTable) -> ImageBatch:
         begun = time.monotonic()
@@ -152,9 +180,10 @@ class _Work:
     def _encode(self, shard: _Shard, batch: ImageBatch) -> None:
         begun = time.monotonic()
         z, errors = encode_images(self.loop, batch.images, self.job.encode.batch)
-        self._measure_clipped(shard, batch, z, errors)
+        psnr = psnr_of_errors(errors)
+        self._measure_clipped(shard, batch, z, psnr, lambda rows: batch.images[rows])
         shard.latents.append(z)
-        shard.errors.append(errors)
+        shard.psnr.append(psnr)
         # Pixels are not needed any more, and many batches wait in a large shard.
         shard.read.append(ImageBatch(batch.images[:0], batch.good, batch.reasons, batch.sha256, batch.tokens))
         shard.seconds += time.monotonic() - begun
@@ -162,8 +191,10 @@ class _Work:
         self.encoded_rows += len(batch.good)
         self.pace.per_second(self.encoded_rows)
 
-    def _measure_clipped(self, shard: _Shard, batch: ImageBatch, z: Tensor, errors: Tensor) -> None:
-        """Replace the errors of images with clipped numbers by those of the latents that are stored."""
+    def _measure_clipped(
+        self, shard: _Shard, batch: ImageBatch, z: Tensor, psnr: Tensor, pixels: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        """Replace the PSNR of images with clipped numbers by that of the latents that are stored."""
         quantizer = shard.shard.fragment.quantizer
         if quantizer is None:
             return
@@ -172,7 +203,7 @@ class _Work:
         if not len(rows):
             return
         stored = torch.from_numpy(quantizer.decode(quantizer.encode(z.numpy()[rows])[0]))
-        errors[rows] = errors_of(self.loop, batch.images[rows], stored, self.job.encode.batch)
+        psnr[rows] = psnr_of_errors(errors_of(self.loop, pixels(rows), stored, self.job.encode.batch))
         shares = counts / z[0].numel()
         far = np.flatnonzero(shares > max(FAR_OUTSIDE, self.job.encode.quantization.max_clip_fraction))
         self.stats["outside"] |= {shard.rows.keys[shard.encoded + row]: float(shares[row]) for row in far.tolist()}
@@ -183,7 +214,7 @@ class _Work:
         receipt = write_shard(
             shard.shard,
             latents=torch.cat(shard.latents).numpy(),
-            psnr=psnr_of_errors(torch.cat(shard.errors)).numpy(),
+            psnr=torch.cat(shard.psnr).numpy(),
             sha256=np.concatenate([batch.sha256 for batch in shard.read]),
             good=np.concatenate([batch.good for batch in shard.read]),
             reasons={int(at) + p: why for at, batch in zip(starts, shard.read) for p, why in batch.reasons.items()},
@@ -201,7 +232,7 @@ class _Work:
         self.stats["psnr"] += receipt.psnr.sum
         self.stats["seconds"] = time.monotonic() - self.begun
         shard.latents.clear()
-        shard.errors.clear()
+        shard.psnr.clear()
         done, total = self.stats["adopted"] + self.written, len(self.group.shards)
         line = f"shard {done} of {total} of {self.group.split}: {describe_stats(self.stats)}"
         end = (

@@ -42,6 +42,7 @@ class EncodeJob(Config):
     functaset: str  # URI
     device: str
     compile: Literal["auto", "on", "off"] | None = None  # None: as the field was trained
+    latents: str = ""  # URI of a functaset of the same latents at 32 bits, which need not be computed again
     retry_bad: bool = False  # encode bad rows again
     repair: bool = False  # encode damaged shards again, rather than new images
     retire_lost: bool = False  # retire the rows of missing images, however many; in a repair of changed ones too

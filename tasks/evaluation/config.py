@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from functa.models.config import ENVIRONMENT, Config
+from functa.models.config import ADDED, ENVIRONMENT, ONCE, Config
 from functa.tasks.config import PixelClassifierConfig
 
 Bits = Annotated[int, Field(ge=1, le=8)]
@@ -46,9 +46,14 @@ class PerturbationConfig(Config):
 
     images: int = Field(8, ge=1, le=1024, description="Test images whose latents are perturbed.")
     positions: int = Field(16, ge=1, le=16384, description="Latent positions perturbed, spread over the grid.")
-    channels: int = Field(
-        64, ge=1, le=16384, description="Channels (of vectors: entries) perturbed; fewer of large images."
-    )
+    channels: int | None = Field(
+        None, ge=1, le=16384, description="Channels (of vectors: entries) perturbed, at most all; null: 64, and fewer "
+        "of large images.", json_schema_extra={ONCE: 64},
+    )  # fmt: skip
+    show_channel: int | None = Field(
+        None, ge=0, le=16383, description="Channel moved everywhere in the picture of Fig. 12, counted from 0 (the "
+        "paper's 26th is 25); null: the one of median effect.", json_schema_extra=ADDED,
+    )  # fmt: skip
     strengths: tuple[float, ...] = Field(
         (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2),
         min_length=2,

@@ -23,6 +23,11 @@ EVALUATORS: tuple[Evaluator, ...] = (
                 "Reconstruction", "PSNR, test, pooled", "dB", "PSNR of the mean squared error over all test images.",
                 "higher", "test",
             ),
+            "psnr_test_clamped": Described(
+                "Reconstruction", "PSNR, test, clamped", "dB",
+                "As PSNR, test, of pixels clamped to [0, 1]: higher where an image is black or white.",
+                "higher", "test",
+            ),
             "psnr_train": Described(
                 "Reconstruction", "PSNR, training", "dB",
                 "The same on training images; far above test means overfitting.", "higher", "train",

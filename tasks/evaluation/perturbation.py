@@ -34,7 +34,9 @@ from functa.tasks.trained import field_of
 
 Arrays = dict[str, np.ndarray]
 
-PIXELS, LEAST_CHANNELS = 1 << 24, 8  # of all pictures of channels together; channels at least
+# Where the config does not give a number of channels: at most so many, of all pictures together so many pixels, and at
+# least so many channels.
+CHANNELS, PIXELS, LEAST_CHANNELS = 64, 1 << 24, 8
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,12 @@ class Subject:
 
     @property
     def channels(self) -> np.ndarray:
-        """Choose the channels that are perturbed one by one: fewer of large images, eight at least."""
-        pixels = len(self.z) * len(self.config.strengths) * math.prod(self.resolution)
-        return spread(self.z.shape[-1], min(self.config.channels, max(LEAST_CHANNELS, PIXELS // pixels)))
+        """Choose the channels that are perturbed one by one: those asked for, else fewer of large images."""
+        if self.config.channels is not None:
+            return spread(self.z.shape[-1], self.config.channels)
+        times = 1 if self.z.shape[1] == 1 else len(self.config.strengths)  # that a channel is perturbed
+        pixels = len(self.z) * times * math.prod(self.resolution)
+        return spread(self.z.shape[-1], min(CHANNELS, max(LEAST_CHANNELS, PIXELS // pixels)))
 
     @property
     def positions(self) -> np.ndarray:
@@ -117,7 +122,7 @@ def _of_grids(subject: Subject, seed: int) -> tuple[dict[str, Any], Arrays]:
     shares = locality(subject.decode, z, subject.sd, subject.positions.tolist(), generator)
     effects = channel_effects(subject.decode, z, subject.channels.tolist(), config.strengths, s)
     slope, r2 = linear_fit(torch.tensor(config.strengths), effects.rmse)
-    shown = int(subject.channels[_middle(slope)])
+    shown = int(subject.channels[_middle(slope)]) if config.show_channel is None else config.show_channel
     figures = {
         "locality": shares.nanmean().item(),
         "perturbation": {
@@ -134,7 +139,8 @@ def _of_grids(subject: Subject, seed: int) -> tuple[dict[str, Any], Arrays]:
     arrays = {
         "channels": subject.channels, "strengths": np.array(config.strengths), "rmse": effects.rmse.numpy(),
         "slope": slope.numpy(), "r2": r2.numpy(), "between_patches": effects.between_patches.numpy(),
-        "between_images": effects.between_images.numpy(), "shown": np.array(shown), "locality": shares.numpy(),
+        "between_images": effects.between_images.numpy(), "shown": np.array(shown),
+        "asked": np.array(config.show_channel is not None), "locality": shares.numpy(),
         "unperturbed": as_uint8(subject.decode(z)), "channel": as_uint8(subject.decode(everywhere)),
         "position": as_uint8(subject.decode(there)), "spatial": np.array(s),
     }  # fmt: skip

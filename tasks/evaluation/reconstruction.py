@@ -51,7 +51,7 @@ def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
     bench = open_bench(job)
     latents = bench.functaset.load("test")
     rows = _rows_of(bench, latents.ids)
-    errors, mae = _errors(bench, latents, rows, messages.progress)
+    errors, clamped, mae = _errors(bench, latents, rows, messages.progress)
     psnr = psnr_of_errors(errors).numpy()
     shown = spread(len(rows), job.evaluation.shown)
     originals, reconstructions = _pictures(bench, latents, rows, shown)
@@ -65,6 +65,7 @@ def measure(job: EvaluationJob, messages: Messages = SILENT) -> dict[str, Any]:
     return {
         "psnr_test": float(psnr.mean()),
         "psnr_test_pooled": pooled_psnr(errors),
+        "psnr_test_clamped": psnr_of_errors(clamped).mean().item(),
         **_training_psnr(trained),
         "mae_255": 255 * mae,
         **baselines(bench),
@@ -97,16 +98,19 @@ def _changed(bench: Bench) -> int:
     return changed
 
 
-def _errors(bench: Bench, latents: Latents, rows: np.ndarray, progress: Progress) -> tuple[Tensor, float]:
-    """Return the mean squared error of each test image [n], and the mean absolute error of all, clamped for showing."""
-    errors, absolute = [], 0.0
+def _errors(bench: Bench, latents: Latents, rows: np.ndarray, progress: Progress) -> tuple[Tensor, Tensor, float]:
+    """Return the mean squared error of each test image [n], of it clamped to [0, 1] for showing [n], and the mean
+    absolute error of all, clamped."""
+    errors, clamped, absolute = [], [], 0.0
     for part in _batches(len(rows), _at_once(bench)):
         pixels = bench.test.batch(rows[part])
         images = bench.decode_raw(torch.from_numpy(latents.dequantized(part)))
         errors.append(image_errors(images, pixels))
-        absolute += (images.clamp(0, 1) - pixels).abs().mean((1, 2, 3)).sum().item()
+        images = images.clamp(0, 1)
+        clamped.append(image_errors(images, pixels))
+        absolute += (images - pixels).abs().mean((1, 2, 3)).sum().item()
         progress("test images", int(part[-1]) + 1, len(rows))
-    return torch.cat(errors), absolute / len(rows)
+    return torch.cat(errors), torch.cat(clamped), absolute / len(rows)
 
 
 def _training_errors(bench: Bench, progress: Progress) -> Tensor:

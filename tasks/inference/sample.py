@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from functa.models.compute.compilation import has_compiler
 from functa.models.compute.compiled_function import graphed
-from functa.models.compute.device import choose_device
+from functa.models.compute.device import choose_device, matmul_precision
 from functa.models.compute.randomness import mix, stage_number
 from functa.models.config import Config, DenoiserConfig, DiffusionConfig
 from functa.models.latents.cost import denoiser_cost
@@ -81,8 +81,9 @@ def _denoiser(model: nn.Module, job: SampleJob, meta: dict[str, Any], device: to
     function, _ = graphed(model, precision, mode, work, device, "diffusion.compile")
 
     def denoise(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        # A CUDA graph's next run overwrites the output of its last one.
-        return function(x, t, labels).clone() if mode == "graphs" else function(x, t, labels)
+        with matmul_precision(precision):  # what decodes the samples has a precision of its own
+            noise = function(x, t, labels)
+        return noise.clone() if mode == "graphs" else noise  # a CUDA graph's next run overwrites its last output
 
     return denoise, size
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from functa.models.compute.compilation import COMPILED
 from functa.models.compute.compiled_function import Function, graphed
+from functa.models.compute.device import matmul_precision
 from functa.models.compute.flops import matmul_rate
 from functa.models.latents.cost import Cost
 from functa.tasks.config import LatentTrainingConfig
@@ -48,7 +49,8 @@ def batch_loss(
     def accumulated(inputs: Sequence[Tensor]) -> Tensor:
         value = torch.zeros((), device=inputs[0].device)
         for rows in some:
-            with nullcontext() if together is None else sending(together, rows is some[-1]):
+            own = nullcontext() if together is None else sending(together, rows is some[-1])
+            with own, matmul_precision(config.precision):
                 mean = (together or loss_of)(*(tensor[rows] for tensor in inputs))
                 share = (rows.stop - rows.start) / config.batch * mean
                 share.backward()

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from functa.flows.cli.presets import describe_preset
+from functa.flows.config.demand import sampling_flops
 from functa.flows.config.digests import digest, stage_config
-from functa.flows.config.estimate import training_flops
+from functa.flows.config.estimate import model_costs, training_flops
 from functa.flows.config.load import load_config
 from functa.flows.config.presets import preset_names, read_preset
 from functa.flows.config.schema import PipelineConfig
@@ -138,9 +139,21 @@ def test_a_presets_head_gives_the_work_of_learning_on_latents(name: str) -> None
     assert stated == pytest.approx(counted, rel=0.01)
 
 
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in OWN_IMAGES])
+def test_a_presets_head_gives_the_work_of_its_samples(name: str) -> None:
+    config, classes = load_config(name), 1000 if "imagenet" in name else 10
+    stated = re.search(r"# Samples: (\S+) FLOPs; at the same rate [0-9.]+ (s|min|h|days)\.", preset_text(name))
+    assert (stated is None) == (config.diffusion is None)
+    if stated is not None:
+        resolution, channels, _ = known_shape(config.images)
+        assert resolution is not None and channels is not None
+        counted = sampling_flops(config, model_costs(config, classes)["denoiser"], resolution, channels)
+        assert float(stated[1]) == pytest.approx(counted, rel=0.01)
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_the_time_of_a_preset_of_the_paper_is_that_of_its_work(name: str) -> None:
-    works = re.findall(r"(?:meta-training|encoding|classifier|denoiser) (\d\S+) FLOPs", preset_text(name))
+    works = re.findall(r"(?:meta-training|encoding|classifier|denoiser|Samples:) (\d\S+) FLOPs", preset_text(name))
     hours = sum(map(float, works)) / 20e12 / 3600
     time = re.fullmatch(r"(\d+) (h|days) at 20 TFLOP/s", read_preset(name).time)
     assert time is not None

@@ -46,7 +46,8 @@ def _of_grids(data: ReportData, arrays: dict[str, Any], spread: tuple[Block, ...
     if spatial > ZOOMED:
         everywhere += (Pictures("enlarged: the middle", _middle(everywhere[-1].images, spatial)),)
     title = f"Channel {shown} moved everywhere by {strength:g}"
-    note = "The channel of median effect (Fig. 12). Grey is no change."
+    asked = bool(arrays.get("asked", False))  # reports of older runs have no such choice
+    note = f"{'As asked for' if asked else 'The channel of median effect'} (Fig. 12). Grey is no change."
     channel = Sheet("perturbation_channel", title, everywhere, note)
     title, note = "One position moved by a standard deviation", "All channels of a position in the middle."
     position = Sheet("perturbation_position", title, _rows(arrays, "position", factor), note)

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from functa.flows.config.consistency import latent_surplus
 from functa.flows.config.digests import chain_digests, digest, inputs_of, require_stage, stage_config, stages_of
-from functa.flows.config.load import load_config
+from functa.flows.config.load import load_config, recorded_config
 from functa.flows.config.presets import preset_names
 from functa.flows.config.schema import ConfigError
 from functa.models.config import DiffusionConfig, FieldConfig
+from functa.storage.runs.stage_records import StageRecord
 from functa.tasks.config import TrainClassifierConfig, TrainDiffusionConfig
 from functa.tasks.stage_table import STAGES
 
+SHOWN = "evaluation.perturbation.show_channel"
 EDM, HEUN = "diffusion.process.kind=edm", "diffusion.process.sampler=heun"
 
 
@@ -88,6 +90,8 @@ EDM, HEUN = "diffusion.process.kind=edm", "diffusion.process.sampler=heun"
         ("digits", [EDM, HEUN, "diffusion.process.schedule=linear"], "schedule=linear means nothing to kind=edm"),
         ("digits", ["diffusion.process.sigma_data=2"], "sigma_data=2.0 means nothing to kind=ddpm: leave it at 1.0"),
         ("digits", [EDM, HEUN, "diffusion.normalization={kind: fixed, factor: 3}"], "factor=3 does not tell: set "),
+        ("digits", [f"{SHOWN}=8"], "show_channel=8: a latent has channels 0 to 7; choose one of"),
+        ("digits", [f"{SHOWN}=0", "field.spatial=1"], "show_channel=0 is for spatial latents: a vector has entries"),
         ("digits", ["provenance.paper=[field.widht]"], "provenance names 'field.widht', which is no key"),
         ("digits", ["provenance.paper=[seed, seed]"], "provenance names 'seed' twice"),
     ],
@@ -319,6 +323,34 @@ def test_how_work_is_done_touches_no_digest() -> None:
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.booleans())))
 def test_a_digest_does_not_depend_on_key_order(value: dict) -> None:  # type: ignore[type-arg]
     assert digest(value) == digest(dict(reversed(value.items())))
+
+
+def test_set_takes_the_keys_without_middle_sections_that_over_takes() -> None:
+    for short, full in (
+        ("diffusion.timestep_ratio=3", "diffusion.process.timestep_ratio=3"),
+        ("classifier.dropout=0.2", "classifier.model.dropout=0.2"),
+        ("encode.bits=6", "encode.quantization.bits=6"),
+        ("evaluation.show_channel=2", f"{SHOWN}=2"),
+    ):
+        assert load_config("digits", [short]) == load_config("digits", [full]) != load_config("digits")
+    with pytest.raises(ConfigError, match=r"unknown key 'classifier\.kind': did you mean"):
+        load_config("digits", ["classifier.kind=mlp"])  # the model's or the normalisation's
+
+
+def test_a_number_of_channels_is_another_evaluation_than_the_default_of_earlier_versions() -> None:
+    key = "evaluation.perturbation.channels"
+    default, given_number = (stage_config(load_config("digits", more), "evaluate")[key] for more in ([], [f"{key}=64"]))
+    assert (default, given_number) == (64, "64")
+    record = StageRecord(
+        stage="evaluate", state="finished", config={}, inputs={}, output="runs/1", started="",
+        pipeline=load_config("digits").model_dump(mode="json"),
+    )  # fmt: skip
+    earlier = record.pipeline["evaluation"]["perturbation"]
+    earlier["channels"] = 64
+    del earlier["show_channel"]
+    assert recorded_config(record) == load_config("digits")
+    earlier["show_channel"] = None
+    assert recorded_config(record) == load_config("digits", [f"{key}=64"])
 
 
 def test_the_spread_of_normalised_latents_goes_with_gamma_and_samplers_with_their_process() -> None:

@@ -91,6 +91,33 @@ def test_the_field_is_trained_once_and_each_width_encoded_from_it(root: Path) ->
     assert len(list(root.glob("members/*/functaset.zarr"))) == 2
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_table_8_encodes_once_and_makes_the_fewer_bits_from_these_latents(
+    seeds: int, prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from functa.tasks.encoding import encode as encoding
+
+    encoded: list[int] = []
+    real = encoding.encode_images
+
+    def counting(loop: Any, images: Any, batch: int) -> Any:
+        encoded.append(len(images))
+        return real(loop, images, batch)
+
+    monkeypatch.setattr(encoding, "encode_images", counting)
+    from functa.flows.sweep.flow import sweep
+
+    more = ["classifier=null"] if seeds > 1 else ["classifier=null", "diffusion=null"]
+    results = sweep(
+        str(tmp_path), preset="digits", overrides=[*TINY, *more, "evaluation.quick=true"],
+        over=["encode.quantization.bits=6,32,8"], metrics=["psnr_test", "bits_per_dim"], seeds=seeds,
+    )  # fmt: skip
+    assert [each["state"] for each in results["members"]] == ["finished"] * 3 * seeds
+    assert sum(encoded) == 400  # every image once
+    bits = [each["metrics"]["bits_per_dim"]["mean"] for each in results["settings"]]
+    assert bits[0] < bits[2] < bits[1]
+
+
 def test_the_table_holds_what_the_members_measured(root: Path) -> None:
     results = json.loads((root / "sweep.json").read_text())
     lines = [line.split(",") for line in (root / "sweep.csv").read_text().splitlines()]

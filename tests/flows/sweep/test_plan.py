@@ -76,6 +76,17 @@ def test_bits_share_the_field_and_seeds_of_one_width_the_functaset() -> None:
     assert shared("encode.quantization.bits=32,8,7,6", seeds=3) == {"meta_train": 1, "encode": 4}
 
 
+def test_fewer_bits_are_made_from_the_member_of_32_bits_whose_latents_they_are() -> None:
+    plan = plan_sweep("paper_imagenet_32x32x64", [], ["encode.quantization.bits=32,8,7,6"], None, 3)
+    exact = [member for member in plan.members if member.config.encode.quantization.bits == 32]
+    assert [plan.float_member(member) for member in plan.members] == [None] * 3 + [exact[0]] * 9
+    crossed = plan_sweep("digits", [], ["encode.quantization.bits=8,32", "encode.steps=3,4"])
+    sources = [crossed.float_member(member) for member in crossed.members]
+    assert [source and source.values for source in sources] == [("32", "3"), ("32", "4"), None, None]
+    few = plan_sweep("digits", [], ["encode.quantization.bits=8,6"])
+    assert [few.float_member(member) for member in few.members] == [None, None]
+
+
 def test_members_that_meta_train_share_nothing_and_repeat_the_seed_itself() -> None:
     plan = plan_sweep("digits", [], ["field.spatial,field.channels=[2,8],[4,2]"], None, 2)
     assert plan.shared() == []

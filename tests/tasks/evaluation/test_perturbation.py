@@ -66,14 +66,46 @@ def test_progress_counts_to_its_end(kind: str, all_kinds: Any, tmp_path: Path) -
     assert [done for _, done, _ in reported] == list(range(1, total + 1))
 
 
-def test_fewer_channels_are_perturbed_for_large_images(monkeypatch: pytest.MonkeyPatch, all_kinds: Any) -> None:
-    job, _ = all_kinds["vector"]
+def changed(job: EvaluationJob, output: Path, **settings: Any) -> EvaluationJob:
+    assert job.evaluation.perturbation is not None
+    own = job.evaluation.perturbation.model_copy(update=settings)
+    return job.model_copy(
+        update={"output": str(output), "evaluation": job.evaluation.model_copy(update={"perturbation": own})}
+    )
+
+
+def test_fewer_channels_are_perturbed_for_large_images_unless_their_number_is_given(
+    monkeypatch: pytest.MonkeyPatch, all_kinds: Any, tmp_path: Path
+) -> None:
+    job = changed(all_kinds["vector"][0], tmp_path)
+    perturbation.measure(job)
+    assert len(read_arrays(job.output, "perturbation")["entries"]) == 32
+    monkeypatch.setattr(perturbation, "PIXELS", 3 * 64 * 16)  # three images of 64 pixels, an entry moved once each
+    perturbation.measure(job)
+    assert len(read_arrays(job.output, "perturbation")["entries"]) == 16
     monkeypatch.setattr(perturbation, "PIXELS", 1000)
     perturbation.measure(job)
     assert len(read_arrays(job.output, "perturbation")["entries"]) == perturbation.LEAST_CHANNELS
-    monkeypatch.undo()
-    perturbation.measure(job)
+    perturbation.measure(changed(job, tmp_path, channels=32))
     assert len(read_arrays(job.output, "perturbation")["entries"]) == 32
+
+
+def test_the_channel_that_is_moved_everywhere_can_be_chosen(all_kinds: Any, tmp_path: Path) -> None:
+    job, _ = all_kinds["nearest"]
+    shown = {}
+    for channel in (None, 0, 5):
+        asked = changed(job, tmp_path / str(channel), show_channel=channel, channels=2)
+        data = report((asked, perturbation.measure(asked)))
+        shown[channel] = arrays = data.arrays["perturbation"]
+        found = section(data)
+        assert found is not None
+        (sheet,) = (block for block in found.blocks if block.name == "perturbation_channel")
+        assert isinstance(sheet, Sheet)
+        assert sheet.title.startswith(f"Channel {int(arrays['shown'])} moved everywhere")
+        assert sheet.note.startswith("The channel of median effect" if channel is None else "As asked for")
+    assert [int(shown[channel]["shown"]) for channel in (0, 5)] == [0, 5]
+    assert (shown[0]["channel"] != shown[5]["channel"]).any()
+    assert (shown[5]["unperturbed"] == shown[0]["unperturbed"]).all()
 
 
 def test_only_the_rows_that_are_perturbed_are_read(

@@ -22,6 +22,10 @@ def test_psnr_is_measured_on_both_splits_and_after_every_inner_step(evaluated: E
         assert steps["3"] == pytest.approx(_psnr(bench.decode_raw(bench.loop.encode(images)), images), abs=1e-3)
         assert steps["3"] == pytest.approx(figures[f"psnr_{split}"], abs=0.01)  # nothing was quantised
         assert figures[f"psnr_{split}_pooled"] <= figures[f"psnr_{split}"]
+    images = bench.test.batch(np.arange(200))
+    clamped = _psnr(bench.decode_raw(bench.loop.encode(images)).clamp(0, 1), images)
+    assert figures["psnr_test_clamped"] == pytest.approx(clamped, abs=0.01)
+    assert figures["psnr_test_clamped"] > figures["psnr_test"] + 0.05  # digits are black around
 
 
 def _psnr(found: torch.Tensor, images: torch.Tensor) -> float:
