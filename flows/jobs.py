@@ -14,6 +14,7 @@ from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import load_checkpoint, newest_metadata
 from functa.storage.runs.stage_records import StageRecord, read_record
+from functa.tasks.config import SAMPLING_KEYS
 from functa.tasks.encoding.plan import EncodeJob
 from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.evaluation.generation.distances import reference_labels
@@ -123,8 +124,9 @@ def _sampling(config: PipelineConfig) -> dict[str, Any]:
     """Return how samples are drawn: distances of one sampler are not another's."""
     if config.diffusion is None:
         return {}
-    keys = {"sampler", "sampling_steps", "guidance", "variance", "clip"}
-    return config.diffusion.process.model_dump(mode="json", include=keys)
+    process = config.diffusion.process
+    unused = set() if process.sampler == "ddpm" else {"variance"}
+    return process.model_dump(mode="json", include=set(SAMPLING_KEYS) - unused)
 
 
 def pixel_classifier_location(ledger: Ledger) -> str:

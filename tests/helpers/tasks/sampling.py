@@ -11,11 +11,11 @@ from functa.tasks.inference.sample import SampleJob
 PROCESS = DiffusionConfig(timesteps=20, sampling_steps=5, clip=3.0)
 
 
-def save_denoiser(folder: str, **trained: str) -> str:
-    """Save a denoiser that was trained with these settings; return its folder."""
+def save_denoiser(folder: str, time_numbers: int | None = None, **trained: str) -> str:
+    """Save a denoiser that was trained with these settings; return its folder. Its first multiplier is 2."""
     torch.manual_seed(0)
-    config = DenoiserConfig(channels=32, multipliers=(1,), groups=4, head_channels=32)
-    model = build_denoiser(config, (2, 2, 4), 3)
+    config = DenoiserConfig(channels=32, multipliers=(2,), groups=4, head_channels=32)
+    model = build_denoiser(config, (2, 2, 4), 3, time_numbers)
     for parameter in model.parameters():  # an untrained denoiser predicts zero
         parameter.data += 0.02 * torch.randn_like(parameter)
     metadata = {

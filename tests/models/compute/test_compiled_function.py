@@ -12,7 +12,7 @@ from functa.models.compute.compiled_function import graphed
 from functa.models.config import ClassifierConfig, DenoiserConfig, DiffusionConfig
 from functa.models.latents.classifier import build_classifier, classification_loss
 from functa.models.latents.denoiser import build_denoiser
-from functa.models.latents.diffusion import Draw, diffusion_loss, draw, loss_tables
+from functa.models.latents.diffusion import Draw, diffusion_loss, draw, training_process
 from functa.tasks.training.diffusion import diffusion_learner
 from functa.tasks.training.ranks import Ranks
 from functa.tasks.training.step import parts
@@ -41,14 +41,17 @@ def test_half_precision_is_of_matmuls_alone() -> None:
 
 @pytest.mark.skipif(not has_compiler(CPU), reason="no C++ compiler here")
 @pytest.mark.slow
-def test_one_graph_gives_the_loss_and_gradients_of_the_plain_step() -> None:
+@pytest.mark.parametrize(
+    "config",
+    [DiffusionConfig(timestep_ratio=3, weighted=True), DiffusionConfig(kind="edm"), DiffusionConfig(kind="flow")],
+)
+def test_one_graph_gives_the_loss_and_gradients_of_the_plain_step(config: DiffusionConfig) -> None:
     """fullgraph: a break would raise."""
-    config = DiffusionConfig(timestep_ratio=3, weighted=True)
     torch.manual_seed(0)
     model = build_denoiser(DenoiserConfig(channels=32, multipliers=(1,), groups=4, head_channels=32), (2, 2, 4), 3)
     for parameter in model.parameters():  # what starts at zero hides what is wrong
         parameter.data += 0.05 * torch.randn_like(parameter)
-    tables = loss_tables(config, "cpu")
+    tables = training_process(config, "cpu")
 
     def loss(x0: Tensor, labels: Tensor, t: Tensor, noise: Tensor, dropped: Tensor) -> Tensor:
         return diffusion_loss(model, tables, x0, labels, Draw(t, noise, dropped), 3)

@@ -1,14 +1,17 @@
 """Sampling in slices: sample i does not depend on slices and batches."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from functa.models.compute.compilation import has_compiler
+from functa.models.latents.denoiser import Denoiser
 from functa.tasks.evaluation.generation.distances import reference_labels
-from functa.tasks.inference.sample import read_slices, sample_latents, write_slice
+from functa.tasks.inference.sample import read_slices, sample_batches, sample_latents, write_slice
+from functa.tasks.trained import load_denoiser
 from tests.helpers.tasks.sampling import PROCESS, sample_job, save_denoiser
 
 
@@ -33,6 +36,27 @@ def test_a_model_compiled_in_training_is_sampled_on_a_machine_without_a_compiler
     assert not has_compiler(torch.device("cpu"))
     compiled = save_denoiser(str(tmp_path), compile=mode)
     torch.testing.assert_close(sample_latents(sample_job(compiled, "", 0, 3)), expected)
+
+
+def test_a_model_of_an_earlier_version_whose_time_embedding_is_wider_is_sampled(denoiser: str, tmp_path: Path) -> None:
+    wider = save_denoiser(str(tmp_path), time_numbers=64)
+    assert load_denoiser(wider)[0].unet.time_embedding.linear_1.weight.shape == (128, 64)
+    assert load_denoiser(denoiser)[0].unet.time_embedding.linear_1.weight.shape == (128, 32)
+    assert sample_latents(sample_job(wider, "", 0, 3)).isfinite().all()
+
+
+def test_tf32_is_switched_on_for_the_denoiser_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[str] = []
+    real = Denoiser.forward
+
+    def forward(self: Denoiser, *inputs: Any) -> torch.Tensor:
+        inside.append(torch.get_float32_matmul_precision())
+        return real(self, *inputs)
+
+    monkeypatch.setattr(Denoiser, "forward", forward)
+    batches = sample_batches(sample_job(save_denoiser(str(tmp_path), precision="tf32"), "", 0, 6))
+    outside = [torch.get_float32_matmul_precision() for _ in batches]  # where samples are decoded
+    assert (set(inside), set(outside)) == ({"high"}, {"highest"})
 
 
 def test_an_existing_slice_is_kept(denoiser: str, tmp_path: Path) -> None:

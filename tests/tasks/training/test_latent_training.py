@@ -1,5 +1,6 @@
 """Train classifiers and diffusion models on a small functaset: exact resume, exported weights, the loop of a GPU."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from functa.models.latents.denoiser import build_denoiser
 from functa.storage.errors import DamagedObject, StorageError
 from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import load_checkpoint
 from functa.storage.runs.weights import SIDECAR, TENSORS, read_weights
 from functa.tasks.trained import load_classifier, load_denoiser
-from functa.tasks.training import loop
+from functa.tasks.training import diffusion, loop
 from tests.helpers.storage.functasets import filled
 from tests.helpers.tasks.latent_training import SETTINGS, run_training, stored_tensors, training_job
 
@@ -185,6 +187,32 @@ def test_a_training_of_other_inputs_starts_again_and_keeps_what_somebody_put_bes
     whole = training_job("classifier", functaset, tmp_path / "whole").model_copy(update={"digest": "other inputs"})
     run_training(whole)
     same(tmp_path / "whole", tmp_path / "out")
+
+
+def test_a_checkpoint_whose_network_had_another_shape_in_an_earlier_version_is_trained_anew(
+    functaset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_training(training_job("flow", functaset, tmp_path / "whole"))
+    monkeypatch.setattr(diffusion, "build_denoiser", partial(build_denoiser, time_numbers=64))  # first multiplier 2
+    run_training(training_job("flow", functaset, tmp_path / "earlier"))
+    monkeypatch.undo()
+    run_training(training_job("flow", functaset, tmp_path / "earlier"))
+    same(tmp_path / "whole", tmp_path / "earlier")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "diffusion"])
+def test_a_training_switches_tf32_on_for_its_steps_alone(
+    kind: str, functaset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, real = list[str](), torch.Tensor.backward
+
+    def backward(self: torch.Tensor, *rest: Any, **more: Any) -> None:
+        inside.append(torch.get_float32_matmul_precision())
+        real(self, *rest, **more)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    run_training(training_job(kind, functaset, tmp_path, "precision=tf32", "steps=3"))
+    assert (set(inside), torch.get_float32_matmul_precision()) == ({"high"}, "highest")
 
 
 @pytest.mark.parametrize("kind", ["classifier", "diffusion"])
