@@ -206,8 +206,8 @@ class TrainDiffusionConfig(LatentTrainingConfig):
             return process
         if normalization.kind == "fixed":
             raise ValueError(
-                f"kind=edm needs the standard deviation of normalised latents, which dividing by "
-                f"factor={normalization.factor:g} does not tell: set sigma_data, or another normalization.kind"
+                f"kind=edm needs the standard deviation of normalised latents, which division by "
+                f"factor={normalization.factor:g} does not give: set sigma_data, or another normalization.kind"
             )
         return process.model_copy(update={"sigma_data": 1 / normalization.gamma})
 

@@ -29,7 +29,7 @@ FLOW_TIME = 1000.0  # the level as the network sees it, so that its sinusoids re
 
 
 class Task(NamedTuple):
-    """What the network is given, x [B, s, s, c] and t [B], and what it should return, [B, s, s, c]."""
+    """Inputs of the network, x [B, s, s, c] and t [B], and the output that it should have, [B, s, s, c]."""
 
     x: Tensor
     t: Tensor

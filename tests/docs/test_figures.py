@@ -1,4 +1,4 @@
-"""The commands of the paper's figures of latents: what they make on a small root is what the page says."""
+"""The commands of the paper's figures of latents: what they make on a small root is what the page promises."""
 
 import re
 import shlex

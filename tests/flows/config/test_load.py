@@ -89,7 +89,7 @@ EDM, HEUN = "diffusion.process.kind=edm", "diffusion.process.sampler=heun"
         ("digits", [EDM, HEUN, "diffusion.process.timestep_ratio=3"], "timestep_ratio=3.0 means nothing to kind=edm"),
         ("digits", [EDM, HEUN, "diffusion.process.schedule=linear"], "schedule=linear means nothing to kind=edm"),
         ("digits", ["diffusion.process.sigma_data=2"], "sigma_data=2.0 means nothing to kind=ddpm: leave it at 1.0"),
-        ("digits", [EDM, HEUN, "diffusion.normalization={kind: fixed, factor: 3}"], "factor=3 does not tell: set "),
+        ("digits", [EDM, HEUN, "diffusion.normalization={kind: fixed, factor: 3}"], "factor=3 does not give: set "),
         ("digits", [f"{SHOWN}=8"], "show_channel=8: a latent has channels 0 to 7; choose one of"),
         ("digits", [f"{SHOWN}=0", "field.spatial=1"], "show_channel=0 is for spatial latents: a vector has entries"),
         ("digits", ["provenance.paper=[field.widht]"], "provenance names 'field.widht', which is no key"),

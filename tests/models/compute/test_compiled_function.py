@@ -1,5 +1,7 @@
 """A compiled step against the plain one, and the message where nothing can be compiled."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -45,8 +47,9 @@ def test_half_precision_is_of_matmuls_alone() -> None:
     "config",
     [DiffusionConfig(timestep_ratio=3, weighted=True), DiffusionConfig(kind="edm"), DiffusionConfig(kind="flow")],
 )
-def test_one_graph_gives_the_loss_and_gradients_of_the_plain_step(config: DiffusionConfig) -> None:
+def test_one_graph_gives_the_loss_and_gradients_of_the_plain_step(process: dict[str, Any]) -> None:
     """fullgraph: a break would raise."""
+    config = DiffusionConfig.model_validate(process)
     torch.manual_seed(0)
     model = build_denoiser(DenoiserConfig(channels=32, multipliers=(1,), groups=4, head_channels=32), (2, 2, 4), 3)
     for parameter in model.parameters():  # what starts at zero hides what is wrong

@@ -118,7 +118,7 @@ def test_gaussian_data_is_reached_sample_by_sample(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ideal_network_has_the_least_loss_that_there_is(kind: str) -> None:
-    """Of the flow pi sd / 2; of EDM the posterior's variance over c_out^2, averaged over the levels."""
+    """The flow has pi sd / 2; EDM has the posterior's variance over c_out^2, averaged over the levels."""
     chosen = config(kind)
     process = continuous_process(chosen)
     sd, draws = 0.6 * sd_of(process), torch.Generator().manual_seed(1)

@@ -24,7 +24,7 @@ def exact(field: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images were encoded, batch by batch."""
+    """Return the numbers of images that are encoded, batch by batch."""
     counts: list[int] = []
     real = encoding.encode_images
 
