@@ -276,7 +276,7 @@ class DiffusionConfig(Config):
             fitting = " or ".join(SAMPLERS[self.kind])
             steps = f" and sampling_steps={HEUN_STEPS}" if fitting == "heun" else ""
             raise ValueError(f"sampler={self.sampler} does not fit kind={self.kind}: set sampler={fitting}{steps}")
-        foreign = DDPM_ONLY if self.kind != "ddpm" else ()
+        foreign: tuple[str, ...] = DDPM_ONLY if self.kind != "ddpm" else ()
         foreign += ("sigma_data",) if self.kind != "edm" else ()
         for name in foreign:
             value, default = getattr(self, name), type(self).model_fields[name].default
