@@ -95,7 +95,7 @@ def test_models_of_other_processes_draw_by_heun(kind: str, root: Path, tmp_path:
     trained_root(tmp_path / "root", *OVERRIDES, process, "diffusion.steps=2", from_root=root)
     default, how = drawn(tmp_path / "root", tmp_path / "default")
     assert "(heun, 18 steps, guidance 2)" in how
-    assert len({*default, *drawn(tmp_path / "root", tmp_path / "few", "--steps", "3")[0]}) == 6
+    assert default != drawn(tmp_path / "root", tmp_path / "few", "--steps", "3")[0]
     done = here("sample", str(tmp_path / "root"), "--count", "3", "--out", str(tmp_path / "no"), "--sampler", "ddpm")
     assert f"whose process is {kind}; choose heun" in error_line(done, 1)
 

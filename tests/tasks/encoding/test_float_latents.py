@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from functa.flows.ledger import images_digest
 from functa.storage.functaset.functaset import Functaset
+from functa.storage.images.source import open_images
+from functa.storage.runs.stage_records import write_record
 from functa.tasks.encoding import encode as encoding
 from functa.tasks.encoding.plan import EncodeJob
 from tests.helpers.flows.trained_root import trained_root
@@ -78,7 +81,9 @@ def test_shards_that_the_other_functaset_lacks_are_encoded(
 def test_a_root_takes_the_latents_of_the_one_that_it_reuses_where_only_bits_differ(tmp_path: Path) -> None:
     bits, stages = "encode.quantization.bits", ("meta_train", "encode")
     first = trained_root(tmp_path / "first", f"{bits}=32", stages=stages)
-    functaset = first.output(first.require("encode"))
+    encoded = first.require("encode")
+    functaset, seen = first.output(encoded), {"images_digest": images_digest(open_images(first.config.images))}
+    write_record(first.location, encoded.model_copy(update={"figures": encoded.figures | seen}))  # as the flow does
     six = trained_root(tmp_path / "six", f"{bits}=6", from_root=tmp_path / "first", stages=stages)
     assert six.float_latents() == functaset
     assert six.output(six.require("encode")) != functaset
@@ -86,5 +91,7 @@ def test_a_root_takes_the_latents_of_the_one_that_it_reuses_where_only_bits_diff
     for more in (["encode.steps=4"], ["encode.augmentation.count=1"], ["images.limit=150"], ["field.w0=9"]):
         other = trained_root(tmp_path / "-".join(more), f"{bits}=6", *more, from_root=tmp_path / "first", stages=())
         assert other.float_latents() == ""
+    write_record(first.location, encoded.model_copy(update={"figures": encoded.figures | {"images_digest": "other"}}))
+    assert six.float_latents() == ""  # images have changed since
     again = trained_root(tmp_path / "five", f"{bits}=5", from_root=tmp_path / "six", stages=stages)
     assert again.float_latents() == ""  # 6 bits are not the latents
