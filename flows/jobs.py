@@ -3,6 +3,8 @@
 from contextlib import suppress
 from typing import Any
 
+from pydantic import BaseModel
+
 from functa.flows.config.command import command_line
 from functa.flows.config.digests import digest, seed_of, settings, stages_of
 from functa.flows.config.estimate import parameters
@@ -12,9 +14,11 @@ from functa.storage.errors import MissingObject
 from functa.storage.functaset.functaset import Functaset
 from functa.storage.images.source import open_images
 from functa.storage.places.address import open_location
+from functa.storage.places.local import LocalLocation
 from functa.storage.runs.checkpoints import load_checkpoint, newest_metadata
 from functa.storage.runs.stage_records import StageRecord, read_record
 from functa.tasks.config import SAMPLING_KEYS
+from functa.tasks.dispatch.tracking.job import TrackingJob
 from functa.tasks.encoding.plan import EncodeJob
 from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.evaluation.generation.distances import reference_labels
@@ -23,7 +27,14 @@ from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_
 from functa.tasks.inference.sample import SampleJob
 from functa.tasks.report.run_folder import RunFolder
 from functa.tasks.stage_table import STAGES
-from functa.tasks.training_jobs import ClassifierJob, DiffusionJob, MetaTrainJob, PixelClassifierJob, this_node
+from functa.tasks.training_jobs import (
+    ClassifierJob,
+    DiffusionJob,
+    MetaTrainJob,
+    PixelClassifierJob,
+    TrainingJob,
+    this_node,
+)
 
 KEPT_ASIDE = (
     "info",
@@ -82,6 +93,25 @@ def diffusion_job(ledger: Ledger, record: StageRecord) -> DiffusionJob:
         seed=seed_of(config, record.stage), diffusion=config.diffusion, functaset=ledger.output(functaset),
         classes=len(classes(ledger)), class_names=tuple(classes(ledger)), output=ledger.output(record),
         version=version, digest=name, hydrate=config.dispatch.hydrate, **_places(config),
+    )  # fmt: skip
+
+
+def tracking_job(ledger: Ledger, job: TrainingJob) -> TrackingJob | None:
+    """Return the job of the tracker that shows a training's curve; None where the config has none.
+
+    Its files lie in the root, of a root in a bucket in ./functa-tracking. The first machine alone has a curve.
+    """
+    if ledger.config.tracking is None or job.node:
+        return None
+    root, sections = ledger.location, {name: getattr(job, name) for name in type(job).model_fields}
+    name = root.uri.rstrip("/").rpartition("/")[2]
+    flat = {key: value for prefix, section in sections.items() if isinstance(section, BaseModel)
+            for key, value in settings(section, prefix).items()}  # fmt: skip
+    return TrackingJob(
+        kind=ledger.config.tracking,
+        folder=f"{root.uri}/tracking" if isinstance(root, LocalLocation) else f"functa-tracking/{name}",
+        project=ledger.config.name, run=name, stage=job.kind, output=job.output, digest=job.digest,
+        settings={key: str(value) for key, value in flat.items() if key not in ("images.location", "images.labels")},
     )  # fmt: skip
 
 

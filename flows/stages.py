@@ -24,6 +24,7 @@ from functa.flows.jobs import (
     run_folder,
     sample_jobs,
     stale_models,
+    tracking_job,
 )
 from functa.flows.ledger import Ledger, images_digest
 from functa.flows.server.pool.nodes import train_on_nodes
@@ -35,6 +36,7 @@ from functa.tasks import prefect_tasks
 from functa.tasks.config import DispatchConfig
 from functa.tasks.dispatch.fan_out import call_once, fan_out
 from functa.tasks.dispatch.progress import count, warn_if_unreachable
+from functa.tasks.dispatch.tracking.following import tracked
 from functa.tasks.encoding.keyed_images import forget_images
 from functa.tasks.encoding.plan import EncodeJob, Planned
 from functa.tasks.encoding.progress import Following, encoding_speed
@@ -158,9 +160,10 @@ def evaluate(ledger: Ledger) -> None:
 
 def _train(ledger: Ledger, job: TrainingJob, threads: int | None = None) -> dict[str, Any]:
     """Train in a process of its own, or in one on each node of the pool; return figures, weights_digest among them."""
-    if ledger.config.dispatch.trains_on_pool:
-        return train_on_nodes(job, ledger.config.dispatch)
-    return prefect_tasks.retried(prefect_tasks.train, ledger.config.dispatch)(job, threads)
+    with tracked(tracking_job(ledger, job), get_run_logger().warning):
+        if ledger.config.dispatch.trains_on_pool:
+            return train_on_nodes(job, ledger.config.dispatch)
+        return prefect_tasks.retried(prefect_tasks.train, ledger.config.dispatch)(job, threads)
 
 
 def _warn_of_large_latent(config: PipelineConfig) -> None:
@@ -245,7 +248,8 @@ def _train_pixel_classifier(ledger: Ledger, job: EvaluationJob) -> tuple[Evaluat
         )
         return job.model_copy(update={"pixel_classifier": ""}), {}
     dispatch, training = ledger.config.dispatch, pixel_classifier_job(ledger, job.pixel_classifier)
-    trained = call_once(prefect_tasks.retried(prefect_tasks.train, dispatch), dispatch, job=training, threads=None)
+    with tracked(tracking_job(ledger, training), get_run_logger().warning):
+        trained = call_once(prefect_tasks.retried(prefect_tasks.train, dispatch), dispatch, job=training, threads=None)
     return job, {"top1_pixels": trained["top1_pixels"]}
 
 

@@ -35,7 +35,7 @@ BEGINNINGS = re.compile(r"(?:Of|By|What|Where|As|Which|Who|How)\b")
 PROPER = re.compile(
     r"""["']?withdrawn["']?\s*[:=\])]|["']withdrawn["']|["']barred["']|alias="\w+" |\bbarred:
     | max_gone_fraction | b"given[ ]up\\n" | (?:\.|def[ ])tell\( |
-    https?://\S+ | [Ww]all[- ](?:clock|time)s? | --wall\S*""",
+    https?://\S+ | [Ww]all[-_ ](?:clock|time)s? | --wall\S*""",
     re.VERBOSE,
 )
 

@@ -13,10 +13,12 @@ from functa.storage.errors import StorageError
 from functa.storage.functaset.plan import check_rows
 from functa.storage.images.source import Images, open_images
 from functa.storage.places.address import open_location
+from functa.tasks.dispatch.tracking.job import check_installed
 from functa.tasks.evaluation.evaluators import EVALUATORS, chosen
 from functa.tasks.evaluation.gate import FIGURES
 from functa.tasks.evaluation.generation.inception import check_counts, weights_digest
 from functa.tasks.inference.ready.shipped import check_channels
+from functa.tasks.stage_table import STAGES
 
 FEW_TEST_IMAGES = 20  # fewer give figures that another few would change
 
@@ -28,6 +30,8 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     """
     check_models(config, stage)
     check_places(config, root)
+    if config.tracking is not None and (stage == "pipeline" or STAGES[stage].trains):
+        check_installed(config.tracking)
     images = open_images(config.images)
     if config.field.pretrained is not None:
         check_channels(config.field.pretrained, images.channels)

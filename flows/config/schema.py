@@ -18,6 +18,7 @@ from functa.tasks.config import (
     TrainDiffusionConfig,
     TrainingConfig,
 )
+from functa.tasks.dispatch.tracking.job import Tracking
 from functa.tasks.evaluation.config import EvaluationConfig, GateConfig
 
 
@@ -86,6 +87,11 @@ class PipelineConfig(Config):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), title="Evaluation")
     gate: GateConfig = Field(GateConfig(), title="Quality gate")
     dispatch: DispatchConfig = Field(DispatchConfig(), title="Dispatch")
+    tracking: Tracking | None = Field(
+        None,
+        description="Show the curves of the trainings in TensorBoard, MLflow or Weights & Biases too; null: in none of "
+        "them. No result depends on it.",
+    )
     paper: dict[str, float | str] = Field(
         {}, description="The paper's figures for this row, dB and percent, and its number of classes; no setting."
     )
