@@ -23,7 +23,7 @@ from functa.tasks.encoding.plan import EncodeJob
 from functa.tasks.evaluation.evaluator_input import EvaluationJob
 from functa.tasks.evaluation.generation.distances import reference_labels
 from functa.tasks.evaluation.generation.feature_inputs import write_inputs
-from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_of
+from functa.tasks.evaluation.generation.features import FeatureJob, part_of, set_sizes
 from functa.tasks.inference.sample import SampleJob
 from functa.tasks.report.run_folder import RunFolder
 from functa.tasks.stage_table import STAGES
@@ -236,19 +236,17 @@ def _slices(ledger: Ledger, job: EvaluationJob, labels: list[int] | None, count:
 
 def feature_jobs(ledger: Ledger, job: EvaluationJob, slices: list[str], labels: list[int] | None) -> list[FeatureJob]:
     """Return the feature slices of every set that is compared: samples, images to set beside them, reference."""
-    images = open_images(ledger.config.images)
-    reference, size = len(images.split("train")), ledger.config.evaluation.features_slice
-    count = min(ledger.config.evaluation.samples, reference)
-    slices_of_reference = -(-reference // size)
-    write_inputs(job.output, images, job.functaset, slices_of_reference)
+    images, size = open_images(ledger.config.images), ledger.config.evaluation.features_slice
+    count = min(ledger.config.evaluation.samples, len(images.split("train")))
+    sets = {kind: (rows, -(-rows // size)) for kind, rows in set_sizes(images, count).items()}
+    write_inputs(job.output, images, job.functaset, sets)
     jobs = []
-    for kind in KINDS:
-        parts = slices_of_reference if kind == "reference" else -(-count // size)
+    for kind, (rows, parts) in sets.items():
         for part in range(parts):
             samples = kind == "samples"
             own = [labels[row] for row in part_of(count, part, parts)] if samples and labels is not None else None
             jobs.append(FeatureJob(
-                evaluation=job, kind=kind, part=part, parts=parts, count=count, images=reference,
+                evaluation=job, kind=kind, part=part, parts=parts, count=count, images=rows,
                 slices=tuple(slices) if samples else (), labels=None if own is None else tuple(own),
             ))  # fmt: skip
     return jobs

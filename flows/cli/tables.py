@@ -47,10 +47,10 @@ def print_summary(ledger: Ledger, word: str) -> None:
         if key in metrics:
             table.add_row(name, form.format(metrics[key]))
     for space, value in metrics.get("fd", {}).items():
-        floor, ceiling = (metrics[f"fd_{name}"][space] for name in ("reconstruction", "noise"))
-        table.add_row(
-            f"Frechet distance, {SPACES.get(space, space)}", f"{value:.3g} (floor {floor:.3g}, ceiling {ceiling:.3g})"
-        )
+        names = {"floor": "fd_reconstruction", "test images": "fd_test", "ceiling": "fd_noise"}
+        bounds = {name: metrics.get(key, {}).get(space) for name, key in names.items()}
+        beside = ", ".join(f"{name} {bound:.3g}" for name, bound in bounds.items() if bound is not None)
+        table.add_row(f"Frechet distance, {SPACES.get(space, space)}", f"{value:.3g} ({beside})")
     if "seconds_by_stage" in metrics:
         table.add_row("Time", ", ".join(f"{k} {v:.0f} s" for k, v in metrics["seconds_by_stage"].items()))
     console.print(table)

@@ -9,6 +9,7 @@ from functa.models.compute.compilation import should_compile
 from functa.models.compute.device import choose_device
 from functa.models.latents.classifier import check_classifier
 from functa.models.latents.denoiser import check_denoiser
+from functa.models.measures.wavelets import packet_numbers
 from functa.storage.errors import StorageError
 from functa.storage.functaset.plan import check_rows
 from functa.storage.images.source import Images, open_images
@@ -16,7 +17,9 @@ from functa.storage.places.address import open_location
 from functa.tasks.dispatch.tracking.job import check_installed
 from functa.tasks.evaluation.evaluators import EVALUATORS, chosen
 from functa.tasks.evaluation.gate import FIGURES
+from functa.tasks.evaluation.generation import efficientnet
 from functa.tasks.evaluation.generation.inception import check_counts, weights_digest
+from functa.tasks.evaluation.generation.spaces import chosen_spaces, obstacles
 from functa.tasks.inference.ready.shipped import check_channels
 from functa.tasks.stage_table import STAGES
 
@@ -47,16 +50,50 @@ def preflight(config: PipelineConfig, root: str, stage: str) -> tuple[str, ...]:
     check_classes(config, stage, len(images.classes))
     if stage in ("pipeline", "encode"):
         check_row_count(config, images)
-    fid = config.evaluation.fid
-    measured = config.diffusion is not None and config.evaluation.generation is not None
-    if fid.weights is not None and measured and stage in ("pipeline", "evaluate"):
+    dimensions = check_spaces(config, images) if stage in ("pipeline", "evaluate") else {}
+    if stage == "pipeline":
+        check_gate_figures(config, images, dimensions)
+    open_location(root).preflight_write()
+    return (*images.notes, *_few_test_images(config, images), *_few_samples(config, images, dimensions))
+
+
+def check_spaces(config: PipelineConfig, images: Images) -> dict[str, int]:
+    """Return the dimensions of the feature spaces in which samples will be compared; none without samples.
+
+    Raises StorageError for a space that cannot be measured, and for missing or other weights.
+    """
+    generation, fid = config.evaluation.generation, config.evaluation.fid
+    if config.diffusion is None or generation is None:
+        return {}
+    spaces = chosen_spaces(generation.spaces, images.resolution, len(images.classes))
+    if "efficientnet_lite0" in spaces:
+        efficientnet.read_weights()
+    if fid.weights is not None:
         weights_digest(fid)
         reference = len(images.split("train"))
         check_counts(fid, min(config.evaluation.samples, reference), reference)
-    if stage == "pipeline":
-        check_gate_figures(config)
-    open_location(root).preflight_write()
-    return (*images.notes, *_few_test_images(config, images))
+    dimensions = {
+        "classifier": config.evaluation.pixel_classifier.features, "latent": config.field.numbers,
+        "wavelet": packet_numbers(images.resolution, images.channels), "efficientnet_lite0": efficientnet.DIMENSIONS,
+    }  # fmt: skip
+    return {space: dimensions[space] for space in spaces}
+
+
+def _samples(config: PipelineConfig, images: Images) -> int:
+    return min(config.evaluation.samples, len(images.split("train")))
+
+
+def _few_samples(config: PipelineConfig, images: Images, dimensions: dict[str, int]) -> list[str]:
+    """Return a note where samples are too few for the covariances of some spaces."""
+    count = _samples(config, images)
+    narrow = {space: wide for space, wide in dimensions.items() if wide >= count}
+    if not narrow:
+        return []
+    named = " and ".join(f"{space} ({wide:,} dimensions)" for space, wide in narrow.items())
+    note = f"{count:,} samples are too few for Frechet distances in the feature spaces {named}"
+    if max(narrow.values()) < len(images.split("train")):
+        return [f"{note}: evaluation.samples above {max(narrow.values()):,} gives them"]
+    return [f"{note}, and there are no more training images: kernel distances, precision and recall are measured"]
 
 
 def _few_test_images(config: PipelineConfig, images: Images) -> list[str]:
@@ -114,18 +151,38 @@ def check_places(config: PipelineConfig, root: str) -> None:
         )
 
 
-def check_gate_figures(config: PipelineConfig) -> None:
-    """Raise ConfigError where the gate asks for a figure that this config does not measure."""
+def check_gate_figures(config: PipelineConfig, images: Images, dimensions: dict[str, int]) -> None:
+    """Raise ConfigError where the gate asks for a figure that this config does not measure.
+
+    dimensions: of the feature spaces in which samples are compared.
+    """
     models = {name for name in ("classifier", "diffusion") if getattr(config, name) is not None}
     measured = {figure for evaluator in chosen(config.evaluation, models) for figure in evaluator.figures}
     if config.evaluation.fid.weights is None or config.evaluation.fid.any_weights:
         measured.discard("fid")
     for key, (figure, _) in FIGURES.items():
-        if getattr(config.gate, key) is not None and figure.partition(".")[0] not in measured:
+        if getattr(config.gate, key) is None:
+            continue
+        name, _, space = figure.partition(".")
+        why = _why_not_in_space(config, images, dimensions, name, space) if space else ""
+        if name not in measured:
+            why = _why_unmeasured(config, figure)
+        if why:
             raise ConfigError(
-                f"gate.{key}: this config does not measure {figure} ({_why_unmeasured(config, figure)}); "
-                f"set gate.{key}=null, or have it measured"
+                f"gate.{key}: this config does not measure {figure} ({why}); set gate.{key}=null, or have it measured"
             )
+
+
+def _why_not_in_space(config: PipelineConfig, images: Images, dimensions: dict[str, int], name: str, space: str) -> str:
+    """Explain why a figure is not measured in one space; "" where it is."""
+    if space not in dimensions:
+        reasons = obstacles(images.resolution, len(images.classes))
+        return reasons.get(space, "evaluation.generation.spaces leaves it out")
+    if name == "fd" and dimensions[space] >= _samples(config, images):
+        return f"{dimensions[space]:,} dimensions need more samples than {_samples(config, images):,}"
+    if name == "label_agreement" and not (config.diffusion and config.diffusion.process.labelled):
+        return "a probe compares labels, and the samples of an unconditional model have none"
+    return ""
 
 
 def _why_unmeasured(config: PipelineConfig, figure: str) -> str:

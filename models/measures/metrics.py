@@ -27,37 +27,41 @@ def pooled_psnr(errors: Tensor) -> float:
 
 
 class FrechetStatistics:
-    """Streaming moments of features [n, D]: n, sum x and sum x x^T in float64, which merge by addition."""
+    """Streaming moments of features [n, D]: n, sum x and sum x x^T in float64, which merge by addition.
+
+    Of features [n, P, D], as many moments as there are groups P: no covariance between groups is kept.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self.total: Tensor | None = None  # [D]
-        self.outer: Tensor | None = None  # [D, D]
+        self.total: Tensor | None = None  # [D] or [P, D]
+        self.outer: Tensor | None = None  # [D, D] or [P, D, D]
 
     def update(self, features: Tensor) -> "FrechetStatistics":
-        """Adds features [B, D], of any float type and device."""
+        """Adds features [B, D] or [B, P, D], of any float type and device."""
         for part in torch.split(features.detach(), ROWS):
-            x = part.double()
-            self._add(len(x), x.sum(0), x.T @ x)
+            x = part.double().movedim(0, -2)  # [B, D] or [P, B, D]
+            self._add(len(part), x.sum(-2), x.mT @ x)
         return self
 
     @classmethod
     def of_sums(cls, count: int, total: Tensor, triangle: Tensor) -> "FrechetStatistics":
-        """From n, sum x [D] and the upper triangle of sum x x^T [D (D + 1) / 2], as `triangle` gives it."""
-        side = len(total)
-        upper = torch.zeros(side, side, dtype=torch.float64)
-        upper[tuple(torch.triu_indices(side, side))] = triangle.double()
+        """From n, sum x [D] and the upper triangle of sum x x^T [D (D + 1) / 2], as `triangle` gives them."""
+        side = total.shape[-1]
+        upper = torch.zeros(*total.shape, side, dtype=torch.float64)
+        rows, columns = torch.triu_indices(side, side)
+        upper[..., rows, columns] = triangle.double()
         statistics = cls()
-        statistics._add(count, total.double(), upper + upper.triu(1).T)
+        statistics._add(count, total.double(), upper + upper.triu(1).mT)
         return statistics
 
     @property
     def triangle(self) -> Tensor:
-        """Upper triangle of sum x x^T, row by row: [D (D + 1) / 2] float64, on the CPU."""
+        """Upper triangle of sum x x^T, row by row: [D (D + 1) / 2], or by group, float64, on the CPU."""
         if self.outer is None:
             return torch.empty(0, dtype=torch.float64)
-        outer = self.outer.cpu()
-        return outer[tuple(torch.triu_indices(*outer.shape))]
+        rows, columns = torch.triu_indices(*self.outer.shape[-2:])
+        return self.outer.cpu()[..., rows, columns]
 
     def merge(self, other: "FrechetStatistics") -> "FrechetStatistics":
         """Adds what another has seen."""
@@ -67,7 +71,8 @@ class FrechetStatistics:
 
     def _add(self, count: int, total: Tensor, outer: Tensor) -> None:
         if self.total is not None and self.total.shape != total.shape:
-            raise ValueError(f"statistics of {len(self.total)} features cannot take features of {len(total)}")
+            ours, theirs = ("x".join(map(str, sums.shape)) for sums in (self.total, total))
+            raise ValueError(f"statistics of {ours} features cannot take features of {theirs}")
         self.count += count
         self.total = total if self.total is None else self.total + total
         self.outer = outer if self.outer is None else self.outer + outer
@@ -75,14 +80,14 @@ class FrechetStatistics:
     @property
     def dimensions(self) -> int:
         """D, 0 before the first row."""
-        return 0 if self.total is None else len(self.total)
+        return 0 if self.total is None else self.total.shape[-1]
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean [D] and unbiased covariance [D, D], float64, on the CPU. Raises ValueError below two rows."""
+        """Mean [D] and unbiased covariance [D, D] (or by group), float64, on the CPU. ValueError below two rows."""
         if self.count < 2 or self.total is None or self.outer is None:
             raise ValueError(f"a covariance needs at least 2 rows of features, not {self.count}")
         mean = self.total.cpu() / self.count
-        return mean, (self.outer.cpu() - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        return mean, (self.outer.cpu() - self.count * mean[..., None] * mean[..., None, :]) / (self.count - 1)
 
 
 def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
@@ -90,12 +95,14 @@ def frechet_distance(a: FrechetStatistics, b: FrechetStatistics) -> float:
 
     torchmetrics offers this from images alone, not from statistics. tr (S_a S_b)^1/2 is taken from the symmetric
     S_a^1/2 S_b S_a^1/2, which has the same eigenvalues: no complex root, and rank-deficient covariances are safe.
+    Of features in groups it is the mean of the groups' distances.
     """
     (mean_a, cov_a), (mean_b, cov_b) = a.moments(), b.moments()
     values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # S_a^1/2 [D, D]
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+    root = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT  # S_a^1/2 [D, D]
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum(-1)
+    traces = [covariance.diagonal(dim1=-2, dim2=-1).sum(-1) for covariance in (cov_a, cov_b)]
+    return float(((mean_a - mean_b).square().sum(-1) + sum(traces) - 2 * cross).mean())
 
 
 def pca_psnr(train: Tensor, test: Tensor, numbers: int, patch: int | tuple[int, int] | None) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from functa.tasks.evaluation import evaluators
 from functa.tasks.evaluation.evaluator import Described
+from functa.tasks.evaluation.generation import spaces
 
 # What stages measure themselves; the evaluators' figures are in the table of evaluators.
 STAGE_FIGURES = {
@@ -39,12 +40,11 @@ GROUPS = (
     "Reconstruction", "Classification", "Generation", "Compression", "Latents", "Data", "Speed", "Models", "Provenance",
 )  # fmt: skip
 
-BY_SPACE = ("fd", "fd_reconstruction", "fd_noise", "kd", "precision", "recall")  # keys with a value for each space
+BY_SPACE = (  # keys with a value for each space
+    "fd", "fd_reconstruction", "fd_test", "fd_noise", "kd", "precision", "recall", "label_agreement", "probe_top1",
+)  # fmt: skip
 
-SPACES = {
-    "classifier": "pixel-classifier features", "latent": "latents", "inception": "Inception features",
-    "inception_other": "features of other Inception weights",
-}  # fmt: skip
+SPACES = {name: space.words for name, space in spaces.SPACES.items()}
 
 
 def catalogue() -> dict[str, Described]:

@@ -1,6 +1,6 @@
 """Configuration of what is measured, and of what a run must reach. Free of torch."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -91,6 +91,21 @@ class PartConfig(Config):
     """A part of the evaluation that has no settings of its own."""
 
 
+SpaceName = Literal["classifier", "latent", "wavelet", "efficientnet_lite0"]
+
+
+class GenerationConfig(Config):
+    """Distances of samples from the training images, in several feature spaces."""
+
+    spaces: tuple[SpaceName, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Feature spaces; null: all that the images allow and whose packages are installed. One that is "
+        "named and cannot be measured is an error.",
+        json_schema_extra=ADDED,
+    )
+
+
 SLOW = ("compression", "perturbation", "generation", "memorization")
 
 
@@ -140,8 +155,8 @@ class EvaluationConfig(Config):
         PerturbationConfig(), "Perturbation", "Change single latent numbers and decode"
     )
     classification: PartConfig | None = _part(PartConfig(), "Classification", "Measure the classifier's accuracy")
-    generation: PartConfig | None = _part(
-        PartConfig(), "Generation", "Compare samples with images by Frechet and kernel distances"
+    generation: GenerationConfig | None = _part(
+        GenerationConfig(), "Generation", "Compare samples with images by Frechet and kernel distances"
     )
     memorization: MemorizationConfig | None = _part(
         MemorizationConfig(), "Memorisation", "Compare samples with their nearest training images"
@@ -164,4 +179,12 @@ class GateConfig(Config):
     )
     max_ece: float | None = Field(None, ge=0, le=1, description="Largest ece, a share from 0 to 1; null: not asked.")
     max_fd: float | None = Field(None, ge=0, description="Largest fd.classifier; null: not asked.")
+    max_fd_latent: float | None = Field(None, ge=0, description="Largest fd.latent; null: not asked.")
+    max_fd_wavelet: float | None = Field(None, ge=0, description="Largest fd.wavelet; null: not asked.")
+    max_fd_efficientnet_lite0: float | None = Field(
+        None, ge=0, description="Largest fd.efficientnet_lite0; null: not asked."
+    )
+    min_label_agreement: float | None = Field(
+        None, ge=0, le=1, description="Least label_agreement.classifier, a share from 0 to 1; null: not asked."
+    )
     max_fid: float | None = Field(None, ge=0, description="Largest fid; null: not asked.")

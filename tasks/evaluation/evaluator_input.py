@@ -65,6 +65,8 @@ class EvaluationJob(Config):
     classifier: str = ""
     diffusion: str = ""
     pixel_classifier: str = ""
+    spaces: tuple[str, ...] = ()
+    """The feature spaces in which samples are compared: chosen once, so that all workers compute the same."""
     samples: Samples | None = None
     sampling: dict[str, Any] = {}
     """The settings of the diffusion process by which samples are drawn."""

@@ -181,13 +181,22 @@ EVALUATORS: tuple[Evaluator, ...] = (
                 "Generation", "Fr\u00e9chet distance, reconstructions", "plain",
                 "The same for reconstructions: the floor for samples.", "lower", "samples",
             ),
+            "fd_test": Described(
+                "Generation", "Fr\u00e9chet distance, test images", "plain",
+                "The same for test images, at most as many as samples: the floor of images that no model has seen.", "",
+                "samples",
+            ),
             "fd_noise": Described(
                 "Generation", "Fr\u00e9chet distance, noise", "plain",
                 "The same for decoded noise latents: the ceiling for samples.", "", "samples",
             ),
             "fd_reference": Described(
                 "Generation", "Reference set of distances", "text",
-                "Which images, how many, how many samples, feature dimensions.",
+                "Which images, how many, how many samples and test images, feature dimensions.",
+            ),
+            "fd_protocol": Described(
+                "Generation", "Feature spaces, protocol", "text",
+                "Weights, input and wavelet level behind the features.",
             ),
             "kd": Described(
                 "Generation", "Kernel distance, samples", "plain",
@@ -208,7 +217,13 @@ EVALUATORS: tuple[Evaluator, ...] = (
             ),
             "label_agreement": Described(
                 "Generation", "Label agreement", "share",
-                "Share of conditional samples that the pixel classifier takes for their label.", "higher", "samples",
+                "Share of conditional samples that a linear probe of training images' features takes for their label.",
+                "higher", "samples",
+            ),
+            "probe_top1": Described(
+                "Generation", "Top-1 of the probe", "share",
+                "Share of test images that this probe takes for their label: as much as label agreement can show.",
+                "higher", "test",
             ),
             "top1_pixels": Described(
                 "Classification", "Top-1 of the pixel classifier", "share",

@@ -10,6 +10,10 @@ FIGURES = {
     "min_top1": ("top1_test", ""),
     "max_ece": ("ece", ""),
     "max_fd": ("fd.classifier", ""),
+    "max_fd_latent": ("fd.latent", ""),
+    "max_fd_wavelet": ("fd.wavelet", ""),
+    "max_fd_efficientnet_lite0": ("fd.efficientnet_lite0", ""),
+    "min_label_agreement": ("label_agreement.classifier", ""),
     "max_fid": ("fid", ""),
 }
 

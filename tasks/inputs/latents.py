@@ -17,6 +17,7 @@ from functa.storage.places.side_by_side import side_by_side
 from functa.storage.readers.free_memory import free_memory
 from functa.storage.readers.open import MEMORY_SHARE, open_reader
 from functa.storage.readers.order import Order
+from functa.storage.readers.reader import Batch
 from functa.storage.readers.shards import SplitShards, plain_rows
 
 FLOAT_COPIES = 3  # of a split: as read, joined, normalised
@@ -72,7 +73,7 @@ class PlainRows:
     def __init__(self, functaset: Functaset, split: str, counts: Sequence[int] | None = None) -> None:
         self._shards = SplitShards(functaset, split, plain=True, known=counts)
         self._ends = np.cumsum(self._shards.counts)
-        self._held: tuple[int, np.ndarray] | None = None  # the last shard: rows are read in order, batch by batch
+        self._held: tuple[int, Batch] | None = None  # the last shard: rows are read in order, batch by batch
         self.shape = functaset.latent_shape
 
     def __len__(self) -> int:
@@ -85,17 +86,22 @@ class PlainRows:
 
     def read(self, rows: np.ndarray) -> Tensor:
         """Return z [n, s, s, c] float32 of ascending rows."""
-        parts = [np.empty((0, *self.shape), np.float32)]
+        return self.split(rows).z
+
+    def split(self, rows: np.ndarray) -> Split:
+        """Return latents and labels of ascending rows."""
+        parts, labels = [np.empty((0, *self.shape), np.float32)], [np.empty(0, np.int64)]
         which = np.searchsorted(self._ends, rows, side="right")
         for number in np.unique(which):
-            shard = self._shards.shards[number]
-            z = self._shard(int(number))[rows[which == number] - (self._ends[number] - self._shards.counts[number])]
-            parts.append(shard.fragment.dequantized(z) if self._shards.quantizers else z)
-        return torch.from_numpy(np.concatenate(parts))
+            batch, fragment = self._shard(int(number)), self._shards.shards[number].fragment
+            own = rows[which == number] - (self._ends[number] - self._shards.counts[number])
+            parts.append(fragment.dequantized(batch.z[own]) if self._shards.quantizers else batch.z[own])
+            labels.append(batch.labels[own].astype(np.int64))
+        return Split(torch.from_numpy(np.concatenate(parts)), torch.from_numpy(np.concatenate(labels)))
 
-    def _shard(self, number: int) -> np.ndarray:
+    def _shard(self, number: int) -> Batch:
         if self._held is None or self._held[0] != number:
-            self._held = number, self._shards.read(self._shards.shards[number], ids=False).z
+            self._held = number, self._shards.read(self._shards.shards[number], ids=False)
         return self._held[1]
 
 

@@ -30,7 +30,7 @@ def test_a_folder_of_one_class_goes_through_the_whole_pipeline(tmp_path: Path, p
     metrics = pipeline(str(tmp_path / "root"), config=load_config("digits", [*TINY, *settings]))
     found = json.loads((tmp_path / "root" / "metrics.json").read_text())
     assert found.keys() >= {"psnr_test", "fd", "kd", "memorized_share", "locality"}
-    assert set(found["kd"]) == {"latent"}
+    assert set(found["kd"]) == {"latent", "wavelet"}
     assert not {"top1_test", "top1_pixels", "label_agreement"} & found.keys()
     assert "Generation" in (tmp_path / "root" / "report.html").read_text()
     assert metrics["psnr_test"] == found["psnr_test"]

@@ -65,22 +65,23 @@ def test_every_figure_is_in_metrics_json(root: Path) -> None:
     metrics = json.loads((root / "metrics.json").read_text())
     assert {
         "psnr_test", "psnr_test_pooled", "psnr_test_clamped", "psnr_pca_patch", "psnr_pca_image", "psnr_by_bits",
-        "mae_255", "top1_test", "ece", "label_agreement", "sampling", "fd",
-        "fd_reconstruction", "fd_noise", "fd_reference", "bits_per_dim",
-        "rows", "bad_inputs", "encode_images_per_s", "meta_images_per_s", "seconds_by_stage", "parameters",
+        "mae_255", "top1_test", "ece", "label_agreement", "probe_top1", "sampling", "fd", "fd_reconstruction",
+        "fd_test", "fd_noise", "fd_reference", "fd_protocol", "bits_per_dim", "rows", "bad_inputs",
+        "encode_images_per_s", "meta_images_per_s", "seconds_by_stage", "parameters",
         "fingerprint", "versions",
     } <= metrics.keys()  # fmt: skip
     assert metrics["rows"] == 400
-    assert set(metrics["fd"]) == {"classifier", "latent"}
+    dimensions = {"classifier": 64, "latent": 32, "wavelet": 16}  # of images of 8x8, too small for the network
+    assert set(metrics["fd"]) == set(metrics["fd_test"]) == set(dimensions)
     assert metrics["fd_reference"] == {
-        "images": "train", "count": 200, "samples": 100, "dimensions": {"classifier": 64, "latent": 32},
-        "subset": {"classifier": 100, "latent": 100},
+        "images": "train", "count": 200, "samples": 100, "test": 100, "dimensions": dimensions,
+        "subset": dict.fromkeys(dimensions, 100),
     }  # fmt: skip
     assert metrics["sampling"] == {
         "sampler": "ddpm", "sampling_steps": 4, "guidance": 1.0, "variance": "fixed_large", "clip": 4.0,
     }  # fmt: skip
-    for key in ("kd", "precision", "recall"):
-        assert set(metrics[key]) == {"classifier", "latent"}
+    for key in ("kd", "precision", "recall", "label_agreement", "probe_top1"):
+        assert set(metrics[key]) == set(dimensions)
     assert metrics["duplicates"] == 0
     assert set(metrics["accuracy_by_class"]) == {str(digit) for digit in range(10)}
     assert metrics["top5_test"] >= metrics["top1_test"]

@@ -1,14 +1,14 @@
-"""Features of what is compared, slice by slice: of samples, reconstructions, noise latents, and of the reference.
+"""Features of what is compared, slice by slice: samples, reconstructions, noise latents, test images, the reference.
 
-The spaces are named. Without any download: penultimate features of the pipeline's own pixel classifier, and normalised
-latents. With the standard weights' file: Inception's. The reference is the training images, or their latents.
+The spaces are those of spaces.py; Inception's too with the standard weights' file. The reference is the training
+images, or their latents.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,26 +23,34 @@ from functa.models.latents.normalize import Normalizer
 from functa.models.measures.metrics import FrechetStatistics
 from functa.storage.errors import StorageError
 from functa.storage.functaset.functaset import Functaset
-from functa.storage.images.source import SplitOfKeys, open_keys
+from functa.storage.images.source import Images, SplitOfKeys, open_keys
 from functa.storage.places.address import open_location, read_json, write_json
 from functa.tasks.evaluation.evaluator_input import EvaluationJob
-from functa.tasks.evaluation.generation.feature_inputs import read_keys, training_rows
+from functa.tasks.evaluation.generation.extractor import Extractor, Setting
+from functa.tasks.evaluation.generation.feature_inputs import plain_latents, read_listed
 from functa.tasks.evaluation.generation.feature_sets import Gathered, Space, to_bytes
-from functa.tasks.evaluation.generation.inception import load_inception, space_of, weights_digest
+from functa.tasks.evaluation.generation.inception import space_of, weights_digest
+from functa.tasks.evaluation.generation.spaces import SPACES
 from functa.tasks.inference.sample import read_samples
-from functa.tasks.inputs.latents import PlainRows, training_normalizer
+from functa.tasks.inputs.latents import training_normalizer
 from functa.tasks.inputs.pictures import as_float, as_uint8, spread
-from functa.tasks.trained import load_field, load_pixel_classifier, logits_of
+from functa.tasks.trained import load_field
 
-Kind = Literal["reference", "samples", "reconstruction", "noise"]
+Kind = Literal["reference", "samples", "reconstruction", "noise", "test"]
 
-KINDS: tuple[Kind, ...] = ("reference", "samples", "reconstruction", "noise")
+KINDS: tuple[Kind, ...] = ("reference", "samples", "reconstruction", "noise", "test")
+
+COMPARED_BY_ROW = ("reference", "samples", "test")  # their rows are kept; of the others moments are enough
+
+OF_FID = ("reference", "samples", "reconstruction")  # the literature has no FID of noise or of test images
 
 BATCH = 256
 
 ENCODED = 64  # at a time: the inner loop keeps its steps
 
 MAX_DIMENSIONS = 4096  # of a covariance: its root takes minutes there, and grows with the cube
+
+MAX_COVARIANCES = 1 << 26  # numbers of all covariances of a space: 512 MB
 
 MAX_STATE_BYTES = 1 << 30  # of JSON: two numbers a latent element
 
@@ -59,19 +67,23 @@ class FeatureJob(Config):
     part: int
     parts: int
     count: int  # of samples, and so of reconstructions and noise latents
-    images: int = 0  # of the reference
+    images: int = 0  # of a set of real images: reference, test
     slices: tuple[str, ...] = ()  # URIs of all samples' files
     labels: tuple[int, ...] | None = None  # of this part's samples; None for an unconditional model
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows [B] of a set of `total`, as pictures [B, H, W, ch] in [0, 1] and as latents [B, s, s, c], or one of them."""
+    """Rows [B] of a set of `total`, as pictures [B, H, W, ch] in [0, 1] and as latents [B, s, s, c], or one of them.
+
+    Their labels are int64 [B], or None where they have none.
+    """
 
     rows: np.ndarray
     total: int
     images: Tensor | None
     z: Tensor | None
+    labels: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -83,16 +95,20 @@ class Tools:
     functaset: Functaset
     field: Field
     inner: InnerConfig
-    pixels: Any  # the pixel classifier, or None where there is none
     normalizer: Normalizer
-    inception: Callable[[Tensor], Tensor] | None
-    weights: str  # sha256 of Inception's file, or empty
+    extractors: Mapping[str, Extractor]  # by space
     side: int  # of the pictures, in pixels
 
     @property
     def resolution(self) -> tuple[int, int]:
         """Return height and width of the pictures."""
         return self.side, self.side
+
+
+def set_sizes(images: Images, samples: int) -> dict[Kind, int]:
+    """Return the size of each set beside so many samples: all training images, and at most as many of the others."""
+    sizes: dict[Kind, int] = dict.fromkeys(KINDS, samples)
+    return sizes | {"reference": len(images.split("train")), "test": min(samples, len(images.split("test")))}
 
 
 def part_of(count: int, part: int, parts: int) -> np.ndarray:
@@ -113,80 +129,84 @@ def write_features(job: FeatureJob, progress: Progress = lambda done, total: Non
 
 
 def open_tools(job: FeatureJob) -> Tools:
-    """Open what this slice needs; no Inception for noise latents: the literature has no such figure."""
-    wanted = job.evaluation.evaluation.fid.weights is not None and job.kind != "noise"
-    return _tools(job.evaluation.model_dump_json(), wanted)
+    """Open what this slice needs."""
+    with_inception = job.evaluation.evaluation.fid.weights is not None and job.kind in OF_FID
+    return _tools(job.evaluation.model_dump_json(), with_inception)
 
 
 @lru_cache(maxsize=2)  # with Inception and without
 def _tools(evaluation: str, with_inception: bool) -> Tools:
     """Open an evaluation's models and data once for all slices that this process computes."""
     job = EvaluationJob.model_validate_json(evaluation)
-    device, fid = choose_device(job.device), job.evaluation.fid
-    functaset = training_rows(job.output, job.functaset).functaset
+    device = choose_device(job.device)
+    functaset = plain_latents(job.output, job.functaset).functaset
     field, inner, metadata = load_field(job.field)
-    side = metadata["resolution"]
+    side, normalizer = metadata["resolution"], _latent_normalizer(job, functaset)
+    setting = Setting(job, device, (side, side, field.image_channels), normalizer)
+    spaces = [*job.spaces, *([space_of(weights_digest(job.evaluation.fid))] if with_inception else [])]
     return Tools(
         device=device,
-        of_keys=open_keys(job.images, (side, side, field.image_channels)),
+        of_keys=open_keys(job.images, setting.shape),
         functaset=functaset,
         field=field.to(device),
         inner=inner,
-        pixels=load_pixel_classifier(job.pixel_classifier).to(device) if job.pixel_classifier else None,
-        normalizer=_latent_normalizer(job, functaset),
-        inception=load_inception(fid, device) if with_inception else None,
-        weights=weights_digest(fid) if with_inception else "",
+        normalizer=normalizer,
+        extractors={name: SPACES[name].open(setting) for name in spaces},
         side=side,
     )
 
 
 def gather(job: FeatureJob, tools: Tools, progress: Progress = lambda done, total: None) -> Gathered:
     """Compute everything that is kept of one slice."""
-    gathered = Gathered(job.kind, weights=tools.weights)
+    gathered = Gathered(job.kind)
     for batch in _SETS[job.kind](job, tools):
-        for name, features in _features(tools, batch).items():
-            space = gathered.spaces.setdefault(name, _space(job, name, features.shape[1]))
-            space.add(features, np.isin(batch.rows, _kept(job, features.shape[1], batch.total)))
+        for name, extractor in tools.extractors.items():
+            _add(job, gathered, name, extractor, batch)
         if batch.images is not None:
             gathered.shape = tuple(batch.images.shape[1:])
-        first = batch.total * job.part // job.parts
         if job.kind == "samples" and batch.images is not None:
             gathered.pictures.append(_digests(as_uint8(batch.images)))
-            gathered.agreeing += _agreeing(job, tools, batch.images, batch.rows - first)
+        first = batch.total * job.part // job.parts
         if len(batch.rows):
             progress(int(batch.rows[-1]) + 1 - first, batch.total * (job.part + 1) // job.parts - first)
     return gathered
 
 
-def has_moments(space: str, count: int, dimensions: int) -> bool:
+def _add(job: FeatureJob, gathered: Gathered, name: str, extractor: Extractor, batch: Batch) -> None:
+    """Add a batch's features in one space; where there are no moments, only those of the rows that are kept."""
+    x = batch.z if extractor.of_latents else batch.images
+    wanted = has_moments(name, job.count, extractor.dimensions, extractor.groups)
+    if x is None or not (wanted or job.kind in COMPARED_BY_ROW):
+        return
+    moments = FrechetStatistics() if wanted else None
+    space = gathered.spaces.setdefault(
+        name, Space(extractor.dimensions, moments, protocol=dict(extractor.protocol))
+    )  # fmt: skip
+    keep = np.isin(batch.rows, _kept(job, extractor, batch.total))
+    needed = np.ones_like(keep) if wanted else keep
+    labels = np.full(len(keep), -1) if batch.labels is None else batch.labels
+    if needed.any():
+        features = extractor.compute(x[torch.from_numpy(needed)])
+        space.add(len(keep), features, keep[needed], labels[needed])
+    else:
+        space.count += len(keep)
+
+
+def has_moments(space: str, count: int, dimensions: int, groups: int = 1) -> bool:
     """Return whether a Frechet distance is computed: a covariance of too few samples mostly measures their number.
 
     Inception's always is: with too few samples, only since the config allowed it.
     """
-    return space.startswith("inception") or (dimensions < count and dimensions <= MAX_DIMENSIONS)
+    small = dimensions <= MAX_DIMENSIONS and groups * dimensions**2 <= MAX_COVARIANCES
+    return space.startswith("inception") or (dimensions < count and small)
 
 
-def _space(job: FeatureJob, name: str, dimensions: int) -> Space:
-    return Space(dimensions, FrechetStatistics() if has_moments(name, job.count, dimensions) else None)
-
-
-def _kept(job: FeatureJob, dimensions: int, total: int) -> np.ndarray:
+def _kept(job: FeatureJob, extractor: Extractor, total: int) -> np.ndarray:
     """Return the rows of the whole set whose features are kept: the same for any number of slices."""
-    return spread(total, min(total, job.evaluation.evaluation.subset, max(4, KEPT_NUMBERS // dimensions)))
-
-
-def _features(tools: Tools, batch: Batch) -> dict[str, Tensor]:
-    """Return the features of a batch by space, [B, D] each."""
-    found: dict[str, Tensor] = {}
-    if batch.images is not None:
-        if tools.pixels is not None:
-            with torch.no_grad():
-                found["classifier"] = tools.pixels.features(batch.images.to(tools.device)).cpu()
-        if tools.inception is not None:
-            found[space_of(tools.weights)] = tools.inception(batch.images)
-    if batch.z is not None:
-        found["latent"] = tools.normalizer.normalize(batch.z).flatten(1)
-    return found
+    if job.kind not in COMPARED_BY_ROW:
+        return np.empty(0, np.int64)
+    most = max(4, KEPT_NUMBERS // (extractor.groups * extractor.dimensions))
+    return spread(total, min(total, job.evaluation.evaluation.subset, most))
 
 
 def _latent_normalizer(job: EvaluationJob, functaset: Functaset) -> Normalizer:
@@ -205,19 +225,21 @@ def _batches(job: FeatureJob, total: int) -> Iterator[np.ndarray]:
         yield rows[start : start + BATCH]
 
 
-def _reference(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
-    """Yield readable training images, then the latents of training images; neither is reconstructed."""
-    keys, latents = read_keys(job.evaluation.output, job.part, job.parts), _training_rows(job)
+def _real_images(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
+    """Yield readable images, then the latents of images of the same split; neither is reconstructed."""
+    listed = read_listed(job.evaluation.output, job.kind, job.part, job.parts)
+    first = job.images * job.part // job.parts
     for rows in _batches(job, job.images):
-        first = job.images * job.part // job.parts
-        read = tools.of_keys(keys[rows[0] - first : rows[-1] + 1 - first]).read(range(len(rows)))
-        yield Batch(rows[read.good], job.images, as_float(read.images[read.good], tools.device), None)
-    for rows in _batches(job, len(latents)):
-        yield Batch(rows, len(latents), None, latents.read(rows))
-
-
-def _training_rows(job: FeatureJob) -> PlainRows:
-    return training_rows(job.evaluation.output, job.evaluation.functaset).open()
+        within = slice(int(rows[0]) - first, int(rows[-1]) + 1 - first)
+        read = tools.of_keys(listed.keys[within]).read(range(len(rows)))
+        labels = np.array(listed.labels[within])[read.good]
+        yield Batch(rows[read.good], job.images, as_float(read.images[read.good], tools.device), None, labels)
+    if "latent" in tools.extractors:
+        latents = plain_latents(job.evaluation.output, job.evaluation.functaset).open(job.kind)
+        chosen = spread(len(latents), min(job.images, len(latents)))
+        for rows in _batches(job, len(chosen)):
+            split = latents.split(chosen[rows])
+            yield Batch(rows, len(chosen), None, split.z, split.labels.numpy())
 
 
 def _samples(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
@@ -228,18 +250,22 @@ def _samples(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
                 f"{job.evaluation.output}/samples: {len(z)} latents of shape {z.shape[1:]} where {len(rows)} of "
                 f"{tools.functaset.latent_shape}, the functaset's, are due; delete that folder and evaluate again"
             )
-        yield _decoded(tools, rows, job.count, torch.from_numpy(z))
+        labels = None if job.labels is None else np.array(job.labels)[rows - job.count * job.part // job.parts]
+        yield replace(_decoded(tools, rows, job.count, torch.from_numpy(z)), labels=labels)
 
 
 def _reconstruction(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
     """Yield reconstructed training images. Like any image, a reconstruction has its own encoding as latent."""
-    latents = _training_rows(job)
+    latents = plain_latents(job.evaluation.output, job.evaluation.functaset).open("reference")
+    latent = tools.extractors.get("latent")
+    encoded = latent is not None and has_moments("latent", job.count, latent.dimensions)
     chosen = spread(len(latents), min(job.count, len(latents)))
     loop = InnerLoop(tools.field, tools.inner, tools.resolution)
     for rows in _batches(job, len(chosen)):
         images = _decoded(tools, rows, len(chosen), latents.read(chosen[rows])).images
         assert images is not None
-        z = torch.cat([loop.encode(part.to(tools.device)).cpu() for part in images.split(ENCODED)])
+        parts = images.split(ENCODED) if encoded else ()
+        z = torch.cat([loop.encode(part.to(tools.device)).cpu() for part in parts]) if parts else None
         yield Batch(rows, len(chosen), images, z)
 
 
@@ -255,7 +281,8 @@ def _noise(job: FeatureJob, tools: Tools) -> Iterator[Batch]:
 
 
 _SETS: dict[Kind, Callable[[FeatureJob, Tools], Iterator[Batch]]] = {
-    "reference": _reference, "samples": _samples, "reconstruction": _reconstruction, "noise": _noise,
+    "reference": _real_images, "samples": _samples, "reconstruction": _reconstruction, "noise": _noise,
+    "test": _real_images,
 }  # fmt: skip
 
 
@@ -267,11 +294,3 @@ def _decoded(tools: Tools, rows: np.ndarray, total: int, z: Tensor) -> Batch:
 def _digests(pictures: np.ndarray) -> np.ndarray:
     """Return the sha256 of each picture's bytes: uint8 [n, 32]."""
     return np.stack([np.frombuffer(hashlib.sha256(picture.tobytes()).digest(), np.uint8) for picture in pictures])
-
-
-def _agreeing(job: FeatureJob, tools: Tools, images: Tensor, rows: np.ndarray) -> int:
-    """Count the samples, at these rows of the slice, that the pixel classifier takes for their label."""
-    if job.labels is None or tools.pixels is None:
-        return 0
-    guesses = logits_of(tools.pixels, images, BATCH).argmax(1).cpu().numpy()
-    return int((guesses == np.array(job.labels)[rows]).sum())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from functa.tasks.evaluation.generation.extractor import Extractor, Setting
 
 OFFICIAL = "6726825d"  # begins the file's sha256, and ends its name: the convention of PyTorch's hub
 
@@ -86,6 +87,14 @@ def is_fid(fid: FidConfig, digest: str, samples: int, reference: int) -> bool:
 def space_of(digest: str) -> str:
     """Return the name of the feature space."""
     return "inception" if is_standard(digest) else "inception_other"
+
+
+def open_extractor(setting: "Setting") -> "Extractor":
+    """Open the pooled features."""
+    from functa.tasks.evaluation.generation.extractor import Extractor
+
+    fid = setting.job.evaluation.fid
+    return Extractor(load_inception(fid, setting.device), DIMENSIONS, protocol={"weights": weights_digest(fid)})
 
 
 def load_inception(fid: FidConfig, device: "torch.device") -> "Callable[[Tensor], Tensor]":

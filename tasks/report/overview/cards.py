@@ -59,7 +59,8 @@ def _distances(metrics: dict[str, Any]) -> list[Card]:
         if value is None:
             continue
         floor, ceiling = number(metrics, "fd_reconstruction", space), number(metrics, "fd_noise", space)
-        named = (("reconstructions (floor)", floor), ("noise (ceiling)", ceiling))
+        tests = number(metrics, "fd_test", space)
+        named = (("reconstructions (floor)", floor), ("test images", tests), ("noise (ceiling)", ceiling))
         beside = tuple(f"{name} {show(bound)}" for name, bound in named if bound is not None)
         share = None
         if floor is not None and ceiling is not None and ceiling > floor:

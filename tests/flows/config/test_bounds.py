@@ -18,6 +18,9 @@ HARMLESS = {
     "evaluation.fid.min_samples": "refuses smaller numbers of samples",
     "evaluation.perturbation.strengths": "added to values",
     "gate.max_fd": "a threshold",
+    "gate.max_fd_latent": "a threshold",
+    "gate.max_fd_wavelet": "a threshold",
+    "gate.max_fd_efficientnet_lite0": "a threshold",
     "gate.max_fid": "a threshold",
 }
 HARMLESS_NAMES = {"clip_norm", "log_every", "checkpoint_seconds", "validate_every", "evaluate_every", "micro_batch"}

@@ -1,5 +1,7 @@
 """Preflight reports what will fail before a server is started."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,6 +77,10 @@ def test_a_classifier_of_one_class_is_refused_before_any_work(tmp_path) -> None:
         (["gate.max_ece=0.9", "evaluation.classification=null"], r"measure ece \(evaluation.classification=null\)"),
         (["gate.max_fd=9", "evaluation.quick=true"], r"measure fd.classifier \(evaluation.quick=true\)"),
         (["gate.max_fd=9", "diffusion=null"], r"\(diffusion=null\)"),
+        (["gate.max_fd_efficientnet_lite0=9"], r"measure fd.efficientnet_lite0 \(its network takes images of 16x16"),
+        (["gate.max_fd_wavelet=9", "evaluation.samples=16"], r"\(16 dimensions need more samples than 16\)"),
+        (["gate.max_fd=9", "evaluation.generation.spaces=[latent]"], r"\(evaluation.generation.spaces leaves it out\)"),
+        (["gate.min_label_agreement=0.9", "diffusion.process.conditional=false"], "a probe compares labels, and the"),
         (["gate.max_fid=9"], r"measure fid \(it needs evaluation.fid.weights, the standard file\)"),
         (["gate.min_psnr=9", "evaluation.reconstruction=null"], "; set gate.min_psnr=null, or have it measured"),
     ],
@@ -87,6 +93,19 @@ def test_a_gate_for_a_figure_that_is_not_measured_is_refused_before_any_work(
         preflight(config, str(tmp_path), "pipeline")
     preflight(config, str(tmp_path), "encode")  # a stage of its own has no gate
     preflight(load_config("digits", ["gate.min_top1=0.9", "gate.max_fd=9"]), str(tmp_path), "pipeline")
+
+
+def test_spaces_that_cannot_be_measured_are_reported_before_any_work(tmp_path: Path) -> None:
+    asked = load_config("digits", ["evaluation.generation.spaces=[efficientnet_lite0]"])
+    with pytest.raises(StorageError, match="efficientnet_lite0 is not possible: its network takes images of 16x16"):
+        preflight(asked, str(tmp_path), "pipeline")
+    few = load_config("digits", ["evaluation.samples=20"])
+    (note,) = preflight(few, str(tmp_path), "evaluate")
+    assert note == (
+        "20 samples are too few for Frechet distances in the feature spaces classifier (64 dimensions) and latent (32 "
+        "dimensions): evaluation.samples above 64 gives them"
+    )
+    assert not preflight(few, str(tmp_path), "encode")
 
 
 def test_more_rows_than_a_fragment_holds_are_refused_before_any_work(tmp_path) -> None:  # type: ignore[no-untyped-def]

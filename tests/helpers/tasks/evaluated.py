@@ -18,7 +18,7 @@ from functa.storage.places.address import open_location
 from functa.storage.runs.checkpoints import save_checkpoint
 from functa.tasks.evaluation.evaluator_input import EvaluationJob, Samples
 from functa.tasks.evaluation.generation.feature_inputs import write_inputs
-from functa.tasks.evaluation.generation.features import KINDS, FeatureJob, part_of, write_features
+from functa.tasks.evaluation.generation.features import FeatureJob, part_of, set_sizes, write_features
 from tests.helpers.storage.functasets import SHAPE, filled
 
 COUNT = 20  # the rows of `filled`'s training split
@@ -38,7 +38,8 @@ def evaluation_job(folder: Path, *settings: str) -> EvaluationJob:
     return EvaluationJob(
         seed=0, images=config.images, quantization=QuantizationConfig(), evaluation=config.evaluation,
         calibration_images=8, functaset=str(folder / "z"), field=str(folder / "field"), diffusion="there",
-        pixel_classifier=str(folder / "pixels"), output=str(folder / "run"), device="cpu",
+        pixel_classifier=str(folder / "pixels"), spaces=("classifier", "latent", "wavelet"), output=str(folder / "run"),
+        device="cpu",
     )  # fmt: skip
 
 
@@ -76,13 +77,13 @@ def features(
 ) -> list[str]:
     """Compute all sets' features, in so many slices each; return the files."""
     images = open_images(job.images)
-    write_inputs(job.output, images, job.functaset, parts)
-    reference = len(images.split("train"))
+    sizes = set_sizes(images, count)
+    write_inputs(job.output, images, job.functaset, {kind: (rows, parts) for kind, rows in sizes.items()})
     return [
         write_features(FeatureJob(
-            evaluation=job, kind=kind, part=part, parts=parts, count=count, images=reference,
+            evaluation=job, kind=kind, part=part, parts=parts, count=count, images=rows,
             slices=tuple(slices),
             labels=None if labels is None else tuple(labels[row] for row in part_of(count, part, parts)),
         ))
-        for kind in KINDS for part in range(parts)
+        for kind, rows in sizes.items() for part in range(parts)
     ]  # fmt: skip

@@ -58,6 +58,16 @@ def test_frechet_distance_agrees_with_scipy_and_torchmetrics(rows: tuple[int, in
     assert ours == pytest.approx(_compute_fid(mean_a, cov_a, mean_b, cov_b).item(), rel=1e-6)
 
 
+def test_of_features_in_groups_the_distance_is_the_mean_of_the_groups() -> None:
+    sets = [torch.stack([features(n, 12, seed), features(n, 12, seed + 9)], 1) for seed, n in enumerate((80, 90))]
+    known = [FrechetStatistics().update(x) for x in sets]
+    apart = [frechet_distance(*(FrechetStatistics().update(x[:, group]) for x in sets)) for group in (0, 1)]
+    assert frechet_distance(*known) == pytest.approx(sum(apart) / 2, rel=1e-9)
+    back = FrechetStatistics.of_sums(known[0].count, known[0].total, known[0].triangle)  # type: ignore[arg-type]
+    assert frechet_distance(back, known[1]) == pytest.approx(sum(apart) / 2, rel=1e-9)
+    assert known[0].dimensions == 12 and known[0].triangle.shape == (2, 12 * 13 // 2)
+
+
 def test_frechet_distance_of_a_set_to_itself_is_zero_and_of_a_shift_its_square() -> None:
     x = features(300, 16, 1)
     own = FrechetStatistics().update(x)

@@ -1,6 +1,7 @@
 """Samples against training images: slices that merge, duplicates, sizes, ranks, and FID from a file of weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from functa.storage.functaset.functaset import Functaset
 from functa.storage.functaset.shards.shard import Shard
 from functa.storage.images.source import open_images
 from functa.storage.places import local
+from functa.tasks.evaluation.catalogue import BY_SPACE
 from functa.tasks.evaluation.evaluator_input import Messages
 from functa.tasks.evaluation.generation import features as computing
 from functa.tasks.evaluation.generation import inception
 from functa.tasks.evaluation.generation.distances import check_sets, delete_features, measure, no_distance
+from functa.tasks.evaluation.generation.extractor import Extractor
 from functa.tasks.evaluation.generation.feature_inputs import write_inputs
 from functa.tasks.evaluation.generation.feature_sets import Gathered, Space, from_bytes, merged, to_bytes
 from functa.tasks.inference.sample import read_samples
@@ -34,7 +37,7 @@ SMALL = ["features_slice=5", "shown=4"]
 
 def gathered(x: np.ndarray, name: str = "a", kind: str = "samples", kept: int = 4) -> Gathered:
     space = Space(x.shape[1], FrechetStatistics())
-    space.add(torch.from_numpy(x), np.arange(len(x)) < kept)
+    space.add(len(x), torch.from_numpy(x), np.arange(len(x)) < kept, np.arange(len(x)) % 3)
     pictures = [np.frombuffer(x[:, :4].astype(np.float64).tobytes(), np.uint8).reshape(len(x), 32)]
     return Gathered(kind, {name: space}, shape=(8, 8, 1), pictures=pictures)
 
@@ -58,10 +61,11 @@ def test_slices_of_any_size_merge_to_one_pass(tmp_path: Path, cuts: list[int], s
 
 def test_features_are_read_bit_for_bit_as_they_were_written() -> None:
     known = gathered(np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32))
-    known.agreeing, known.weights = 7, "ab" * 32
+    known.spaces["a"].protocol = {"weights": "ab" * 32}
     back = from_bytes(to_bytes(known))
     assert to_bytes(back) == to_bytes(known)
-    assert (back.agreeing, back.weights, back.kind) == (7, "ab" * 32, "samples")
+    assert (back.spaces["a"].protocol, back.kind) == ({"weights": "ab" * 32}, "samples")
+    assert np.concatenate(back.spaces["a"].labels).tolist() == [0, 1, 2, 0]
     torch.testing.assert_close(torch.cat(back.spaces["a"].kept), torch.cat(known.spaces["a"].kept), rtol=0, atol=0)
     assert back.spaces["a"].moments is not None and back.spaces["a"].moments.total is not None
     assert back.spaces["a"].moments.total.dtype == torch.float64
@@ -84,16 +88,20 @@ def figures_of(folder: Path, run: str, *settings: str, z: np.ndarray | None = No
 
 def test_figures_do_not_depend_on_the_number_of_slices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = figures_of(folder, "whole"), figures_of(folder, "cut", parts=2)
-    for key in ("fd", "fd_reconstruction", "fd_noise", "kd", "precision", "recall"):
+    for key in BY_SPACE:
         assert whole[key] == pytest.approx(cut[key], rel=1e-5, abs=1e-9), key
+    dimensions = {"classifier": 12, "latent": 32, "wavelet": 16}
     assert whole["fd_reference"] == {
-        "images": "train", "count": 40, "samples": COUNT, "dimensions": {"classifier": 12, "latent": 32},
-        "subset": {"classifier": COUNT, "latent": COUNT},
+        "images": "train", "count": 40, "samples": COUNT, "dimensions": dimensions, "test": COUNT,
+        "subset": dict.fromkeys(dimensions, COUNT),
     }  # fmt: skip
-    assert whole["label_agreement"] == cut["label_agreement"]
+    assert whole["fd_protocol"] == {"wavelet": {"wavelet": "Haar", "level": 1}}
+    assert set(whole["fd"]) == set(whole["fd_test"]) == set(whole["fd_noise"]) == {"classifier", "wavelet"}
+    assert whole["fd_noise"]["wavelet"] > whole["fd_test"]["wavelet"]
+    assert set(whole["label_agreement"]) == set(whole["probe_top1"]) == set(dimensions)
     assert whole["duplicates"] == cut["duplicates"] == 0
     output = folder / "cut" / "run"
-    assert len(list((output / "features").glob("*.npz"))) == 8  # for as long as anything may have to be measured again
+    assert len(list((output / "features").glob("*.npz"))) == 10  # for as long as anything may have to be measured again
     with monkeypatch.context() as patch:
         patch.setattr(computing, "gather", lambda *_: pytest.fail("features were computed again"))
         again = figures_of(folder, "cut", parts=2)
@@ -112,22 +120,24 @@ def test_slices_list_no_images_and_read_only_the_receipts_of_their_rows(
     of_files = ["images.source=folder", f"images.location={pictures}", "images.channels=1"]
     images = load_config("digits", of_files).images
     job = evaluation_job(folder).model_copy(update={"images": images})
-    shards, read = len(Functaset.open(job.functaset).shards("train")), list[object]()
+    functaset, read = Functaset.open(job.functaset), list[object]()
+    shards = len(functaset.shards("train")) + len(functaset.shards("test"))
     checked = Shard._checked
     monkeypatch.setattr(Shard, "_checked", lambda shard, data: read.append(shard.number) or checked(shard, data))
     for parts in (1, 6, 12):
         own = job.model_copy(update={"output": str(folder / f"counted-{parts}" / "run")})
         slices = write_samples(folder / f"counted-{parts}", samples())
-        write_inputs(own.output, open_images(images), own.functaset, parts)
+        sets = {"reference": (36, parts), "test": (4, parts)}
+        write_inputs(own.output, open_images(images), own.functaset, sets)
         read.clear()
         with monkeypatch.context() as patch:
             patch.setattr(local.LocalLocation, "listing", None)
             for part in range(parts):
-                for kind in ("reference", "samples", "reconstruction", "noise"):
+                for kind in computing.KINDS:
                     labels = tuple(LABELS[row] for row in computing.part_of(COUNT, part, parts))
                     computing.write_features(computing.FeatureJob(
-                        evaluation=own, kind=kind, part=part, parts=parts, count=COUNT, images=36,
-                        slices=tuple(slices), labels=labels,
+                        evaluation=own, kind=kind, part=part, parts=parts, count=COUNT,
+                        images=sets[kind][0] if kind in sets else 0, slices=tuple(slices), labels=labels,
                     ))  # fmt: skip
         assert len(read) <= shards
 
@@ -135,16 +145,14 @@ def test_slices_list_no_images_and_read_only_the_receipts_of_their_rows(
 def test_without_a_pixel_classifier_the_latents_alone_are_compared(folder: Path) -> None:
     """Images of one class only cannot train it."""
     job = evaluation_job(folder, *SMALL).model_copy(
-        update={"output": str(folder / "unjudged" / "run"), "pixel_classifier": ""}
+        update={"output": str(folder / "unjudged" / "run"), "pixel_classifier": "", "spaces": ("latent",)}
     )
     slices = write_samples(folder / "unjudged", samples())
     found = measure(with_samples(job, slices, LABELS, features(job, slices, 2, LABELS)))
     whole = figures_of(folder, "judged")
-    assert set(found["kd"]) == {"latent"}
+    assert set(found["kd"]) == set(found["label_agreement"]) == {"latent"}
     assert found["kd"]["latent"] == pytest.approx(whole["kd"]["latent"], rel=1e-5)
     assert found["fd_reference"]["dimensions"] == {"latent": 32}
-    assert "label_agreement" not in found
-    assert whole["label_agreement"] > 0
 
 
 def test_the_distances_are_those_of_all_features_at_once(folder: Path) -> None:
@@ -158,13 +166,38 @@ def test_the_distances_are_those_of_all_features_at_once(folder: Path) -> None:
     decoded = computing._decoded(tools, np.arange(COUNT), COUNT, torch.from_numpy(samples())).images
     assert decoded is not None
     with torch.no_grad():
-        known = [FrechetStatistics().update(tools.pixels.features(x)) for x in (decoded, pixels)]
+        known = [FrechetStatistics().update(tools.extractors["classifier"].compute(x)) for x in (decoded, pixels)]
     ours = [sets[kind].spaces["classifier"].moments for kind in ("samples", "reference")]
     assert ours[0] is not None and ours[1] is not None
     assert frechet_distance(ours[0], ours[1]) == pytest.approx(frechet_distance(*known), rel=1e-9)
     z = load_split(Functaset.open(job.functaset), "train").z
-    rows = sets["reference"].spaces["latent"].rows(COUNT)
+    rows, _ = sets["reference"].spaces["latent"].rows(COUNT)
     torch.testing.assert_close(rows, tools.normalizer.normalize(z).flatten(1))
+
+
+def test_without_a_frechet_distance_only_rows_that_are_compared_one_by_one_are_computed(folder: Path) -> None:
+    """A network's features cost much: 20 samples have no covariance of 1,280 dimensions."""
+    job = evaluation_job(folder, "subset=9").model_copy(update={"output": str(folder / "rows" / "run")})
+    slices, seen = write_samples(folder / "rows", samples()), list[int]()
+    features(job, slices)
+    sizes = computing.set_sizes(open_images(job.images), COUNT)
+
+    def compute(images: torch.Tensor) -> torch.Tensor:
+        seen.append(len(images))
+        return torch.zeros(len(images), 1280)
+
+    counts = {}
+    for kind, rows in sizes.items():
+        part = computing.FeatureJob(
+            evaluation=job, kind=kind, part=0, parts=1, count=COUNT, images=rows, slices=tuple(slices)
+        )
+        tools = replace(computing.open_tools(part), extractors={"wide": Extractor(compute, 1280)})
+        counts[kind] = {
+            name: (space.count, space.kept_rows) for name, space in computing.gather(part, tools).spaces.items()
+        }
+    compared = {"reference": {"wide": (40, 9)}, "samples": {"wide": (COUNT, 9)}, "test": {"wide": (COUNT, 9)}}
+    assert counts == compared | {"reconstruction": {}, "noise": {}}
+    assert seen == [9, 9, 9]
 
 
 def test_rows_read_shard_by_shard_equal_those_read_at_once(folder: Path) -> None:
@@ -187,7 +220,7 @@ def test_samples_are_read_from_the_files_that_hold_them(tmp_path: Path) -> None:
 def test_too_few_samples_for_a_distance_are_reported_with_their_numbers(folder: Path) -> None:
     found = figures_of(folder, "few")
     assert "latent" not in found["fd"] and "classifier" in found["fd"]
-    assert {"latent", "classifier"} == set(found["kd"]) == set(found["precision"])
+    assert {"latent", "classifier", "wavelet"} == set(found["kd"]) == set(found["precision"])
     (warning,) = found["warnings"]
     assert "space 'latent': it has 32 dimensions" in warning
     assert warning.endswith("there are 20 and 20")
@@ -264,7 +297,8 @@ def test_standard_weights_and_enough_images_are_called_fid(folder: Path, monkeyp
     fid = evaluation_job(folder, "fid.weights=w", "fid.min_samples=2049")
     standard = inception.OFFICIAL + "0" * 56
     for count, called in ((2049, True), (2048, False)):
-        sets = {kind: Gathered(kind, {"inception": Space(2048, None, count)}, weights=standard)
+        space = Space(2048, None, count, protocol={"weights": standard})
+        sets = {kind: Gathered(kind, {"inception": space})
                 for kind in ("samples", "reconstruction", "reference")}  # fmt: skip
         given = {"fd": {"inception": 3.0}, "fd_reconstruction": {"inception": 1.0}}
         found = named(given, sets, fid)

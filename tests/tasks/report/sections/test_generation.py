@@ -20,6 +20,26 @@ def test_the_table_of_feature_spaces_explains_what_is_missing(full: ReportData) 
     ]  # fmt: skip
 
 
+def test_floors_probes_and_the_protocol_of_each_space_are_shown(full: ReportData) -> None:
+    reference = {"images": "train", "count": 50_000, "samples": 2_000, "test": 1_900}
+    reference |= {"dimensions": {"wavelet": 768, "efficientnet_lite0": 1280}}
+    metrics = {
+        "fd_reference": reference, "fd": {"wavelet": 3.5}, "fd_reconstruction": {"wavelet": 0.5},
+        "fd_test": {"wavelet": 1.5}, "fd_noise": {"wavelet": 30.0}, "label_agreement": {"efficientnet_lite0": 0.75},
+        "probe_top1": {"efficientnet_lite0": 0.875},
+        "fd_protocol": {"wavelet": {"wavelet": "Haar", "level": 1}, "efficientnet_lite0": {"weights": "57" * 32}},
+    }  # fmt: skip
+    lines = files_of(dataclasses.replace(full, metrics=metrics))["generation.csv"].decode().splitlines()
+    assert "\u2026 of test images (floor of unseen images),1.5," in lines
+    assert "Label agreement,,75.0 %" in lines and "\u2026 of test images (most it can be),,87.5 %" in lines
+    page = Page(page_of(dataclasses.replace(full, metrics=metrics)))
+    for expected in (
+        "test images 1.5", "1,900 test images show how far images are", "over 4 packets of Haar wavelets, level 1",
+        "EfficientNet-Lite0 features: weights sha256 5757575757575757", "never FID",
+    ):  # fmt: skip
+        assert expected in " ".join(page.text.split()), expected
+
+
 def test_fid_is_shown_with_its_protocol_and_floor(full: ReportData) -> None:
     reference = {"images": "train", "count": 50_000, "samples": 50_000, "dimensions": {"inception": 2048}}
     protocol = {"weights": "6726825d" + "0" * 56, "resize": "as in TensorFlow 1", "batch": 64}
