@@ -33,7 +33,7 @@ from functa.flows.cli.arguments import (
     Root,
     whole,
 )
-from functa.flows.cli.compare import compare
+from functa.flows.cli.compare import compare, table
 from functa.flows.cli.models import classify, decode, encode_command, sample
 from functa.flows.cli.stages import call_flow, config_and_root, stage_command
 from functa.flows.cli.stores.publish import export, fetch
@@ -59,6 +59,7 @@ app = App(
 
 app.command(store)
 app.command(compare, group=LOOK)
+app.command(table, group=LOOK)
 app.command(sweep, group=RUN)
 
 for command in (decode, sample, classify, export, fetch):

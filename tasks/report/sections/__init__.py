@@ -9,4 +9,5 @@ def report_sections(data: ReportData) -> list[Section]:
     """Return the sections for which this run has data, in reading order."""
     measured = [section for evaluator in evaluators.EVALUATORS for section in evaluator.draw(data)]
     kept = [make(data) for make in (training.section, figures.section, provenance.section, config.section)]
-    return [section for section in (gate.section(data), *measured, *kept) if section is not None]
+    first = (gate.section(data), figures.beside_the_paper(data))
+    return [section for section in (*first, *measured, *kept) if section is not None]

@@ -1,8 +1,12 @@
 """The lines of `functa compare`."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from functa.flows.cli.compare import SETTINGS, print_comparison
+from functa.flows.cli.compare import SETTINGS, print_comparison, table
+from functa.flows.config.load import load_config
 from functa.tasks.report.compare.runs import OTHER_IMAGES, ComparedRun, compare_runs
 
 METRICS = {"psnr_test": 30.0, "mae_255": 5.0, "ece": 0.2, "psnr_images": {"by_step": {"test": 300}}}
@@ -39,3 +43,17 @@ def test_different_images_are_named_and_no_value_is_the_best(capsys: pytest.Capt
     lines = printed(capsys, ("i", "j"))
     assert lines[0] == OTHER_IMAGES
     assert not [line for line in lines if "\u2605" in line]
+
+
+def test_a_table_of_the_paper_is_filled_in_from_a_runs_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config("cifar10_4x4x64_fast").model_dump(mode="json")
+    (tmp_path / "metrics.json").write_text(json.dumps({"psnr_test": 37.68}))
+    (tmp_path / "run.json").write_text(json.dumps({"config": config, "created": "2026-11-30"}))
+    assert table("2", [str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "39.0 dB" in shown and "37.68 dB" in shown and "-1.32 dB" in shown and shown.count("not measured") == 15
+    assert table("2", [str(tmp_path)], as_json=True) == 0
+    lines = json.loads(capsys.readouterr().out)
+    assert [line["ours"] for line in lines if line["ours"] is not None] == [37.68]
