@@ -15,8 +15,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,10 +204,12 @@ def write_in_turn() -> None:
 
     begin = AioSqliteConfiguration.begin_transaction
 
-    def begin_as_writer(
+    @asynccontextmanager
+    async def begin_as_writer(
         self: AioSqliteConfiguration, session: "AsyncSession", with_for_update: bool = False
-    ) -> "AbstractAsyncContextManager[AsyncSessionTransaction]":
-        return begin(self, session, with_for_update=True)
+    ) -> "AsyncIterator[AsyncSessionTransaction]":
+        async with begin(self, session, with_for_update=True) as transaction:
+            yield transaction
 
     AioSqliteConfiguration.begin_transaction = begin_as_writer  # type: ignore[method-assign]
 
