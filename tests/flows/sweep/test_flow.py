@@ -91,6 +91,7 @@ def test_the_field_is_trained_once_and_each_width_encoded_from_it(root: Path) ->
     assert len(list(root.glob("members/*/functaset.zarr"))) == 2
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_table_8_encodes_once_and_makes_the_fewer_bits_from_these_latents(
     seeds: int, prefect_server: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
