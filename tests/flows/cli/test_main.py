@@ -213,7 +213,7 @@ def test_presets_are_listed_without_building_a_model() -> None:
     assert done.returncode == 0, done.stderr
     lines = {words[0]: words[1:] for words in map(str.split, done.stdout.splitlines()) if words}
     assert lines["photos_64"][:6] == ["photos", "64", "8x8x16", "15", "min", "on"]
-    assert " ".join(lines["paper_cifar10_8x8x16"]) == "cifar10 32 8x8x16 13 h 37.2 90.3 16.5 11.2 Table 2 row 1"
+    assert " ".join(lines["paper_cifar10_8x8x16"]) == "cifar10 32 8x8x16 14 h 37.2 90.3 16.5 11.2 Table 2 row 1"
     names = list(lines)
     assert names.index("digits") < names.index("paper_celeba_64x64_64")
 

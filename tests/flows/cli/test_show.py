@@ -89,7 +89,8 @@ def test_every_setting_is_printed_with_its_key_value_and_description(capsys: pyt
     described = describe_run(load_config("digits", ["classifier=null"]))
     print_run(described, everything=True)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    printed = {words[0]: words[1:] for words in lines if words and words[0] in ROWS}
+    # A key's own line comes before those that its description goes on in.
+    printed = {words[0]: words[1:] for words in reversed(lines) if words and words[0] in ROWS}
     # A section that may be null has a row of its own only where it is null.
     expected = {key for key, row in ROWS.items() if row.type != SECTION and not key.startswith("classifier.")}
     expected |= {"classifier"}
