@@ -91,8 +91,8 @@ def settings(model: BaseModel, prefix: str) -> dict[str, Any]:
         if isinstance(model, ImagesConfig) and not model.decides(name):
             continue
         value = getattr(model, name)
-        if ONCE in marks and value == info.default:
-            value = marks[ONCE]
+        if ONCE in marks:
+            value = marks[ONCE] if value == info.default else str(value)
         if isinstance(value, BaseModel):
             flat |= settings(value, f"{prefix}.{name}")
         else:

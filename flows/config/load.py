@@ -21,9 +21,6 @@ def recorded_config(record: StageRecord) -> PipelineConfig:
     settings = copy.deepcopy(record.pipeline)
     if "images" in settings:  # recorded before there was a choice
         settings["images"].setdefault("split", "stratified")
-    perturbation = settings.get("evaluation", {}).get("perturbation") or {}
-    if perturbation.get("channels") == 64 and "show_channel" not in perturbation:  # the default, not asked for
-        perturbation["channels"] = None
     return PipelineConfig.model_validate(settings)
 
 

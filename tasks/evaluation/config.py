@@ -61,6 +61,14 @@ class PerturbationConfig(Config):
     )
     grid: int = Field(8, ge=1, le=128, description="Patches per side at which the locality of vectors is measured.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, given: Any) -> Any:
+        """Take the 64 channels of a section that an earlier version wrote out as a whole for its default."""
+        if isinstance(given, dict) and cls.model_fields.keys() - given.keys() == {"show_channel"}:
+            return {key: value for key, value in given.items() if (key, value) != ("channels", 64)}
+        return given
+
     @field_validator("strengths")
     @classmethod
     def _perturb(cls, value: tuple[float, ...]) -> tuple[float, ...]:
