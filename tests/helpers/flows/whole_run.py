@@ -106,13 +106,13 @@ class WholeRun:
         return process.wait(PATIENCE)
 
     def _kill(self, process: subprocess.Popen[bytes], target: str) -> str:
-        """Kill or interrupt the target, the main process where no training runs; return what it was."""
+        """Kill or interrupt the target, the main process where there is no such; return what it was."""
         below = self._below(process.pid)
         trainings = [each for each in below if "functa.tasks.training" in cmdline(each)]
         if target == "training" and trainings:
             trainings[-1].kill()
             return target
-        if target == "Ctrl-C" and trainings:
+        if target == "Ctrl-C" and below:  # before it has children it is still importing
             process.send_signal(signal.SIGINT)
             return target
         process.kill()
