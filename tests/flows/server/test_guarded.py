@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from functa.flows.server.api import basic
-from functa.flows.server.guarded import Guard, fault_of, start_in_turn
+from functa.flows.server.guarded import Guard, fault_of, start_in_turn, write_in_turn
 
 Headers = dict[str, str]
 
@@ -172,3 +173,31 @@ def test_servers_of_one_folder_start_one_after_another(tmp_path: Path) -> None:
     both, started = asyncio.Event(), list[Any]()
     asyncio.run(run())
     assert len(started) == 2
+
+
+def test_a_transaction_that_reads_before_it_writes_waits_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Prefect begins it, SQLite would refuse its write: "database is locked"."""
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    monkeypatch.setattr(AioSqliteConfiguration, "begin_transaction", AioSqliteConfiguration.begin_transaction)
+    write_in_turn()
+    configuration = AioSqliteConfiguration(f"sqlite+aiosqlite:///{tmp_path}/prefect.db")
+
+    async def add() -> None:
+        async with await configuration.session(await configuration.engine()) as session:
+            async with configuration.begin_transaction(session):
+                (count,) = (await session.execute(text("SELECT count(*) FROM t"))).one()
+                await asyncio.sleep(0.05)  # for the others to read, too
+                await session.execute(text(f"INSERT INTO t VALUES ({count})"))
+
+    async def run() -> list[int]:
+        engine = await configuration.engine()
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE t (n INTEGER)"))
+        await asyncio.gather(*(add() for _ in range(4)))
+        async with engine.connect() as connection:
+            return list((await connection.execute(text("SELECT n FROM t ORDER BY n"))).scalars())
+
+    assert asyncio.run(run()) == [0, 1, 2, 3]
