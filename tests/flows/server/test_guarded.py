@@ -178,7 +178,7 @@ def test_servers_of_one_folder_start_one_after_another(tmp_path: Path) -> None:
 def test_a_transaction_that_reads_before_it_writes_waits_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Prefect begins it, SQLite would refuse its write: "database is locked"."""
+    """Without that, SQLite refuses its write: "database is locked"."""
     from prefect.server.database.configurations import AioSqliteConfiguration
 
     monkeypatch.setattr(AioSqliteConfiguration, "begin_transaction", AioSqliteConfiguration.begin_transaction)
